@@ -1,0 +1,41 @@
+"""Train, validate, test and predict: ``python cli.py fit --config configs/cnf/toy2d_steer.yaml``."""
+
+from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+# Imported so that short class names resolve on the command line.
+import datamodules  # noqa: F401
+import steer_lightning.callbacks
+import steer_lightning.modules  # noqa: F401
+
+
+class SteerCLI(LightningCLI):
+    """LightningCLI with model and data chosen by class, and the defaults of this project."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"})
+
+
+def main(args: ArgsType = None) -> SteerCLI:
+    """Run the command line, or the arguments given."""
+    return SteerCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "logger": {
+                "class_path": "TensorBoardLogger",
+                "init_args": {"save_dir": "logs", "name": "run"},
+            },
+        },
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""What every datamodule here shares: tensors in memory, seeded splits, loaders."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence, Sized
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Split = Literal["train", "val", "test"]
+BatchT = TypeVar("BatchT", bound="tuple[Tensor, ...]")
+
+_SPLITS: dict[str | None, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+    None: ("train", "val", "test"),
+}
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """Mix a user's seed with a purpose, so that two purposes share no random stream.
+
+    Args:
+        seed: Any integer.
+        purpose: What the stream is for, such as ``"train"``.
+
+    Returns:
+        An integer in ``[0, 2**31)``, the same on every machine.
+
+    Example:
+        >>> derive_seed(0, "train") == derive_seed(0, "train")
+        True
+        >>> derive_seed(0, "train") == derive_seed(0, "val")
+        False
+    """
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def seeded_generator(seed: int, purpose: str) -> torch.Generator:
+    """Create a CPU generator keyed by ``(seed, purpose)``; the global stream is not touched.
+
+    Args:
+        seed: Any integer.
+        purpose: What the stream is for, such as ``"split"``.
+
+    Example:
+        >>> a, b = seeded_generator(0, "split"), seeded_generator(0, "split")
+        >>> bool((torch.rand(3, generator=a) == torch.rand(3, generator=b)).all())
+        True
+    """
+    return torch.Generator().manual_seed(derive_seed(seed, purpose))
+
+
+def keep_batch(batch: Any) -> Any:
+    """Collate nothing: :class:`TensorData` already yields whole batches."""
+    return batch
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+    """Raise ``ValueError`` unless the argument ``name`` is at least ``minimum``.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What the user gave.
+        minimum: Smallest allowed value.
+
+    Raises:
+        ValueError: If ``value < minimum``.
+
+    Example:
+        >>> check_at_least("n_test", 10, minimum=1)
+    """
+    if value < minimum:
+        raise ValueError(
+            f"Expected `{name}` to be at least {minimum}, but got {value}. "
+            f"Set `{name}` to {minimum} or more."
+        )
+
+
+class TensorData(Dataset[BatchT], Generic[BatchT]):
+    r"""Tensors with a common first axis; a batch is one indexing operation for each tensor.
+
+    A loader asks for all indices of a batch at once and gets the finished batch, which makes
+    loading fast without workers. Use it with ``collate_fn=keep_batch``.
+
+    Args:
+        tensors: A tuple or named tuple of tensors, each of shape ``(N, ...)``. Batches have the
+            same type.
+
+    Raises:
+        ValueError: If the tensors differ in length.
+
+    Example:
+        >>> data = TensorData((torch.zeros(5, 2), torch.arange(5)))
+        >>> x, label = next(iter(DataLoader(data, batch_size=3, collate_fn=keep_batch)))
+        >>> x.shape, label
+        (torch.Size([3, 2]), tensor([0, 1, 2]))
+    """
+
+    def __init__(self, tensors: BatchT) -> None:
+        lengths = [len(tensor) for tensor in tensors]
+        if len(set(lengths)) != 1:
+            raise ValueError(
+                f"Expected tensors of one common length, but got lengths {lengths}. "
+                "Pass at least one tensor, and index all of them by the same samples."
+            )
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: int) -> BatchT:
+        return self.select(index)
+
+    def __getitems__(self, indices: list[int]) -> BatchT:
+        return self.select(indices)
+
+    def select(self, index: int | list[int]) -> BatchT:
+        """Index every tensor; a subclass may convert here what it stores compactly.
+
+        Args:
+            index: One index, or the indices of a batch.
+
+        Returns:
+            A batch of the type of ``tensors``.
+        """
+        return like(self.tensors, [tensor[index] for tensor in self.tensors])
+
+
+def like(template: BatchT, values: Sequence[Tensor]) -> BatchT:
+    """Put ``values`` into a tuple or named tuple of the type of ``template``.
+
+    Args:
+        template: The tuple whose type is wanted.
+        values: As many tensors as ``template`` has.
+
+    Example:
+        >>> like((torch.zeros(1),), [torch.ones(1)])
+        (tensor([1.]),)
+    """
+    if hasattr(template, "_fields"):
+        return type(template)(*values)
+    return cast(BatchT, tuple(values))
+
+
+class TensorDataModule(LightningDataModule, ABC):
+    r"""Base of data that fits in memory: a subclass only says how to build a split.
+
+    ``setup`` builds what a stage needs and nothing else; ``predict`` uses the test set. The order
+    of training samples depends on ``(seed, epoch)`` alone: it is the same after a resume at an
+    epoch's start, and with several ranks each rank reads its own part of it. The last batch of an
+    epoch may be smaller.
+
+    Args:
+        batch_size: Samples in a training batch, on each rank.
+        eval_batch_size: Samples in a validation, test or predict batch; ``None`` means
+            ``batch_size``.
+        num_workers: Loader processes; 0 is fast for data in memory.
+        seed: Key of splits, draws and shuffling.
+
+    Raises:
+        ValueError: If a size is smaller than 1, ``num_workers`` is negative or a split is empty.
+
+    Example:
+        >>> class Line(TensorDataModule):
+        ...     def build(self, split):
+        ...         return TensorData((torch.arange(4.0),))
+        >>> data = Line(batch_size=4)
+        >>> data.setup("test")
+        >>> next(iter(data.test_dataloader()))
+        (tensor([0., 1., 2., 3.]),)
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_at_least("batch_size", batch_size, minimum=1)
+        if eval_batch_size is not None:
+            check_at_least("eval_batch_size", eval_batch_size, minimum=1)
+        check_at_least("num_workers", num_workers, minimum=0)
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._datasets: dict[Split, Dataset[Any]] = {}
+
+    @abstractmethod
+    def build(self, split: Split) -> Dataset[Any]:
+        """Build one split as a sized dataset that yields whole batches, see :class:`TensorData`.
+
+        Args:
+            split: Which part of the data.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the splits that a stage needs and that are not there yet.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or ``None`` for all.
+
+        Raises:
+            ValueError: If a split is empty.
+        """
+        for split in _SPLITS[stage]:
+            if split not in self._datasets:
+                dataset = self.build(split)
+                if len(cast(Sized, dataset)) == 0:
+                    raise ValueError(
+                        f"Expected the {split} set of {type(self).__name__} to hold at least one "
+                        "sample, but got an empty one. Raise its size or check the data."
+                    )
+                self._datasets[split] = dataset
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Load the training set in an order keyed by ``(seed, epoch)``."""
+        dataset = self._dataset("train")
+        # Lightning leaves a DistributedSampler as it is and tells it the epoch. Used for one
+        # rank too, so that one rule holds everywhere.
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            dataset,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            shuffle=True,
+            seed=derive_seed(self.seed, "order"),
+        )
+        return self._loader(dataset, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Load the validation set in order."""
+        return self._loader(self._dataset("val"), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Load the test set in order."""
+        return self._loader(self._dataset("test"), self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Load the test set in order."""
+        return self.test_dataloader()
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether batches go to a CUDA device: the Trainer's, or any if there is no Trainer."""
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def _dataset(self, split: Split) -> Dataset[Any]:
+        if split not in self._datasets:
+            raise RuntimeError(
+                f"Expected the {split} set of {type(self).__name__} to be built before it is "
+                f"loaded, but only {sorted(self._datasets)} are. Call `setup(stage)` first."
+            )
+        return self._datasets[split]
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        sampler: DistributedSampler[Any] | None = None,
+    ) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=keep_batch,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+            # Workers draw their base seed from here and not from the global stream.
+            generator=seeded_generator(self.seed, "workers"),
+        )

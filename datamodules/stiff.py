@@ -1,0 +1,219 @@
+"""The stiff ordinary differential equation of the STEER paper, solved in closed form."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class StiffBatch(NamedTuple):
+    r"""Short pieces of the solution: from ``(t_start, y_start)`` predict ``y_end`` at ``t_end``.
+
+    Shapes: times ``(B,)``, states ``(B, 1)``.
+    """
+
+    t_start: Tensor
+    y_start: Tensor
+    t_end: Tensor
+    y_end: Tensor
+
+
+class StiffTrajectory(NamedTuple):
+    r"""The solution at increasing times, the first one 0.
+
+    Shapes: ``t`` is ``(T,)``, ``y`` is ``(T, 1)``. There is no batch axis.
+    """
+
+    t: Tensor
+    y: Tensor
+
+
+def stiff_solution(t: Tensor, r: float) -> Tensor:
+    r"""Solve a linear equation with a fast and a slow time scale.
+
+    .. math::
+        \frac{dy}{dt} &= -r y + 3 r - 2 r e^{-t}, \qquad y(0) = 0 \\
+        y(t) &= 3 - \frac{2 r}{r - 1} e^{-t} + \frac{3 - r}{r - 1} e^{-r t}
+
+    At ``r = 1`` the limit is ``3 - (3 + 2 t) exp(-t)``. What is computed is a rearrangement that
+    loses no digits near ``r = 1`` or near ``t = 0``. Differentiable in ``t``.
+
+    Args:
+        t: Times, any shape, floating.
+        r: Rate of the fast part, which is also the stiffness ratio; positive.
+
+    Returns:
+        Solution at ``t``, shape, dtype and device of ``t``.
+
+    Raises:
+        ValueError: If ``r`` is not positive and finite.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.4.
+
+    Example:
+        >>> stiff_solution(torch.tensor([0.0, 1.0]), r=1000.0)
+        tensor([0.0000, 2.2635])
+    """
+    _check_rate(r)
+    # (exp(-t) - exp(-r t)) / (r - 1), with the slower exponential taken out as a factor.
+    distance = abs(r - 1.0)
+    if distance == 0.0:
+        difference = t * torch.exp(-t)
+    else:
+        difference = -torch.exp(-min(r, 1.0) * t) * torch.expm1(-distance * t) / distance
+    return -3.0 * torch.expm1(-r * t) - 2.0 * r * difference
+
+
+class StiffODEDataModule(TensorDataModule):
+    r"""Pieces of the stiff equation's solution to train on, the whole solution to test on.
+
+    A training batch is a :class:`StiffBatch`. Validation, test and predict each yield one
+    :class:`StiffTrajectory` on ``[0, test_t_end]``, whatever the batch size, and the same one:
+    the paper's code also checks on its test points while it trains, so a minimum over checks is
+    chosen on the test set. Everything is computed in float64 and cast at the end.
+
+    Args:
+        r: Rate of the fast part of the solution, which is also the stiffness ratio; positive.
+        t_end: End of the time range that training pieces lie in.
+        interval: Length of a piece, in the units of ``t_end``; ``0 < interval < t_end``.
+        n_starts: Number of start times, drawn once.
+        start_times: ``"uniform"`` draws start times uniformly on ``[0, t_end - interval]``, which
+            at a large ``r`` leaves out the fast transient. ``"log_uniform"`` draws uniformly in
+            the logarithm on ``[0.01 / r, t_end - interval]``, so that every time scale gets its
+            share; the first start time is then 0 itself.
+        batch_size: Pieces in a training batch.
+        test_t_end: End of the test trajectory.
+        n_test: Number of equidistant test times, both ends included.
+        dtype: Precision of the batches.
+        num_workers: Loader processes.
+        seed: Key of the start times and the order.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.4.
+
+    Example:
+        >>> data = StiffODEDataModule(r=1000.0)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader())).y_start.shape
+        torch.Size([20, 1])
+        >>> next(iter(data.val_dataloader())).y.shape
+        torch.Size([120, 1])
+    """
+
+    def __init__(
+        self,
+        r: float = 1000.0,
+        t_end: float = 15.0,
+        interval: float = 0.125,
+        n_starts: int = 1000,
+        start_times: Literal["uniform", "log_uniform"] = "uniform",
+        batch_size: int = 20,
+        test_t_end: float = 25.0,
+        n_test: int = 120,
+        dtype: Literal["float32", "float64"] = "float32",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers=num_workers, seed=seed)
+        _check_rate(r)
+        if not 0.0 < interval < t_end < math.inf:
+            raise ValueError(
+                "Expected 0 < interval < t_end, both finite, but got "
+                f"interval={interval} and t_end={t_end}. Shorten `interval` or raise `t_end`."
+            )
+        check_at_least("n_starts", n_starts, minimum=1)
+        if start_times not in ("uniform", "log_uniform"):
+            raise ValueError(
+                "Expected `start_times` to be 'uniform' or 'log_uniform', but got "
+                f"{start_times!r}. Choose one of the two."
+            )
+        self.first_log_start = 0.01 / r
+        if start_times == "log_uniform" and self.first_log_start >= t_end - interval:
+            raise ValueError(
+                "Expected 0.01 / r < t_end - interval for log-uniform start times, but got "
+                f"0.01 / r = {self.first_log_start:g} and t_end - interval = "
+                f"{t_end - interval:g}. Raise `t_end` or set start_times='uniform'."
+            )
+        if not 0.0 < test_t_end < math.inf:
+            raise ValueError(
+                f"Expected `test_t_end` to be positive and finite, but got {test_t_end}. "
+                "Set it to the end of the test trajectory."
+            )
+        check_at_least("n_test", n_test, minimum=2)
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"Expected `dtype` to be 'float32' or 'float64', but got {dtype!r}. "
+                "Choose one of the two."
+            )
+        self.r = r
+        self.t_end = t_end
+        self.interval = interval
+        self.n_starts = n_starts
+        self.start_times = start_times
+        self.test_t_end = test_t_end
+        self.n_test = n_test
+        self.dtype = _DTYPES[dtype]
+
+    def build(self, split: Split) -> Dataset[StiffBatch] | Dataset[StiffTrajectory]:
+        """Evaluate the solution on the training pieces or on the test trajectory.
+
+        Args:
+            split: Which part of the data.
+        """
+        if split == "train":
+            t_start = self._draw_start_times()
+            t_end = t_start + self.interval
+            y_start, y_end = stiff_solution(torch.stack([t_start, t_end]), self.r).unsqueeze(-1)
+            pieces = (t_start, y_start, t_end, y_end)
+            return TensorData(StiffBatch(*(tensor.to(self.dtype) for tensor in pieces)))
+        t = torch.linspace(0.0, self.test_t_end, self.n_test, dtype=torch.float64)
+        y = stiff_solution(t, self.r).unsqueeze(-1)
+        return _OneTrajectory(StiffTrajectory(t.to(self.dtype), y.to(self.dtype)))
+
+    def _draw_start_times(self) -> Tensor:
+        generator = seeded_generator(self.seed, "train")
+        u = torch.rand(self.n_starts, generator=generator, dtype=torch.float64)
+        last = self.t_end - self.interval
+        if self.start_times == "uniform":
+            return u * last
+        t_start = self.first_log_start * (last / self.first_log_start) ** u
+        t_start[0] = 0.0
+        return t_start
+
+
+class _OneTrajectory(Dataset[StiffTrajectory]):
+    """A set with one item, so that neither batching nor ranks ever cut the trajectory."""
+
+    def __init__(self, trajectory: StiffTrajectory) -> None:
+        self.trajectory = trajectory
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> StiffTrajectory:
+        if index != 0:
+            raise IndexError(
+                f"Expected index 0, the only trajectory, but got {index}. Use index 0."
+            )
+        return self.trajectory
+
+    def __getitems__(self, indices: list[int]) -> StiffTrajectory:
+        return self.trajectory
+
+
+def _check_rate(r: float) -> None:
+    if not 0.0 < r < math.inf:
+        raise ValueError(
+            f"Expected `r` to be positive and finite, but got {r}. "
+            "The equation decays to its solution only for a positive rate; the paper uses 1000."
+        )

@@ -1,0 +1,101 @@
+"""Toy densities as a LightningDataModule."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
+from datamodules.toy_densities import KnownDensity, get_density
+
+
+class ToyDensityDataModule(TensorDataModule):
+    r"""Points of a named one- or two-dimensional density.
+
+    A batch is a tuple ``(x, weight)``: points, shape ``(B, D)``, and weights, shape ``(B,)``, both
+    float32. Weights average 1 over a set, and a *weighted* mean of a loss over the set is its
+    estimate: ``MeanMetric().update(-log_q, weight)``. Sampled points weigh 1. With
+    ``test_points="quadrature"`` the test points are nodes on a line, weighted by the true density,
+    so that the weighted mean of ``-log_q`` is the cross-entropy against the true density, without
+    sampling error:
+
+    .. math:: -\int p(x) \log q(x)\, dx \approx -\sum_i p(x_i)\, \Delta x \log q(x_i)
+
+    Each set is drawn once, from its own random stream; training reads the same ``n_train`` points
+    in a new order each epoch. Predict uses the test set. Test points keep their order, and on one
+    device none is repeated (a distributed test may repeat some to give each rank as many).
+
+    Args:
+        name: Name of the density, a key of ``datamodules.toy_densities.DENSITIES``.
+        n_train: Training points in an epoch.
+        n_val: Validation points.
+        n_test: Test points: samples or quadrature nodes.
+        batch_size: Points in a training batch.
+        eval_batch_size: Points in any other batch; ``None`` means ``batch_size``.
+        test_points: Where the test points come from; ``"quadrature"`` needs one dimension and a
+            closed form.
+        num_workers: Loader processes.
+        seed: Key of the draws and the order.
+
+    Raises:
+        ValueError: If the density is unknown, a size is smaller than 1 or quadrature is asked for
+            where it is impossible.
+
+    Example:
+        >>> data = ToyDensityDataModule("mixture1d", test_points="quadrature", n_test=500)
+        >>> data.setup("test")
+        >>> x, weight = next(iter(data.test_dataloader()))
+        >>> x.shape, weight.shape
+        (torch.Size([500, 1]), torch.Size([500]))
+        >>> cross_entropy = -(weight * data.density.log_prob(x)).sum() / weight.sum()
+        >>> round(float(cross_entropy), 3)
+        2.281
+    """
+
+    def __init__(
+        self,
+        name: str = "8gaussians",
+        n_train: int = 100_000,
+        n_val: int = 10_000,
+        n_test: int = 10_000,
+        batch_size: int = 100,
+        eval_batch_size: int | None = 1000,
+        test_points: Literal["samples", "quadrature"] = "samples",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        check_at_least("n_train", n_train, minimum=1)
+        check_at_least("n_val", n_val, minimum=1)
+        check_at_least("n_test", n_test, minimum=1)
+        if test_points not in ("samples", "quadrature"):
+            raise ValueError(
+                "Expected `test_points` to be 'samples' or 'quadrature', but got "
+                f"{test_points!r}. Choose one of the two."
+            )
+        self.density = get_density(name)
+        if test_points == "quadrature" and not (
+            isinstance(self.density, KnownDensity) and self.density.dim == 1
+        ):
+            raise ValueError(
+                "Expected a one-dimensional density in closed form for test_points='quadrature', "
+                f"but got {name!r} with {self.density.dim} dimensions. Set test_points='samples' "
+                "or name='mixture1d'."
+            )
+        self.sizes: dict[Split, int] = {"train": n_train, "val": n_val, "test": n_test}
+        self.test_points = test_points
+
+    def build(self, split: Split) -> TensorData[tuple[Tensor, Tensor]]:
+        """Draw the points of a split, or lay out quadrature nodes.
+
+        Args:
+            split: Which part of the data.
+        """
+        n = self.sizes[split]
+        if split == "test" and self.test_points == "quadrature":
+            assert isinstance(self.density, KnownDensity)
+            nodes, probabilities = self.density.quadrature(n)
+            weight = probabilities * (n / probabilities.sum())
+            return TensorData((nodes.float(), weight.float()))
+        x = self.density.sample(n, seeded_generator(self.seed, split))
+        return TensorData((x, torch.ones(n)))

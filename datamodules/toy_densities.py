@@ -1,0 +1,296 @@
+"""One- and two-dimensional densities to fit flows to, at a scale of about [-4, 4]."""
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from datamodules.base import check_at_least
+
+TWO_PI = 2.0 * math.pi
+
+
+class Density(ABC):
+    r"""A density that can be sampled; see :class:`KnownDensity` for those with a closed form.
+
+    Args:
+        dim: Number of features ``D``.
+    """
+
+    has_log_prob: ClassVar[bool] = False
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw points.
+
+        Args:
+            n: How many.
+            generator: CPU random stream; ``None`` is torch's global one.
+
+        Returns:
+            Points, shape ``(n, D)``, float32, on the CPU.
+        """
+
+
+class KnownDensity(Density):
+    r"""A density whose logarithm is known in closed form.
+
+    Args:
+        dim: Number of features ``D``.
+        support: An interval that holds all of the mass (to double precision) along every axis.
+    """
+
+    has_log_prob: ClassVar[bool] = True
+
+    def __init__(self, dim: int, support: tuple[float, float]) -> None:
+        super().__init__(dim)
+        self.support = support
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Evaluate the log-density, in nats.
+
+        Args:
+            x: Points, shape ``(..., D)``, floating.
+
+        Returns:
+            Log-density, shape ``(...)``, dtype and device of ``x``.
+        """
+
+    def quadrature(self, n: int) -> tuple[Tensor, Tensor]:
+        r"""Cut the support of a one-dimensional density into nodes and their probabilities.
+
+        The midpoint rule, whose error falls exponentially for a smooth density that vanishes at
+        both ends.
+
+        Args:
+            n: Number of nodes.
+
+        Returns:
+            Nodes, shape ``(n, 1)``, and probabilities ``p(x_i) dx``, shape ``(n,)``, float64.
+
+        Raises:
+            ValueError: If the density is not one-dimensional or ``n`` is smaller than 1.
+
+        Example:
+            >>> nodes, probabilities = get_density("mixture1d").quadrature(1000)
+            >>> round(float(probabilities.sum()), 9)
+            1.0
+        """
+        if self.dim != 1:
+            raise ValueError(
+                f"Expected a one-dimensional density for quadrature, but got {self.dim} "
+                "dimensions. Estimate from samples instead."
+            )
+        check_at_least("n", n, minimum=1)
+        low, high = self.support
+        width = (high - low) / n
+        nodes = low + width * (torch.arange(n, dtype=torch.float64).unsqueeze(-1) + 0.5)
+        return nodes, self.log_prob(nodes).exp() * width
+
+    def entropy(self, n: int = 10_000) -> float:
+        r"""Integrate the differential entropy of a one-dimensional density, in nats.
+
+        .. math:: H = -\int p(x) \log p(x)\, dx
+
+        Args:
+            n: Number of quadrature nodes.
+
+        Raises:
+            ValueError: If the density is not one-dimensional or ``n`` is smaller than 1.
+
+        Example:
+            >>> round(get_density("mixture1d").entropy(), 3)
+            2.281
+        """
+        nodes, probabilities = self.quadrature(n)
+        log_p = self.log_prob(nodes)
+        # A node of no probability adds nothing, also where log p is minus infinity.
+        return -float((probabilities * log_p)[probabilities > 0].sum())
+
+
+class MixtureDensity(KnownDensity):
+    r"""An equal-weight mixture of isotropic Gaussians of one variance.
+
+    .. math:: p(x) = \frac{1}{K} \sum_k \mathcal{N}(x;\, \mu_k, \sigma^2 I)
+
+    Args:
+        means: Centres, ``K`` rows of ``D`` numbers.
+        variance: Common variance along each axis, positive.
+
+    Raises:
+        ValueError: If ``means`` is not a non-empty table or ``variance`` is not positive.
+
+    Example:
+        >>> normal = MixtureDensity([[0.0]], variance=1.0)
+        >>> normal.log_prob(torch.zeros(1, 1))
+        tensor([-0.9189])
+    """
+
+    def __init__(self, means: Sequence[Sequence[float]], variance: float) -> None:
+        if not means or not means[0] or len({len(mean) for mean in means}) != 1:
+            raise ValueError(
+                "Expected `means` to be one or more rows of one common, non-zero length, but got "
+                f"{means}. Pass one row for each centre."
+            )
+        if not variance > 0:
+            raise ValueError(
+                f"Expected `variance` to be positive, but got {variance}. Pass the variance "
+                "along one axis."
+            )
+        self.means = torch.tensor(means, dtype=torch.float64)
+        self.variance = variance
+        reach = 9.0 * math.sqrt(variance)
+        low, high = float(self.means.min()) - reach, float(self.means.max()) + reach
+        super().__init__(dim=self.means.shape[1], support=(low, high))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        means = self.means.to(x)
+        square_distance = (x.unsqueeze(-2) - means).square().sum(-1)
+        log_norm = 0.5 * self.dim * math.log(TWO_PI * self.variance) + math.log(len(means))
+        return torch.logsumexp(-0.5 * square_distance / self.variance, dim=-1) - log_norm
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        component = torch.randint(len(self.means), (n,), generator=generator)
+        noise = torch.randn(n, self.dim, generator=generator)
+        return self.means.float()[component] + math.sqrt(self.variance) * noise
+
+
+class CheckerboardDensity(KnownDensity):
+    r"""Uniform on the black squares of a board: side 2, four rows, four columns, on [-4, 4]^2.
+
+    A point is on a black square if the sum of its column and row numbers is even.
+
+    Example:
+        >>> board = CheckerboardDensity()
+        >>> board.log_prob(torch.tensor([[0.5, 0.5], [0.5, -0.5]]))
+        tensor([-3.4657,    -inf])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(dim=2, support=(-4.0, 4.0))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        cell = torch.floor(x / 2.0)
+        black = torch.remainder(cell.sum(-1), 2.0) == 0
+        on_board = ((cell >= -2) & (cell <= 1)).all(-1)
+        inside = torch.full_like(x[..., 0], -math.log(32.0))
+        return torch.where(black & on_board, inside, -math.inf)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        column = torch.randint(4, (n,), generator=generator)
+        row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
+        corner = 2.0 * torch.stack([column, row], dim=-1) - 4.0
+        return corner + 2.0 * torch.rand(n, 2, generator=generator)
+
+
+class SampledDensity(Density):
+    r"""A density known only by how its points are drawn.
+
+    Args:
+        draw: Function of a count and a generator that returns points, shape ``(n, 2)``.
+
+    Example:
+        >>> get_density("moons").sample(3, torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, draw: Callable[[int, torch.Generator | None], Tensor]) -> None:
+        super().__init__(dim=2)
+        self._draw = draw
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self._draw(n, generator)
+
+
+def _polar(radius: Tensor, angle: Tensor) -> Tensor:
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+
+def _pinwheel(n: int, generator: torch.Generator | None) -> Tensor:
+    # Five arms: Gaussian blobs on a circle, twisted by an angle that grows with the radius.
+    arm = torch.randint(5, (n,), generator=generator) * (TWO_PI / 5.0)
+    along, across = torch.randn(2, n, generator=generator)
+    along, across = 1.0 + 0.3 * along, 0.1 * across
+    twist = arm + 0.25 * along.exp()
+    return 2.0 * _polar(torch.hypot(along, across), torch.atan2(across, along) + twist)
+
+
+def _two_spirals(n: int, generator: torch.Generator | None) -> Tensor:
+    # One and a half turns; the square root spreads points evenly over an arm's area.
+    angle = 3.0 * math.pi * torch.rand(n, generator=generator).sqrt()
+    side = 2.0 * torch.randint(2, (n,), generator=generator) - 1.0
+    points = _polar(side * angle / 3.0, math.pi - angle)
+    return points + 0.1 * torch.randn(n, 2, generator=generator)
+
+
+def _moons(n: int, generator: torch.Generator | None) -> Tensor:
+    # Two half circles; the lower one is the upper one turned about (0.5, 0.25).
+    points = _polar(torch.ones(n), math.pi * torch.rand(n, generator=generator))
+    lower = torch.randint(2, (n, 1), generator=generator).bool()
+    points = torch.where(lower, torch.tensor([1.0, 0.5]) - points, points)
+    noise = 0.1 * torch.randn(n, 2, generator=generator)
+    return 2.0 * (points + noise - torch.tensor([0.5, 0.25]))
+
+
+def _swiss_roll(n: int, generator: torch.Generator | None) -> Tensor:
+    angle = 1.5 * math.pi * (1.0 + 2.0 * torch.rand(n, generator=generator))
+    return _polar(angle / 4.0, angle) + 0.2 * torch.randn(n, 2, generator=generator)
+
+
+def _circles(n: int, generator: torch.Generator | None) -> Tensor:
+    radius = 1.5 * (1.0 + torch.randint(2, (n,), generator=generator))
+    ring = _polar(radius, TWO_PI * torch.rand(n, generator=generator))
+    return ring + 0.2 * torch.randn(n, 2, generator=generator)
+
+
+def _eight_gaussians() -> MixtureDensity:
+    radius = 2.0 * math.sqrt(2.0)
+    angles = [k * math.pi / 4.0 for k in range(8)]
+    means = [[radius * math.cos(angle), radius * math.sin(angle)] for angle in angles]
+    return MixtureDensity(means, variance=0.125)
+
+
+DENSITIES: dict[str, Callable[[], Density]] = {
+    "mixture1d": lambda: MixtureDensity([[-2.8], [-0.9], [2.0], [3.4], [5.1]], variance=0.4),
+    "8gaussians": _eight_gaussians,
+    "checkerboard": CheckerboardDensity,
+    "pinwheel": lambda: SampledDensity(_pinwheel),
+    "2spirals": lambda: SampledDensity(_two_spirals),
+    "moons": lambda: SampledDensity(_moons),
+    "swissroll": lambda: SampledDensity(_swiss_roll),
+    "circles": lambda: SampledDensity(_circles),
+}
+
+
+def get_density(name: str) -> Density:
+    """Create a density by its name in ``DENSITIES``.
+
+    Args:
+        name: One of the keys of ``DENSITIES``.
+
+    Raises:
+        ValueError: If there is no such density; the message lists near names.
+
+    References:
+        ``mixture1d`` is that of Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 3.
+
+    Example:
+        >>> get_density("8gaussians").dim
+        2
+    """
+    if name not in DENSITIES:
+        near = difflib.get_close_matches(name, DENSITIES, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"Expected the name of a density, but got {name!r}. {hint}"
+            f"Choose one of {', '.join(DENSITIES)}."
+        )
+    return DENSITIES[name]()

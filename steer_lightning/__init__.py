@@ -1,0 +1,28 @@
+"""STEER for PyTorch Lightning: random end times of integration for training Neural ODEs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steer_lightning.callbacks import NFEMonitor, SteerCallback
+    from steer_lightning.steering import steer
+
+__version__ = "0.1.0"
+__all__ = ["NFEMonitor", "SteerCallback", "steer"]
+
+_HOMES = {
+    "NFEMonitor": "steer_lightning.callbacks",
+    "SteerCallback": "steer_lightning.callbacks",
+    "steer": "steer_lightning.steering",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that ``steer_lightning.nn`` does not pull in Lightning."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,163 @@
+"""STEER for somebody else's model: forward hooks on the module that it passes to ``odeint``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.functional.autograd import in_backward
+from steer_lightning.functional.end_time import Draw
+from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.horizon import SpanHorizon
+
+
+class AttachedHorizon(SpanHorizon):
+    r"""The horizon of a vector field that somebody else's code solves.
+
+    A pre-hook maps the time that ``f(t, y, ...)`` receives, a post-hook scales what it returns:
+    the solver, its tolerances and its options stay as they are. Without a draw in force both
+    hooks pass everything through untouched. The hooks must outlive the backward pass: an adjoint
+    evaluates the field there.
+
+    Args:
+        field: The module passed to ``odeint``; called as ``f(t, y, ...)``.
+        path: Its name, for messages.
+        t0: Fixed end of the span that the model solves.
+        t1: Moved end.
+
+    Raises:
+        TypeError: If an end is not a plain number.
+    """
+
+    def __init__(self, field: nn.Module, path: str, t0: float = 0.0, t1: float = 1.0) -> None:
+        for name, end in (("t0", t0), ("t1", t1)):
+            if isinstance(end, Tensor):
+                raise TypeError(
+                    f"Expected `{name}` of an attached vector field to be a number, but got a "
+                    f"tensor: the end time of somebody else's solve cannot be learned from "
+                    f"outside. Use steer_lightning.nn.CNF with learn_t1=True for that."
+                )
+        super().__init__(t0, t1)
+        self.path = path
+        self._span_checked = False
+        self._warps: dict[tuple[torch.device, torch.dtype], TimeWarp | None] = {}
+        self._forward_draw: Draw | None = None
+        self._handles = [
+            field.register_forward_pre_hook(_MapTime(self), with_kwargs=True),
+            field.register_forward_hook(_ScaleDerivative(self)),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are still on."""
+        return bool(self._handles)
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def perturb(self, draw: Draw) -> None:
+        """Put a draw in force."""
+        super().perturb(draw)
+        self._warps = {}
+
+    def reset(self) -> None:
+        """Go back to the nominal end time."""
+        super().reset()
+        self._warps = {}
+
+    def check(self, draw: Draw) -> None:
+        """Raise if ``b`` reaches ``t0``, or if each sample is to get an end time."""
+        if draw.per_sample:
+            raise ValueError(
+                f"Expected scope='batch' or 'rank' for the attached vector field {self.path!r}, "
+                f"but got 'sample': a foreign field takes one time for the whole batch. Use "
+                f"steer_lightning.nn.ODEBlock for one end time per sample."
+            )
+        super().check(draw)
+
+    def enter(self, t: Tensor) -> Tensor:
+        """Actual time for the time a foreign solver passes."""
+        if not torch.compiler.is_compiling():
+            self._watch(t)
+        self.solved = True
+        warp = self._warp_like(t)
+        return t if warp is None else warp.actual(t)
+
+    def leave(self, dy: Any) -> Any:
+        """Derivative in nominal time."""
+        warp = self._warp_like(dy[0] if isinstance(dy, (tuple, list)) else dy)
+        return dy if warp is None else _scale(warp, dy)
+
+    def _warp_like(self, x: Tensor) -> TimeWarp | None:
+        """The warp in force on a tensor's device, made once for each draw."""
+        if self._offsets is None:
+            return None
+        key = (x.device, x.dtype)
+        if key not in self._warps:
+            self._warps[key] = self.warp(x)
+        return self._warps[key]
+
+    def _watch(self, t: Tensor) -> None:
+        """Refuse what would be silently wrong: a stale draw in a backward pass, a wrong span."""
+        if in_backward():
+            if self._forward_draw is not self._draw:
+                raise RuntimeError(
+                    f"The vector field {self.path!r} is evaluated in a backward pass whose forward "
+                    f"pass had another end time: the gradient would be wrong. Call backward "
+                    f"before the end of the training step (or inside `with steer(...)`)."
+                )
+            return
+        self._forward_draw = self._draw
+        if self._draw is None or self._span_checked:
+            return
+        ends = torch.tensor([self.t0, self.t1], dtype=torch.float64)
+        distance = (ends[:, None] - t.detach().cpu().double().reshape(1, -1)).abs().amin()
+        if float(distance) > 1e-5 * abs(self.t1 - self.t0):
+            raise ValueError(
+                f"Expected the vector field {self.path!r} to be asked first at an end of its span, "
+                f"t0 = {self.t0:g} or t1 = {self.t1:g}, but got t = {t.tolist()}. Give the "
+                f"callback the span that the model solves: t0=..., t1=..."
+            )
+        self._span_checked = True
+
+
+class _MapTime:
+    """Pre-hook: replaces ``t``. An object, so that a model with hooks can be pickled."""
+
+    def __init__(self, horizon: AttachedHorizon) -> None:
+        self.horizon = horizon
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if args:
+            return (self.horizon.enter(args[0]), *args[1:]), kwargs
+        if "t" in kwargs:
+            return args, {**kwargs, "t": self.horizon.enter(kwargs["t"])}
+        raise TypeError(
+            f"Expected the vector field {self.horizon.path!r} to be called as f(t, y, ...), but "
+            f"got no time."
+        )
+
+
+class _ScaleDerivative:
+    """Post-hook: scales what the field returns."""
+
+    def __init__(self, horizon: AttachedHorizon) -> None:
+        self.horizon = horizon
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.horizon.leave(output)
+
+
+def _scale(warp: TimeWarp, dy: Any) -> Any:
+    if isinstance(dy, (tuple, list)):
+        parts = [_scale(warp, part) for part in dy]
+        return dy._make(parts) if hasattr(dy, "_make") else type(dy)(parts)
+    return warp.rate * dy

@@ -1,0 +1,134 @@
+"""How hard the solvers work, logged."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+
+from steer_lightning.functional.autograd import in_backward
+from steer_lightning.functional.choices import check_choice
+from steer_lightning.solvers import SolveStats
+
+
+class NFEMonitor(Callback):
+    """Log the number of function evaluations, in all and for each block.
+
+    In training ``train/nfe_forward`` and ``train/nfe_backward`` are those of the batch; in
+    evaluation ``val/nfe_forward`` and ``test/nfe_forward`` are means over the batches. Models
+    with several blocks have ``train/nfe_forward/<path>`` besides.
+
+    Args:
+        vector_fields: Dotted paths of vector fields of a foreign model, whose calls are counted;
+            the blocks of this library (whatever has ``stats``) if not given.
+        steps: Log accepted and rejected steps too, of this library's blocks.
+
+    Raises:
+        ValueError: At the start of a run, if there is nothing to count or a path leads nowhere.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[NFEMonitor()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, vector_fields: Sequence[str] | None = None, steps: bool = False) -> None:
+        self.vector_fields = None if vector_fields is None else tuple(vector_fields)
+        self.steps = steps
+        self._stats: dict[str, SolveStats] = {}
+        self._handles: list[Any] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing is known of the model before ``configure_model``; see :meth:`_find`."""
+        self._release()
+
+    def _find(self, model: nn.Module) -> None:
+        if self._stats:
+            return
+        if self.vector_fields is None:
+            for path, module in model.named_modules():
+                stats = getattr(module, "stats", None)
+                if isinstance(stats, SolveStats):
+                    self._stats[path or "model"] = stats
+        else:
+            known = dict(model.named_modules())
+            for path in self.vector_fields:
+                check_choice("vector_fields", path, known)
+                self._stats[path] = stats = SolveStats()
+                self._handles.append(known[path].register_forward_hook(_CountCall(stats)))
+        if not self._stats:
+            raise ValueError(
+                f"Expected a model with blocks of steer_lightning.nn, but "
+                f"{type(model).__name__} has none, so there is nothing to count. Name the modules "
+                f"that it passes to odeint: NFEMonitor(vector_fields=['flow.func'])."
+            )
+
+    def _start(self, model: nn.Module) -> None:
+        self._find(model)
+        for stats in self._stats.values():
+            stats.reset()
+
+    def _log(self, pl_module: LightningModule, stage: str, names: Sequence[str]) -> None:
+        for name in names:
+            counts = {path: float(getattr(s, name)) for path, s in self._stats.items()}
+            values = {f"{stage}/{name}": sum(counts.values())}
+            if len(counts) > 1:
+                values |= {f"{stage}/{name}/{path}": n for path, n in counts.items()}
+            # Batches count alike, whatever their size.
+            pl_module.log_dict(values, batch_size=1, sync_dist=stage != "train")
+
+    def _names(self, *names: str) -> list[str]:
+        return [*names, *(("accepted", "rejected") if self.steps else ())]
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count from zero."""
+        self._start(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the batch's counts, its backward pass included."""
+        self._log(pl_module, "train", self._names("nfe_forward", "nfe_backward"))
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Count from zero."""
+        self._start(pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Add to the means over the epoch."""
+        self._log(pl_module, "val", self._names("nfe_forward"))
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Count from zero."""
+        self._start(pl_module)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Add to the means over the epoch."""
+        self._log(pl_module, "test", self._names("nfe_forward"))
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take hooks off."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take hooks off."""
+        self._release()
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._stats = {}
+
+
+class _CountCall:
+    """Forward hook that counts; an object, so that a model with hooks can be pickled."""
+
+    def __init__(self, stats: SolveStats) -> None:
+        self.stats = stats
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.stats.count_evaluation("backward" if in_backward() else "forward")

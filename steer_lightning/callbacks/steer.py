@@ -1,0 +1,173 @@
+"""STEER as a Lightning callback."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from steer_lightning.functional.end_time import Distribution, Scope
+from steer_lightning.steering import Steering, SteerSettings
+
+
+class SteerCallback(Callback):
+    r"""Draw the end time of integration at random in training.
+
+    .. math:: T \sim \mathcal{U}(t_1 - b,\; t_1 + b)
+
+    Before each training batch every horizon of the model gets a new end time; after it, and for
+    every evaluation, the nominal ``t1`` is back. The draws depend on the seed, this callback's own
+    count of batches and the path of the horizon: never on the global random stream, and a resumed
+    run continues them. With gradient accumulation each micro-batch has its own draw; closures of
+    one step share theirs.
+
+    Args:
+        b: Half-width of the end-time interval, in units of time, ``0 <= b < |t1 - t0|``; ``None``
+            for ``(1 - epsilon)`` times each interval. On a grid of times it is cut to that.
+        vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``;
+            every horizon of the model if not given.
+        t0: Fixed end of the span that foreign fields are solved over.
+        t1: Moved end of that span.
+        epsilon: Fraction of an interval that ``b=None`` leaves free.
+        distribution: ``"uniform"``, or ``"normal"`` for ``N(t1, (b/2)^2)`` truncated at
+            ``t1 +- b``.
+        scope: ``"batch"``: one end time on all ranks; ``"rank"``: one on each rank; ``"sample"``:
+            one for each sample, for horizons of this library.
+        warmup_steps: Batches over which ``b`` grows linearly from zero.
+        seed: Seed of the draws; ``PL_GLOBAL_SEED`` or torch's initial seed if not given. The
+            seed of a checkpoint takes precedence.
+
+    Raises:
+        ValueError: If a value is out of range or a name unknown; at the start of ``fit`` if
+            there is nothing to steer, a path leads nowhere, ``b`` does not fit, or another
+            callback holds a horizon; after the first batch if a horizon was not solved.
+
+    References:
+        Ghosh et al., *STEER: Simple Temporal Regularization for Neural ODEs*, NeurIPS 2020,
+        arXiv:2006.10711, Eq. 4.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> callback = SteerCallback(b=0.5, vector_fields=["flow.func"])
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        b: float | None = None,
+        vector_fields: Sequence[str] | None = None,
+        t0: float = 0.0,
+        t1: float = 1.0,
+        epsilon: float = 1e-3,
+        distribution: Distribution = "uniform",
+        scope: Scope = "batch",
+        warmup_steps: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        paths = vector_fields
+        if vector_fields is not None and not isinstance(vector_fields, str):
+            paths = tuple(vector_fields)
+        self.settings = SteerSettings(
+            b, paths, t0, t1, epsilon, distribution, scope, warmup_steps  # type: ignore[arg-type]
+        )
+        self.seed = seed
+        self._asked_seed = seed
+        self._step = 0
+        self._steering: Steering | None = None
+        self._verified = False
+
+    @property
+    def state_key(self) -> str:
+        """Identity in checkpoints: what is steered, not how."""
+        return self._generate_state_key(vector_fields=self.settings.vector_fields)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and count of batches, as plain numbers."""
+        return {"seed": self.seed, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the draws of a checkpoint; its seed wins over the one asked for."""
+        stored = state_dict["seed"]
+        if self._asked_seed is not None and stored is not None and stored != self._asked_seed:
+            rank_zero_warn(
+                f"SteerCallback continues with the seed of the checkpoint, {stored}, and not with "
+                f"seed={self._asked_seed}, so that the draws go on as they began."
+            )
+        self.seed = stored
+        self._step = state_dict["step"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find or attach the horizons, agree on a seed, and print what will be moved."""
+        if self.seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+            self.seed = int(trainer.strategy.broadcast(seed))
+        self._steering = Steering(
+            pl_module, self.settings, owner=f"SteerCallback(b={self.settings.b}) #{id(self)}"
+        )
+        self._verified = False
+        rank_zero_info(self._steering.table())
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw this batch's end times."""
+        assert self._steering is not None and self.seed is not None
+        self._steering.perturb(seed=self.seed, step=self._step, rank=trainer.global_rank)
+        self._step += 1
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log what was in force, and put the nominal end times back."""
+        assert self._steering is not None
+        if not self._verified:
+            self._steering.check_solved()
+            self._verified = True
+        pl_module.log_dict(self._steering.in_force(), on_step=True, on_epoch=False)
+        self._steering.reset()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A batch that was skipped had no end of its own."""
+        self._reset()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate at the nominal end times."""
+        self._reset()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate at the nominal end times."""
+        self._reset()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate at the nominal end times."""
+        self._reset()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate at the nominal end times."""
+        self._reset()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the model as it was found; Lightning calls no ``teardown`` after this."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the model as it was found."""
+        self._release()
+
+    def _reset(self) -> None:
+        if self._steering is not None:
+            self._steering.reset()
+
+    def _release(self) -> None:
+        if self._steering is not None:
+            self._steering.release(detach=True)
+            self._steering = None

@@ -1,0 +1,16 @@
+"""What autograd is doing."""
+
+import torch
+
+
+def in_backward() -> bool:
+    """Whether this runs inside an autograd engine's backward pass.
+
+    An adjoint or a checkpoint evaluates vector fields there. :func:`torch.autograd.grad` called
+    in a forward pass does not count: its caller is outside the engine.
+
+    Example:
+        >>> in_backward()
+        False
+    """
+    return torch._C._current_graph_task_id() != -1

@@ -1,0 +1,53 @@
+r"""STEER as a warp of time: the solver integrates nominal time, the field lives in actual time."""
+
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor
+
+State = TypeVar("State", Tensor, tuple[Tensor, ...])
+
+
+class TimeWarp(NamedTuple):
+    r"""An affine map from nominal time :math:`s` to actual time.
+
+    .. math:: \tau(s) = t_\mathrm{start} + \rho\,(s - s_0), \qquad
+        \frac{dy}{ds} = \rho\, f(\tau(s), y)
+
+    Integrating the right-hand side over :math:`[s_0, s_1]` gives what integrating :math:`f` from
+    :math:`t_\mathrm{start}` to :math:`t_\mathrm{start} + \rho (s_1 - s_0)` gives. The map extends
+    past both ends, as adaptive solvers overshoot and interpolate.
+
+    Args:
+        anchor: Nominal time :math:`s_0` that maps to ``start``; a number.
+        start: Actual time at the anchor, a number or a tensor of shape ``()`` or ``(B,)``.
+        rate: :math:`\rho`, shape ``()`` or ``(B,)``.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4, after the substitution
+        :math:`t = \tau(s)`.
+
+    Example:
+        >>> import torch
+        >>> warp = TimeWarp(anchor=0.0, start=0.0, rate=torch.tensor(1.5))
+        >>> warp.actual(torch.tensor(1.0))
+        tensor(1.5000)
+    """
+
+    anchor: float | Tensor
+    start: float | Tensor
+    rate: Tensor
+
+    def actual(self, s: Tensor) -> Tensor:
+        """Actual time at nominal time ``s``; shape ``()`` or ``(B,)``."""
+        return self.start + self.rate * (s - self.anchor)
+
+    def scale(self, dy: State) -> State:
+        """Turn the field's derivative in actual time into one in nominal time."""
+        if isinstance(dy, tuple):
+            return tuple(_along_batch(self.rate, part) * part for part in dy)
+        return _along_batch(self.rate, dy) * dy
+
+
+def _along_batch(rate: Tensor, y: Tensor) -> Tensor:
+    """View a rate of shape ``(B,)`` so that it broadcasts along axis 0 of ``y``."""
+    return rate.view(-1, *(1,) * (y.ndim - 1)) if rate.ndim else rate

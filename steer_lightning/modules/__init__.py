@@ -1,0 +1,7 @@
+"""LightningModules: loss, metrics and optimiser around the blocks of ``steer_lightning.nn``."""
+
+from steer_lightning.modules.classifier import ClassifierModule
+from steer_lightning.modules.cnf import CNFModule
+from steer_lightning.modules.stiff import StiffODEModule
+
+__all__ = ["CNFModule", "ClassifierModule", "StiffODEModule"]

@@ -1,0 +1,74 @@
+"""What all tasks share: plain hyperparameters, optimisers from factories."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+_PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
+
+
+def adam(params: Iterable[Any]) -> Optimizer:
+    """Adam with torch's defaults, the optimiser of a task that is given none."""
+    return torch.optim.Adam(params)
+
+
+class TaskModule(LightningModule):
+    """Base of the tasks.
+
+    Subclasses call :meth:`save_plain_hyperparameters` in ``__init__``, give their metrics of one
+    batch in :meth:`evaluate`, and have the attribute ``optimizer``.
+
+    Args:
+        optimizer: Makes the optimiser from the parameters.
+        lr_scheduler: Makes the learning-rate schedule from the optimiser.
+    """
+
+    def __init__(
+        self, optimizer: OptimizerFactory = adam, lr_scheduler: SchedulerFactory | None = None
+    ) -> None:
+        super().__init__()
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+
+    def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and the schedule if there is one."""
+        optimizer = self._optimizer(self.parameters())
+        if self._lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self._lr_scheduler(optimizer)}
+
+    def save_plain_hyperparameters(self) -> None:
+        """Save the constructor's arguments in checkpoints, as plain values only.
+
+        Under LightningCLI they are the config, from which ``load_from_checkpoint`` builds the
+        model again. A model built in Python saves its plain arguments; give the objects to
+        ``load_from_checkpoint`` as you gave them to the constructor.
+        """
+        frame = inspect.currentframe()
+        frame = frame.f_back if frame is not None else None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(frame=frame)
+        if "_instantiator" in self.hparams:
+            return
+        objects = [k for k, v in self.hparams.items() if not isinstance(v, _PLAIN)]
+        self.save_hyperparameters(ignore=objects, frame=frame)
+
+
+def stage_metrics(make: Callable[[], nn.Module]) -> nn.ModuleDict:
+    """One metric for validation and one for test."""
+    return nn.ModuleDict({"val": make(), "test": make()})

@@ -1,0 +1,147 @@
+"""Learning a stiff ODE from short pieces of its solution."""
+
+from collections import deque
+from statistics import median
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError
+
+from steer_lightning.functional.choices import check_choice
+from steer_lightning.modules.base import (
+    OptimizerFactory,
+    SchedulerFactory,
+    TaskModule,
+    adam,
+    stage_metrics,
+)
+from steer_lightning.nn import MLPField, ODEBlock
+from steer_lightning.solvers import Solver, TorchdiffeqSolver
+
+
+class StiffODEModule(TaskModule):
+    r"""Learn :math:`dy/dt = f(t, y)` from pairs of states one interval apart.
+
+    A training batch is a tuple ``(t_start (B,), y_start (B, D), t_end (B,), y_end (B, D))`` whose
+    times are ``interval`` apart; the loss is the mean absolute error at ``t_end``. An evaluation
+    batch is a whole trajectory ``(t (T,), y (T, D))``, rolled out from its first state.
+
+    Logged in validation: ``val/mse``; ``val/mse_min``, its minimum so far, which is chosen on the
+    test trajectory and is what the paper reports; ``val/mse_median``, its median over the last
+    ``window`` checks. ``predict`` gives the rolled-out states ``(T, D)``.
+
+    Args:
+        vector_field: ``f(t, y)`` for states ``(B, D)``; if not given, the tanh network of the
+            reference: two hidden layers of 500, normal weights of deviation 0.1.
+        interval: Length of the pieces, in units of time.
+        time_input: ``"absolute"`` gives the field the time of each piece, as the equation says;
+            ``"released"`` the time since its start, as the code released with the paper does.
+        solver: Integrator; dopri5 at ``rtol=1e-7, atol=1e-9`` if not given.
+        window: Number of checks in ``val/mse_median``.
+        optimizer: Makes the optimiser from the parameters.
+        lr_scheduler: Makes the learning-rate schedule from the optimiser.
+
+    Raises:
+        ValueError: If ``time_input`` is unknown or the batch's pieces have another length.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.4 and Figures 4 and 5.
+
+    Example:
+        >>> import torch
+        >>> module = StiffODEModule(MLPField(1, (8,)))
+        >>> module(torch.zeros(1), torch.linspace(0.0, 1.0, 5)).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        vector_field: nn.Module | None = None,
+        interval: float = 0.125,
+        time_input: Literal["absolute", "released"] = "absolute",
+        solver: Solver | None = None,
+        window: int = 25,
+        optimizer: OptimizerFactory = adam,
+        lr_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        self.save_plain_hyperparameters()
+        check_choice("time_input", time_input, ("absolute", "released"))
+        if vector_field is None:
+            vector_field = MLPField(1, (500, 500), "tanh", init_std=0.1)
+        self.interval = interval
+        self.time_input = time_input
+        self.block = ODEBlock(
+            vector_field,
+            TorchdiffeqSolver("dopri5", rtol=1e-7, atol=1e-9) if solver is None else solver,
+            t_span=(0.0, interval),
+        )
+        self.mse = stage_metrics(MeanSquaredError)
+        self.mae = stage_metrics(MeanAbsoluteError)
+        self._minimum = float("inf")
+        self._recent: deque[float] = deque(maxlen=window)
+
+    def forward(self, y0: Tensor, t: Tensor) -> Tensor:
+        """Roll out from ``y0``, shape ``(D,)``, at times ``t``, shape ``(T,)``; gives ``(T, D)``."""
+        states: Tensor = self.block(y0[None], t)
+        return states[:, 0]
+
+    def evaluate(self, batch: Any) -> dict[str, Tensor]:
+        """Mean absolute error at the end of the pieces of a training batch."""
+        t_start, y_start, t_end, y_end = batch
+        if not bool(torch.isclose(t_end - t_start, t_start.new_tensor(self.interval)).all()):
+            raise ValueError(
+                f"Expected pieces of length interval = {self.interval:g}, but got lengths "
+                f"{(t_end - t_start).min():g} to {(t_end - t_start).max():g}. Give module and data "
+                f"the same interval."
+            )
+        start = t_start if self.time_input == "absolute" else None
+        predicted = self.block(y_start, t_start=start)
+        return {"loss": (predicted - y_end).abs().mean()}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean absolute error of the batch."""
+        loss = self.evaluate(batch)["loss"]
+        self.log("train/mae", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Roll out, add to ``val/mse``."""
+        self._evaluation_step("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Roll out, add to ``test/mse``."""
+        self._evaluation_step("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The trajectory rolled out from its first state."""
+        t, y = batch
+        return self(y[0], t)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log minimum and median of the checks so far."""
+        if self.trainer.sanity_checking:
+            return
+        mse = float(self.mse["val"].compute())
+        self._minimum = min(self._minimum, mse)
+        self._recent.append(mse)
+        self.log("val/mse_min", self._minimum)
+        self.log("val/mse_median", median(self._recent))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history of checks."""
+        checkpoint["mse_checks"] = {"minimum": self._minimum, "recent": list(self._recent)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the history of checks."""
+        checks = checkpoint.get("mse_checks", {"minimum": float("inf"), "recent": []})
+        self._minimum = checks["minimum"]
+        self._recent.extend(checks["recent"])
+
+    def _evaluation_step(self, stage: str, batch: Any) -> None:
+        t, y = batch
+        predicted = self(y[0], t)
+        self.mse[stage].update(predicted, y)
+        self.mae[stage].update(predicted, y)
+        self.log(f"{stage}/mse", self.mse[stage], prog_bar=True, batch_size=1)
+        self.log(f"{stage}/mae", self.mae[stage], batch_size=1)

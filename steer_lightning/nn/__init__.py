@@ -1,0 +1,9 @@
+"""Vector fields and the blocks that solve them, without Lightning."""
+
+from steer_lightning.nn.cnf import CNF
+from steer_lightning.nn.compiled import CompiledField
+from steer_lightning.nn.concat_squash import ConcatSquashField
+from steer_lightning.nn.fields import ConvField, MLPField
+from steer_lightning.nn.ode_block import ODEBlock
+
+__all__ = ["CNF", "CompiledField", "ConcatSquashField", "ConvField", "MLPField", "ODEBlock"]

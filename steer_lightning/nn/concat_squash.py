@@ -1,0 +1,101 @@
+"""FFJORD's concat-squash network, with its divergence in one pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steer_lightning.nn.fields import check_widths
+
+
+class ConcatSquashLinear(nn.Module):
+    r"""A linear layer whose output time gates and shifts.
+
+    .. math:: (W x + b) \odot \sigma(w_g t + b_g) + w_c t
+
+    Args:
+        d_in: Input features.
+        d_out: Output features.
+    """
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(d_in, d_out)
+        self.gate = nn.Linear(1, d_out)
+        self.shift = nn.Linear(1, d_out, bias=False)
+
+    def gate_and_shift(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate and the shift at ``t``, each ``(d_out,)`` or, for ``t`` of ``(B,)``, ``(B, d_out)``."""
+        t = t[..., None]
+        gate = torch.sigmoid(t * self.gate.weight[:, 0] + self.gate.bias)
+        return gate, t * self.shift.weight[:, 0]
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Transform ``x``, shape ``(B, d_in)``."""
+        gate, shift = self.gate_and_shift(t)
+        return torch.addcmul(shift, self.layer(x), gate)
+
+
+class ConcatSquashField(nn.Module):
+    r"""An MLP of concat-squash layers with tanh between them.
+
+    Its exact divergence comes from one forward pass that carries the ``D`` tangents beside the
+    value: no graph of the forward pass is needed, so it works under ``inference_mode``, and the
+    backward pass of training is ordinary reverse mode.
+
+    Args:
+        dim: Features ``D`` of the state.
+        hidden: Width of each hidden layer, at least one.
+
+    Raises:
+        ValueError: If a width is not positive or there is no hidden layer.
+
+    References:
+        Grathwohl et al., *FFJORD*, ICLR 2019, arXiv:1810.01367, Appendix B.
+
+    Example:
+        >>> field = ConcatSquashField(2, (16, 16))
+        >>> dy, divergence = field.value_and_divergence(torch.tensor(0.5), torch.zeros(4, 2))
+        >>> dy.shape, divergence.shape
+        (torch.Size([4, 2]), torch.Size([4]))
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int] = (64, 64, 64)) -> None:
+        super().__init__()
+        check_widths(dim, hidden)
+        if not hidden:
+            raise ValueError("Expected at least one hidden layer, but got none.")
+        widths = [dim, *hidden, dim]
+        self.layers = nn.ModuleList(
+            ConcatSquashLinear(d_in, d_out)
+            for d_in, d_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Derivative at ``t``, shape of ``y``, ``(B, D)``."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            y = torch.tanh(layer(t, y))
+        derivative: Tensor = last(t, y)
+        return derivative
+
+    def value_and_divergence(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivative, shape ``(B, D)``, and its exact divergence, shape ``(B,)``.
+
+        The first layer's tangents are the columns of its weight, and the last layer is asked only
+        for the diagonal of the Jacobian: neither costs a product of ``D`` tangents.
+        """
+        first, *middle, last = self.layers
+        gate, shift = first.gate_and_shift(t)
+        value = torch.tanh(torch.addcmul(shift, first.layer(y), gate))
+        columns = first.layer.weight.T[:, None, :]  # (D, 1, H)
+        tangents = columns * (gate * (1.0 - value * value))  # (D, B, H)
+        for layer in middle:
+            gate, shift = layer.gate_and_shift(t)
+            value = torch.tanh(torch.addcmul(shift, layer.layer(value), gate))
+            tangents = F.linear(tangents, layer.layer.weight) * (gate * (1.0 - value * value))
+        gate, shift = last.gate_and_shift(t)
+        diagonal = (tangents * last.layer.weight[:, None, :]).sum(-1).T  # (B, D)
+        derivative = torch.addcmul(shift, last.layer(value), gate)
+        return derivative, (diagonal * gate).sum(-1)

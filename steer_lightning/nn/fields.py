@@ -1,0 +1,130 @@
+"""Vector fields for vectors and images; ``t`` is ``()`` or one time for each sample, ``(B,)``."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steer_lightning.functional.choices import check_choice
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+class MLPField(nn.Module):
+    r"""A multilayer perceptron :math:`f(t, y)` with time as one more input.
+
+    Args:
+        dim: Features ``D`` of the state.
+        hidden: Width of each hidden layer.
+        activation: ``"tanh"``, ``"softplus"`` or ``"relu"``.
+        time_dependent: Feed ``t`` to the network; without it the field is autonomous.
+        init_std: Standard deviation of normal initial weights, with zero biases; torch's own
+            initialisation if not given.
+
+    Raises:
+        ValueError: If ``activation`` is unknown or a width is not positive.
+
+    Example:
+        >>> field = MLPField(2, (16, 16))
+        >>> field(torch.tensor(0.5), torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: Literal["tanh", "softplus", "relu"] = "tanh",
+        time_dependent: bool = True,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        check_widths(dim, hidden)
+        self.autonomous = not time_dependent
+        widths = [dim + time_dependent, *hidden, dim]
+        layers: list[nn.Module] = []
+        for d_in, d_out in zip(widths[:-1], widths[1:], strict=True):
+            linear = nn.Linear(d_in, d_out)
+            if init_std is not None:
+                nn.init.normal_(linear.weight, std=init_std)
+                nn.init.zeros_(linear.bias)
+            layers += [linear, ACTIVATIONS[activation]()]
+        self.network = nn.Sequential(*layers[:-1])
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Derivative at ``t``, shape of ``y``, ``(B, D)``."""
+        if not self.autonomous:
+            y = torch.cat([t.to(y).reshape(-1, 1).expand(len(y), 1), y], dim=1)
+        derivative: Tensor = self.network(y)
+        return derivative
+
+
+class TimeConv2d(nn.Conv2d):
+    r"""A convolution of an image with time as one more channel, in front.
+
+    The time channel is constant, so that its share is ``t`` times a fixed map: nothing is
+    concatenated. The weight has the layout of the concatenated form.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Channels of the result.
+        kernel_size: Side of the kernel; padded so that height and width stay.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels + 1, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        """Convolve ``y``, shape ``(B, C, H, W)``, at time ``t``."""
+        image = F.conv2d(y, self.weight[:, 1:], self.bias, padding=self.padding)
+        per_unit_time = F.conv2d(
+            y.new_ones(1, 1, *y.shape[-2:]), self.weight[:, :1], padding=self.padding
+        )
+        return image + t.to(y).reshape(-1, 1, 1, 1) * per_unit_time
+
+
+class ConvField(nn.Module):
+    r"""The convolutional field of Augmented Neural ODEs: 1x1, 3x3, 1x1, ReLU, time in each.
+
+    Args:
+        channels: Channels ``C`` of the state.
+        filters: Filters of the hidden layers.
+
+    Raises:
+        ValueError: If a width is not positive.
+
+    References:
+        Dupont et al., *Augmented Neural ODEs*, NeurIPS 2019, arXiv:1904.01681.
+
+    Example:
+        >>> field = ConvField(channels=1, filters=92)
+        >>> sum(p.numel() for p in field.parameters())
+        77466
+    """
+
+    def __init__(self, channels: int, filters: int = 92) -> None:
+        super().__init__()
+        check_widths(channels, (filters,))
+        self.conv1 = TimeConv2d(channels, filters, 1)
+        self.conv2 = TimeConv2d(filters, filters, 3)
+        self.conv3 = TimeConv2d(filters, channels, 1)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Derivative at ``t``, shape of ``y``, ``(B, C, H, W)``."""
+        y = self.conv1(t, y).relu()
+        y = self.conv2(t, y).relu()
+        derivative: Tensor = self.conv3(t, y)
+        return derivative
+
+
+def check_widths(dim: int, hidden: Sequence[int]) -> None:
+    """Raise a ``ValueError`` unless all layer widths are positive."""
+    if dim < 1 or any(width < 1 for width in hidden):
+        raise ValueError(f"Expected positive layer widths, but got {dim} and {tuple(hidden)}.")

@@ -1,0 +1,84 @@
+"""The block that turns a vector field into a layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from steer_lightning.horizon import Horizon, SpanHorizon
+from steer_lightning.solvers import Solver, SolveStats, TorchdiffeqSolver
+
+
+class ODEBlock(nn.Module):
+    r"""Map a state to the solution of an ODE that starts there.
+
+    .. math:: y(t_1) = y_0 + \int_{t_0}^{t_1} f(t, y(t))\, dt
+
+    Args:
+        vector_field: ``f(t, y)``, returning the shape of ``y``.
+        solver: Integrator; dopri5 at ``1e-5`` if not given.
+        t_span: ``(t0, t1)`` of the block's horizon.
+        horizon: A horizon in place of ``t_span``: a :class:`~steer_lightning.horizon.GridHorizon`
+            for solutions at many times.
+
+    Attributes:
+        stats: Work done since its last reset; read by ``NFEMonitor``.
+
+    Raises:
+        ValueError: If both ``t_span`` and ``horizon`` are given.
+
+    References:
+        Chen et al., *Neural Ordinary Differential Equations*, NeurIPS 2018.
+
+    Example:
+        >>> import torch
+        >>> from steer_lightning.nn import MLPField
+        >>> block = ODEBlock(MLPField(2, (16,)))
+        >>> block(torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
+        >>> block(torch.zeros(4, 2), torch.tensor([0.0, 0.5, 1.0])).shape
+        torch.Size([3, 4, 2])
+    """
+
+    def __init__(
+        self,
+        vector_field: nn.Module,
+        solver: Solver | None = None,
+        t_span: Sequence[float] | None = None,
+        horizon: Horizon | None = None,
+    ) -> None:
+        super().__init__()
+        if t_span is not None and horizon is not None:
+            raise ValueError(
+                "Expected one of `t_span` and `horizon`, but got both: the horizon has its span."
+            )
+        if t_span is not None and len(t_span) != 2:
+            raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
+        self.vector_field = vector_field
+        self.solver = TorchdiffeqSolver() if solver is None else solver
+        self.horizon = SpanHorizon(*(t_span or (0.0, 1.0))) if horizon is None else horizon
+        self.stats = SolveStats()
+
+    def forward(
+        self, y0: Any, t_eval: Tensor | None = None, *, t_start: Tensor | None = None
+    ) -> Any:
+        """Solve from ``y0``.
+
+        Args:
+            y0: State at the first time, shape ``(B, ...)``, or a tuple of such.
+            t_eval: Nominal times, shape ``(T,)``; the ends of the span if not given.
+            t_start: Actual time of each sample at ``t0``, shape ``(B,)``, for samples that run
+                through intervals of one length from times of their own; spans only.
+
+        Returns:
+            The state at ``t1``, shape of ``y0``; with ``t_eval`` the states at all its times,
+            shape ``(T, B, ...)``.
+        """
+        solution = self.horizon.solve(
+            self.solver, self.vector_field, y0, t_eval, t_start=t_start, stats=self.stats
+        )
+        return _at_end(solution.ys) if t_eval is None else solution.ys
+
+
+def _at_end(ys: Any) -> Any:
+    return tuple(part[-1] for part in ys) if isinstance(ys, tuple) else ys[-1]

@@ -1,0 +1,138 @@
+"""Figures of flows, trajectories and sweeps. Arrays in, matplotlib figures out; no global state."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steer_lightning.nn import CNF
+
+Array = NDArray[np.float64]
+
+
+def plot_flow_1d(
+    flow: CNF,
+    data: Tensor,
+    limit: float = 7.0,
+    n_times: int = 41,
+    n_points: int = 241,
+    n_paths: int = 30,
+) -> Figure:
+    """Density carried from base to data against time, with particle paths; then the end of it.
+
+    Args:
+        flow: A flow with ``event_shape == (1,)``.
+        data: Points to compare with, shape ``(N, 1)``.
+        limit: Half-width of the picture.
+        n_times: Number of times.
+        n_points: Number of points across.
+        n_paths: Number of particle paths.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 3.
+    """
+    like = next(flow.parameters())
+    x = torch.linspace(-limit, limit, n_points).to(like)[:, None]
+    times = np.linspace(flow.base_time, flow.data_time, n_times)
+    with torch.no_grad():
+        density = torch.stack([flow.log_prob(x, float(t)).exp() for t in times])
+        z = torch.special.ndtri(torch.linspace(0.02, 0.98, n_paths, dtype=torch.float64))
+        paths, _ = flow.trajectories(z.to(like)[:, None], torch.as_tensor(times).to(like))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    left.pcolormesh(times, _array(x[:, 0]), _array(density).T, cmap="viridis", shading="gouraud")
+    left.plot(times, _array(paths[..., 0]), color="white", lw=0.6, alpha=0.7)
+    left.set(xlabel="t, from base to data", ylabel="x", title="density and particle paths")
+    right.plot(_array(density[-1]), _array(x[:, 0]), label="model")
+    right.hist(
+        _array(data.reshape(-1)), bins=100, range=(-limit, limit), density=True,
+        orientation="horizontal", alpha=0.4, label="data",
+    )  # fmt: skip
+    right.set(xlabel="density at the data", ylim=(-limit, limit))
+    right.legend()
+    return figure
+
+
+def plot_flow_2d(
+    flow: CNF, data: Tensor, limit: float = 4.0, n_times: int = 4, n_points: int = 80
+) -> Figure:
+    """Flow field over transported density at several times, beside the data.
+
+    Args:
+        flow: A flow with ``event_shape == (2,)``.
+        data: Points to compare with, shape ``(N, 2)``.
+        limit: Half-width of the picture.
+        n_times: Number of times from base to data.
+        n_points: Points along each side.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 1.
+    """
+    like = next(flow.parameters())
+    side = torch.linspace(-limit, limit, n_points).to(like)
+    grid = torch.cartesian_prod(side, side)
+    arrow_side = torch.linspace(-limit, limit, 17).to(like)
+    arrows = torch.cartesian_prod(arrow_side, arrow_side)
+    figure = Figure(figsize=(2.6 * (n_times + 1), 2.9), layout="constrained")
+    axes = figure.subplots(1, n_times + 1, sharex=True, sharey=True)
+    for axis, t in zip(axes, np.linspace(flow.base_time, flow.data_time, n_times), strict=False):
+        with torch.no_grad():
+            density = flow.log_prob(grid, float(t)).exp().reshape(n_points, n_points)
+            field = flow.vector_field(like.new_tensor(float(t)), arrows)
+        axis.imshow(_array(density).T, origin="lower", extent=(-limit, limit, -limit, limit))
+        axis.quiver(*_array(arrows).T, *_array(field).T, color="white", alpha=0.6, width=0.004)
+        axis.set(title=f"t = {t:.2f}", aspect="equal")
+    axes[-1].hist2d(*_array(data).T, bins=n_points, range=((-limit, limit),) * 2)
+    axes[-1].set(title="data", aspect="equal")
+    return figure
+
+
+def plot_trajectory(t: Tensor, true: Tensor, predicted: Mapping[str, Tensor]) -> Figure:
+    """True against predicted trajectories.
+
+    Args:
+        t: Times, shape ``(T,)``.
+        true: True states, shape ``(T, D)``.
+        predicted: Predicted states by label, each ``(T, D)``.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 4.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(_array(t), _array(true), color="black", label="true")
+    for label, states in predicted.items():
+        axis.plot(_array(t), _array(states), ls="--", label=label)
+    axis.set(xlabel="t", ylabel="y")
+    axis.legend()
+    return figure
+
+
+def plot_sweep(end_times: Sequence[float], metrics: Mapping[str, Sequence[float]], t1: float) -> Figure:
+    """Metrics of a trained model against the end time it is evaluated at.
+
+    Args:
+        end_times: Evaluation end times.
+        metrics: Values by name, one for each end time.
+        t1: The nominal end time, marked.
+    """
+    figure = Figure(figsize=(4.2 * len(metrics), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, metrics.items(), strict=True):
+        axis.plot(end_times, values, marker="o", ms=3)
+        axis.axvline(t1, color="grey", ls=":", label="t1")
+        axis.set(xlabel="evaluation end time T", ylabel=name)
+        axis.legend()
+    return figure
+
+
+def flow_plotter(event_shape: Sequence[int]) -> Callable[[CNF, Tensor], Figure] | None:
+    """The plot that fits samples of a shape; ``None`` if there is none."""
+    return {(1,): plot_flow_1d, (2,): plot_flow_2d}.get(tuple(event_shape))
+
+
+def _array(x: Tensor) -> Array:
+    return np.asarray(x.detach().cpu().double())

@@ -1,0 +1,23 @@
+"""ODE solvers behind one contract; the only place that knows torchdiffeq."""
+
+from steer_lightning.solvers.base import Solution, Solver, SolveStats
+from steer_lightning.solvers.errors import (
+    NFEBudgetExceededError,
+    NonFiniteStateError,
+    SolverError,
+    StepSizeUnderflowError,
+)
+from steer_lightning.solvers.fixed_grid import FixedGridSolver
+from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
+
+__all__ = [
+    "FixedGridSolver",
+    "NFEBudgetExceededError",
+    "NonFiniteStateError",
+    "Solution",
+    "SolveStats",
+    "Solver",
+    "SolverError",
+    "StepSizeUnderflowError",
+    "TorchdiffeqSolver",
+]

@@ -1,0 +1,301 @@
+"""Finding a model's horizons, moving them, and putting them back: without Lightning."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from steer_lightning.attach import AttachedHorizon
+from steer_lightning.functional.choices import check_choice
+from steer_lightning.functional.end_time import Distribution, EndTimeDraw, FixedOffset, Scope, stream_key
+from steer_lightning.horizon import Horizon, SpanHorizon
+
+_ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()
+_CONTEXTS = itertools.count()
+
+
+@dataclass(frozen=True)
+class SteerSettings:
+    r"""What decides the draws of end times; see :class:`steer_lightning.SteerCallback`.
+
+    Raises:
+        ValueError: If a value is outside its range or a name is unknown.
+    """
+
+    b: float | None = None
+    vector_fields: tuple[str, ...] | None = None
+    t0: float = 0.0
+    t1: float = 1.0
+    epsilon: float = 1e-3
+    distribution: Distribution = "uniform"
+    scope: Scope = "batch"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.vector_fields, str):
+            raise ValueError(
+                f"Expected `vector_fields` to be a list of dotted paths, but got the string "
+                f"{self.vector_fields!r}. Write [{self.vector_fields!r}]."
+            )
+        if self.vector_fields is not None and not self.vector_fields:
+            raise ValueError(
+                "Expected `vector_fields` to name at least one module, but got an empty list. "
+                "Leave it out to take every horizon in the model."
+            )
+        if self.warmup_steps < 0:
+            raise ValueError(f"Expected `warmup_steps` >= 0, but got {self.warmup_steps}.")
+        self.draw(key=0, step=0)  # checks the rest
+
+    def draw(self, *, key: int, step: int) -> EndTimeDraw:
+        """The draw of one step: ``b`` grows linearly from zero over ``warmup_steps``."""
+        scale = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        return EndTimeDraw(self.b, self.epsilon, self.distribution, self.scope, key, scale)
+
+
+class Steering:
+    """The horizons of one model under one set of settings, claimed by one owner.
+
+    Args:
+        model: Any model. Its own horizons are found by type; named vector fields get one.
+        settings: What to draw.
+        owner: Who claims the horizons, for messages; unique to the claimant.
+
+    Raises:
+        ValueError: If there is nothing to steer, a path leads nowhere, ``b`` does not fit a
+            horizon, or a horizon has an owner already.
+    """
+
+    def __init__(self, model: nn.Module, settings: SteerSettings, owner: str) -> None:
+        self.settings = settings
+        self.owner = owner
+        self.horizons: dict[str, Horizon] = (
+            _find_horizons(model)
+            if settings.vector_fields is None
+            else {path: _attach(model, path, settings) for path in settings.vector_fields}
+        )
+        draw = settings.draw(key=0, step=settings.warmup_steps)
+        for path, horizon in self.horizons.items():
+            if horizon.owner not in (None, owner):
+                raise ValueError(
+                    f"Expected one owner for the horizon {path!r}, but {owner} asks for it and "
+                    f"{horizon.owner} has it. Keep one of the two, or give them different "
+                    f"vector_fields."
+                )
+            horizon.check(draw)
+        for horizon in self.horizons.values():
+            horizon.owner = owner
+            horizon.solved = False
+
+    def perturb(self, *, seed: int, step: int, rank: int = 0) -> None:
+        """Draw the end times of one step; independent for each horizon, keyed by its path."""
+        apart = rank if self.settings.scope in ("rank", "sample") else 0
+        for path, horizon in self.horizons.items():
+            key = stream_key("end_time", seed, step, path, apart)
+            horizon.perturb(self.settings.draw(key=key, step=step))
+
+    def reset(self) -> None:
+        """Put every horizon back to its nominal end time."""
+        for horizon in self.horizons.values():
+            horizon.reset()
+
+    def release(self, *, detach: bool) -> None:
+        """Reset, give up ownership, and take hooks off if asked."""
+        self.reset()
+        for horizon in self.horizons.values():
+            if horizon.owner == self.owner:
+                horizon.owner = None
+            if detach and isinstance(horizon, AttachedHorizon):
+                horizon.detach()
+
+    def in_force(self) -> dict[str, float]:
+        """What is in force, by the names it is logged under, ``steer/<path>/end_time``."""
+        return {
+            f"steer/{path}/{name}": value
+            for path, horizon in self.horizons.items()
+            for name, value in horizon.in_force().items()
+        }
+
+    def check_solved(self) -> None:
+        """Raise if a horizon was never solved since it was claimed.
+
+        Raises:
+            ValueError: Names the horizon and the ways this comes about.
+        """
+        for path, horizon in self.horizons.items():
+            if horizon.solved:
+                continue
+            if isinstance(horizon, AttachedHorizon):
+                raise ValueError(
+                    f"The vector field {path!r} was not called in the first training batch, so "
+                    f"STEER had no effect. Name the module that you pass to odeint. A closure, a "
+                    f"direct call of `.forward`, or a model compiled around the field before "
+                    f"training cannot be attached: pass the module itself, call it, compile the "
+                    f"field and not the model around it."
+                )
+            raise ValueError(
+                f"The horizon {path!r} was not solved in the first training batch, so STEER had "
+                f"no effect on it. Solve through the block that holds it, in the training step."
+            )
+
+    def table(self) -> str:
+        """Each horizon with its span, ``b`` and scope, as text."""
+        s = self.settings
+        b = f"(1 - {s.epsilon:g}) gap" if s.b is None else f"{s.b:g}"
+        rows = [("horizon", "span", "b", "distribution", "scope")]
+        rows += [(p, h.describe(), b, s.distribution, s.scope) for p, h in self.horizons.items()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        lines.insert(1, "-" * max(map(len, lines)))
+        return "\n".join(["STEER moves these end times in training:", *lines])
+
+
+@contextmanager
+def steer(
+    model: nn.Module,
+    b: float | None = None,
+    *,
+    step: int,
+    vector_fields: Sequence[str] | None = None,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    epsilon: float = 1e-3,
+    distribution: Distribution = "uniform",
+    scope: Scope = "batch",
+    warmup_steps: int = 0,
+    seed: int | None = None,
+    rank: int | None = None,
+) -> Iterator[Mapping[str, float]]:
+    r"""Move the end times of a model for one training step, in plain PyTorch or Fabric.
+
+    .. math:: T \sim \mathcal{U}(t_1 - b,\; t_1 + b)
+
+    Put forward *and* backward inside. An attached field evaluated by a backward pass after the
+    block raises, as its gradient would be wrong; for this its hooks stay, without effect.
+
+    Args:
+        model: Any model.
+        b: Half-width of the end-time interval; ``None`` for ``(1 - epsilon)`` of each interval.
+        step: Count of training steps: another step, another draw.
+        vector_fields: Dotted paths of what the model passes to ``odeint``; its own horizons if
+            not given.
+        t0: Fixed end of the span of attached fields.
+        t1: Moved end of the span of attached fields.
+        epsilon: Fraction of an interval left free.
+        distribution: ``"uniform"`` or ``"normal"``.
+        scope: ``"batch"``, ``"rank"`` or ``"sample"``.
+        warmup_steps: Steps over which ``b`` grows from zero.
+        seed: Seed of the draws; torch's initial seed if not given. The global random stream is
+            not touched.
+        rank: Rank of this process; taken from ``torch.distributed`` if not given.
+
+    Yields:
+        The end times in force, by the names that the callback logs them under; spans with one
+        end time for each sample show it only after their solve.
+
+    Raises:
+        ValueError: See :class:`Steering` and :class:`SteerSettings`.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField, ODEBlock
+        >>> model = ODEBlock(MLPField(2, (8,)))
+        >>> with steer(model, b=0.5, step=0, seed=1) as end_times:
+        ...     model(torch.zeros(4, 2)).sum().backward()
+        >>> 0.5 < end_times["steer/horizon/end_time"] < 1.5
+        True
+    """
+    paths = tuple(vector_fields) if vector_fields is not None else None
+    settings = SteerSettings(b, paths, t0, t1, epsilon, distribution, scope, warmup_steps)
+    steering = Steering(model, settings, owner=f"steer(step={step}) #{next(_CONTEXTS)}")
+    try:
+        steering.perturb(
+            seed=torch.initial_seed() if seed is None else seed,
+            step=step,
+            rank=current_rank() if rank is None else rank,
+        )
+        yield MappingProxyType(steering.in_force())
+    finally:
+        steering.release(detach=False)
+
+
+@contextmanager
+def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
+    """Evaluate a model with every span's end time moved by the same amount.
+
+    Args:
+        model: A model with :class:`SpanHorizon` s; grids are left alone.
+        offset: ``T - t1``, in units of time.
+
+    Raises:
+        ValueError: If the model has no span, or the offset reaches ``t0``.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField, ODEBlock
+        >>> model = ODEBlock(MLPField(2, (8,)))
+        >>> with end_time_offset_at(model, -0.5):
+        ...     y = model(torch.zeros(4, 2))
+    """
+    spans = [m for m in model.modules() if isinstance(m, SpanHorizon)]
+    if not spans:
+        raise ValueError(
+            f"Expected a model with a SpanHorizon, but {type(model).__name__} has none: there is "
+            f"no end time to move."
+        )
+    try:
+        for horizon in spans:
+            horizon.perturb(FixedOffset(offset))
+        yield
+    finally:
+        for horizon in spans:
+            horizon.reset()
+
+
+def current_rank() -> int:
+    """Rank of this process in ``torch.distributed``; zero without it."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _find_horizons(model: nn.Module) -> dict[str, Horizon]:
+    horizons = {
+        path.replace("_orig_mod.", "") or "model": module
+        for path, module in model.named_modules()
+        if isinstance(module, Horizon)
+    }
+    if not horizons:
+        raise ValueError(
+            f"Expected a model with horizons, but {type(model).__name__} has none, so there is "
+            f"nothing to steer. Build it from steer_lightning.nn (ODEBlock, CNF), or name the "
+            f"modules that it passes to odeint: SteerCallback(b=..., vector_fields=['flow.func'])."
+        )
+    return horizons
+
+
+def _attach(model: nn.Module, path: str, settings: SteerSettings) -> AttachedHorizon:
+    known = dict(model.named_modules())
+    if path not in known:
+        try:
+            check_choice("vector_fields", path, (name for name in known if name))
+        except ValueError as error:
+            raise ValueError(
+                f"{error} A path leads to an nn.Module inside the model, such as 'flow.func'; a "
+                f"plain function cannot be attached: wrap it in an nn.Module."
+            ) from None
+    field = known[path]
+    horizon = _ATTACHED.get(field)
+    if horizon is not None and horizon.attached:
+        if horizon.owner is not None or (horizon.t0, horizon.t1) == (settings.t0, settings.t1):
+            return horizon
+        horizon.detach()
+    horizon = AttachedHorizon(field, path or "model", settings.t0, settings.t1)
+    _ATTACHED[field] = horizon
+    return horizon

@@ -1,0 +1,243 @@
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import Split, TensorData, TensorDataModule, keep_batch
+
+FIRST = {"train": 0, "val": 100, "test": 200}
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class Numbers(TensorDataModule):
+    """The numbers from FIRST[split] on."""
+
+    def __init__(self, n: int = 10, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.n = n
+        self.built: list[Split] = []
+
+    def build(self, split: Split) -> Dataset[Pair]:
+        self.built.append(split)
+        x = torch.arange(self.n, dtype=torch.float32) + FIRST[split]
+        return TensorData(Pair(x, 2 * x))
+
+
+def values(loader: DataLoader) -> list[float]:
+    return torch.cat([batch.x for batch in loader]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("stage", "built"),
+    [
+        ("fit", ["train", "val"]),
+        ("validate", ["val"]),
+        ("test", ["test"]),
+        ("predict", ["test"]),
+        (None, ["train", "val", "test"]),
+    ],
+)
+def test_each_stage_alone_builds_what_it_needs(stage, built):
+    data = Numbers()
+    data.setup(stage)
+    assert data.built == built
+    loaders = {
+        "train": data.train_dataloader,
+        "val": data.val_dataloader,
+        "test": data.test_dataloader,
+    }
+    for split in built:
+        assert sorted(values(loaders[split]())) == [FIRST[split] + i for i in range(10)]
+
+
+def test_predict_reads_the_test_set():
+    data = Numbers()
+    data.setup("predict")
+    assert values(data.predict_dataloader()) == values(data.test_dataloader())
+
+
+def test_a_split_is_built_once():
+    data = Numbers()
+    for stage in ("fit", "validate", "test", "predict", "fit"):
+        data.setup(stage)
+    assert data.built == ["train", "val", "test"]
+
+
+def test_batches_keep_their_type_and_sizes():
+    data = Numbers(batch_size=4, eval_batch_size=3)
+    data.setup()
+    train = list(data.train_dataloader())
+    assert [len(batch.x) for batch in train] == [4, 4, 2]
+    assert [len(batch.x) for batch in data.val_dataloader()] == [3, 3, 3, 1]
+    assert all(isinstance(batch, Pair) and torch.equal(batch.y, 2 * batch.x) for batch in train)
+
+
+def test_one_sample_has_no_batch_axis():
+    assert TensorData((torch.zeros(5, 2),))[3][0].shape == (2,)
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    def order(seed: int, epoch: int) -> list[float]:
+        data = Numbers(seed=seed)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return values(loader)
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_global_random_stream_is_untouched():
+    before = torch.get_rng_state()
+    data = Numbers()
+    data.setup()
+    values(data.train_dataloader())
+    values(data.val_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_workers_yield_the_same_batches_and_stay():
+    plain, parallel = Numbers(batch_size=4), Numbers(batch_size=4, num_workers=1)
+    plain.setup("fit")
+    parallel.setup("fit")
+    loader = parallel.train_dataloader()
+    assert loader.persistent_workers
+    assert not plain.train_dataloader().persistent_workers
+    assert values(loader) == values(plain.train_dataloader())
+
+
+def on_rank(rank: int, world_size: int) -> Numbers:
+    data = Numbers(batch_size=2)
+    data.trainer = SimpleNamespace(
+        world_size=world_size,
+        global_rank=rank,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    data.setup("fit")
+    return data
+
+
+def test_ranks_share_an_epoch_without_overlap():
+    parts = [values(on_rank(rank, 2).train_dataloader()) for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == list(range(10))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_a_cuda_trainer_only(device, pinned):
+    data = on_rank(0, 1)
+    data.trainer.strategy.root_device = torch.device(device)
+    assert data.pin_memory is pinned
+
+
+def test_without_a_trainer_memory_is_pinned_where_there_is_cuda(monkeypatch):
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert Numbers().pin_memory is available
+
+
+class Recorder(LightningModule):
+    """Writes down what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.seen: dict[str, list[float]] = {"train": [], "val": [], "test": [], "predict": []}
+
+    def training_step(self, batch, batch_idx):
+        self.seen["train"] += batch.x.tolist()
+        return (self.weight * batch.x).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.seen["val"] += batch.x.tolist()
+
+    def test_step(self, batch, batch_idx):
+        self.seen["test"] += batch.x.tolist()
+
+    def predict_step(self, batch, batch_idx):
+        self.seen["predict"] += batch.x.tolist()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def trainer(tmp_path, **kwargs) -> Trainer:
+    return Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+def test_trainer_runs_every_stage_and_reshuffles_each_epoch(tmp_path):
+    model, data = Recorder(), Numbers(batch_size=4)
+    runner = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0, enable_checkpointing=False)
+    runner.fit(model, datamodule=data)
+    runner.test(model, datamodule=data, verbose=False)
+    runner.predict(model, datamodule=data)
+    first, second = model.seen["train"][:10], model.seen["train"][10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert model.seen["val"] == [100.0 + i for i in range(10)] * 2
+    assert model.seen["test"] == model.seen["predict"] == [200.0 + i for i in range(10)]
+
+
+def test_resume_continues_with_the_next_epochs_order(tmp_path):
+    whole = Recorder()
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, datamodule=Numbers())
+
+    half, rest, path = Recorder(), Recorder(), tmp_path / "half.ckpt"
+    runner = trainer(tmp_path, max_epochs=1)
+    runner.fit(half, datamodule=Numbers())
+    runner.save_checkpoint(path)
+    trainer(tmp_path, max_epochs=2).fit(rest, datamodule=Numbers(), ckpt_path=path)
+    assert half.seen["train"] + rest.seen["train"] == whole.seen["train"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
+        ({"eval_batch_size": -3}, "Expected `eval_batch_size` to be at least 1, but got -3"),
+        ({"num_workers": -1}, "Expected `num_workers` to be at least 0, but got -1"),
+    ],
+)
+def test_arguments_out_of_range_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Numbers(**arguments)
+
+
+def test_empty_set_raises():
+    with pytest.raises(ValueError, match="Expected the test set of Numbers to hold at least one"):
+        Numbers(n=0).setup("test")
+
+
+def test_loading_before_setup_raises():
+    data = Numbers()
+    data.setup("test")
+    with pytest.raises(RuntimeError, match=r"only \['test'\] are\. Call `setup\(stage\)` first"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize("tensors", [(torch.zeros(3), torch.zeros(4)), ()])
+def test_tensors_of_different_lengths_raise(tensors):
+    with pytest.raises(ValueError, match="Expected tensors of one common length, but got lengths"):
+        TensorData(tensors)
+
+
+def test_keep_batch_changes_nothing():
+    batch = Pair(torch.zeros(2), torch.ones(2))
+    assert keep_batch(batch) is batch

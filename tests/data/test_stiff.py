@@ -1,0 +1,156 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from datamodules.stiff import StiffBatch, StiffODEDataModule, StiffTrajectory, stiff_solution
+
+RATES = [0.01, 0.5, 1.0 - 1e-9, 1.0, 1.0 + 1e-9, 1.5, 3.0, 10.0, 1000.0]
+
+
+@pytest.mark.parametrize("r", [10.0, 1000.0])
+def test_solution_against_radau(r):
+    t = np.concatenate([np.linspace(0.0, 5.0 / r, 20), np.linspace(0.1, 25.0, 30)])
+    reference = solve_ivp(
+        lambda t, y: -r * y + 3.0 * r - 2.0 * r * np.exp(-t),
+        (0.0, 25.0),
+        [0.0],
+        method="Radau",
+        t_eval=np.sort(t),
+        rtol=1e-10,
+        atol=1e-12,
+    )
+    got = stiff_solution(torch.from_numpy(np.sort(t)), r)
+    np.testing.assert_allclose(got.numpy(), reference.y[0], atol=1e-8)
+
+
+@pytest.mark.parametrize("r", RATES)
+def test_solution_satisfies_the_equation(r):
+    t = torch.linspace(0.0, 20.0, 101, dtype=torch.float64, requires_grad=True)
+    y = stiff_solution(t, r)
+    (slope,) = torch.autograd.grad(y.sum(), t)
+    residual = slope - (-r * y + 3.0 * r - 2.0 * r * torch.exp(-t))
+    assert float(residual.detach().abs().max()) < 1e-12 * max(1.0, r)
+    assert float(y[0].detach()) == 0.0
+
+
+def test_solution_at_the_paper_rate():
+    t = torch.tensor([1e-4, 1e-2, 1.0, 15.0], dtype=torch.float64)
+    expected = 3.0 - 0.998 * torch.exp(-1000.0 * t) - 2.002 * torch.exp(-t)
+    torch.testing.assert_close(stiff_solution(t, 1000.0), expected, atol=1e-5, rtol=0.0)
+
+
+def test_solution_at_rate_one_and_its_limit():
+    t = torch.linspace(0.0, 10.0, 11, dtype=torch.float64)
+    limit = 3.0 - (3.0 + 2.0 * t) * torch.exp(-t)
+    for r in (1.0, 1.0 - 1e-10, 1.0 + 1e-10):
+        torch.testing.assert_close(stiff_solution(t, r), limit, atol=1e-9, rtol=0.0)
+
+
+@pytest.mark.parametrize("r", RATES)
+def test_solution_is_finite_late_and_in_float32(r):
+    y = stiff_solution(torch.tensor([0.0, 100.0, 1e4]), r)
+    assert y.dtype == torch.float32
+    assert y.isfinite().all()
+
+
+def test_training_batches():
+    data = StiffODEDataModule()
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert len(batches) == 50
+    batch = batches[0]
+    assert isinstance(batch, StiffBatch)
+    assert [tensor.shape for tensor in batch] == [(20,), (20, 1), (20,), (20, 1)]
+    assert all(tensor.dtype == torch.float32 for tensor in batch)
+    torch.testing.assert_close(batch.t_end, batch.t_start + 0.125)
+
+
+def pieces(**arguments) -> StiffBatch:
+    data = StiffODEDataModule(dtype="float64", **arguments)
+    data.setup("fit")
+    return StiffBatch(*map(torch.cat, zip(*data.train_dataloader(), strict=True)))
+
+
+@pytest.mark.parametrize("start_times", ["uniform", "log_uniform"])
+@pytest.mark.parametrize("r", [10.0, 1000.0])
+def test_pieces_lie_on_the_solution(start_times, r):
+    batch = pieces(r=r, start_times=start_times)
+    torch.testing.assert_close(batch.y_start, stiff_solution(batch.t_start, r).unsqueeze(-1))
+    torch.testing.assert_close(batch.y_end, stiff_solution(batch.t_end, r).unsqueeze(-1))
+    assert float(batch.t_start.min()) >= 0.0
+    assert float(batch.t_end.max()) <= 15.0
+
+
+def test_uniform_start_times_are_uniform():
+    t = pieces(n_starts=4000).t_start
+    assert float(t.mean()) == pytest.approx(14.875 / 2, rel=0.03)
+    assert float(t.var()) == pytest.approx(14.875**2 / 12, rel=0.05)
+
+
+def test_log_uniform_start_times_cover_the_transient():
+    t = pieces(n_starts=4000, start_times="log_uniform").t_start.sort().values
+    assert t[0] == 0.0
+    low, high = 1e-5, 14.875
+    assert t[1] >= low
+    share = (math.log(5e-3) - math.log(low)) / (math.log(high) - math.log(low))
+    assert float((t < 5e-3).double().mean()) == pytest.approx(share, abs=0.03)
+
+
+def test_seed_reproduces_start_times():
+    a, b, other = (pieces(seed=seed).t_start for seed in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a.sort().values, other.sort().values)
+
+
+def test_evaluation_is_one_trajectory():
+    data = StiffODEDataModule(r=10.0, n_test=31, test_t_end=6.0, batch_size=7)
+    data.setup()
+    loaders = [data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()]
+    trajectories = [batch for loader in loaders for batch in loader]
+    assert len(trajectories) == 3
+    for trajectory in trajectories:
+        assert isinstance(trajectory, StiffTrajectory)
+        assert (trajectory.t.shape, trajectory.y.shape) == ((31,), (31, 1))
+        assert (float(trajectory.t[0]), float(trajectory.t[-1])) == (0.0, 6.0)
+        torch.testing.assert_close(
+            trajectory.y, stiff_solution(trajectory.t, 10.0).unsqueeze(-1), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_trajectory_set_has_one_item():
+    dataset = StiffODEDataModule(n_test=3).build("test")
+    assert dataset[0].t.shape == (3,)
+    with pytest.raises(IndexError, match="Expected index 0, the only trajectory, but got 1"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("r", [0.0, -1.0, math.inf, math.nan])
+def test_rate_must_be_positive_and_finite(r):
+    for call in (lambda: StiffODEDataModule(r=r), lambda: stiff_solution(torch.zeros(1), r)):
+        with pytest.raises(ValueError, match="Expected `r` to be positive and finite, but got"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"interval": 0.0}, r"Expected 0 < interval < t_end, both finite, but got interval=0\.0"),
+        ({"interval": 15.0}, "Expected 0 < interval < t_end, both finite, but got interval=15"),
+        ({"t_end": math.inf}, "Expected 0 < interval < t_end, both finite, but .* t_end=inf"),
+        ({"n_starts": 0}, "Expected `n_starts` to be at least 1, but got 0"),
+        ({"n_test": 1}, "Expected `n_test` to be at least 2, but got 1"),
+        ({"test_t_end": 0.0}, "Expected `test_t_end` to be positive and finite, but got 0"),
+        ({"start_times": "log"}, "Expected `start_times` to be 'uniform' or 'log_uniform'"),
+        ({"dtype": "float16"}, "Expected `dtype` to be 'float32' or 'float64', but got 'float16'"),
+        (
+            {"r": 1e-4, "start_times": "log_uniform"},
+            "Expected 0.01 / r < t_end - interval for log-uniform start times, but got",
+        ),
+    ],
+)
+def test_arguments_out_of_range_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        StiffODEDataModule(**arguments)

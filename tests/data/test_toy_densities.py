@@ -1,0 +1,178 @@
+import math
+
+import pytest
+import torch
+
+from datamodules.toy_densities import (
+    DENSITIES,
+    CheckerboardDensity,
+    KnownDensity,
+    MixtureDensity,
+    get_density,
+)
+
+N = 40_000
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_samples_are_reproducible_and_at_the_common_scale(name):
+    density = get_density(name)
+    before = torch.get_rng_state()
+    x = density.sample(N, generator())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert x.shape == (N, density.dim)
+    assert x.dtype == torch.float32
+    assert x.isfinite().all()
+    assert 2.0 < float(x.abs().quantile(0.99)) < 7.0
+    assert torch.equal(x, density.sample(N, generator()))
+    assert not torch.equal(x, density.sample(N, generator(1)))
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_samples_without_a_generator_follow_the_global_stream(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        a = get_density(name).sample(5)
+        torch.manual_seed(3)
+        assert torch.equal(a, get_density(name).sample(5))
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_has_log_prob_tells_closed_forms(name):
+    density = get_density(name)
+    assert density.has_log_prob == isinstance(density, KnownDensity)
+    assert density.has_log_prob == (name in {"mixture1d", "8gaussians", "checkerboard"})
+
+
+@pytest.mark.parametrize("name", ["8gaussians", "checkerboard"])
+def test_two_dimensional_density_integrates_to_one(name):
+    density = get_density(name)
+    low, high = density.support
+    n = 400
+    axis = low + (high - low) / n * (torch.arange(n, dtype=torch.float64) + 0.5)
+    grid = torch.cartesian_prod(axis, axis)
+    mass = density.log_prob(grid).exp().sum() * ((high - low) / n) ** 2
+    assert float(mass) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_one_dimensional_density_integrates_to_one():
+    _, probabilities = get_density("mixture1d").quadrature(500)
+    assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_mixture_against_torch_distributions():
+    means = [[0.0, 1.0], [-2.0, 0.5], [3.0, -1.0]]
+    components = torch.distributions.MultivariateNormal(
+        torch.tensor(means).double(), 0.3 * torch.eye(2).double()
+    )
+    uniform = torch.distributions.Categorical(torch.ones(3).double())
+    expected = torch.distributions.MixtureSameFamily(uniform, components)
+    x = 3.0 * torch.randn(4, 5, 2, generator=generator(), dtype=torch.float64)
+    got = MixtureDensity(means, variance=0.3).log_prob(x)
+    torch.testing.assert_close(got, expected.log_prob(x))
+
+
+def test_mixture_samples_have_the_closed_form_moments():
+    means = torch.tensor([-2.8, -0.9, 2.0, 3.4, 5.1])
+    x = get_density("mixture1d").sample(N, generator()).squeeze(-1)
+    variance = float(means.var(correction=0)) + 0.4
+    assert float(x.mean()) == pytest.approx(float(means.mean()), abs=5 * math.sqrt(variance / N))
+    assert float(x.var()) == pytest.approx(variance, rel=0.03)
+
+
+def test_eight_gaussians_moments():
+    x = get_density("8gaussians").sample(N, generator())
+    # Half of the squared radius, plus the variance of a component.
+    variance = 0.5 * 8.0 + 0.125
+    assert x.mean(0).abs().max() < 5 * math.sqrt(variance / N)
+    torch.testing.assert_close(x.T.cov(), variance * torch.eye(2), atol=0.15, rtol=0.0)
+
+
+def test_checkerboard_samples_fill_the_black_squares():
+    board = CheckerboardDensity()
+    x = board.sample(N, generator())
+    assert (board.log_prob(x) == -math.log(32.0)).all()
+    column, row = ((x + 4.0) / 2.0).floor().long().T
+    counts = torch.bincount(4 * column + row, minlength=16)
+    used = counts[counts > 0]
+    assert len(used) == 8
+    assert (used - N / 8).abs().max() < 5 * math.sqrt(N / 8)
+    # A uniform law on [-4, 4] along each axis, by symmetry of the board.
+    torch.testing.assert_close(x.var(0), torch.full((2,), 64.0 / 12.0), atol=0.1, rtol=0.0)
+
+
+def test_checkerboard_has_no_mass_off_the_board():
+    outside = torch.tensor([[4.5, 0.5], [-4.5, 1.0], [0.5, -0.5], [9.0, 9.0]])
+    assert (CheckerboardDensity().log_prob(outside) == -math.inf).all()
+
+
+def test_entropy_of_the_paper_mixture():
+    assert get_density("mixture1d").entropy() == pytest.approx(2.281, abs=5e-4)
+
+
+def test_entropy_agrees_with_a_normal_and_with_samples():
+    normal = MixtureDensity([[1.5]], variance=0.7)
+    assert normal.entropy() == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.7), abs=1e-9)
+    mixture = get_density("mixture1d")
+    assert isinstance(mixture, KnownDensity)
+    x = mixture.sample(N, generator())
+    assert float(-mixture.log_prob(x).mean()) == pytest.approx(mixture.entropy(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "outer"), [("circles", 1.5, 3.0), ("swissroll", 1.178, 3.534)]
+)
+def test_radii(name, inner, outer):
+    radius = get_density(name).sample(N, generator()).norm(dim=-1)
+    assert float(radius.quantile(0.001)) > inner - 0.7
+    assert float(radius.quantile(0.999)) < outer + 0.7
+    assert float(radius.quantile(0.1)) < inner + 0.5
+    assert float(radius.quantile(0.9)) > outer - 0.5
+
+
+@pytest.mark.parametrize(("name", "turns"), [("pinwheel", 5), ("2spirals", 2), ("moons", 2)])
+def test_rotational_symmetry(name, turns):
+    x = get_density(name).sample(N, generator()).double()
+    angle = 2.0 * math.pi / turns
+    rotation = torch.tensor(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    ).double()
+    bins = torch.linspace(-4.0, 4.0, 9, dtype=torch.float64)
+    histogram = torch.histogramdd(x, [bins, bins]).hist / N
+    rotated = torch.histogramdd(x @ rotation.T, [bins, bins]).hist / N
+    assert (histogram - rotated).abs().max() < 0.012
+    assert (histogram.max() > 0.03).all()
+
+
+@pytest.mark.parametrize(("name", "near"), [("8gaussian", "'8gaussians'"), ("moon", "'moons'")])
+def test_unknown_name_lists_near_ones(name, near):
+    with pytest.raises(ValueError, match=f"but got '{name}'. Did you mean {near}"):
+        get_density(name)
+
+
+def test_unknown_name_lists_all_when_none_is_near():
+    with pytest.raises(ValueError, match=r"but got 'xyz'\. Choose one of mixture1d, 8gaussians"):
+        get_density("xyz")
+
+
+@pytest.mark.parametrize("means", [[], [[]], [[0.0], [1.0, 2.0]]])
+def test_ragged_or_empty_means_raise(means):
+    with pytest.raises(ValueError, match="Expected `means` to be one or more rows of one common"):
+        MixtureDensity(means, variance=1.0)
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, math.nan])
+def test_variance_must_be_positive(variance):
+    with pytest.raises(ValueError, match="Expected `variance` to be positive, but got"):
+        MixtureDensity([[0.0]], variance=variance)
+
+
+def test_quadrature_refuses_two_dimensions_and_no_nodes():
+    with pytest.raises(ValueError, match="Expected a one-dimensional density for quadrature"):
+        CheckerboardDensity().entropy()
+    with pytest.raises(ValueError, match="Expected `n` to be at least 1, but got 0"):
+        MixtureDensity([[0.0]], variance=1.0).quadrature(0)
