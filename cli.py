@@ -1,7 +1,7 @@
-"""Train, validate, test and predict: ``python cli.py fit --config configs/cnf/toy2d_steer.yaml``."""
+"""Train, validate, test, predict: ``python cli.py fit --config configs/cnf/toy2d_steer.yaml``."""
 
 from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported so that short class names resolve on the command line.
@@ -15,7 +15,9 @@ class SteerCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"})
+        parser.set_defaults(
+            {"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"}
+        )
 
 
 def main(args: ArgsType = None) -> SteerCLI:

@@ -30,7 +30,8 @@ class AttachedHorizon(SpanHorizon):
     """
 
     def __init__(self, field: nn.Module, path: str, t0: float = 0.0, t1: float = 1.0) -> None:
-        for name, end in (("t0", t0), ("t1", t1)):
+        ends: dict[str, object] = {"t0": t0, "t1": t1}
+        for name, end in ends.items():
             if isinstance(end, Tensor):
                 raise TypeError(
                     f"Expected `{name}` of an attached vector field to be a number, but got a "
@@ -56,12 +57,6 @@ class AttachedHorizon(SpanHorizon):
     def attached(self) -> bool:
         """Whether the hooks are still on."""
         return bool(self._handles)
-
-    def detach(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     def perturb(self, draw: Draw) -> None:
         """Put a draw in force."""
@@ -110,9 +105,9 @@ class AttachedHorizon(SpanHorizon):
         if in_backward():
             if self._forward_draw is not self._draw:
                 raise RuntimeError(
-                    f"The vector field {self.path!r} is evaluated in a backward pass whose forward "
-                    f"pass had another end time: the gradient would be wrong. Call backward "
-                    f"before the end of the training step (or inside `with steer(...)`)."
+                    f"The vector field {self.path!r} is evaluated in a backward pass whose "
+                    f"forward pass had another end time: the gradient would be wrong. Call "
+                    f"backward before the end of the training step (or inside `with steer(...)`)."
                 )
             return
         self._forward_draw = self._draw
@@ -122,8 +117,8 @@ class AttachedHorizon(SpanHorizon):
         distance = (ends[:, None] - t.detach().cpu().double().reshape(1, -1)).abs().amin()
         if float(distance) > 1e-5 * abs(self.t1 - self.t0):
             raise ValueError(
-                f"Expected the vector field {self.path!r} to be asked first at an end of its span, "
-                f"t0 = {self.t0:g} or t1 = {self.t1:g}, but got t = {t.tolist()}. Give the "
+                f"Expected the vector field {self.path!r} to be asked first at an end of its "
+                f"span, t0 = {self.t0:g} or t1 = {self.t1:g}, but got t = {t.tolist()}. Give the "
                 f"callback the span that the model solves: t0=..., t1=..."
             )
         self._span_checked = True

@@ -1,4 +1,4 @@
-"""Figures of flows, trajectories and sweeps. Arrays in, matplotlib figures out; no global state."""
+"""Figures of flows, trajectories and sweeps, without global state."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -111,7 +111,9 @@ def plot_trajectory(t: Tensor, true: Tensor, predicted: Mapping[str, Tensor]) ->
     return figure
 
 
-def plot_sweep(end_times: Sequence[float], metrics: Mapping[str, Sequence[float]], t1: float) -> Figure:
+def plot_sweep(
+    end_times: Sequence[float], metrics: Mapping[str, Sequence[float]], t1: float
+) -> Figure:
     """Metrics of a trained model against the end time it is evaluated at.
 
     Args:
@@ -131,7 +133,9 @@ def plot_sweep(end_times: Sequence[float], metrics: Mapping[str, Sequence[float]
 
 def flow_plotter(event_shape: Sequence[int]) -> Callable[[CNF, Tensor], Figure] | None:
     """The plot that fits samples of a shape; ``None`` if there is none."""
-    return {(1,): plot_flow_1d, (2,): plot_flow_2d}.get(tuple(event_shape))
+    plots: dict[tuple[int, ...], Callable[[CNF, Tensor], Figure]]
+    plots = {(1,): plot_flow_1d, (2,): plot_flow_2d}
+    return plots.get(tuple(event_shape))
 
 
 def _array(x: Tensor) -> Array:

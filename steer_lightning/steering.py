@@ -12,7 +12,13 @@ from torch import nn
 
 from steer_lightning.attach import AttachedHorizon
 from steer_lightning.functional.choices import check_choice
-from steer_lightning.functional.end_time import Distribution, EndTimeDraw, FixedOffset, Scope, stream_key
+from steer_lightning.functional.end_time import (
+    Distribution,
+    EndTimeDraw,
+    FixedOffset,
+    Scope,
+    stream_key,
+)
 from steer_lightning.horizon import Horizon, SpanHorizon
 
 _ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()
@@ -37,11 +43,6 @@ class SteerSettings:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.vector_fields, str):
-            raise ValueError(
-                f"Expected `vector_fields` to be a list of dotted paths, but got the string "
-                f"{self.vector_fields!r}. Write [{self.vector_fields!r}]."
-            )
         if self.vector_fields is not None and not self.vector_fields:
             raise ValueError(
                 "Expected `vector_fields` to name at least one module, but got an empty list. "
@@ -214,7 +215,7 @@ def steer(
         >>> 0.5 < end_times["steer/horizon/end_time"] < 1.5
         True
     """
-    paths = tuple(vector_fields) if vector_fields is not None else None
+    paths = as_paths(vector_fields)
     settings = SteerSettings(b, paths, t0, t1, epsilon, distribution, scope, warmup_steps)
     steering = Steering(model, settings, owner=f"steer(step={step}) #{next(_CONTEXTS)}")
     try:
@@ -258,6 +259,20 @@ def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
     finally:
         for horizon in spans:
             horizon.reset()
+
+
+def as_paths(vector_fields: Sequence[str] | None) -> tuple[str, ...] | None:
+    """A tuple of dotted paths.
+
+    Raises:
+        ValueError: If a single string is given in place of a list.
+    """
+    if isinstance(vector_fields, str):
+        raise ValueError(
+            f"Expected `vector_fields` to be a list of dotted paths, but got the string "
+            f"{vector_fields!r}. Write [{vector_fields!r}]."
+        )
+    return None if vector_fields is None else tuple(vector_fields)
 
 
 def current_rank() -> int:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from steer_lightning.functional.end_time import Distribution, Scope
-from steer_lightning.steering import Steering, SteerSettings
+from steer_lightning.steering import Steering, SteerSettings, as_paths
 
 
 class SteerCallback(Callback):
@@ -66,11 +66,8 @@ class SteerCallback(Callback):
         warmup_steps: int = 0,
         seed: int | None = None,
     ) -> None:
-        paths = vector_fields
-        if vector_fields is not None and not isinstance(vector_fields, str):
-            paths = tuple(vector_fields)
         self.settings = SteerSettings(
-            b, paths, t0, t1, epsilon, distribution, scope, warmup_steps  # type: ignore[arg-type]
+            b, as_paths(vector_fields), t0, t1, epsilon, distribution, scope, warmup_steps
         )
         self.seed = seed
         self._asked_seed = seed
@@ -113,7 +110,8 @@ class SteerCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Draw this batch's end times."""
-        assert self._steering is not None and self.seed is not None
+        assert self._steering is not None
+        assert self.seed is not None
         self._steering.perturb(seed=self.seed, step=self._step, rank=trainer.global_rank)
         self._step += 1
 

@@ -16,10 +16,10 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         ValueError: If ``value`` is not among ``choices``.
 
     Example:
-        >>> check_choice("method", "dorpi5", ["dopri5", "rk4"])
+        >>> check_choice("method", "rk5", ["rk4"])
         Traceback (most recent call last):
         ...
-        ValueError: Expected `method` to be one of ['dopri5', 'rk4'], but got 'dorpi5'. Did you mean 'dopri5'?
+        ValueError: Expected `method` to be one of ['rk4'], but got 'rk5'. Did you mean 'rk4'?
     """
     known = list(choices)
     if value in known:

@@ -1,4 +1,4 @@
-r"""How STEER draws an end time, as a pure function of a key: no global random state is involved."""
+"""How STEER draws an end time: a pure function of a key, away from global random state."""
 
 import hashlib
 import math
@@ -69,7 +69,8 @@ def end_time_offset(u: Tensor, b: Tensor, distribution: Distribution = "uniform"
         return b * (2.0 * u - 1.0)
     tail = 0.5 * math.erfc(math.sqrt(2.0))  # Phi(-2)
     z = torch.special.ndtri(tail + u * (1.0 - 2.0 * tail))
-    return b * (0.5 * z).clamp(-1.0, 1.0)
+    offset: Tensor = b * (0.5 * z).clamp(-1.0, 1.0)
+    return offset
 
 
 class Draw(Protocol):
@@ -120,7 +121,8 @@ class EndTimeDraw:
             raise ValueError(f"Expected `b` to be None or finite and >= 0, but got {self.b}.")
         if not 0.0 < self.epsilon < 1.0:
             raise ValueError(
-                f"Expected `epsilon`, a fraction of an interval, in (0, 1), but got {self.epsilon}."
+                f"Expected `epsilon`, a fraction of an interval, in (0, 1), but got "
+                f"{self.epsilon}."
             )
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
         check_choice("scope", self.scope, SCOPES)

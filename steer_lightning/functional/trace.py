@@ -34,7 +34,9 @@ def exact_divergence(
     basis = torch.eye(dim, dtype=y.dtype, device=y.device).view(dim, 1, *y.shape[1:])
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        value, tangent = torch.func.jvp(
+        value: Tensor
+        tangent: Tensor
+        value, tangent = torch.func.jvp(  # type: ignore[misc]  # a third entry only with has_aux
             lambda x: vector_field(t, x), (y,), (direction.expand_as(y),)
         )
         return value, (tangent * direction).reshape(batch, -1).sum(1)

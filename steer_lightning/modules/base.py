@@ -10,6 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -69,6 +70,17 @@ class TaskModule(LightningModule):
         self.save_hyperparameters(ignore=objects, frame=frame)
 
 
-def stage_metrics(make: Callable[[], nn.Module]) -> nn.ModuleDict:
-    """One metric for validation and one for test."""
-    return nn.ModuleDict({"val": make(), "test": make()})
+class StageMetrics(nn.Module):
+    """One metric for validation and one for test.
+
+    Args:
+        make: Makes a metric.
+    """
+
+    def __init__(self, make: Callable[[], Metric]) -> None:
+        super().__init__()
+        self.val = make()
+        self.test = make()
+
+    def __getitem__(self, stage: str) -> Metric:
+        return {"val": self.val, "test": self.test}[stage]

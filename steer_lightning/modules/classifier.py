@@ -10,9 +10,9 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from steer_lightning.modules.base import (
     OptimizerFactory,
     SchedulerFactory,
+    StageMetrics,
     TaskModule,
     adam,
-    stage_metrics,
 )
 from steer_lightning.nn import ODEBlock
 
@@ -55,7 +55,7 @@ class ClassifierModule(TaskModule):
         self.block = block
         self.head = head
         self.num_classes = num_classes
-        self.accuracy = stage_metrics(
+        self.accuracy = StageMetrics(
             lambda: MulticlassAccuracy(num_classes=num_classes, average="micro")
         )
 
@@ -90,7 +90,8 @@ class ClassifierModule(TaskModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities of the batch."""
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return self(x).softmax(1)
+        logits: Tensor = self(x)
+        return logits.softmax(1)
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
         x, labels = batch

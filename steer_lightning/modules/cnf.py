@@ -8,9 +8,9 @@ from torchmetrics import MeanMetric
 from steer_lightning.modules.base import (
     OptimizerFactory,
     SchedulerFactory,
+    StageMetrics,
     TaskModule,
     adam,
-    stage_metrics,
 )
 from steer_lightning.nn import CNF
 
@@ -49,7 +49,7 @@ class CNFModule(TaskModule):
         super().__init__(optimizer, lr_scheduler)
         self.save_plain_hyperparameters()
         self.flow = flow
-        self.nll = stage_metrics(MeanMetric)
+        self.nll = StageMetrics(MeanMetric)
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]:
         """Weighted mean negative log-likelihood of a batch, in nats."""

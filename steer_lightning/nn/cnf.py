@@ -129,8 +129,8 @@ class CNF(nn.Module):
         return zs[-1], deltas[-1]
 
     def log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
-        """Log-density at ``x`` in nats, shape ``(B,)``; at a time ``t`` of the transport if given."""
-        z, delta_log_p = self(x, t)
+        """Log-density at ``x`` in nats, ``(B,)``; at a time ``t`` of the transport if given."""
+        z, delta_log_p = self.forward(x, t)
         return standard_normal_log_prob(z) + delta_log_p
 
     def inverse(self, z: Tensor) -> Tensor:

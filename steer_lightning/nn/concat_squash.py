@@ -1,6 +1,8 @@
 """FFJORD's concat-squash network, with its divergence in one pass."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class ConcatSquashLinear(nn.Module):
         self.shift = nn.Linear(1, d_out, bias=False)
 
     def gate_and_shift(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The gate and the shift at ``t``, each ``(d_out,)`` or, for ``t`` of ``(B,)``, ``(B, d_out)``."""
+        """Gate and shift at ``t``, each ``(d_out,)``, or ``(B, d_out)`` for ``t`` of ``(B,)``."""
         t = t[..., None]
         gate = torch.sigmoid(t * self.gate.weight[:, 0] + self.gate.bias)
         return gate, t * self.shift.weight[:, 0]
@@ -68,13 +70,15 @@ class ConcatSquashField(nn.Module):
             raise ValueError("Expected at least one hidden layer, but got none.")
         widths = [dim, *hidden, dim]
         self.layers = nn.ModuleList(
-            ConcatSquashLinear(d_in, d_out)
-            for d_in, d_out in zip(widths[:-1], widths[1:], strict=True)
+            ConcatSquashLinear(d_in, d_out) for d_in, d_out in pairwise(widths)
         )
+
+    def _layers(self) -> list[ConcatSquashLinear]:
+        return cast(list[ConcatSquashLinear], list(self.layers))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Derivative at ``t``, shape of ``y``, ``(B, D)``."""
-        *hidden, last = self.layers
+        *hidden, last = self._layers()
         for layer in hidden:
             y = torch.tanh(layer(t, y))
         derivative: Tensor = last(t, y)
@@ -86,7 +90,7 @@ class ConcatSquashField(nn.Module):
         The first layer's tangents are the columns of its weight, and the last layer is asked only
         for the diagonal of the Jacobian: neither costs a product of ``D`` tangents.
         """
-        first, *middle, last = self.layers
+        first, *middle, last = self._layers()
         gate, shift = first.gate_and_shift(t)
         value = torch.tanh(torch.addcmul(shift, first.layer(y), gate))
         columns = first.layer.weight.T[:, None, :]  # (D, 1, H)

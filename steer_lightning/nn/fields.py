@@ -1,6 +1,7 @@
 """Vector fields for vectors and images; ``t`` is ``()`` or one time for each sample, ``(B,)``."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -50,7 +51,7 @@ class MLPField(nn.Module):
         self.autonomous = not time_dependent
         widths = [dim + time_dependent, *hidden, dim]
         layers: list[nn.Module] = []
-        for d_in, d_out in zip(widths[:-1], widths[1:], strict=True):
+        for d_in, d_out in pairwise(widths):
             linear = nn.Linear(d_in, d_out)
             if init_std is not None:
                 nn.init.normal_(linear.weight, std=init_std)

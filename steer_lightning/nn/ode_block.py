@@ -56,7 +56,8 @@ class ODEBlock(nn.Module):
             raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
         self.vector_field = vector_field
         self.solver = TorchdiffeqSolver() if solver is None else solver
-        self.horizon = SpanHorizon(*(t_span or (0.0, 1.0))) if horizon is None else horizon
+        t0, t1 = (0.0, 1.0) if t_span is None else t_span
+        self.horizon = SpanHorizon(t0, t1) if horizon is None else horizon
         self.stats = SolveStats()
 
     def forward(

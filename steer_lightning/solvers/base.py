@@ -143,7 +143,8 @@ def first_part(y: Any) -> Tensor:
     part = y[0] if isinstance(y, tuple) else y
     if not isinstance(part, Tensor):
         raise TypeError(
-            f"Expected the state to be a tensor or a tuple of tensors, but got {type(part).__name__}."
+            f"Expected the state to be a tensor or a tuple of tensors, but got "
+            f"{type(part).__name__}."
         )
     return part
 
@@ -201,9 +202,9 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
     """
     if not isinstance(vector_field, nn.Module):
         raise TypeError(
-            f"Expected the vector field to be an nn.Module for gradient='adjoint', which must find "
-            f"its parameters, but got {type(vector_field).__name__}. Wrap it in an nn.Module, or "
-            f"use gradient='autograd'."
+            f"Expected the vector field to be an nn.Module for gradient='adjoint', which must "
+            f"find its parameters, but got {type(vector_field).__name__}. Wrap it in an "
+            f"nn.Module, or use gradient='autograd'."
         )
     found = [p for p in vector_field.parameters() if p.requires_grad]
     for module in vector_field.modules():

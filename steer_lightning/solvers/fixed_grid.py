@@ -136,10 +136,10 @@ def integrate(
     """Take ``n_steps`` steps in each interval of ``t_eval``; states at ``t_eval``, stacked."""
     tableau = TABLEAUS[method]
     y, ys = y0, [y0]
-    for t0, t1 in zip(t_eval[:-1], t_eval[1:], strict=True):
-        dt = (t1 - t0) / n_steps
-        for i in range(n_steps):
-            y = step(vector_field, t0 + i * dt, dt, y, tableau)
+    for i in range(len(t_eval) - 1):
+        t0, dt = t_eval[i], (t_eval[i + 1] - t_eval[i]) / n_steps
+        for j in range(n_steps):
+            y = step(vector_field, t0 + j * dt, dt, y, tableau)
         ys.append(y)
     if isinstance(y0, tuple):
         return tuple(torch.stack(parts) for parts in zip(*ys, strict=True))
