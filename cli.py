@@ -6,7 +6,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that short class names resolve on the command line.
 import datamodules  # noqa: F401
-import steer_lightning.callbacks
+import steer_lightning.callbacks.pictures
 import steer_lightning.modules  # noqa: F401
 
 

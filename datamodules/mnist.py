@@ -161,9 +161,17 @@ class MNISTDataModule(TensorDataModule):
         return (1, self.image_size, self.image_size)
 
     def prepare_data(self) -> None:
-        """Download what is missing, if ``download`` is true; one process on each node."""
+        """Download what is missing, if ``download`` is true; one process on each node.
+
+        Files are checked here too, before a run makes its folders.
+
+        Raises:
+            ValueError: If a file is broken.
+            FileNotFoundError: If a file is missing.
+        """
         if self.download:
             MNIST(self.data_dir, download=True)
+        self._check_files()
 
     def build(self, split: Split) -> TensorData[tuple[Tensor, Tensor]]:
         """Check the files, read them and cut out a split.

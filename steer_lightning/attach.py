@@ -52,6 +52,7 @@ class AttachedHorizon(SpanHorizon):
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
     @property
     def attached(self) -> bool:
@@ -63,10 +64,8 @@ class AttachedHorizon(SpanHorizon):
         super().perturb(draw)
         self._warps = {}
 
-    def reset(self) -> None:
-        """Go back to the nominal end time."""
-        super().reset()
-        self._warps = {}
+    def _nominal(self) -> dict[str, Any]:
+        return {**super()._nominal(), "_warps": {}}
 
     def check(self, draw: Draw) -> None:
         """Raise if ``b`` reaches ``t0``, or if each sample is to get an end time."""
@@ -78,8 +77,16 @@ class AttachedHorizon(SpanHorizon):
             )
         super().check(draw)
 
-    def enter(self, t: Tensor) -> Tensor:
+    def enter(self, t: Any) -> Any:
         """Actual time for the time a foreign solver passes."""
+        if not isinstance(t, Tensor):
+            if self._draw is None:
+                return t
+            got = "no time" if t is None else f"a time of type {type(t).__name__}"
+            raise TypeError(
+                f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with a "
+                f"tensor t, but got {got}. Name the module that is passed to odeint."
+            )
         if not torch.compiler.is_compiling():
             self._watch(t)
         self.solved = True
@@ -102,24 +109,28 @@ class AttachedHorizon(SpanHorizon):
 
     def _watch(self, t: Tensor) -> None:
         """Refuse what would be silently wrong: a stale draw in a backward pass, a wrong span."""
+        in_force = None if self._offsets is None else self._draw
         if in_backward():
-            if self._forward_draw is not self._draw:
+            if self._forward_draw is not in_force:
                 raise RuntimeError(
                     f"The vector field {self.path!r} is evaluated in a backward pass whose "
                     f"forward pass had another end time: the gradient would be wrong. Call "
                     f"backward before the end of the training step (or inside `with steer(...)`)."
                 )
             return
-        self._forward_draw = self._draw
+        self._forward_draw = in_force
         if self._draw is None or self._span_checked:
             return
         ends = torch.tensor([self.t0, self.t1], dtype=torch.float64)
-        distance = (ends[:, None] - t.detach().cpu().double().reshape(1, -1)).abs().amin()
+        # All entries at the same end: a module that is no vector field may get a state instead.
+        distance = (ends[:, None] - t.detach().cpu().double().reshape(1, -1)).abs().amax(1).min()
         if float(distance) > 1e-5 * abs(self.t1 - self.t0):
+            got = t.tolist() if t.numel() == 1 else f"a tensor of shape {tuple(t.shape)}"
             raise ValueError(
                 f"Expected the vector field {self.path!r} to be asked first at an end of its "
-                f"span, t0 = {self.t0:g} or t1 = {self.t1:g}, but got t = {t.tolist()}. Give the "
-                f"callback the span that the model solves: t0=..., t1=..."
+                f"span, t0 = {self.t0:g} or t1 = {self.t1:g}, but got t = {got}. Name the module "
+                f"that is passed to odeint, and give the span that the model solves: t0=..., "
+                f"t1=..."
             )
         self._span_checked = True
 
@@ -131,14 +142,10 @@ class _MapTime:
         self.horizon = horizon
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        time = self.horizon.enter(args[0] if args else kwargs.get("t"))
         if args:
-            return (self.horizon.enter(args[0]), *args[1:]), kwargs
-        if "t" in kwargs:
-            return args, {**kwargs, "t": self.horizon.enter(kwargs["t"])}
-        raise TypeError(
-            f"Expected the vector field {self.horizon.path!r} to be called as f(t, y, ...), but "
-            f"got no time."
-        )
+            return (time, *args[1:]), kwargs
+        return args, {**kwargs, "t": time} if "t" in kwargs else kwargs
 
 
 class _ScaleDerivative:

@@ -17,6 +17,8 @@ from steer_lightning.solvers.base import (
     Solver,
     SolveStats,
     VectorField,
+    check_is_module,
+    check_problem,
     default_times,
     first_part,
 )
@@ -42,7 +44,12 @@ class WarpedField(nn.Module):
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))
 
     def trainable_tensors(self) -> list[Tensor]:
-        """What an adjoint must differentiate besides the parameters: a learnable end time."""
+        """What an adjoint must differentiate besides the parameters: a learnable end time.
+
+        Raises:
+            TypeError: If the field is not an ``nn.Module``, as its parameters cannot be found.
+        """
+        check_is_module(self.vector_field)
         return [x for x in self.warp if isinstance(x, Tensor) and x.requires_grad]
 
 
@@ -66,7 +73,15 @@ class Horizon(nn.Module):
 
     def reset(self) -> None:
         """Go back to the nominal end time."""
-        self._draw = None
+        self.__dict__.update(self._nominal())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is nobody's, and stands at the nominal end time."""
+        return {**self.__dict__, **self._nominal(), "owner": None, "solved": False}
+
+    def _nominal(self) -> dict[str, Any]:
+        """The attributes that a draw changes, as they are without one."""
+        return {"_draw": None}
 
     def check(self, draw: Draw) -> None:
         """Raise a ``ValueError`` if a draw could not be put in force."""
@@ -142,10 +157,8 @@ class SpanHorizon(Horizon):
         super().perturb(draw)
         self._offsets = None if draw.per_sample else draw.offsets(self._gap(), None, clip=False)
 
-    def reset(self) -> None:
-        """Go back to the nominal end time."""
-        super().reset()
-        self._offsets = None
+    def _nominal(self) -> dict[str, Any]:
+        return {**super()._nominal(), "_offsets": None}
 
     def describe(self) -> str:
         """The interval in words."""
@@ -209,7 +222,7 @@ class SpanHorizon(Horizon):
         return solver.solve(vector_field, y0, t_eval, stats=stats)
 
     def _gap(self) -> Tensor:
-        t1 = self.t1 if self.learned_t1 is None else float(self.learned_t1)
+        t1 = self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
         return torch.tensor([t1 - self.t0], dtype=torch.float64)
 
 
@@ -245,10 +258,8 @@ class GridHorizon(Horizon):
     def check(self, draw: Draw) -> None:
         """Every draw fits: ``b`` is cut to each gap."""
 
-    def reset(self) -> None:
-        """Go back to the times as given."""
-        super().reset()
-        self._stretch = 1.0
+    def _nominal(self) -> dict[str, Any]:
+        return {**super()._nominal(), "_stretch": 1.0}
 
     def describe(self) -> str:
         """The interval in words."""
@@ -286,6 +297,8 @@ class GridHorizon(Horizon):
                 "Expected `t_eval` with a GridHorizon, which has no times of its own."
             )
         self.solved = True
+        if self._draw is not None:
+            check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
         rates = self._rates(t_eval, len(first_part(y0)))
         if rates is None:
             return solver.solve(vector_field, y0, t_eval, stats=stats)

@@ -90,13 +90,13 @@ class Steering:
             horizon.check(draw)
         for horizon in self.horizons.values():
             horizon.owner = owner
-            horizon.solved = False
 
     def perturb(self, *, seed: int, step: int, rank: int = 0) -> None:
         """Draw the end times of one step; independent for each horizon, keyed by its path."""
         apart = rank if self.settings.scope in ("rank", "sample") else 0
         for path, horizon in self.horizons.items():
             key = stream_key("end_time", seed, step, path, apart)
+            horizon.solved = False
             horizon.perturb(self.settings.draw(key=key, step=step))
 
     def reset(self) -> None:
@@ -122,7 +122,7 @@ class Steering:
         }
 
     def check_solved(self) -> None:
-        """Raise if a horizon was never solved since it was claimed.
+        """Raise if a horizon was not solved since its last draw.
 
         Raises:
             ValueError: Names the horizon and the ways this comes about.
@@ -296,7 +296,7 @@ def _find_horizons(model: nn.Module) -> dict[str, Horizon]:
 
 
 def _attach(model: nn.Module, path: str, settings: SteerSettings) -> AttachedHorizon:
-    known = dict(model.named_modules())
+    known = dict(model.named_modules(remove_duplicate=False))
     if path not in known:
         try:
             check_choice("vector_fields", path, (name for name in known if name))

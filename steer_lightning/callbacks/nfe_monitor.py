@@ -9,6 +9,7 @@ from torch import nn
 from steer_lightning.functional.autograd import in_backward
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers import SolveStats
+from steer_lightning.steering import as_paths
 
 
 class NFEMonitor(Callback):
@@ -24,7 +25,8 @@ class NFEMonitor(Callback):
         steps: Log accepted and rejected steps too, of this library's blocks.
 
     Raises:
-        ValueError: At the start of a run, if there is nothing to count or a path leads nowhere.
+        ValueError: If ``vector_fields`` is a string; at the start of a run, if there is nothing
+            to count or a path leads nowhere.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -32,7 +34,7 @@ class NFEMonitor(Callback):
     """
 
     def __init__(self, vector_fields: Sequence[str] | None = None, steps: bool = False) -> None:
-        self.vector_fields = None if vector_fields is None else tuple(vector_fields)
+        self.vector_fields = as_paths(vector_fields)
         self.steps = steps
         self._stats: dict[str, SolveStats] = {}
         self._handles: list[Any] = []
@@ -50,7 +52,7 @@ class NFEMonitor(Callback):
                 if isinstance(stats, SolveStats):
                     self._stats[path or "model"] = stats
         else:
-            known = dict(model.named_modules())
+            known = dict(model.named_modules(remove_duplicate=False))
             for path in self.vector_fields:
                 check_choice("vector_fields", path, known)
                 self._stats[path] = stats = SolveStats()

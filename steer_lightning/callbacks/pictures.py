@@ -1,7 +1,8 @@
 """Pictures in TensorBoard, and as PNG files beside the logs."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,14 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.nn import CNF
 from steer_lightning.plotting import flow_plotter, plot_sweep, plot_trajectory
+from steer_lightning.solvers import SolverError, TorchdiffeqSolver
 from steer_lightning.steering import end_time_offset_at
 
 
@@ -57,9 +59,24 @@ class EvaluationPicture(Callback):
         self._checks = 0
         self._batch: Any = None
 
+    def check(self, pl_module: LightningModule) -> None:
+        """Raise if no picture can be drawn of the module; asked before the first batch."""
+
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
         """The figure, from the first batch; called without gradients, in eval mode."""
         raise NotImplementedError
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a wrong model before it is trained."""
+        self.check(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a wrong model."""
+        self.check(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a wrong model."""
+        self.check(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -126,15 +143,13 @@ class FlowPicture(EvaluationPicture):
 
     name = "flow"
 
+    def check(self, pl_module: LightningModule) -> None:
+        """Raise a ``TypeError`` if there is no flow that can be drawn."""
+        _flow_and_plotter(pl_module)
+
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
         """The figure of the dimension at hand."""
-        flow = getattr(pl_module, "flow", None)
-        plot = flow_plotter(flow.event_shape) if isinstance(flow, CNF) else None
-        if plot is None or not isinstance(flow, CNF):
-            raise TypeError(
-                f"Expected a module with a CNF of one or two dimensions as `flow`, but got "
-                f"{type(pl_module).__name__}. Leave FlowPicture out."
-            )
+        flow, plot = _flow_and_plotter(pl_module)
         return plot(flow, batch if isinstance(batch, Tensor) else batch[0])
 
 
@@ -161,35 +176,52 @@ class EndTimeSweep(Callback):
 
     The module's ``evaluate(batch)`` gives its metrics. Drawn once: at the end of training from
     training or validation batches, or at the end of a test from test batches. The numbers are
-    written as CSV beside the picture.
+    written as CSV beside the picture. Far from its own end time a model can be stiff: an end time
+    at which a solve fails, or needs more than ``max_nfe`` evaluations, gives NaN, a gap in the
+    picture.
 
     Args:
         b: Half-width of the sweep, in units of time.
         n_points: Number of end times.
         n_batches: Number of batches for each.
         split: Where the batches come from.
+        max_nfe: Largest number of evaluations of a vector field in one solve of the sweep.
 
     Raises:
-        ValueError: If a number is out of range, ``split`` is unknown, or the model has no span.
+        ValueError: If a number is out of range or ``split`` is unknown; before the first batch if
+            the model has no span or ``b`` reaches ``t0``.
+        TypeError: Before the first batch, if the module has no method ``evaluate``.
     """
 
     def __init__(
         self,
         b: float,
-        n_points: int = 21,
-        n_batches: int = 4,
+        n_points: int = 11,
+        n_batches: int = 1,
         split: Literal["train", "val", "test"] = "test",
+        max_nfe: int = 1000,
     ) -> None:
         check_choice("split", split, ("train", "val", "test"))
-        if not b > 0 or n_points < 2 or n_batches < 1:
+        if not b > 0 or n_points < 2 or n_batches < 1 or max_nfe < 1:
             raise ValueError(
-                f"Expected b > 0, n_points >= 2 and n_batches >= 1, but got b = {b}, "
-                f"n_points = {n_points}, n_batches = {n_batches}."
+                f"Expected b > 0, n_points >= 2, n_batches >= 1 and max_nfe >= 1, but got "
+                f"b = {b}, n_points = {n_points}, n_batches = {n_batches}, max_nfe = {max_nfe}."
             )
         self.b = b
         self.n_points = n_points
         self.n_batches = n_batches
         self.split = split
+        self.max_nfe = max_nfe
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a wrong model before it is trained."""
+        if self.split != "test":
+            self._check(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a wrong model."""
+        if self.split == "test":
+            self._check(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sweep over training or validation batches."""
@@ -202,7 +234,22 @@ class EndTimeSweep(Callback):
         if self.split == "test":
             self._sweep(trainer, pl_module, trainer.test_dataloaders)
 
+    def _check(self, pl_module: LightningModule) -> None:
+        if not callable(getattr(pl_module, "evaluate", None)):
+            raise TypeError(
+                f"Expected a module with a method `evaluate(batch)` that gives its metrics, but "
+                f"{type(pl_module).__name__} has none. Add it, or leave EndTimeSweep out."
+            )
+        for offset in (-self.b, self.b):
+            with end_time_offset_at(pl_module, offset):
+                pass
+
     def _sweep(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
+        if loader is None:
+            raise ValueError(
+                f"Expected {self.split} batches to sweep over, but got none. Give the Trainer "
+                f"{self.split} data, or EndTimeSweep another split."
+            )
         folder = pictures_folder(trainer)
         if not trainer.is_global_zero:
             return
@@ -210,16 +257,19 @@ class EndTimeSweep(Callback):
             trainer.strategy.batch_to_device(batch) for batch in islice(loader, self.n_batches)
         ]
         t1 = next((m.t1 for m in pl_module.modules() if isinstance(m, SpanHorizon)), 1.0)
-        offsets = torch.linspace(-self.b, self.b, self.n_points).tolist()
+        offsets = torch.linspace(-self.b, self.b, self.n_points, dtype=torch.float64).tolist()
         training = pl_module.training
         pl_module.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _nfe_budget(pl_module, self.max_nfe):
                 rows = [_mean_metrics(pl_module, offset, batches) for offset in offsets]
         finally:
             pl_module.train(training)
         end_times = [t1 + offset for offset in offsets]
-        metrics = {name: [row[name] for row in rows] for name in rows[0]}
+        names = max(rows, key=len)
+        if not names:  # every solve failed, and each has been warned of
+            return
+        metrics = {name: [row.get(name, float("nan")) for row in rows] for name in names}
         name = f"end_time_sweep_{self.split}"
         path = save_picture(trainer, plot_sweep(end_times, metrics, t1), name, folder)
         with path.with_suffix(".csv").open("w", newline="") as file:
@@ -229,10 +279,40 @@ class EndTimeSweep(Callback):
         rank_zero_info(f"Picture: {path}")
 
 
+def _flow_and_plotter(pl_module: LightningModule) -> tuple[CNF, Callable[[CNF, Tensor], Figure]]:
+    flow = getattr(pl_module, "flow", None)
+    plot = flow_plotter(flow.event_shape) if isinstance(flow, CNF) else None
+    if plot is None or not isinstance(flow, CNF):
+        raise TypeError(
+            f"Expected a module with a CNF of one or two dimensions as `flow`, but got "
+            f"{type(pl_module).__name__}. Leave FlowPicture out."
+        )
+    return flow, plot
+
+
+@contextmanager
+def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
+    """Lower the budget of every solver in a model."""
+    solvers = [getattr(module, "solver", None) for module in model.modules()]
+    budgets = {s: s.max_nfe for s in solvers if isinstance(s, TorchdiffeqSolver)}
+    try:
+        for solver, budget in budgets.items():
+            solver.max_nfe = max_nfe if budget is None else min(budget, max_nfe)
+        yield
+    finally:
+        for solver, budget in budgets.items():
+            solver.max_nfe = budget
+
+
 def _mean_metrics(
     pl_module: LightningModule, offset: float, batches: Iterable[Any]
 ) -> dict[str, float]:
-    with end_time_offset_at(pl_module, offset):
-        found = [pl_module.evaluate(batch) for batch in batches]  # type: ignore[operator]
+    """Mean metrics at one end time; empty if a solve failed."""
+    try:
+        with end_time_offset_at(pl_module, offset):
+            found = [pl_module.evaluate(batch) for batch in batches]  # type: ignore[operator]
+    except SolverError as error:
+        rank_zero_warn(f"EndTimeSweep leaves out T = t1 {offset:+g}: {error}")
+        return {}
     names = [name for name in found[0] if name != "loss" or len(found[0]) == 1]
     return {name: float(torch.stack([m[name] for m in found]).mean()) for name in names}

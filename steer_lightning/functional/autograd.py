@@ -13,4 +13,14 @@ def in_backward() -> bool:
         >>> in_backward()
         False
     """
-    return torch._C._current_graph_task_id() != -1
+    return backward_pass() != -1
+
+
+def backward_pass() -> int:
+    """Number of the backward pass that this runs inside; -1 in none, and never the same twice.
+
+    Example:
+        >>> backward_pass()
+        -1
+    """
+    return torch._C._current_graph_task_id()

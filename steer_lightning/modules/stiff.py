@@ -137,6 +137,7 @@ class StiffODEModule(TaskModule):
         """Restore the history of checks."""
         checks = checkpoint.get("mse_checks", {"minimum": float("inf"), "recent": []})
         self._minimum = checks["minimum"]
+        self._recent.clear()
         self._recent.extend(checks["recent"])
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:

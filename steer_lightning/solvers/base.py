@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from steer_lightning.functional.autograd import backward_pass
 from steer_lightning.solvers.errors import NFEBudgetExceededError
 
 State = Tensor | tuple[Tensor, ...]
@@ -115,7 +116,7 @@ class CountedField:
     Args:
         vector_field: ``f(t, y)``.
         stats: Counts to add to.
-        max_nfe: Largest number of calls in each phase.
+        max_nfe: Largest number of calls in the forward solve, and in each backward pass.
 
     Raises:
         NFEBudgetExceededError: On the call that exceeds ``max_nfe``.
@@ -128,12 +129,16 @@ class CountedField:
         self.stats = stats
         self.max_nfe = max_nfe
         self.phase: Phase = "forward"
-        self._spent: dict[Phase, int] = {"forward": 0, "backward": 0}
+        self._spent = 0
+        self._spent_in: tuple[Phase, int] = (self.phase, backward_pass())
 
     def __call__(self, t: Tensor, y: Any) -> Any:
-        self._spent[self.phase] += 1
-        if self.max_nfe is not None and self._spent[self.phase] > self.max_nfe:
-            raise NFEBudgetExceededError(self.max_nfe, float(t), self.phase)
+        now = (self.phase, backward_pass())
+        if now != self._spent_in:
+            self._spent, self._spent_in = 0, now
+        self._spent += 1
+        if self.max_nfe is not None and self._spent > self.max_nfe:
+            raise NFEBudgetExceededError(self.max_nfe, float(t.detach()), self.phase)
         self.stats.count_evaluation(self.phase)
         return self.vector_field(t, y)
 
@@ -191,6 +196,21 @@ def check_problem(y0: Any, t_eval: Tensor) -> None:
         )
 
 
+def check_is_module(vector_field: VectorField) -> nn.Module:
+    """The field, if it is an ``nn.Module``.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(vector_field, nn.Module):
+        raise TypeError(
+            f"Expected the vector field to be an nn.Module for gradient='adjoint', which must "
+            f"find its parameters, but got {type(vector_field).__name__}. Wrap it in an "
+            f"nn.Module, or use gradient='autograd'."
+        )
+    return vector_field
+
+
 def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
     """Every tensor that a field's output depends on and that wants a gradient.
 
@@ -200,14 +220,9 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
     Raises:
         TypeError: If the field is not an ``nn.Module``, as its parameters cannot be found.
     """
-    if not isinstance(vector_field, nn.Module):
-        raise TypeError(
-            f"Expected the vector field to be an nn.Module for gradient='adjoint', which must "
-            f"find its parameters, but got {type(vector_field).__name__}. Wrap it in an "
-            f"nn.Module, or use gradient='autograd'."
-        )
-    found = [p for p in vector_field.parameters() if p.requires_grad]
-    for module in vector_field.modules():
-        extra = getattr(module, "trainable_tensors", None)
+    module = check_is_module(vector_field)
+    found = [p for p in module.parameters() if p.requires_grad]
+    for part in module.modules():
+        extra = getattr(part, "trainable_tensors", None)
         found.extend(extra() if callable(extra) else ())
     return tuple(found)

@@ -1,8 +1,15 @@
 """What can go wrong in a solve, each with what to do about it."""
 
+import copyreg
+from typing import Any
+
 
 class SolverError(RuntimeError):
     """A solve that could not be finished."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes by the message: the subclasses' arguments are in it."""
+        return copyreg.__newobj__, (type(self), *self.args)  # type: ignore[attr-defined]
 
 
 class NFEBudgetExceededError(SolverError):

@@ -119,7 +119,7 @@ class TorchdiffeqSolver(Solver):
         """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
         stats = SolveStats() if stats is None else stats
-        counted = _SteppingField(vector_field, stats, self.max_nfe, adaptive=self._adaptive)
+        counted = _SteppingField(vector_field, stats, self.max_nfe, self.method)
         settings: dict[str, Any] = {
             "rtol": self.rtol,
             "atol": self.atol,
@@ -136,44 +136,38 @@ class TorchdiffeqSolver(Solver):
         counted.phase = "backward"
         return Solution(ys, stats)
 
-    @property
-    def _adaptive(self) -> bool:
-        return self.method in ADAPTIVE_METHODS
-
     def _options(self, device: torch.device) -> dict[str, Any]:
         """The user's options; adaptive methods keep time in float32 where there is no float64."""
-        if self._adaptive and not has_float64(device):
+        if self.method in ADAPTIVE_METHODS and not has_float64(device):
             return {"dtype": torch.float32, **self.options}
         return dict(self.options)
 
 
 class _SteppingField(CountedField):
-    """A counted field that hears of every step of an adaptive or fixed method of torchdiffeq."""
+    """A counted field that hears of every step of a Runge-Kutta or Adams method of torchdiffeq."""
 
     def __init__(
-        self, vector_field: VectorField, stats: SolveStats, max_nfe: int | None, adaptive: bool
+        self, vector_field: VectorField, stats: SolveStats, max_nfe: int | None, method: str
     ) -> None:
         super().__init__(vector_field, stats, max_nfe)
-        self._derivative: Any = None
-        if adaptive:  # torchdiffeq looks these up by name, and warns where it cannot call them
+        # torchdiffeq looks these up by name, and warns where it cannot call them.
+        if method in ADAPTIVE_METHODS:
             self.callback_step = self.callback_step_adjoint = self._try_step
             self.callback_accept_step = self.callback_accept_step_adjoint = self._accept_step
             self.callback_reject_step = self.callback_reject_step_adjoint = self._reject_step
-        else:
+        elif method in FIXED_METHODS:
             self.callback_step = self.callback_step_adjoint = self._accept_step
 
-    def __call__(self, t: Tensor, y: Any) -> Any:
-        self._derivative = super().__call__(t, y)
-        return self._derivative
-
     def _try_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        """Raise what torchdiffeq would only assert: time must advance."""
-        if bool(t + dt != t):
+        """Raise what torchdiffeq would only assert: a finite state, and time that advances."""
+        t, dt = t.detach(), dt.detach()
+        finite = torch.stack([part.isfinite().all() for part in _parts(y)]).all()
+        if bool(finite & (t + dt != t)):
             return
-        states = (*_parts(y), *_parts(self._derivative))
-        if not all(bool(part.isfinite().all()) for part in states):
-            raise NonFiniteStateError(float(t), self.phase)
-        raise StepSizeUnderflowError(float(dt), float(t), self.phase)
+        # torchdiffeq turns a step size that is not finite into zero.
+        if bool(finite) and bool(dt != 0):
+            raise StepSizeUnderflowError(float(dt), float(t), self.phase)
+        raise NonFiniteStateError(float(t), self.phase)
 
     def _accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         self.stats.count_step(self.phase, accepted=True)

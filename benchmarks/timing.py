@@ -1,0 +1,44 @@
+"""Timing of alternatives side by side."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import torch
+import torchdiffeq
+
+
+def machine() -> str:
+    """The hardware and versions that numbers depend on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchdiffeq "
+        f"{torchdiffeq.__version__}, {torch.get_num_threads()} CPU threads, {device}"
+    )
+
+
+def side_by_side(
+    cases: Mapping[str, Callable[[], object]], repeats: int = 15, warmup: int = 2
+) -> dict[str, float]:
+    """Median seconds of each case, taken in turns so that a slow moment hits all of them.
+
+    Args:
+        cases: What to time, by name.
+        repeats: Timed rounds.
+        warmup: Rounds before those.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for i in range(warmup + repeats):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            if i >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines)

@@ -1,0 +1,293 @@
+"""SteerCallback in a Trainer: what it leaves alone, and what it leaves behind."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torchdiffeq import odeint
+
+from steer_lightning import SteerCallback
+from steer_lightning.callbacks.steer import SteerCallback as TheCallback
+from tests.helpers.models import (
+    ClockField,
+    ForeignModel,
+    OwnModel,
+    RecordingField,
+    TinyModule,
+    seeded,
+    tiny_data,
+    tiny_loader,
+    tiny_trainer,
+)
+
+CASES = {"own": (OwnModel, {}), "foreign": (ForeignModel, {"vector_fields": ["func"]})}
+both = pytest.mark.parametrize(("model_class", "where"), CASES.values(), ids=list(CASES))
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def is_nominal(model):
+    """Whether the model computes, bit for bit, what a fresh one with its weights does."""
+    fresh = seeded(type(model))
+    fresh.load_state_dict(model.state_dict())
+    return torch.equal(model(tiny_data()), fresh(tiny_data()))
+
+
+# 1. Evaluation is that of the same model without the callback, to the last bit.
+
+
+class EvaluatedEverywhere(pl.Callback):
+    """Looks at the model wherever evaluation happens."""
+
+    def __init__(self):
+        self.nominal = {}
+
+    def look(self, name, model):
+        self.nominal.setdefault(name, []).append(is_nominal(model))
+
+    def on_sanity_check_start(self, trainer, pl_module):
+        self.look("sanity", pl_module)
+
+    def on_validation_batch_end(self, trainer, pl_module, *_):
+        self.look("validate", pl_module)
+
+    def on_test_batch_end(self, trainer, pl_module, *_):
+        self.look("test", pl_module)
+
+    def on_predict_batch_end(self, trainer, pl_module, *_):
+        self.look("predict", pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.look("epoch end", pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.look("batch end", pl_module)
+
+    def on_fit_end(self, trainer, pl_module):
+        self.look("fit end", pl_module)
+
+
+@both
+def test_evaluation_within_fit_is_bit_for_bit_nominal(model_class, where):
+    model, look = seeded(model_class), EvaluatedEverywhere()
+    trainer = tiny_trainer(SteerCallback(0.5, seed=0, **where), look, val_check_interval=1)
+    trainer.fit(model, tiny_loader(), tiny_loader())
+    assert all(abs(end - 1.0) > 1e-3 for end in model.ends)
+    assert look.nominal == {
+        "sanity": [True],
+        "validate": [True] * 6,  # two of the sanity check, two after each training batch
+        "batch end": [True] * 2,
+        "epoch end": [True],
+        "fit end": [True],
+    }
+
+
+@both
+def test_validate_test_and_predict_after_fit_are_bit_for_bit_nominal(model_class, where):
+    model, look = seeded(model_class), EvaluatedEverywhere()
+    trainer = tiny_trainer(SteerCallback(0.5, seed=0, **where), look)
+    trainer.fit(model, tiny_loader())
+    model.evaluated.clear()
+    trainer.validate(model, tiny_loader(), verbose=False)
+    trainer.test(model, tiny_loader(), verbose=False)
+    predicted = torch.cat(trainer.predict(model, tiny_loader()))
+    fresh = seeded(model_class)
+    fresh.load_state_dict(model.state_dict())
+    expected = torch.cat([fresh(batch) for batch in tiny_loader()])
+    assert torch.equal(predicted, expected)
+    assert torch.equal(torch.cat(model.evaluated), torch.cat([expected] * 2))
+    assert (
+        look.nominal["validate"] == look.nominal["test"] == look.nominal["predict"] == [True] * 2
+    )
+
+
+@both
+def test_evaluation_without_a_fit_is_untouched(model_class, where):
+    model = seeded(model_class)
+    trainer = tiny_trainer(SteerCallback(0.5, **where))
+    trainer.validate(model, tiny_loader(), verbose=False)
+    trainer.test(model, tiny_loader(), verbose=False)
+    trainer.predict(model, tiny_loader())
+    assert is_nominal(model)
+
+
+@both
+@pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()], ids=repr)
+def test_after_an_exception_in_a_training_step_the_model_is_nominal(model_class, where, error):
+    class Breaks(model_class):
+        def training_step(self, batch, batch_idx):
+            self.loss(batch)
+            assert not is_nominal(self)
+            raise error
+
+    model = seeded(Breaks)
+    with pytest.raises((RuntimeError, SystemExit, KeyboardInterrupt)):
+        tiny_trainer(SteerCallback(0.5, seed=0, **where)).fit(model, tiny_loader())
+    assert len(model.ends) == 1
+    assert is_nominal(model)
+    # Another callback finds nobody's claim.
+    model.__class__ = model_class
+    tiny_trainer(SteerCallback(0.5, seed=0, **where)).fit(model, tiny_loader())
+    assert len(model.ends) == 3
+
+
+@both
+def test_after_a_skipped_step_evaluation_is_nominal(model_class, where):
+    class Skips(model_class):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 1 else None
+
+    model, look = seeded(Skips), EvaluatedEverywhere()
+    trainer = tiny_trainer(SteerCallback(0.5, seed=0, **where), look, max_epochs=2)
+    trainer.fit(model, tiny_loader())
+    assert len(model.ends) == 2
+    assert look.nominal == {
+        "batch end": [True] * 2,
+        "epoch end": [True] * 2,
+        "fit end": [True],
+    }
+
+
+def test_targets_resolve_after_configure_model():
+    class Late(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.func = None
+
+        def configure_model(self):
+            if self.func is None:
+                self.func = ClockField()
+
+        def forward(self, y0):
+            return odeint(self.func, y0, torch.tensor([0.0, 1.0]))[-1]
+
+    model = Late()
+    tiny_trainer(SteerCallback(0.5, ["func"], seed=0)).fit(model, tiny_loader())
+    assert all(abs(end - 1.0) > 1e-3 for end in model.ends)
+
+
+@both
+def test_nothing_is_left_behind(model_class, where):
+    model = seeded(model_class)
+    trainer = tiny_trainer(SteerCallback(0.5, **where))
+    for fits in range(1, 4):  # the same callback, again and again
+        trainer.fit_loop.epoch_progress.reset()
+        trainer.fit_loop.max_epochs = fits
+        trainer.fit(model, tiny_loader())
+        for module in model.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+    assert len({round(end, 6) for end in model.ends}) == len(model.ends) >= 6
+
+
+# 2. b = 0 is no callback, to the last bit.
+
+
+@both
+def test_b_zero_trains_bit_for_bit_like_no_callback(model_class, where):
+    plain, steered = seeded(model_class), seeded(model_class)
+    tiny_trainer(max_epochs=2).fit(plain, tiny_loader(), tiny_loader())
+    tiny_trainer(SteerCallback(0.0, **where), max_epochs=2).fit(
+        steered, tiny_loader(), tiny_loader()
+    )
+    assert torch.equal(weights(plain), weights(steered))
+    assert plain.ends == steered.ends
+    for a, b in zip(plain.evaluated, steered.evaluated, strict=True):
+        assert torch.equal(a, b)
+
+
+@both
+def test_b_above_zero_does_not(model_class, where):
+    plain, steered = seeded(model_class), seeded(model_class)
+    tiny_trainer().fit(plain, tiny_loader())
+    tiny_trainer(SteerCallback(0.5, seed=0, **where)).fit(steered, tiny_loader())
+    assert not torch.equal(weights(plain), weights(steered))
+
+
+# 3. The user's solver, tolerances and options are honoured.
+
+
+@pytest.mark.parametrize("offset_on", [False, True])
+def test_a_foreign_solver_keeps_its_method_options_and_times(offset_on):
+    class Picky(ForeignModel):
+        def __init__(self):
+            super().__init__()
+            self.func = RecordingField(ClockField())
+            self.nominal_times = []
+
+        def forward(self, y0):
+            t = torch.tensor([0.0, 0.5, 1.0])
+            self.func.times.clear()
+            y = odeint(self.func, y0, t, method="midpoint", options={"step_size": 0.25})[-1]
+            self.nominal_times.append([float(s) for s in self.func.times])
+            return y
+
+    model = seeded(Picky)
+    callback = SteerCallback(0.5 if offset_on else 0.0, ["func"], seed=0)
+    tiny_trainer(callback).fit(model, tiny_loader())
+    grid = [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
+    for seen, end in zip(model.nominal_times, model.ends, strict=True):
+        assert seen == pytest.approx([end * s for s in grid], abs=1e-6)
+        assert (end != 1.0) is offset_on
+
+
+def test_a_blocks_solver_gets_the_same_settings_and_nominal_times(monkeypatch):
+    model, heard = seeded(OwnModel), []
+    solve = type(model.block.solver).solve
+
+    def listen(self, vector_field, y0, t_eval, *, stats=None):
+        heard.append((self, t_eval.tolist()))
+        return solve(self, vector_field, y0, t_eval, stats=stats)
+
+    monkeypatch.setattr(type(model.block.solver), "solve", listen)
+    solver = model.block.solver
+    tiny_trainer(SteerCallback(0.5, seed=0)).fit(model, tiny_loader())
+    assert heard == [(solver, [0.0, 1.0])] * 2
+    assert all(abs(end - 1.0) > 1e-3 for end in model.ends)
+
+
+# 5. What is in force is never in module buffers, nor in checkpoints of the model.
+
+
+@both
+def test_no_buffer_and_no_entry_of_the_state_dict_appears(model_class, where):
+    class Looks(model_class):
+        def training_step(self, batch, batch_idx):
+            loss = self.loss(batch)
+            assert not list(self.buffers())
+            assert set(self.state_dict()) == {name for name, _ in self.named_parameters()}
+            return loss
+
+    model = seeded(Looks)
+    tiny_trainer(SteerCallback(0.5, seed=0, **where)).fit(model, tiny_loader())
+    assert len(model.ends) == 2
+
+
+# What the user sees.
+
+
+@both
+def test_the_table_is_printed_once_and_the_end_time_is_logged(model_class, where, monkeypatch):
+    class Reads(pl.Callback):
+        seen = ()
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.seen = (*self.seen, dict(trainer.callback_metrics))
+
+    model, reads, tables = seeded(model_class), Reads(), []
+    monkeypatch.setattr("steer_lightning.callbacks.steer.rank_zero_info", tables.append)
+    tiny_trainer(SteerCallback(0.5, seed=0, **where), reads).fit(model, tiny_loader())
+    assert len(tables) == 1
+    name = "func" if where else "block.horizon"
+    assert tables[0].startswith("STEER moves these end times in training:")
+    assert name in tables[0]
+    assert "[0, 1]" in tables[0]
+    logged = [float(metrics[f"steer/{name}/end_time"]) for metrics in reads.seen]
+    assert logged == pytest.approx(model.ends, abs=1e-5)
+
+
+def test_the_package_exports_the_callback():
+    assert SteerCallback is TheCallback
+    assert not isinstance(SteerCallback(0.5), nn.Module)

@@ -1,0 +1,268 @@
+"""The draws of SteerCallback: what they depend on, and what they never touch."""
+
+import copy
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torchdiffeq import odeint_adjoint
+
+from steer_lightning import SteerCallback
+from steer_lightning.functional import EndTimeDraw, stream_key
+from steer_lightning.horizon import GridHorizon
+from steer_lightning.nn import ODEBlock
+from tests.helpers.models import (
+    ClockField,
+    ForeignModel,
+    OwnModel,
+    TinyModule,
+    seeded,
+    tiny_loader,
+    tiny_trainer,
+)
+
+CASES = {"own": (OwnModel, {}), "foreign": (ForeignModel, {"vector_fields": ["func"]})}
+both = pytest.mark.parametrize(("model_class", "where"), CASES.values(), ids=list(CASES))
+
+
+def ends_of_fit(model_class=OwnModel, *, epochs=2, **settings):
+    model = seeded(model_class)
+    tiny_trainer(SteerCallback(0.5, **settings), max_epochs=epochs).fit(model, tiny_loader())
+    return model.ends
+
+
+@pytest.fixture(autouse=True)
+def no_global_seed(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
+@both
+def test_a_draw_is_a_function_of_seed_count_and_path(model_class, where):
+    path = "func" if where else "block.horizon"
+    expected = []
+    for step in range(4):
+        draw = EndTimeDraw(0.5, key=stream_key("end_time", 11, step, path, 0))
+        gap = torch.tensor([1.0], dtype=torch.float64)
+        expected.append(1.0 + float(draw.offsets(gap, None, clip=False)))
+    assert ends_of_fit(model_class, seed=11, **where) == pytest.approx(expected, abs=1e-5)
+    assert ends_of_fit(model_class, seed=12, **where) != pytest.approx(expected, abs=1e-3)
+
+
+@both
+def test_the_global_stream_neither_moves_the_draws_nor_is_moved_by_them(model_class, where):
+    class Noisy(model_class):
+        def training_step(self, batch, batch_idx):
+            self.noise = [*getattr(self, "noise", []), float(torch.rand(()))]
+            return self.loss(batch)
+
+    def fit(*callbacks):
+        model = seeded(Noisy)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            tiny_trainer(*callbacks, max_epochs=2).fit(model, tiny_loader())
+            return model, torch.get_rng_state()
+
+    plain, state_without = fit()
+    steered, state_with = fit(SteerCallback(0.5, seed=0, **where))
+    assert steered.noise == plain.noise
+    assert torch.equal(state_with, state_without)
+    assert steered.ends == ends_of_fit(model_class, seed=0, **where)  # with other noise about
+
+
+def test_without_a_seed_lightnings_global_seed_decides(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    assert ends_of_fit() == ends_of_fit(seed=11)
+
+
+def test_without_any_seed_torchs_initial_seed_decides_and_is_kept():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        torch.rand(5)
+        callback, model = SteerCallback(0.5), seeded(OwnModel)
+        tiny_trainer(callback, max_epochs=2).fit(model, tiny_loader())
+    assert callback.state_dict() == {"seed": 11, "step": 4}
+    assert model.ends == ends_of_fit(seed=11)
+
+
+def test_horizons_of_one_model_are_drawn_apart():
+    class Two(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = ODEBlock(ClockField()), ODEBlock(ClockField())
+
+        def forward(self, y0):
+            a = self.a(y0)
+            self.ends.append(float(a[0, 1].detach()))
+            return self.b(torch.stack([a[:, 0], y0[:, 1]], dim=1))
+
+    ends = ends_of_fit(Two, seed=1)
+    assert len({round(end, 5) for end in ends}) == 8
+
+
+@both
+def test_a_resumed_run_continues_the_draws(model_class, where, tmp_path):
+    through = seeded(model_class)
+    settings = {"seed": 3, **where}
+    tiny_trainer(SteerCallback(0.5, **settings), max_epochs=4).fit(through, tiny_loader())
+
+    first = seeded(model_class)
+    trainer = tiny_trainer(SteerCallback(0.5, **settings), max_epochs=2)
+    trainer.fit(first, tiny_loader())
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    second = seeded(model_class)
+    callback = SteerCallback(0.5, **where)  # asks for no seed: the checkpoint has it
+    tiny_trainer(callback, max_epochs=4).fit(
+        second, tiny_loader(), ckpt_path=tmp_path / "half.ckpt"
+    )
+    assert first.ends + second.ends == through.ends
+    assert callback.state_dict() == {"seed": 3, "step": 8}
+    for a, b in zip(through.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_resumed_in_mid_epoch_continues_the_draws(tmp_path):
+    def saved_at(step, callbacks):
+        save = pl.callbacks.ModelCheckpoint(
+            tmp_path, filename=f"{len(callbacks)}", every_n_train_steps=step, save_top_k=1
+        )
+        model = seeded(OwnModel)
+        tiny_trainer(*callbacks, save, enable_checkpointing=True, max_steps=step).fit(
+            model, tiny_loader(16)
+        )
+        return save.best_model_path, model.ends
+
+    whole = seeded(OwnModel)
+    tiny_trainer(SteerCallback(0.5, seed=3)).fit(whole, tiny_loader(16))
+    path, first = saved_at(3, [SteerCallback(0.5, seed=3)])
+    rest = seeded(OwnModel)
+    tiny_trainer(SteerCallback(0.5, seed=3)).fit(rest, tiny_loader(16), ckpt_path=path)
+    assert first + rest.ends == whole.ends
+    assert len(first) == 3
+
+
+def test_the_seed_of_a_checkpoint_wins_with_a_warning():
+    callback = SteerCallback(0.5, seed=5)
+    with pytest.warns(UserWarning, match="seed of the checkpoint, 3, and not with seed=5"):
+        callback.load_state_dict({"seed": 3, "step": 4})
+    assert callback.state_dict() == {"seed": 3, "step": 4}
+
+
+@pytest.mark.parametrize("asked", [None, 3])
+def test_no_warning_where_the_seeds_agree(asked, recwarn):
+    callback = SteerCallback(0.5, seed=asked)
+    callback.load_state_dict({"seed": 3, "step": 4})
+    assert not recwarn.list
+
+
+def test_the_state_is_plain_numbers_and_its_key_is_what_is_steered():
+    callback = SteerCallback(0.5, seed=5)
+    assert callback.state_dict() == {"seed": 5, "step": 0}
+    a, b = SteerCallback(0.5, ["a.func"]), SteerCallback(0.5, ["b.func"])
+    assert a.state_key != b.state_key
+    assert a.state_key == SteerCallback(0.1, ["a.func"], seed=9).state_key
+    assert copy.deepcopy(a).state_key == a.state_key
+
+
+@both
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_every_end_is_within_b(model_class, where, distribution):
+    ends = ends_of_fit(model_class, epochs=10, seed=0, distribution=distribution, **where)
+    assert len({round(end, 6) for end in ends}) == 20
+    assert all(abs(end - 1.0) <= 0.5 + 1e-5 for end in ends)
+    assert min(ends) < 1.0 < max(ends)
+
+
+def test_b_warms_up_over_the_callbacks_own_count():
+    cold, warm = ends_of_fit(seed=0), ends_of_fit(seed=0, warmup_steps=3)
+    for step, (full, warming) in enumerate(zip(cold, warm, strict=True)):
+        assert warming - 1.0 == pytest.approx(min(1.0, step / 3) * (full - 1.0), abs=1e-5)
+
+
+def test_each_sample_has_an_end_of_its_own():
+    class Looks(OwnModel):
+        def training_step(self, batch, batch_idx):
+            y = self(batch)
+            self.ends.extend(y[:, 1].tolist())
+            return y[:, 0].square().mean()
+
+    ends = ends_of_fit(Looks, epochs=1, seed=0, scope="sample")
+    assert len({round(end, 6) for end in ends}) == len(ends) == 8
+    assert all(abs(end - 1.0) <= 0.5 + 1e-5 for end in ends)
+
+
+class TwoFields(TinyModule):
+    """Two fields in a row, solved by torchdiffeq's adjoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = ClockField(), ClockField()
+
+    def forward(self, y0):
+        t = torch.tensor([0.0, 1.0])
+        a = odeint_adjoint(self.a, y0, t, method="rk4")[-1]
+        b = odeint_adjoint(self.b, torch.stack([a[:, 0], y0[:, 1]], dim=1), t, method="rk4")[-1]
+        self.ends.append((float(a[0, 1].detach()), float(b[0, 1].detach())))
+        return b
+
+
+class WritesEnds(pl.Callback):
+    """Leaves the ends and the weights of each rank in a file."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_end(self, trainer, pl_module):
+        ends = [pair for pair in pl_module.ends if isinstance(pair, tuple)]
+        torch.save((ends, pl_module.state_dict()), self.folder / f"{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_ranks_share_their_ends_unless_the_scope_is_rank(tmp_path):
+    together = SteerCallback(0.5, ["a"], scope="batch", seed=4)
+    apart = SteerCallback(0.5, ["b"], scope="rank", seed=4)
+    tiny_trainer(together, apart, WritesEnds(tmp_path), strategy="ddp_spawn", devices=2).fit(
+        seeded(TwoFields), tiny_loader()
+    )
+    (ends0, weights0), (ends1, weights1) = [torch.load(tmp_path / f"{r}.pt") for r in range(2)]
+    assert len(ends0) == len(ends1) == 1
+    for rank, [(a, b)] in enumerate((ends0, ends1)):
+        for end, path, apart in ((a, "a", 0), (b, "b", rank)):
+            draw = EndTimeDraw(0.5, key=stream_key("end_time", 4, 0, path, apart))
+            gap = torch.tensor([1.0], dtype=torch.float64)
+            expected = 1.0 + float(draw.offsets(gap, None, clip=False))
+            assert end == pytest.approx(expected, abs=1e-5)
+    assert ends0[0][0] == pytest.approx(ends1[0][0], abs=1e-6)
+    assert ends0[0][1] != pytest.approx(ends1[0][1], abs=1e-3)
+    for key, value in weights0.items():
+        assert torch.equal(value, weights1[key])
+
+
+def test_the_seed_is_agreed_from_rank_zero(monkeypatch):
+    callback, model = SteerCallback(0.5), seeded(OwnModel)
+    trainer = tiny_trainer(callback)
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda obj, src=0: 99)
+    trainer.fit(model, tiny_loader())
+    assert callback.seed == 99
+
+
+def test_a_grid_is_steered_with_b_from_each_interval():
+    class Grid(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.block = ODEBlock(ClockField(), horizon=GridHorizon())
+
+        def forward(self, y0):
+            self.clock = self.block(y0, torch.tensor([0.0, 0.2, 1.0]))[:, 0, 1]
+            if self.training:
+                self.ends.append(self.clock.tolist())
+            return self.block(y0, torch.tensor([0.0, 0.2, 1.0]))[-1]
+
+    model = seeded(Grid)
+    tiny_trainer(SteerCallback(b=None, seed=0)).fit(model, tiny_loader(), tiny_loader())
+    assert model.clock.tolist() == pytest.approx([0.0, 0.2, 1.0])  # the last was a validation
+    for _, first, second in (end for end in model.ends if isinstance(end, list)):
+        assert 0.0 < first < 0.4
+        assert 0.0 < second - first < 1.6
+        assert abs(first - 0.2) > 1e-3
+    assert isinstance(model.block, nn.Module)

@@ -1,0 +1,202 @@
+"""Nothing is silent: what SteerCallback cannot do it refuses, with the remedy."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torchdiffeq import odeint
+
+from steer_lightning import SteerCallback
+from tests.helpers.models import (
+    ClockField,
+    ForeignModel,
+    OwnModel,
+    TinyModule,
+    seeded,
+    tiny_data,
+    tiny_loader,
+    tiny_trainer,
+)
+
+
+def fit(model, *callbacks):
+    tiny_trainer(*callbacks).fit(model, tiny_loader())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"b": -0.5}, "Expected `b` to be None or finite and >= 0, but got -0.5"),
+        ({"b": math.nan}, "Expected `b` .* but got nan"),
+        ({"distribution": "gaussian"}, "Expected `distribution` to be one of"),
+        ({"scope": "device"}, "Expected `scope` to be one of"),
+        ({"epsilon": 0.0}, "Expected `epsilon`"),
+        ({"warmup_steps": -1}, "Expected `warmup_steps` >= 0, but got -1"),
+        ({"vector_fields": []}, "name at least one module"),
+        ({"vector_fields": "func"}, r"list of dotted paths, but got the string 'func'"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SteerCallback(**settings)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "settings", "message"),
+    [
+        (OwnModel, {"b": 1.0}, r"0 <= b < \|t1 - t0\| = 1, .* but got b = 1"),
+        (ForeignModel, {"b": 1.0, "vector_fields": ["func"]}, "but got b = 1"),
+        (ForeignModel, {"b": 0.5, "vector_fields": ["fun"]}, "Did you mean 'func'"),
+        (ForeignModel, {"b": 0.5}, "ForeignModel has none, so there is nothing to steer"),
+        (
+            ForeignModel,
+            {"b": 0.5, "vector_fields": ["func"], "scope": "sample"},
+            "Expected scope='batch' or 'rank' for the attached vector field 'func'",
+        ),
+        (
+            ForeignModel,
+            {"b": 0.5, "vector_fields": ["func"], "t0": 1.0, "t1": 1.0},
+            "Expected finite t0 != t1",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_the_first_batch(
+    model_class, settings, message
+):
+    model = seeded(model_class)
+    with pytest.raises(ValueError, match=message):
+        fit(model, SteerCallback(**settings))
+    assert model.ends == []
+    where = {"vector_fields": ["func"]} if model_class is ForeignModel else {}
+    fit(model, SteerCallback(0.5, **where))  # the refusal left no claim behind
+    assert len(model.ends) == 2
+
+
+def test_a_learnable_end_of_a_foreign_field_is_refused():
+    model = seeded(ForeignModel)
+    callback = SteerCallback(0.5, ["func"], t1=nn.Parameter(torch.tensor(1.0)))
+    with pytest.raises(TypeError, match=r"cannot be learned from outside.*learn_t1=True"):
+        fit(model, callback)
+
+
+def test_two_callbacks_on_one_horizon_are_refused():
+    class Two(ForeignModel):
+        def __init__(self):
+            super().__init__()
+            self.other = ClockField()
+
+    model = seeded(Two)
+    with pytest.raises(
+        ValueError,
+        match=r"one owner .* 'func', but SteerCallback\(b=0.2\).* SteerCallback\(b=0.5\).* has it",
+    ):
+        fit(model, SteerCallback(0.5, ["func"]), SteerCallback(0.2, ["other", "func"]))
+    assert model.ends == []
+    assert not model.func._forward_hooks
+
+
+def test_two_callbacks_that_steer_the_same_are_refused_by_lightning():
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `SteerCal"):
+        fit(seeded(OwnModel), SteerCallback(0.5), SteerCallback(0.2))
+
+
+class Unnamed(TinyModule):
+    """A model that goes around the module its user has named."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.func = ClockField()
+        self.how = how
+
+    def forward(self, y0):
+        field = {
+            "a closure": lambda t, y: self.func.forward(t, y),
+            "a direct call of forward": self.func.forward,
+        }[self.how]
+        return odeint(field, y0, torch.tensor([0.0, 1.0]), method="euler")[-1]
+
+
+@pytest.mark.parametrize("how", ["a closure", "a direct call of forward"])
+def test_a_field_that_is_not_called_is_an_error_after_the_first_batch(how):
+    model = seeded(Unnamed, how)
+    with pytest.raises(ValueError, match="'func' was not called in the first training batch"):
+        fit(model, SteerCallback(0.5, ["func"]))
+    assert len(model.ends) == 1
+    assert not model.func._forward_hooks
+
+
+def test_hooks_added_after_an_enclosing_model_was_compiled_are_an_error():
+    torch._dynamo.reset()
+
+    class Compiled(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.func = ClockField()
+            self.solve = torch.compile(self._solve, backend="eager")
+
+        def _solve(self, y0):
+            return y0 + self.func(torch.tensor(0.0), y0)
+
+        def forward(self, y0):
+            return self.solve(y0)
+
+    model = seeded(Compiled)
+    model(tiny_data(4))
+    with pytest.raises(ValueError, match=r"was not called in the first .* compile the field and"):
+        fit(model, SteerCallback(0.5, ["func"]))
+    torch._dynamo.reset()
+
+
+def test_a_horizon_that_is_not_solved_is_an_error_after_the_first_batch():
+    class Idle(OwnModel):
+        def forward(self, y0):
+            return y0 + self.block.vector_field(torch.tensor(0.0), y0)
+
+    with pytest.raises(ValueError, match=r"'block.horizon' was not solved in the first training"):
+        fit(seeded(Idle), SteerCallback(0.5))
+
+
+def test_a_validation_pass_does_not_count_as_the_first_training_batch():
+    class OnlyValidated(ForeignModel):
+        def training_step(self, batch, batch_idx):
+            return self.func.w.square().sum()
+
+    with pytest.raises(ValueError, match="was not called in the first training batch"):
+        tiny_trainer(SteerCallback(0.5, ["func"])).fit(
+            seeded(OnlyValidated), tiny_loader(), tiny_loader()
+        )
+
+
+def test_a_span_that_is_not_the_models_is_an_error():
+    model = seeded(ForeignModel)
+    with pytest.raises(ValueError, match=r"t0 = 2 or t1 = 3, but got t = 0.0.*t0=\.\.\., t1="):
+        fit(model, SteerCallback(0.5, ["func"], t0=2.0, t1=3.0))
+
+
+@pytest.mark.parametrize("adjoint", [True, False])
+def test_a_backward_pass_after_the_reset_raises_unless_it_needs_no_field(adjoint):
+    class Late(ForeignModel):
+        """Keeps the loss of one batch to differentiate it in the next."""
+
+        kept = None
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            if self.kept is not None:
+                self.manual_backward(self.kept)
+            self.kept = self.loss(batch)
+
+    model = seeded(Late, adjoint=adjoint)
+    if adjoint:
+        with pytest.raises(
+            RuntimeError, match="Call backward before the end of the training step"
+        ):
+            fit(model, SteerCallback(0.5, ["func"]))
+        assert model.func.w.grad is None
+    else:
+        fit(model, SteerCallback(0.5, ["func"]))
+        assert model.func.w.grad.isfinite().all()

@@ -1,0 +1,321 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import cli
+from datamodules import ToyDensityDataModule
+from steer_lightning.callbacks import SteerCallback
+from steer_lightning.modules import CNFModule
+from tests.helpers.mnist_files import write_mnist
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = [
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    return tmp_path
+
+
+def toy_config(**changes):
+    return {
+        "trainer": {
+            "max_epochs": 2,
+            "callbacks": [
+                {"class_path": "steer_lightning.SteerCallback", "init_args": {"b": 0.5}},
+                {"class_path": "steer_lightning.callbacks.NFEMonitor"},
+            ],
+        },
+        "checkpoint": {"monitor": "val/nll"},
+        "model": {
+            "class_path": "steer_lightning.modules.CNFModule",
+            "init_args": {
+                "flow": {
+                    "class_path": "steer_lightning.nn.CNF",
+                    "init_args": {
+                        "event_shape": [2],
+                        "vector_field": {
+                            "class_path": "steer_lightning.nn.ConcatSquashField",
+                            "init_args": {"dim": 2, "hidden": [8]},
+                        },
+                    },
+                }
+            },
+        },
+        "data": {
+            "class_path": "datamodules.ToyDensityDataModule",
+            "init_args": {"n_train": 16, "n_val": 8, "n_test": 8, "batch_size": 8},
+        },
+        **changes,
+    }
+
+
+def mnist_config():
+    node = {
+        "class_path": "steer_lightning.nn.ODEBlock",
+        "init_args": {
+            "vector_field": {
+                "class_path": "steer_lightning.nn.ConvField",
+                "init_args": {"channels": 1, "filters": 2},
+            }
+        },
+    }
+    head = {
+        "class_path": "torch.nn.Linear",
+        "init_args": {"in_features": 784, "out_features": 10},
+    }
+    return toy_config(
+        checkpoint={},
+        model={"class_path": "ClassifierModule", "init_args": {"block": node, "head": head}},
+        data={"class_path": "MNISTDataModule", "init_args": {"data_dir": "mnist"}},
+    )
+
+
+def write(config, name="config.yaml"):
+    Path(name).write_text(yaml.safe_dump(config))
+    return name
+
+
+def refuse(arguments, capsys):
+    """Run what must end with an error of the parser; returns what the user sees."""
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(SystemExit) as done:
+        cli.main([*arguments, *QUIET])
+    assert done.value.code == 2
+    assert sorted(Path.cwd().rglob("*")) == before  # nothing is left behind
+    return capsys.readouterr().err
+
+
+def test_short():
+    assert len((ROOT / "cli.py").read_text().splitlines()) < 60
+
+
+def test_script_prints_help():
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        check=False,
+    )
+    assert done.returncode == 0
+    for command in ("fit", "validate", "test", "predict"):
+        assert command in done.stdout
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_of_commands(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([command, "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--config", "--model", "--data", "--trainer", "--seed_everything"):
+        assert option in text
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--model.help=CNFModule", ["--model.flow", "The flow."]),
+        ("--model.help=ClassifierModule", ["--model.num_classes", "Number of classes."]),
+        ("--model.help=StiffODEModule", ["--model.time_input", "the time since its start"]),
+        ("--data.help=MNISTDataModule", ["--data.image_size", "a divisor of 28"]),
+        ("--trainer.callbacks.help=SteerCallback", ["--trainer.callbacks.b", "Half-width"]),
+        ("--trainer.callbacks.help=EndTimeSweep", ["--trainer.callbacks.n_points"]),
+    ],
+)
+def test_help_of_classes_by_short_name(option, words, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["fit", option])
+    assert done.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for word in words:
+        assert word in text
+
+
+def test_print_config_can_be_read_back(capsys):
+    def print_config(path):
+        with pytest.raises(SystemExit):
+            cli.main(["fit", "--config", path, "--print_config"])
+        return yaml.safe_load(capsys.readouterr().out)
+
+    printed = print_config(write(toy_config()))
+    assert printed["seed_everything"] == 0
+    assert printed["checkpoint"]["save_last"] is True
+    assert printed["trainer"]["logger"]["class_path"].endswith("TensorBoardLogger")
+    assert printed["trainer"]["callbacks"][0]["init_args"]["b"] == 0.5
+    solver = printed["model"]["init_args"]["flow"]["init_args"]
+    assert solver["t_span"] == [0.0, 1.0]
+    assert print_config(write(printed, "printed.yaml")) == printed
+    assert sorted(p.name for p in Path.cwd().iterdir()) == ["config.yaml", "printed.yaml"]
+
+
+def test_classes_and_values_on_the_command_line(caplog):
+    done = cli.main(
+        [
+            "fit",
+            "--config",
+            write(toy_config()),
+            "--trainer.fast_dev_run=1",
+            "--trainer.callbacks=SteerCallback",
+            "--trainer.callbacks.b=0.25",
+            "--data.name=moons",
+            *QUIET,
+        ]
+    )
+    assert isinstance(done.model, CNFModule)
+    assert isinstance(done.datamodule, ToyDensityDataModule)
+    (steer,) = [c for c in done.trainer.callbacks if isinstance(c, SteerCallback)]
+    assert steer.settings.b == 0.25
+    assert "flow.horizon  [0, 1]  0.25  uniform       batch" in caplog.text
+
+
+def test_fit_then_test(folder):
+    config = write(toy_config())
+    fit = cli.main(["fit", "--config", config, *QUIET])
+    run = folder / "logs" / "run" / "version_0"
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert len(names) == 2
+    assert "last.ckpt" in names
+    assert (run / "config.yaml").is_file()
+    assert list(run.glob("events.out.tfevents.*"))
+    keys = {"train/nll", "val/nll", "train/nfe_forward", "val/nfe_forward"}
+    assert keys | {"steer/flow.horizon/end_time"} <= set(fit.trainer.callback_metrics)
+
+    last = run / "checkpoints" / "last.ckpt"
+    tested = cli.main(["test", "--config", config, "--ckpt_path", str(last), *QUIET])
+    assert tested.model is not fit.model
+    expected = fit.trainer.test(fit.model, fit.datamodule, verbose=False)[0]["test/nll"]
+    assert tested.trainer.callback_metrics["test/nll"].item() == expected
+
+    saved = str(run / "config.yaml")  # the run's own record is enough to run it again
+    again = cli.main(["test", "--config", saved, "--ckpt_path", str(last), *QUIET])
+    assert again.trainer.callback_metrics["test/nll"].item() == expected
+
+
+def test_fit_is_reproducible_and_seeds_differ():
+    def train(seed, name):
+        arguments = [f"--seed_everything={seed}", "--trainer.logger=false", *QUIET]
+        path = ["--checkpoint.dirpath", name]
+        cli.main(["fit", "--config", write(toy_config()), *arguments, *path])
+        return torch.load(f"{name}/last.ckpt", weights_only=True)
+
+    a, b, other = train(7, "a"), train(7, "b"), train(8, "c")
+    weights = [checkpoint["state_dict"] for checkpoint in (a, b, other)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not all(torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+    states = [v for k, v in a["callbacks"].items() if k.startswith("SteerCallback")]
+    assert states == [{"seed": 7, "step": 4}]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["trainer"].update(max_epoch=3), ["max_epoch"]),
+        (lambda c: c.update(modle=c["model"]), ["modle"]),
+        (lambda c: c["model"]["init_args"].update(flw=1), ["CNFModule", "flw"]),
+        (
+            lambda c: c["model"]["init_args"]["flow"]["init_args"].update(data_att="t0"),
+            ["data_att"],
+        ),
+        (lambda c: c["data"]["init_args"].update(n_trian=3), ["ToyDensityDataModule", "n_trian"]),
+        (
+            lambda c: c["trainer"]["callbacks"][0]["init_args"].update(bb=1),
+            ["SteerCallback", "bb"],
+        ),
+        (lambda c: c["checkpoint"].update(moniter="x"), ["moniter"]),
+    ],
+)
+def test_misspelt_key_in_a_config(change, words, capsys):
+    config = toy_config()
+    change(config)
+    message = refuse(["fit", "--config", write(config)], capsys)
+    for word in words:
+        assert word in message
+
+
+def test_misspelt_option(capsys):
+    arguments = ["fit", "--config", write(toy_config()), "--data.n_trian=3"]
+    assert "n_trian" in refuse(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    "class_path", ["steer_lightning.modules.CNFModul", "no_such_package.Module", "CNFModul"]
+)
+def test_unknown_class(class_path, capsys):
+    config = toy_config(model={"class_path": class_path})
+    assert class_path in refuse(["fit", "--config", write(config)], capsys)
+
+
+def test_class_of_another_kind(capsys):
+    config = toy_config(model={"class_path": "torch.nn.Linear"})
+    message = refuse(["fit", "--config", write(config)], capsys)
+    assert "torch.nn.Linear" in message
+    assert "LightningModule" in message
+
+
+def test_missing_config_file(capsys):
+    assert "nothing.yaml" in refuse(["fit", "--config", "nothing.yaml"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["trainer"]["callbacks"][0]["init_args"].update(b=-1), "Expected `b` to be"),
+        (
+            lambda c: c["trainer"]["callbacks"][0]["init_args"].update(distribution="unifrom"),
+            "distribution",
+        ),
+        (lambda c: c["data"]["init_args"].update(name="8gausians"), "8gaussians"),
+        (
+            lambda c: c["model"]["init_args"]["flow"]["init_args"].update(t_span=[1.0, 1.0]),
+            "Expected finite t0 != t1",
+        ),
+    ],
+)
+def test_values_out_of_range_end_before_anything_is_written(change, message, capsys):
+    config = toy_config()
+    change(config)
+    path = write(config)
+    with pytest.raises((SystemExit, ValueError)) as error:
+        cli.main(["fit", "--config", path, *QUIET])
+    assert message in str(error.value) + capsys.readouterr().err
+    assert [p.name for p in Path.cwd().iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_missing_data_folder(command):
+    path = write(mnist_config())
+    with pytest.raises(FileNotFoundError, match=r"(?s)train-images.*--data\.data_dir"):
+        cli.main([command, "--config", path, *QUIET])
+    assert [p.name for p in Path.cwd().iterdir()] == ["config.yaml"]
+
+
+def test_truncated_data(folder):
+    write_mnist(folder / "mnist")
+    images = folder / "mnist" / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    path = write(mnist_config())
+    with pytest.raises(ValueError, match=r"Expected .*t10k-images-idx3-ubyte to have \d+ bytes"):
+        cli.main(["fit", "--config", path, *QUIET])
+    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "mnist"]
+
+
+def test_b_that_reaches_t0_ends_before_training(folder):
+    config = toy_config()
+    config["trainer"]["callbacks"][0]["init_args"]["b"] = 1.0
+    with pytest.raises(ValueError, match=r"Expected 0 <= b < \|t1 - t0\| = 1, .* got b = 1"):
+        cli.main(["fit", "--config", write(config), *QUIET])
+    assert not list(folder.rglob("*.ckpt"))

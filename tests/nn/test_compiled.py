@@ -1,0 +1,120 @@
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.functional import EndTimeDraw
+from steer_lightning.nn import CNF, CompiledField, ConcatSquashField, MLPField, ODEBlock, compiled
+from steer_lightning.nn.cnf import DivergenceField
+from steer_lightning.solvers import FixedGridSolver
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compile with a backend that runs graphs as they are, and count them."""
+    found = []
+
+    def backend(graph, example_inputs):
+        found.append(graph)
+        return graph.forward
+
+    def counting(function, **settings):
+        return original(function, backend=backend, **settings)
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", counting)
+    torch._dynamo.reset()
+    compiled._compiled_call.cache_clear()
+    yield found
+    compiled._compiled_call.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_autonomous_as_the_field_within():
+    assert CompiledField(MLPField(2, (4,), time_dependent=False)).autonomous
+    assert not CompiledField(MLPField(2, (4,))).autonomous
+    assert not CompiledField(nn.Identity()).autonomous
+
+
+def test_same_values_and_gradients(graphs):
+    field = MLPField(2, (8,))
+    y, t = torch.randn(4, 2, requires_grad=True), torch.tensor(0.3)
+    expected = torch.autograd.grad(field(t, y).square().sum(), (y, *field.parameters()))
+    found = torch.autograd.grad(
+        CompiledField(field)(t, y).square().sum(), (y, *field.parameters())
+    )
+    assert len(graphs) == 1
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_one_compilation_for_all_fields_times_weights_and_modes(graphs):
+    fields = [CompiledField(MLPField(2, (8,))) for _ in range(3)]
+    y = torch.randn(4, 2, requires_grad=True)
+    for step in range(20):
+        for field in fields:
+            field(torch.tensor(0.1 * step), y).sum().backward()
+            with torch.no_grad():
+                for parameter in field.parameters():
+                    parameter.add_(0.01)
+            field.train(step % 2 == 0)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_a_new_end_time_compiles_nothing(graphs, scope):
+    block = ODEBlock(CompiledField(MLPField(2, (8,))), FixedGridSolver("rk4", n_steps=2))
+    y0 = torch.randn(4, 2)
+    for key in range(3):
+        block.horizon.perturb(EndTimeDraw(b=0.5, scope=scope, key=key))
+        block(y0).sum().backward()
+    first = len(graphs)
+    for key in range(3, 30):
+        block.horizon.perturb(EndTimeDraw(b=0.5, scope=scope, key=key))
+        block(y0).sum().backward()
+    assert len(graphs) == first
+
+
+def test_flow_compiles_its_divergence_once(graphs):
+    plain = CNF(ConcatSquashField(2, (8,)), (2,))
+    flow = CNF(plain.vector_field, (2,), compile=True)
+    x = torch.randn(4, 2)
+    torch.testing.assert_close(flow.log_prob(x), plain.log_prob(x))
+    first = len(graphs)
+    assert first >= 1
+    for key in range(10):
+        draw = EndTimeDraw(b=0.5, key=key)
+        plain.horizon.perturb(draw)
+        flow.horizon.perturb(draw)
+        torch.testing.assert_close(flow.log_prob(x), plain.log_prob(x))
+    assert len(graphs) == first
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_for_real():
+    torch._dynamo.reset()
+    compiled._compiled_call.cache_clear()
+    plain = DivergenceField(ConcatSquashField(2, (4,)))
+    parameters = list(plain.parameters())
+    t, state = torch.tensor(0.3), (torch.randn(4, 2), torch.zeros(4))
+    results = []
+    for field in (plain, CompiledField(plain)):
+        dy, divergence = field(t, state)
+        loss = (dy * divergence[:, None]).sum()
+        results.append((dy, divergence, *torch.autograd.grad(loss, parameters)))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_data_dependent_branches_are_refused(graphs):
+    class Branching(nn.Module):
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return y if y.sum() > 0 else -y
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Data-dependent"):
+        CompiledField(Branching())(torch.tensor(0.0), torch.ones(2, 1))

@@ -1,0 +1,117 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from steer_lightning.nn import ConvField, MLPField, ODEBlock
+from steer_lightning.nn.fields import TimeConv2d
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def count_parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("t", [torch.tensor(0.3), torch.tensor([0.3, -1.0, 2.0])])
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        (MLPField(4, (8, 8)), (3, 4)),
+        (MLPField(4, (8,), time_dependent=False), (3, 4)),
+        (ConvField(2, 5), (3, 2, 6, 7)),
+    ],
+)
+def test_one_time_or_one_for_each_sample(field, shape, t):
+    y = torch.randn(shape)
+    dy = field(t, y)
+    assert dy.shape == shape
+    for i in range(3):  # a sample sees its own time and no other sample
+        alone = field(t if t.ndim == 0 else t[i], y[i : i + 1])
+        torch.testing.assert_close(dy[i : i + 1], alone)
+
+
+def test_mlp_against_its_formula():
+    field = MLPField(2, (5,), "tanh").double()
+    first, last = field.network[0], field.network[2]
+    y, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3]).double()
+    inputs = torch.stack([t, y[:, 0], y[:, 1]], dim=1)
+    expected = torch.tanh(inputs @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    torch.testing.assert_close(field(t, y), expected)
+
+
+@pytest.mark.parametrize(
+    ("activation", "layer"), [("tanh", nn.Tanh), ("softplus", nn.Softplus), ("relu", nn.ReLU)]
+)
+def test_mlp_activation_between_linear_layers(activation, layer):
+    layers = [type(module) for module in MLPField(2, (4, 4), activation).network]
+    assert layers == [nn.Linear, layer, nn.Linear, layer, nn.Linear]
+
+
+def test_autonomous_mlp_ignores_time():
+    field = MLPField(2, (4,), time_dependent=False)
+    y = torch.randn(3, 2)
+    assert field.autonomous
+    assert not MLPField(2, (4,)).autonomous
+    assert torch.equal(field(torch.tensor(0.0), y), field(torch.tensor(9.0), y))
+    assert count_parameters(field) == count_parameters(MLPField(2, (4,))) - 4
+
+
+def test_mlp_initial_weights():
+    field = MLPField(1, (500, 500), init_std=0.1)
+    weights = [layer.weight for layer in field.network if isinstance(layer, nn.Linear)]
+    biases = [layer.bias for layer in field.network if isinstance(layer, nn.Linear)]
+    assert [tuple(w.shape) for w in weights] == [(500, 2), (500, 500), (1, 500)]
+    assert weights[1].std().item() == pytest.approx(0.1, rel=0.01)
+    assert all(not bias.any() for bias in biases)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("t", [torch.tensor(0.7), torch.tensor([0.7, -2.0, 0.0])])
+def test_time_conv_equals_the_concatenated_form(kernel_size, t):
+    conv = TimeConv2d(2, 4, kernel_size).double()
+    y = torch.randn(3, 2, 5, 6, dtype=torch.float64)
+    channel = t.double().reshape(-1, 1, 1, 1).expand(3, 1, 5, 6)
+    expected = F.conv2d(
+        torch.cat([channel, y], dim=1), conv.weight, conv.bias, padding=kernel_size // 2
+    )
+    torch.testing.assert_close(conv(t, y), expected)
+
+
+def test_conv_field_against_its_formula():
+    field = ConvField(1, 3).double()
+    y, t = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor(0.4).double()
+    expected = y
+    for conv, padding in ((field.conv1, 0), (field.conv2, 1), (field.conv3, 0)):
+        inputs = torch.cat([t.expand(2, 1, 4, 4), expected], dim=1)
+        expected = F.conv2d(inputs, conv.weight, conv.bias, padding=padding)
+        if conv is not field.conv3:
+            expected = expected.relu()
+    torch.testing.assert_close(field(t, y), expected)
+
+
+def test_parameters_of_the_papers_classifier():
+    field = ConvField(1, 92)
+    assert count_parameters(field) == 77_466
+    model = nn.Sequential(ODEBlock(field), nn.Flatten(), nn.Linear(784, 10))
+    assert count_parameters(model) == 85_316
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLPField(0), "Expected positive layer widths, but got 0 and (64, 64)"),
+        (lambda: MLPField(2, (8, 0)), "Expected positive layer widths, but got 2 and (8, 0)"),
+        (lambda: ConvField(1, 0), "Expected positive layer widths, but got 1 and (0,)"),
+        (lambda: ConvField(0), "Expected positive layer widths, but got 0 and (92,)"),
+        (lambda: MLPField(2, (8,), "tanj"), "but got 'tanj'. Did you mean 'tanh'?"),
+    ],
+)
+def test_bad_arguments_raise(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()

@@ -1,0 +1,127 @@
+"""What every solver accepts, refuses and reports."""
+
+import pytest
+import torch
+
+from steer_lightning.solvers import FixedGridSolver, SolveStats, TorchdiffeqSolver
+from steer_lightning.solvers.base import default_times, first_part, has_float64
+from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
+
+SOLVERS = [
+    TorchdiffeqSolver(rtol=1e-8, atol=1e-8),
+    TorchdiffeqSolver(rtol=1e-8, atol=1e-8, gradient="adjoint"),
+    TorchdiffeqSolver("rk4", options={"step_size": 0.01}),
+    FixedGridSolver(n_steps=50),
+    FixedGridSolver(n_steps=50, checkpoint=True),
+]
+every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+
+
+@every_solver
+@pytest.mark.parametrize("t_eval", [(0.0, 1.5), (1.5, 0.0), (0.2, 0.9, 1.4), (1.4, 0.9, -0.2)])
+def test_solves_in_both_directions_at_every_time(solver, t_eval):
+    field, y0 = CosineField(), initial_state()
+    ys = solver.solve(field, y0, times(*t_eval)).ys
+    assert torch.equal(ys[0], y0)
+    expected = torch.stack([field.exact(y0, t_eval[0], t) for t in t_eval])
+    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
+
+
+@every_solver
+def test_states_may_be_tuples(solver):
+    field = OscillatorField()
+    y0 = (initial_state(), -initial_state())
+    ys = solver.solve(field, y0, times(0.0, 0.5, 1.0)).ys
+    for part, expected in zip(ys, field.exact(y0, 0.0, 1.0), strict=True):
+        assert part.shape == (3, 3, 2)
+        torch.testing.assert_close(part[-1], expected, rtol=1e-6, atol=1e-6)
+
+
+@every_solver
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_state_keeps_its_dtype(solver, dtype):
+    def field(t, y):
+        assert y.dtype == dtype
+        return -y
+
+    if getattr(solver, "gradient", "autograd") == "adjoint":
+        field = CosineField().to(dtype)
+    y0 = initial_state(dtype=dtype)
+    assert solver.solve(field, y0, times(0.0, 1.0).to(dtype)).ys.dtype == dtype
+
+
+@every_solver
+def test_counts_add_up_over_solves(solver):
+    field, y0 = CosineField(), initial_state()
+    once = solver.solve(field, y0, times(0.0, 1.0)).stats
+    assert once.nfe_forward > 0
+    assert once.accepted > 0
+    stats = SolveStats()
+    for _ in range(2):
+        assert solver.solve(field, y0, times(0.0, 1.0), stats=stats).stats is stats
+    assert stats.nfe_forward == 2 * once.nfe_forward
+    assert stats.accepted == 2 * once.accepted
+    stats.reset()
+    assert stats == SolveStats()
+
+
+@every_solver
+@pytest.mark.parametrize(
+    ("t_eval", "error", "message"),
+    [
+        (torch.tensor([0.0]), ValueError, r"shape \(T,\) with T >= 2, but got shape \(1,\)"),
+        (torch.tensor(1.0), ValueError, r"but got shape \(\)"),
+        (torch.zeros(2, 2), ValueError, r"but got shape \(2, 2\)"),
+        (torch.tensor([0.0, 1.0, 1.0]), ValueError, "strictly increasing .* drop repeated"),
+        (torch.tensor([0.0, 2.0, 1.0]), ValueError, "strictly increasing or strictly decreasing"),
+        (torch.tensor([0.0, float("nan")]), ValueError, r"but got \[0.0, nan\]"),
+        (
+            torch.tensor([0, 1]),
+            TypeError,
+            "`t_eval` to be float32 or float64, but got torch.int64",
+        ),
+        (torch.tensor([0.0, 1.0]).half(), TypeError, "but got torch.float16"),
+    ],
+)
+def test_bad_times_are_refused_before_anything_is_evaluated(solver, t_eval, error, message):
+    with pytest.raises(error, match=message):
+        solver.solve(unreachable, initial_state(), t_eval)
+
+
+@every_solver
+@pytest.mark.parametrize(
+    ("y0", "error", "message"),
+    [
+        (torch.ones(2).half(), TypeError, "float32 or float64, but got torch.float16.*autocast"),
+        (torch.ones(2).bfloat16(), TypeError, "but got torch.bfloat16"),
+        (torch.ones(2, dtype=torch.int64), TypeError, "but got torch.int64"),
+        ((torch.ones(2), torch.ones(2).half()), TypeError, "but got torch.float16"),
+        ([torch.ones(2)], TypeError, "a tensor or a tuple of tensors, but got list"),
+        (torch.ones(0, 2), ValueError, r"at least one sample, but got a state of shape \(0, 2\)"),
+        ((torch.ones(0, 2), torch.ones(0)), ValueError, r"of shape \(0, 2\)"),
+    ],
+)
+def test_bad_states_are_refused_before_anything_is_evaluated(solver, y0, error, message):
+    with pytest.raises(error, match=message):
+        solver.solve(unreachable, y0, times(0.0, 1.0))
+
+
+def unreachable(t, y):
+    raise AssertionError("the vector field was evaluated")
+
+
+def test_a_complex_state_is_solved():
+    y0 = torch.ones(2, dtype=torch.complex128)
+    ys = FixedGridSolver(n_steps=50).solve(lambda t, y: 1j * y, y0, times(0.0, 1.0)).ys
+    expected = torch.exp(torch.tensor(1j, dtype=torch.complex128)).expand(2)
+    torch.testing.assert_close(ys[-1], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_times_for_a_state_have_its_precision():
+    assert default_times(torch.ones(1), 0.0, 1.0).dtype == torch.float32
+    assert default_times(torch.ones(1, dtype=torch.float64), 0.0).dtype == torch.float64
+    assert default_times((torch.ones(1, dtype=torch.complex128),), 0.0).dtype == torch.float64
+    assert default_times(torch.ones(1, device="meta"), 0.0).device.type == "meta"
+    assert first_part((1 * torch.ones(1), torch.zeros(1))).item() == 1.0
+    assert has_float64(torch.device("cpu"))
+    assert not has_float64(torch.device("mps"))

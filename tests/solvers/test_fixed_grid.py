@@ -1,0 +1,173 @@
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torchdiffeq import odeint
+
+from steer_lightning.functional import FixedOffset
+from steer_lightning.functional.end_time import EndTimeDraw
+from steer_lightning.nn import MLPField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver, SolveStats
+from steer_lightning.solvers import fixed_grid as module
+from steer_lightning.solvers.fixed_grid import TABLEAUS
+from tests.helpers.models import RecordingField
+from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
+
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+every_method = pytest.mark.parametrize("method", TABLEAUS)
+
+
+@every_method
+def test_the_tableaus_are_consistent(method):
+    c, a, b = TABLEAUS[method]
+    assert sum(b) == pytest.approx(1.0)
+    for i, row in enumerate(a):
+        assert len(row) == i
+        assert sum(row) == pytest.approx(c[i])
+
+
+@every_method
+def test_the_error_falls_with_the_order_of_the_method(method):
+    field, y0 = CosineField(), initial_state()
+    exact = field.exact(y0, 0.0, 1.0)
+    errors = [
+        float((FixedGridSolver(method, n).solve(field, y0, times(0.0, 1.0)).ys[-1] - exact).abs()
+              .max().detach())
+        for n in (16, 32)
+    ]  # fmt: skip
+    order = torch.tensor(errors[0] / errors[1]).log2().item()
+    assert order == pytest.approx(ORDERS[method], abs=0.2)
+
+
+@every_method
+@pytest.mark.parametrize("t_eval", [(0.0, 0.5, 2.0), (2.0, 0.5, 0.0)])
+def test_equals_torchdiffeq_on_the_same_grid(method, t_eval):
+    field, y0, n_steps = CosineField(), initial_state(), 4
+    ys = FixedGridSolver(method, n_steps).solve(field, y0, times(*t_eval)).ys
+    y, theirs = y0, "heun2" if method == "heun" else method
+    for i in range(2):
+        grid = torch.linspace(t_eval[i], t_eval[i + 1], n_steps + 1, dtype=torch.float64)
+        y = odeint(field, y, grid, method=theirs)[-1]
+        torch.testing.assert_close(ys[i + 1], y, rtol=1e-12, atol=1e-12)
+
+
+@every_method
+def test_gradients_in_state_times_and_parameters(method):
+    field = CosineField()
+    del field.a
+
+    def outputs(y0, t_eval, a):
+        field.a = a
+        return FixedGridSolver(method, 2).solve(field, y0, t_eval).ys
+
+    inputs = (initial_state(), times(0.0, 0.7, 1.0), torch.tensor(0.9, dtype=torch.float64))
+    assert torch.autograd.gradcheck(outputs, [x.requires_grad_() for x in inputs])
+
+
+@every_method
+def test_evaluations_and_steps_are_counted(method):
+    field = RecordingField(CosineField())
+    stats = FixedGridSolver(method, 3).solve(field, initial_state(), times(0.0, 1.0, 2.0)).stats
+    assert stats == SolveStats(nfe_forward=len(field.times), accepted=6)
+    assert len(field.times) == 6 * len(TABLEAUS[method].c)
+
+
+@pytest.mark.parametrize("problem", ["tensor", "tuple"])
+@every_method
+def test_checkpointing_changes_no_bit_and_counts_what_it_evaluates_again(method, problem):
+    results = []
+    for checkpoint in (False, True):
+        field = RecordingField(CosineField() if problem == "tensor" else OscillatorField())
+        y0 = initial_state().requires_grad_()
+        solution = FixedGridSolver(method, 3, checkpoint=checkpoint).solve(
+            field, y0 if problem == "tensor" else (y0, 2.0 * y0), times(0.0, 1.0)
+        )
+        y = solution.ys if problem == "tensor" else torch.cat(solution.ys, dim=1)
+        forward = len(field.times)
+        assert solution.stats == SolveStats(nfe_forward=forward, accepted=3)
+        grads = torch.autograd.grad(y[-1].square().sum(), (y0, *field.parameters()))
+        again = len(field.times) - forward
+        assert again == (forward if checkpoint else 0)
+        assert solution.stats.nfe_backward == again
+        results.append((y.detach(), *grads))
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_checkpointing_rests_where_no_gradient_is_asked():
+    field = RecordingField(CosineField())
+    with torch.no_grad():
+        solver = FixedGridSolver("rk4", 2, checkpoint=True)
+        stats = solver.solve(field, initial_state(), times(0.0, 1.0)).stats
+    assert stats.nfe_forward == len(field.times) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "heun2"}, "Expected `method` .* Did you mean 'heun'"),
+        ({"n_steps": 0}, "Expected `n_steps` >= 1, but got 0"),
+        ({"compile": True, "checkpoint": True}, "one of compile and checkpoint, but got both"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FixedGridSolver(**settings)
+
+
+def test_repr_names_what_decides_the_numbers():
+    assert repr(FixedGridSolver("heun", 3)) == "FixedGridSolver(method='heun', n_steps=3)"
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Count the graphs of compiled solves, without compiling them to machine code."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(module.integrate, fullgraph=True, dynamic=False, backend=counter)
+    monkeypatch.setattr(module, "_compiled_integrate", lambda: compiled)
+    yield counter
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_no_end_time_and_no_further_block_compiles_again(graphs, scope):
+    solver = FixedGridSolver("rk4", 2, compile=True)
+    blocks = [ODEBlock(MLPField(2, (4,)), solver) for _ in range(3)]
+    y0 = torch.ones(5, 2)
+    for key in range(8):
+        for block in blocks:
+            block.horizon.perturb(EndTimeDraw(0.5, scope=scope, key=key))
+            block(y0).sum().backward()
+    assert graphs.frame_count == 1
+
+
+def test_the_compiled_graph_follows_the_end_time(graphs):
+    block = ODEBlock(MLPField(2, (4,)), FixedGridSolver("rk4", 2, compile=True))
+    plain = ODEBlock(block.vector_field, FixedGridSolver("rk4", 2))
+    y0 = torch.ones(5, 2)
+    ends = []
+    for offset in (-0.5, 0.25, 0.5):
+        block.horizon.perturb(FixedOffset(offset))
+        plain.horizon.perturb(FixedOffset(offset))
+        ends.append(block(y0))
+        torch.testing.assert_close(ends[-1], plain(y0))
+        assert block.stats == plain.stats
+    assert not torch.allclose(ends[0], ends[1])
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.slow
+def test_compiled_to_machine_code_equals_eager():
+    torch._dynamo.reset()
+    field, y0 = MLPField(2, (4,)), torch.linspace(-1.0, 1.0, 6).reshape(3, 2)
+    t_eval = torch.tensor([0.0, 1.0])
+    results = []
+    for compile in (False, True):
+        solver = FixedGridSolver("midpoint", 1, compile=compile)
+        y0 = y0.detach().requires_grad_()
+        solution = solver.solve(field, y0, t_eval)
+        assert solution.stats == SolveStats(nfe_forward=2, accepted=1)
+        results.append(
+            (solution.ys, *torch.autograd.grad(solution.ys.sum(), (y0, *field.parameters())))
+        )
+    torch.testing.assert_close(results[1], results[0])

@@ -1,0 +1,99 @@
+"""Who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steer_lightning
+
+PACKAGE = Path(steer_lightning.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
+PURE = ("functional", "solvers", "nn", "horizon.py", "attach.py", "steering.py", "batch.py")
+
+
+def layer(source):
+    """The first part of a path inside the package: a folder or a file."""
+    return source.relative_to(PACKAGE).parts[0]
+
+
+def imported(source):
+    """Every module named by an import in a file, lazy ones inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {source}"
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+    return names
+
+
+def roots(source):
+    return {name.split(".")[0] for name in imported(source)}
+
+
+def layers(source):
+    """The layers of the package that a file imports."""
+    return {name.split(".")[1] for name in imported(source) if name.startswith("steer_lightning.")}
+
+
+def test_the_scan_sees_imports():
+    assert "torchdiffeq" in roots(PACKAGE / "solvers" / "torchdiffeq.py")
+    assert layers(PACKAGE / "horizon.py") == {"functional", "solvers"}
+    assert "pytorch_lightning" in roots(PACKAGE / "callbacks" / "steer.py")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_file_keeps_to_its_layer(source):
+    assert not roots(source) & {"datamodules", "cli", "tests"}
+    if layer(source) != "solvers":
+        assert "torchdiffeq" not in roots(source)
+    if layer(source) in PURE:
+        assert not roots(source) & LIGHTNING
+        assert not layers(source) & {"callbacks", "modules"}
+    if layer(source) == "functional":
+        assert layers(source) <= {"functional"}
+    if layer(source) == "solvers":
+        assert layers(source) <= {"functional", "solvers"}
+    if layer(source) in ("horizon.py", "attach.py"):
+        assert layers(source) <= {"functional", "solvers", "horizon"}
+    if layer(source) == "callbacks":
+        assert "modules" not in layers(source)
+
+
+@pytest.mark.parametrize(
+    "module", ["steer_lightning", "steer_lightning.nn", "steer_lightning.steering"]
+)
+def test_the_pure_layers_load_without_lightning(module):
+    code = f"""
+import sys
+import {module}
+loaded = {{name.split(".")[0] for name in sys.modules}}
+print(sorted(loaded & {LIGHTNING | {"datamodules", "torchvision", "matplotlib"}!r}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_packages_top_level_exports_lazily():
+    assert steer_lightning.__all__ == ["NFEMonitor", "SteerCallback", "steer"]
+    assert set(steer_lightning.__all__) <= set(dir(steer_lightning))
+    assert steer_lightning.SteerCallback.__module__ == "steer_lightning.callbacks.steer"
+    assert steer_lightning.NFEMonitor.__module__ == "steer_lightning.callbacks.nfe_monitor"
+    assert steer_lightning.steer.__module__ == "steer_lightning.steering"
+    with pytest.raises(AttributeError, match="'steer_lightning' has no attribute 'SteerCalback'"):
+        steer_lightning.SteerCalback  # noqa: B018

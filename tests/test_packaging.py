@@ -1,0 +1,97 @@
+"""What `pip install` gives: the package alone, importable from anywhere."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import steer_lightning
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Prints what it found as JSON, so that the test can say what is wrong.
+PROBE = """
+import json, pkgutil, sys
+
+import steer_lightning
+from steer_lightning import functional, horizon, nn, solvers
+
+found = {"file": steer_lightning.__file__, "version": steer_lightning.__version__}
+found["lightning"] = sorted(n for n in sys.modules if n.split(".")[0].endswith("lightning"))
+found["lightning"] = [n for n in found["lightning"] if n.split(".")[0] != "steer_lightning"]
+
+from steer_lightning import NFEMonitor, SteerCallback, steer
+from steer_lightning.modules import ClassifierModule, CNFModule, StiffODEModule
+
+found["plotting"] = "steer_lightning.plotting" in sys.modules
+
+from steer_lightning.callbacks import EndTimeSweep, FlowPicture, StiffPicture
+
+modules = pkgutil.walk_packages(steer_lightning.__path__, "steer_lightning.")
+found["modules"] = [__import__(module.name, fromlist=["_"]).__name__ for module in modules]
+found["datamodules"] = "datamodules" in sys.modules
+print(json.dumps(found))
+"""
+
+
+def run(*command, cwd, **environment):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the tree."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for path in ROOT.iterdir():
+        if path.is_file() and path.name != ".git":
+            shutil.copy(path, tree)
+        elif (path / "__init__.py").is_file() or path.name in ("configs", "scripts", "docs"):
+            shutil.copytree(path, tree / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", out, cwd=tree)
+    (path,) = out.iterdir()
+    return path
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_alone(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    dist_info = f"steer_lightning-{steer_lightning.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"steer_lightning", dist_info}
+    inside = {name for name in names if name.startswith("steer_lightning/")}
+    tree = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "steer_lightning").rglob("*")
+        if path.suffix == ".py" or path.name == "py.typed"
+    }
+    assert inside == tree
+    assert "steer_lightning/py.typed" in inside
+    assert f"{dist_info}/licenses/LICENSE" in names
+
+
+@pytest.mark.slow
+def test_installed_wheel_imports_from_an_empty_folder(wheel, tmp_path):
+    target, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    run("-m", "pip", "install", *options, "--target", target, wheel, cwd=empty)
+    found = json.loads(run("-c", PROBE, cwd=empty, PYTHONPATH=str(target)).splitlines()[-1])
+    assert Path(found["file"]).is_relative_to(target)
+    assert found["version"] == steer_lightning.__version__
+    assert found["lightning"] == []  # the pure layers do not need it
+    assert found["plotting"] is False  # nor does the callback need matplotlib
+    assert found["datamodules"] is False
+    assert "steer_lightning.callbacks.pictures" in found["modules"]
