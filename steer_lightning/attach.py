@@ -24,20 +24,9 @@ class AttachedHorizon(SpanHorizon):
         path: Its name, for messages.
         t0: Fixed end of the span that the model solves.
         t1: Moved end.
-
-    Raises:
-        TypeError: If an end is not a plain number.
     """
 
     def __init__(self, field: nn.Module, path: str, t0: float = 0.0, t1: float = 1.0) -> None:
-        ends: dict[str, object] = {"t0": t0, "t1": t1}
-        for name, end in ends.items():
-            if isinstance(end, Tensor):
-                raise TypeError(
-                    f"Expected `{name}` of an attached vector field to be a number, but got a "
-                    f"tensor: the end time of somebody else's solve cannot be learned from "
-                    f"outside. Use steer_lightning.nn.CNF with learn_t1=True for that."
-                )
         super().__init__(t0, t1)
         self.path = path
         self._span_checked = False

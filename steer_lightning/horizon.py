@@ -62,6 +62,11 @@ class Horizon(nn.Module):
         self.solved = False
         self.owner: object | None = None
 
+    @property
+    def draw(self) -> Draw | None:
+        """The draw in force."""
+        return self._draw
+
     def perturb(self, draw: Draw) -> None:
         """Put a draw in force until the next call or :meth:`reset`.
 
@@ -124,6 +129,7 @@ class SpanHorizon(Horizon):
 
     Raises:
         ValueError: If the ends are equal or not finite.
+        TypeError: If an end is a tensor.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
@@ -140,6 +146,13 @@ class SpanHorizon(Horizon):
 
     def __init__(self, t0: float = 0.0, t1: float = 1.0, learn_t1: bool = False) -> None:
         super().__init__()
+        given: tuple[object, ...] = (t0, t1)
+        if any(isinstance(end, Tensor) for end in given):
+            raise TypeError(
+                "Expected t0 and t1 to be numbers, but got a tensor. A CNF of this library learns "
+                "its end time with learn_t1=True; that of somebody else's solve cannot be learned "
+                "from outside."
+            )
         ends = torch.tensor([t0, t1], dtype=torch.float64)
         if not bool(ends.isfinite().all()) or t0 == t1:
             raise ValueError(f"Expected finite t0 != t1, but got t0 = {t0}, t1 = {t1}.")
@@ -167,7 +180,12 @@ class SpanHorizon(Horizon):
     def in_force(self) -> dict[str, float]:
         """The end time in force; the mean over the samples of the last batch if each has one."""
         offset = 0.0 if self._offsets is None else float(self._offsets.mean())
-        return {"end_time": self.t0 + float(self._gap()) + offset}
+        return {"end_time": self.end_time + offset}
+
+    @property
+    def end_time(self) -> float:
+        """The nominal end time, or the learned one."""
+        return self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
 
     def warp(self, y0: Any) -> TimeWarp | None:
         """The warp in force for a state; ``None`` if nominal time is actual time."""
@@ -222,8 +240,7 @@ class SpanHorizon(Horizon):
         return solver.solve(vector_field, y0, t_eval, stats=stats)
 
     def _gap(self) -> Tensor:
-        t1 = self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
-        return torch.tensor([t1 - self.t0], dtype=torch.float64)
+        return torch.tensor([self.end_time - self.t0], dtype=torch.float64)
 
 
 class GridHorizon(Horizon):

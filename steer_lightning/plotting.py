@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 def plot_flow_1d(
     flow: CNF,
     data: Tensor,
+    weight: Tensor | None = None,
     limit: float = 7.0,
     n_times: int = 41,
     n_points: int = 241,
@@ -26,6 +27,7 @@ def plot_flow_1d(
     Args:
         flow: A flow with ``event_shape == (1,)``.
         data: Points to compare with, shape ``(N, 1)``.
+        weight: Weights of the points, shape ``(N,)``.
         limit: Half-width of the picture.
         n_times: Number of times.
         n_points: Number of points across.
@@ -48,8 +50,8 @@ def plot_flow_1d(
     left.set(xlabel="t, from base to data", ylabel="x", title="density and particle paths")
     right.plot(_array(density[-1]), _array(x[:, 0]), label="model")
     right.hist(
-        _array(data.reshape(-1)), bins=100, range=(-limit, limit), density=True,
-        orientation="horizontal", alpha=0.4, label="data",
+        _array(data.reshape(-1)), weights=None if weight is None else _array(weight), bins=100,
+        range=(-limit, limit), density=True, orientation="horizontal", alpha=0.4, label="data",
     )  # fmt: skip
     right.set(xlabel="density at the data", ylim=(-limit, limit))
     right.legend()
@@ -57,13 +59,19 @@ def plot_flow_1d(
 
 
 def plot_flow_2d(
-    flow: CNF, data: Tensor, limit: float = 4.0, n_times: int = 4, n_points: int = 80
+    flow: CNF,
+    data: Tensor,
+    weight: Tensor | None = None,
+    limit: float = 4.0,
+    n_times: int = 4,
+    n_points: int = 80,
 ) -> Figure:
     """Flow field over transported density at several times, beside the data.
 
     Args:
         flow: A flow with ``event_shape == (2,)``.
         data: Points to compare with, shape ``(N, 2)``.
+        weight: Weights of the points, shape ``(N,)``.
         limit: Half-width of the picture.
         n_times: Number of times from base to data.
         n_points: Points along each side.
@@ -85,7 +93,8 @@ def plot_flow_2d(
         axis.imshow(_array(density).T, origin="lower", extent=(-limit, limit, -limit, limit))
         axis.quiver(*_array(arrows).T, *_array(field).T, color="white", alpha=0.6, width=0.004)
         axis.set(title=f"t = {t:.2f}", aspect="equal")
-    axes[-1].hist2d(*_array(data).T, bins=n_points, range=((-limit, limit),) * 2)
+    weights = None if weight is None else _array(weight)
+    axes[-1].hist2d(*_array(data).T, n_points, range=((-limit, limit),) * 2, weights=weights)
     axes[-1].set(title="data", aspect="equal")
     return figure
 
@@ -131,9 +140,9 @@ def plot_sweep(
     return figure
 
 
-def flow_plotter(event_shape: Sequence[int]) -> Callable[[CNF, Tensor], Figure] | None:
+def flow_plotter(event_shape: Sequence[int]) -> Callable[..., Figure] | None:
     """The plot that fits samples of a shape; ``None`` if there is none."""
-    plots: dict[tuple[int, ...], Callable[[CNF, Tensor], Figure]]
+    plots: dict[tuple[int, ...], Callable[..., Figure]]
     plots = {(1,): plot_flow_1d, (2,): plot_flow_2d}
     return plots.get(tuple(event_shape))
 

@@ -50,7 +50,9 @@ class SteerSettings:
             )
         if self.warmup_steps < 0:
             raise ValueError(f"Expected `warmup_steps` >= 0, but got {self.warmup_steps}.")
-        self.draw(key=0, step=0)  # checks the rest
+        draw = self.draw(key=0, step=self.warmup_steps)  # checks the rest
+        if self.vector_fields is not None:
+            SpanHorizon(self.t0, self.t1).check(draw)
 
     def draw(self, *, key: int, step: int) -> EndTimeDraw:
         """The draw of one step: ``b`` grows linearly from zero over ``warmup_steps``."""
@@ -90,6 +92,11 @@ class Steering:
             horizon.check(draw)
         for horizon in self.horizons.values():
             horizon.owner = owner
+        try:
+            _refuse_double_warp(model)
+        except ValueError:
+            self.release(detach=True)
+            raise
 
     def perturb(self, *, seed: int, step: int, rank: int = 0) -> None:
         """Draw the end times of one step; independent for each horizon, keyed by its path."""
@@ -121,26 +128,32 @@ class Steering:
             for name, value in horizon.in_force().items()
         }
 
-    def check_solved(self) -> None:
+    def check_solved(self, where: str, *, foreign_only: bool = False) -> None:
         """Raise if a horizon was not solved since its last draw.
+
+        Args:
+            where: Where it should have been, for the message.
+            foreign_only: Check attached vector fields alone: a horizon of this library takes part
+                in every solve of its block.
 
         Raises:
             ValueError: Names the horizon and the ways this comes about.
         """
         for path, horizon in self.horizons.items():
-            if horizon.solved:
+            foreign = isinstance(horizon, AttachedHorizon)
+            if horizon.solved or (foreign_only and not foreign):
                 continue
-            if isinstance(horizon, AttachedHorizon):
+            if foreign:
                 raise ValueError(
-                    f"The vector field {path!r} was not called in the first training batch, so "
-                    f"STEER had no effect. Name the module that you pass to odeint. A closure, a "
-                    f"direct call of `.forward`, or a model compiled around the field before "
-                    f"training cannot be attached: pass the module itself, call it, compile the "
-                    f"field and not the model around it."
+                    f"The vector field {path!r} was not called {where}, so STEER had no effect. "
+                    f"Name the module that you pass to odeint. A closure, a direct call of "
+                    f"`.forward`, or a model compiled around the field before training cannot be "
+                    f"attached: pass the module itself, call it, compile the field and not the "
+                    f"model around it."
                 )
             raise ValueError(
-                f"The horizon {path!r} was not solved in the first training batch, so STEER had "
-                f"no effect on it. Solve through the block that holds it, in the training step."
+                f"The horizon {path!r} was not solved {where}, so STEER had no effect on it. "
+                f"Solve through the block that holds it, in the training step."
             )
 
     def table(self) -> str:
@@ -202,7 +215,8 @@ def steer(
         end time for each sample show it only after their solve.
 
     Raises:
-        ValueError: See :class:`Steering` and :class:`SteerSettings`.
+        ValueError: See :class:`Steering` and :class:`SteerSettings`; and at the end of the block
+            if a named vector field was not called in it.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
@@ -225,6 +239,7 @@ def steer(
             rank=current_rank() if rank is None else rank,
         )
         yield MappingProxyType(steering.in_force())
+        steering.check_solved("inside `with steer(...)`", foreign_only=True)
     finally:
         steering.release(detach=False)
 
@@ -232,6 +247,8 @@ def steer(
 @contextmanager
 def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
     """Evaluate a model with every span's end time moved by the same amount.
+
+    What was in force before is in force again afterwards.
 
     Args:
         model: A model with :class:`SpanHorizon` s; grids are left alone.
@@ -252,13 +269,25 @@ def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
             f"Expected a model with a SpanHorizon, but {type(model).__name__} has none: there is "
             f"no end time to move."
         )
+    before = [horizon.draw for horizon in spans]
     try:
         for horizon in spans:
             horizon.perturb(FixedOffset(offset))
         yield
     finally:
-        for horizon in spans:
+        for horizon, draw in zip(spans, before, strict=True):
             horizon.reset()
+            if draw is not None:
+                horizon.perturb(draw)
+
+
+def check_fit(model: nn.Module, settings: SteerSettings) -> None:
+    """Raise a ``ValueError`` if the settings do not fit the horizons that a model has so far."""
+    if settings.vector_fields is None:
+        draw = settings.draw(key=0, step=settings.warmup_steps)
+        for module in model.modules():
+            if isinstance(module, Horizon):
+                module.check(draw)
 
 
 def as_paths(vector_fields: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -293,6 +322,20 @@ def _find_horizons(model: nn.Module) -> dict[str, Horizon]:
             f"modules that it passes to odeint: SteerCallback(b=..., vector_fields=['flow.func'])."
         )
     return horizons
+
+
+def _refuse_double_warp(model: nn.Module) -> None:
+    """Raise if a block's own horizon and a field attached inside the block are both moved."""
+    for path, block in model.named_modules():
+        own = [m.owner for m in block.children() if isinstance(m, Horizon) and m.owner]
+        attached = (_ATTACHED.get(m) for m in block.modules())
+        inside = [a for a in attached if a is not None and a.owner]
+        if own and inside:
+            raise ValueError(
+                f"Expected one owner for the end time of {path or 'the model'!r}, but {own[0]} "
+                f"moves its own horizon and {inside[0].owner} the vector field "
+                f"{inside[0].path!r} inside it: T would move twice. Keep one of the two."
+            )
 
 
 def _attach(model: nn.Module, path: str, settings: SteerSettings) -> AttachedHorizon:

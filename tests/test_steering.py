@@ -52,8 +52,10 @@ def test_forward_and_backward_inside_give_the_gradient_of_the_moved_solve(
 @both
 def test_the_draw_depends_on_seed_and_step_alone(model_class, where, name):
     def ends(seed, step):
-        with steer(seeded(model_class), b=0.5, step=step, seed=seed, **where) as found:
-            return found[name]
+        model = seeded(model_class)
+        with steer(model, b=0.5, step=step, seed=seed, **where) as found:
+            model(tiny_data())
+        return found[name]
 
     before = torch.get_rng_state()
     first = ends(0, 0)
@@ -137,7 +139,7 @@ def test_an_exception_inside_puts_the_nominal_end_back(model_class, where, name)
         step()
     assert torch.equal(model(x), before)
     with steer(model, b=0.5, step=1, **where):
-        pass
+        model(x)
 
 
 @both
@@ -192,6 +194,26 @@ def test_a_module_known_by_two_paths_may_be_named_by_either():
     for path in ("func", "flow.0"):
         with steer(model, b=0.5, step=0, vector_fields=[path]) as ends:
             assert list(ends) == [f"steer/{path}/end_time"]
+            model.func(torch.tensor(0.0), tiny_data())
+
+
+def test_a_field_that_is_not_called_inside_the_block_is_refused():
+    model = seeded(ForeignModel)
+    with (
+        pytest.raises(ValueError, match=r"'func' was not called inside `with steer\(...\)`"),
+        steer(model, b=0.5, step=0, vector_fields=["func"]),
+    ):
+        pass
+
+
+def test_a_field_inside_a_steered_block_is_refused():
+    model = seeded(OwnModel)
+    with (
+        steer(model, b=0.5, step=0),
+        pytest.raises(ValueError, match=r"T would move twice. Keep one of the two"),
+        steer(model, b=0.5, step=0, vector_fields=["block.vector_field"]),
+    ):
+        pass
 
 
 def test_the_model_itself_may_be_the_field():
@@ -199,6 +221,7 @@ def test_the_model_itself_may_be_the_field():
     with steer(field, b=0.5, step=0, vector_fields=[""]) as ends:
         assert len(ends) == 1
         assert field._forward_pre_hooks
+        field(torch.tensor(0.0), tiny_data())
 
 
 def test_an_unknown_path_lists_the_near_ones():
@@ -246,10 +269,10 @@ def test_a_model_without_horizons_is_refused():
 def test_check_solved_names_what_was_left_out():
     own = Steering(seeded(OwnModel), SteerSettings(0.5), owner="test")
     with pytest.raises(ValueError, match=r"horizon 'block.horizon' was not solved in the first"):
-        own.check_solved()
+        own.check_solved("in the first batch")
     foreign = Steering(seeded(ForeignModel), SteerSettings(0.5, ("func",)), owner="test")
     with pytest.raises(ValueError, match=r"field 'func' was not called .* A closure, a direct"):
-        foreign.check_solved()
+        foreign.check_solved("in the first batch")
 
 
 def test_the_table_shows_each_horizon_with_span_b_and_scope():
@@ -274,6 +297,14 @@ def test_a_sweep_over_the_end_time_moves_every_span_and_puts_it_back(offset):
         assert end_of(model) == pytest.approx(1.0 + offset, abs=1e-5)
         assert torch.equal(model(x), before) is (offset == 0.0)
     assert torch.equal(model(x), before)
+
+
+def test_a_sweep_within_a_training_step_gives_the_step_its_end_back():
+    model = seeded(OwnModel)
+    with steer(model, b=0.5, step=0, seed=1) as ends:
+        with end_time_offset_at(model, 0.25):
+            assert end_of(model) == pytest.approx(1.25, abs=1e-5)
+        assert end_of(model) == pytest.approx(ends["steer/block.horizon/end_time"], abs=1e-5)
 
 
 def test_a_sweep_that_reaches_t0_is_refused_and_leaves_the_model_as_it_was():

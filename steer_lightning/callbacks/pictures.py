@@ -150,7 +150,8 @@ class FlowPicture(EvaluationPicture):
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
         """The figure of the dimension at hand."""
         flow, plot = _flow_and_plotter(pl_module)
-        return plot(flow, batch if isinstance(batch, Tensor) else batch[0])
+        points = (batch,) if isinstance(batch, Tensor) else batch[:2]
+        return plot(flow, *points)
 
 
 class StiffPicture(EvaluationPicture):
@@ -256,7 +257,7 @@ class EndTimeSweep(Callback):
         batches = [
             trainer.strategy.batch_to_device(batch) for batch in islice(loader, self.n_batches)
         ]
-        t1 = next((m.t1 for m in pl_module.modules() if isinstance(m, SpanHorizon)), 1.0)
+        t1 = next(m.end_time for m in pl_module.modules() if isinstance(m, SpanHorizon))
         offsets = torch.linspace(-self.b, self.b, self.n_points, dtype=torch.float64).tolist()
         training = pl_module.training
         pl_module.eval()
@@ -279,7 +280,7 @@ class EndTimeSweep(Callback):
         rank_zero_info(f"Picture: {path}")
 
 
-def _flow_and_plotter(pl_module: LightningModule) -> tuple[CNF, Callable[[CNF, Tensor], Figure]]:
+def _flow_and_plotter(pl_module: LightningModule) -> tuple[CNF, Callable[..., Figure]]:
     flow = getattr(pl_module, "flow", None)
     plot = flow_plotter(flow.event_shape) if isinstance(flow, CNF) else None
     if plot is None or not isinstance(flow, CNF):

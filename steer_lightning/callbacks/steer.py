@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from steer_lightning.functional.end_time import Distribution, Scope
-from steer_lightning.steering import Steering, SteerSettings, as_paths
+from steer_lightning.steering import Steering, SteerSettings, as_paths, check_fit
 
 
 class SteerCallback(Callback):
@@ -95,6 +95,11 @@ class SteerCallback(Callback):
         self.seed = stored
         self._step = state_dict["step"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot fit before a run makes its folders."""
+        if stage == "fit":
+            check_fit(pl_module, self.settings)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or attach the horizons, agree on a seed, and print what will be moved."""
         if self.seed is None:
@@ -126,7 +131,7 @@ class SteerCallback(Callback):
         """Log what was in force, and put the nominal end times back."""
         assert self._steering is not None
         if not self._verified:
-            self._steering.check_solved()
+            self._steering.check_solved("in the first training batch")
             self._verified = True
         pl_module.log_dict(self._steering.in_force(), on_step=True, on_epoch=False)
         self._steering.reset()

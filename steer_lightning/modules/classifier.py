@@ -20,13 +20,14 @@ from steer_lightning.nn import ODEBlock
 class ClassifierModule(TaskModule):
     r"""Classify the solution of an ODE that starts at the input.
 
-    A batch is a tuple of inputs ``(B, ...)`` and labels ``(B,)``. The block's solution is
-    flattened for the head. ``predict`` gives class probabilities ``(B, num_classes)``.
+    A batch is a tuple of inputs ``(B, ...)`` and labels ``(B,)``. The stem makes the ODE's initial
+    state of an input; the block's solution is flattened for the head. ``predict`` gives class probabilities ``(B, num_classes)``.
 
     Args:
-        block: Maps inputs to features of the same shape.
+        block: Maps initial states to features of the same shape.
         head: Maps flattened features to ``num_classes`` logits.
         num_classes: Number of classes.
+        stem: Maps inputs to initial states; the identity if not given.
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
 
@@ -47,11 +48,13 @@ class ClassifierModule(TaskModule):
         block: ODEBlock,
         head: nn.Module,
         num_classes: int = 10,
+        stem: nn.Module | None = None,
         optimizer: OptimizerFactory = adam,
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         self.save_plain_hyperparameters()
+        self.stem = nn.Identity() if stem is None else stem
         self.block = block
         self.head = head
         self.num_classes = num_classes
@@ -61,7 +64,7 @@ class ClassifierModule(TaskModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape ``(B, num_classes)``."""
-        logits: Tensor = self.head(self.block(x).flatten(1))
+        logits: Tensor = self.head(self.block(self.stem(x)).flatten(1))
         return logits
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]:

@@ -163,8 +163,16 @@ class CNF(nn.Module):
 
         Returns:
             States, shape ``(T, B, *event_shape)``, and their log-densities, shape ``(T, B)``.
+
+        Raises:
+            ValueError: If ``z`` has another shape, or ``t_eval`` does not start at the base.
         """
         self._check_events(z)
+        if float(t_eval[0]) != self.base_time:
+            raise ValueError(
+                f"Expected `t_eval` to start where the base sits, at {self.base_time:g}, but got "
+                f"{float(t_eval[0]):g}."
+            )
         ys, deltas = self._solve(z, z.new_zeros(len(z)), t_eval)
         return ys, standard_normal_log_prob(z) - deltas
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import nn
 from torchdiffeq import odeint
 
@@ -74,10 +75,19 @@ def test_what_does_not_fit_the_model_is_refused_before_the_first_batch(
 
 
 def test_a_learnable_end_of_a_foreign_field_is_refused():
-    model = seeded(ForeignModel)
-    callback = SteerCallback(0.5, ["func"], t1=nn.Parameter(torch.tensor(1.0)))
-    with pytest.raises(TypeError, match=r"cannot be learned from outside.*learn_t1=True"):
-        fit(model, callback)
+    with pytest.raises(TypeError, match=r"learn_t1=True.*cannot be learned from outside"):
+        SteerCallback(0.5, ["func"], t1=nn.Parameter(torch.tensor(1.0)))
+
+
+def test_b_that_does_not_fit_is_refused_before_a_run_makes_its_folders(tmp_path):
+    trainer = Trainer(
+        default_root_dir=tmp_path, max_steps=1, callbacks=[SteerCallback(1.5)], accelerator="cpu"
+    )
+    with pytest.raises(ValueError, match=r"no end time reaches t0, but got b = 1\.5"):
+        trainer.fit(seeded(OwnModel))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"no end time reaches t0, but got b = 1\.5"):
+        SteerCallback(1.5, ["func"])
 
 
 def test_two_callbacks_on_one_horizon_are_refused():
