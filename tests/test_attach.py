@@ -261,7 +261,7 @@ def test_a_foreign_field_takes_no_end_time_for_each_sample():
 @pytest.mark.parametrize("name", ["t0", "t1"])
 def test_a_learnable_end_of_a_foreign_field_is_refused(name):
     end = nn.Parameter(torch.tensor(2.0))
-    with pytest.raises(TypeError, match=f"Expected t0 and t1 to be numbers.*learn_t1=True"):
+    with pytest.raises(TypeError, match=r"t0 and t1 to be numbers.*learn_t1=True"):
         AttachedHorizon(CosineField(), "flow.func", **{name: end})
 
 

@@ -21,7 +21,8 @@ class ClassifierModule(TaskModule):
     r"""Classify the solution of an ODE that starts at the input.
 
     A batch is a tuple of inputs ``(B, ...)`` and labels ``(B,)``. The stem makes the ODE's initial
-    state of an input; the block's solution is flattened for the head. ``predict`` gives class probabilities ``(B, num_classes)``.
+    state of an input; the block's solution is flattened for the head. ``predict`` gives class
+    probabilities ``(B, num_classes)``.
 
     Args:
         block: Maps initial states to features of the same shape.
