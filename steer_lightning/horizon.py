@@ -118,6 +118,9 @@ class SpanHorizon(Horizon):
     r"""One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
 
     Whatever times are asked for in between, the whole interval is stretched by one affine warp.
+    With one end time for all samples the solver is given the stretched times, as if it had been
+    asked for them; with one for each sample, or a learned one, it keeps the nominal times and the
+    field is warped.
     The solver may run from ``t0`` to ``t1`` or back: ``t0`` is always the fixed end, and
     ``t1 < t0`` is allowed.
 
@@ -235,9 +238,11 @@ class SpanHorizon(Horizon):
         if t_start is not None:
             rate = torch.ones_like(t_start[0]) if warp is None else warp.rate
             warp = TimeWarp(self.t0, t_start, rate)
-        if warp is not None:
-            vector_field = WarpedField(vector_field, warp)
-        return solver.solve(vector_field, y0, t_eval, stats=stats)
+        if warp is None:
+            return solver.solve(vector_field, y0, t_eval, stats=stats)
+        if warp.is_shared:  # the times move, and the field need not be wrapped
+            return solver.solve(vector_field, y0, warp.actual(t_eval), stats=stats)
+        return solver.solve(WarpedField(vector_field, warp), y0, t_eval, stats=stats)
 
     def _gap(self) -> Tensor:
         return torch.tensor([self.end_time - self.t0], dtype=torch.float64)

@@ -281,15 +281,6 @@ def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
                 horizon.perturb(draw)
 
 
-def check_fit(model: nn.Module, settings: SteerSettings) -> None:
-    """Raise a ``ValueError`` if the settings do not fit the horizons that a model has so far."""
-    if settings.vector_fields is None:
-        draw = settings.draw(key=0, step=settings.warmup_steps)
-        for module in model.modules():
-            if isinstance(module, Horizon):
-                module.check(draw)
-
-
 def as_paths(vector_fields: Sequence[str] | None) -> tuple[str, ...] | None:
     """A tuple of dotted paths.
 

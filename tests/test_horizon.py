@@ -136,10 +136,20 @@ def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     assert torch.equal(stub.t_evals[0], times(0.0, 1.0))
 
 
-def test_the_solver_sees_nominal_times_whatever_is_in_force():
+def test_one_end_time_moves_the_times_that_the_solver_is_asked_for():
     horizon, stub = SpanHorizon(0.0, 1.0), StubSolver()
     for key in range(3):
         horizon.perturb(EndTimeDraw(0.5, key=key))
+        horizon.solve(stub, CosineField(), initial_state())
+        torch.testing.assert_close(
+            stub.t_evals[-1], times(0.0, horizon.in_force()["end_time"]), rtol=0.0, atol=1e-12
+        )
+
+
+def test_end_times_of_samples_leave_the_solver_its_nominal_times():
+    horizon, stub = SpanHorizon(0.0, 1.0), StubSolver()
+    for key in range(3):
+        horizon.perturb(EndTimeDraw(0.5, key=key, scope="sample"))
         horizon.solve(stub, CosineField(), initial_state())
     assert all(torch.equal(t_eval, times(0.0, 1.0)) for t_eval in stub.t_evals)
 

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from steer_lightning.functional.end_time import Distribution, Scope
-from steer_lightning.steering import Steering, SteerSettings, as_paths, check_fit
+from steer_lightning.steering import Steering, SteerSettings, as_paths
 
 
 class SteerCallback(Callback):
@@ -94,11 +94,6 @@ class SteerCallback(Callback):
             )
         self.seed = stored
         self._step = state_dict["step"]
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot fit before a run makes its folders."""
-        if stage == "fit":
-            check_fit(pl_module, self.settings)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or attach the horizons, agree on a seed, and print what will be moved."""

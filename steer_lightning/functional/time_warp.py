@@ -37,6 +37,11 @@ class TimeWarp(NamedTuple):
     start: float | Tensor
     rate: Tensor
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the map is one for all samples, and fixed."""
+        return not any(isinstance(x, Tensor) and (x.ndim or x.requires_grad) for x in self)
+
     def actual(self, s: Tensor) -> Tensor:
         """Actual time at nominal time ``s``; shape ``()`` or ``(B,)``."""
         return self.start + self.rate * (s - self.anchor)

@@ -233,7 +233,7 @@ def test_a_foreign_solver_keeps_its_method_options_and_times(offset_on):
         assert (end != 1.0) is offset_on
 
 
-def test_a_blocks_solver_gets_the_same_settings_and_nominal_times(monkeypatch):
+def test_a_blocks_solver_keeps_its_settings_and_is_asked_for_the_moved_end(monkeypatch):
     model, heard = seeded(OwnModel), []
     solve = type(model.block.solver).solve
 
@@ -244,7 +244,9 @@ def test_a_blocks_solver_gets_the_same_settings_and_nominal_times(monkeypatch):
     monkeypatch.setattr(type(model.block.solver), "solve", listen)
     solver = model.block.solver
     tiny_trainer(SteerCallback(0.5, seed=0)).fit(model, tiny_loader())
-    assert heard == [(solver, [0.0, 1.0])] * 2
+    assert [found for found, _ in heard] == [solver] * 2
+    for (_, t_eval), end in zip(heard, model.ends, strict=True):
+        assert t_eval == pytest.approx([0.0, end], abs=1e-5)
     assert all(abs(end - 1.0) > 1e-3 for end in model.ends)
 
 

@@ -137,7 +137,7 @@ def test_a_run_resumed_in_mid_epoch_continues_the_draws(tmp_path):
     path, first = saved_at(3, [SteerCallback(0.5, seed=3)])
     rest = seeded(OwnModel)
     tiny_trainer(SteerCallback(0.5, seed=3)).fit(rest, tiny_loader(16), ckpt_path=path)
-    assert first + rest.ends == whole.ends
+    assert first + rest.ends == pytest.approx(whole.ends, abs=1e-5)  # clocks of adaptive solves
     assert len(first) == 3
 
 
