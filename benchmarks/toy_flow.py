@@ -36,11 +36,9 @@ class PlainFlow(nn.Module):
         super().__init__()
         self.field = field
         self.rtol = rtol
-        self.nfe = 0
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Derivatives of the points and of their log-density."""
-        self.nfe += 1
         y, _ = state
         with torch.enable_grad():
             y = y.requires_grad_(True)

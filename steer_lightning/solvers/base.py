@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from steer_lightning.functional.autograd import backward_pass
 from steer_lightning.solvers.errors import NFEBudgetExceededError
 
-State = Tensor | tuple[Tensor, ...]
 VectorField = Callable[[Tensor, Any], Any]
 Phase = Literal["forward", "backward"]
 

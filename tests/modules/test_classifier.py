@@ -1,6 +1,5 @@
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,18 +18,6 @@ class Scale(nn.Module):
 
     def forward(self, t, y):
         return self.a * y
-
-
-@pytest.fixture
-def trainer(tmp_path):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
 
 
 @pytest.fixture
