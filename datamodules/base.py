@@ -2,8 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
-from typing import Any, Generic, Literal, TypeVar, cast
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -149,13 +149,29 @@ def like(template: BatchT, values: Sequence[Tensor]) -> BatchT:
     return cast(BatchT, tuple(values))
 
 
+class LazyLoader(DataLoader[Any]):
+    """A loader that looks at its sampler when the first batch is asked for, not before.
+
+    Lightning creates the iterator of a run's first epoch before it tells the sampler the epoch.
+    Workers would start at once, and a resumed run would begin with the order of epoch 0.
+
+    Example:
+        >>> batches = iter(LazyLoader([1, 2, 3], batch_size=2))
+        >>> next(batches)
+        tensor([1, 2])
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 class TensorDataModule(LightningDataModule, ABC):
     r"""Base of data that fits in memory: a subclass only says how to build a split.
 
     ``setup`` builds what a stage needs and nothing else; ``predict`` uses the test set. The order
     of training samples depends on ``(seed, epoch)`` alone: it is the same after a resume at an
-    epoch's start, and with several ranks each rank reads its own part of it. The last batch of an
-    epoch may be smaller.
+    epoch's start, with or without workers, and with several ranks each rank reads its own part of
+    it. The last batch of an epoch may be smaller.
 
     Args:
         batch_size: Samples in a training batch, on each rank.
@@ -176,6 +192,8 @@ class TensorDataModule(LightningDataModule, ABC):
         >>> next(iter(data.test_dataloader()))
         (tensor([0., 1., 2., 3.]),)
     """
+
+    sampler_class: ClassVar[type[DistributedSampler[Any]]] = DistributedSampler
 
     def __init__(
         self,
@@ -227,7 +245,7 @@ class TensorDataModule(LightningDataModule, ABC):
         dataset = self._dataset("train")
         # Lightning leaves a DistributedSampler as it is and tells it the epoch. Used for one
         # rank too, so that one rule holds everywhere.
-        sampler: DistributedSampler[Any] = DistributedSampler(
+        sampler = self.sampler_class(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
@@ -269,7 +287,7 @@ class TensorDataModule(LightningDataModule, ABC):
         batch_size: int,
         sampler: DistributedSampler[Any] | None = None,
     ) -> DataLoader[Any]:
-        return DataLoader(
+        return LazyLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,

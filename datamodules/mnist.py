@@ -4,12 +4,10 @@ import math
 import struct
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
+from datamodules.images import ImageDataModule, Pixels
 
 _SIDE = 28
 _UBYTE = 0x08
@@ -74,26 +72,11 @@ def read_idx_shape(path: Path) -> tuple[int, ...]:
     return shape
 
 
-class _ImageData(TensorData[tuple[Tensor, Tensor]]):
-    """Images kept as bytes, and turned into floats batch by batch."""
-
-    def __init__(self, tensors: tuple[Tensor, Tensor], image_size: int) -> None:
-        super().__init__(tensors)
-        self.window = _SIDE // image_size
-
-    def select(self, index: int | list[int]) -> tuple[Tensor, Tensor]:
-        images, labels = super().select(index)
-        images = images.unsqueeze(-3).float() / 255.0
-        if self.window > 1:
-            images = F.avg_pool2d(images, self.window)
-        return images, labels
-
-
-class MNISTDataModule(TensorDataModule):
+class MNISTDataModule(ImageDataModule):
     r"""Handwritten digits, 10 classes: 60,000 images to train and validate on, 10,000 to test on.
 
-    A batch is a tuple ``(images, labels)``: images, shape ``(B, 1, H, W)``, float32 in [0, 1]
-    (grey values divided by 255 and nothing else, as in the augmented Neural ODE setting), and
+    A batch is a tuple ``(images, labels)``: images, shape ``(B, 1, H, W)``, float32 (by default
+    grey values divided by 255 and nothing else, as in the augmented Neural ODE setting), and
     labels, shape ``(B,)``, int64 in 0 to 9. The validation set is split from the training files,
     keyed by ``seed``; the test files are never part of it. Predict uses the test set.
 
@@ -108,6 +91,10 @@ class MNISTDataModule(TensorDataModule):
         val_size: Images split off the training files for validation.
         limit_train: Keep this many training images after the split; ``None`` keeps all.
         image_size: Height and width, a divisor of 28; smaller images are averages over windows.
+        pixels: ``"unit"`` gives values in [0, 1], grey values divided by 255. ``"grey"`` gives
+            whole numbers from 0 to 255, for flows that add noise to them; averages over windows
+            are then rounded to whole numbers (halves to the even one), and bits per dimension
+            are those of the rounded small images.
         download: Download missing files with torchvision.
         num_workers: Loader processes.
         seed: Key of the split and the order.
@@ -126,6 +113,7 @@ class MNISTDataModule(TensorDataModule):
         ((1, 14, 14), 10)
     """
 
+    native_shape = (1, _SIDE, _SIDE)
     num_classes = 10
 
     def __init__(
@@ -136,29 +124,23 @@ class MNISTDataModule(TensorDataModule):
         val_size: int = 5000,
         limit_train: int | None = None,
         image_size: int = _SIDE,
+        pixels: Pixels = "unit",
         download: bool = False,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least("val_size", val_size, minimum=1)
-        if limit_train is not None:
-            check_at_least("limit_train", limit_train, minimum=1)
-        if image_size < 1 or _SIDE % image_size:
-            raise ValueError(
-                f"Expected `image_size` to be a divisor of {_SIDE}, but got {image_size}. "
-                "Choose 28, 14 or 7."
-            )
-        self.data_dir = data_dir
-        self.val_size = val_size
-        self.limit_train = limit_train
-        self.image_size = image_size
+        super().__init__(
+            data_dir=data_dir,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            val_size=val_size,
+            limit_train=limit_train,
+            image_size=image_size,
+            pixels=pixels,
+            num_workers=num_workers,
+            seed=seed,
+        )
         self.download = download
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one image, ``(C, H, W)``."""
-        return (1, self.image_size, self.image_size)
 
     def prepare_data(self) -> None:
         """Download what is missing, if ``download`` is true; one process on each node.
@@ -171,37 +153,9 @@ class MNISTDataModule(TensorDataModule):
         """
         if self.download:
             MNIST(self.data_dir, download=True)
-        self._check_files()
+        super().prepare_data()
 
-    def build(self, split: Split) -> TensorData[tuple[Tensor, Tensor]]:
-        """Check the files, read them and cut out a split.
-
-        Args:
-            split: Which part of the data.
-
-        Raises:
-            ValueError: If a file is broken, or ``val_size`` leaves nothing to train on.
-            FileNotFoundError: If a file is missing.
-        """
-        self._check_files()
-        files = MNIST(self.data_dir, train=split != "test")
-        images, labels = files.data, files.targets
-        if split != "test":
-            total = len(images)
-            if self.val_size >= total:
-                raise ValueError(
-                    f"Expected `val_size` to be smaller than the {total} training images in "
-                    f"{self.data_dir}, but got {self.val_size}. Lower `val_size`."
-                )
-            order = torch.randperm(total, generator=seeded_generator(self.seed, "split"))
-            if split == "val":
-                chosen = order[: self.val_size]
-            else:
-                chosen = order[self.val_size :][: self.limit_train]
-            images, labels = images[chosen], labels[chosen]
-        return _ImageData((images, labels), self.image_size)
-
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
         raw = Path(self.data_dir, "MNIST", "raw")
         for images_name, labels_name in _FILES.values():
             images_shape = read_idx_shape(raw / images_name)
@@ -214,3 +168,7 @@ class MNISTDataModule(TensorDataModule):
                     f"{labels_shape}. Set `--data.data_dir` to MNIST's own files, or delete both "
                     "and set `--data.download true`."
                 )
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        files = MNIST(self.data_dir, train=train)
+        return files.data.unsqueeze(1), files.targets

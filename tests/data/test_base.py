@@ -5,9 +5,9 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.base import Split, TensorData, TensorDataModule, keep_batch
+from datamodules.base import LazyLoader, Split, TensorData, TensorDataModule, keep_batch
 
 FIRST = {"train": 0, "val": 100, "test": 200}
 
@@ -195,16 +195,29 @@ def test_trainer_runs_every_stage_and_reshuffles_each_epoch(tmp_path):
     assert model.seen["test"] == model.seen["predict"] == [200.0 + i for i in range(10)]
 
 
-def test_resume_continues_with_the_next_epochs_order(tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_continues_with_the_next_epochs_order(tmp_path, num_workers):
+    def numbers() -> Numbers:
+        return Numbers(batch_size=4, num_workers=num_workers)
+
     whole = Recorder()
-    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, datamodule=Numbers())
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, datamodule=numbers())
 
     half, rest, path = Recorder(), Recorder(), tmp_path / "half.ckpt"
     runner = trainer(tmp_path, max_epochs=1)
-    runner.fit(half, datamodule=Numbers())
+    runner.fit(half, datamodule=numbers())
     runner.save_checkpoint(path)
-    trainer(tmp_path, max_epochs=2).fit(rest, datamodule=Numbers(), ckpt_path=path)
+    trainer(tmp_path, max_epochs=2).fit(rest, datamodule=numbers(), ckpt_path=path)
     assert half.seen["train"] + rest.seen["train"] == whole.seen["train"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_iterator_reads_its_sampler_with_the_first_batch(num_workers):
+    sampler = DistributedSampler(range(50), num_replicas=1, rank=0)
+    loader = LazyLoader(range(50), batch_size=50, sampler=sampler, num_workers=num_workers)
+    batches = iter(loader)
+    sampler.set_epoch(1)
+    assert next(batches).tolist() == list(sampler)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,18 @@ def test_smaller_images_are_window_averages(folder, size):
     assert small.image_shape == (1, size, size)
 
 
+@pytest.mark.parametrize("size", [28, 14])
+def test_grey_images_are_whole_numbers(folder, size):
+    unit, grey = module(folder, image_size=size), module(folder, image_size=size, pixels="grey")
+    for data in (unit, grey):
+        data.setup("test")
+    expected = everything(unit.test_dataloader())[0].double().mul(255)
+    images, _ = everything(grey.test_dataloader())
+    assert torch.equal(images, images.round())
+    assert (images - expected).abs().max() <= 0.5 + 1e-4
+    assert images.dtype == torch.float32
+
+
 def test_one_image_has_no_batch_axis(folder):
     image, label = module(folder, image_size=14).build("test")[3]
     assert (image.shape, label.shape) == ((1, 14, 14), ())
@@ -193,6 +205,7 @@ def test_validation_must_leave_something_to_train_on(folder):
         ({"limit_train": 0}, "Expected `limit_train` to be at least 1, but got 0"),
         ({"image_size": 16}, "Expected `image_size` to be a divisor of 28, but got 16"),
         ({"image_size": 0}, "Expected `image_size` to be a divisor of 28, but got 0"),
+        ({"pixels": "byte"}, "Expected `pixels` to be 'unit' or 'grey', but got 'byte'"),
         ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
     ],
 )
@@ -234,6 +247,23 @@ def test_real_files(data_dir):
     assert (len(train), len(val)) == (55_000, 5_000)
     mean = (train.double().sum() + val.double().sum()) / (60_000 * 784)
     assert float(mean) == pytest.approx(0.1307, abs=5e-5)
+
+
+@pytest.mark.real_data
+def test_real_files_in_grey(data_dir):
+    folder = data_dir / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"no MNIST: {folder} does not exist")
+    data = MNISTDataModule(str(folder), pixels="grey")
+    data.setup("test")
+    images, _ = everything(data.test_dataloader())
+    files = torchvision.datasets.MNIST(str(folder), train=False)
+    assert torch.equal(images, files.data.unsqueeze(1).float())
+    assert (float(images.min()), float(images.max())) == (0.0, 255.0)
+    small = MNISTDataModule(str(folder), pixels="grey", image_size=14)
+    small.setup("test")
+    averages = F.avg_pool2d(images.double(), 2)
+    assert torch.equal(everything(small.test_dataloader())[0].double(), averages.round())
 
 
 @pytest.mark.real_data

@@ -1,0 +1,285 @@
+"""What all image sets share: bytes in memory, a seeded split, pixels as floats, mirror images."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
+
+Pixels = Literal["unit", "grey"]
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """The order of a ``DistributedSampler``, with the epoch beside each index.
+
+    A pair ``(epoch, index)`` reaches worker processes like any index, so that what a dataset does
+    with the epoch cannot depend on when a worker started or how far ahead it reads.
+
+    Example:
+        >>> sampler = EpochSampler(range(3), num_replicas=1, rank=0, shuffle=False)
+        >>> sampler.set_epoch(7)
+        >>> list(sampler)
+        [(7, 0), (7, 1), (7, 2)]
+    """
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(repeat(self.epoch), super().__iter__(), strict=False)
+
+
+class ImageData(TensorData[tuple[Tensor, Tensor]]):
+    r"""Chosen images of a file, kept as bytes and turned into floats batch by batch.
+
+    The images are not copied: two splits of one file share its memory. Use it with
+    ``collate_fn=keep_batch``, and with :class:`EpochSampler` where images are mirrored; plain
+    indices are read as those of epoch 0.
+
+    Args:
+        images: All images of the file, shape ``(N, C, H, W)``, uint8.
+        labels: Their classes, shape ``(N,)``, int64.
+        chosen: Which images belong to this split, shape ``(M,)``, int64; ``None`` means all.
+        pixels: ``"unit"`` divides grey values by 255; ``"grey"`` leaves them whole, from 0 to 255.
+        window: Side of the square windows that are averaged, a divisor of ``H`` and ``W``. With
+            ``pixels="grey"`` averages are rounded to whole numbers, halves to the even one.
+        flip_seed: Mirror each image left to right with probability 1/2, keyed by this seed, the
+            epoch and the image's number in the file; ``None`` mirrors none.
+
+    Raises:
+        ValueError: If there are more or fewer labels than images.
+
+    Example:
+        >>> images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+        >>> x, label = ImageData(images, torch.tensor([3]), pixels="grey", window=2)[0]
+        >>> x
+        tensor([[[ 2.,  4.],
+                 [10., 12.]]])
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        chosen: Tensor | None = None,
+        pixels: Pixels = "unit",
+        window: int = 1,
+        flip_seed: int | None = None,
+    ) -> None:
+        super().__init__((images, labels))
+        self.chosen = torch.arange(len(images)) if chosen is None else chosen
+        self.pixels = pixels
+        self.window = window
+        self.flip_seed = flip_seed
+        self._mirrored: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        pairs = [index if isinstance(index, tuple) else (0, index) for index in indices]
+        return self.select([index for _, index in pairs], epoch=pairs[0][0])
+
+    def select(self, index: int | list[int], epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Read one image or a batch of them.
+
+        Args:
+            index: One index into the chosen images, or the indices of a batch.
+            epoch: Key of the mirror images.
+
+        Returns:
+            Images, shape ``(C, H, W)`` or ``(B, C, H, W)``, float32, and their labels, int64.
+        """
+        chosen = self.chosen[index]
+        images, labels = (tensor[chosen] for tensor in self.tensors)
+        if self.flip_seed is not None:
+            mirrored = self.mirrored(epoch)[chosen]
+            images = torch.where(mirrored[..., None, None, None], images.flip(-1), images)
+        x = images.float()
+        if self.pixels == "unit":
+            x = x / 255.0
+        if self.window > 1:
+            x = F.avg_pool2d(x, self.window)
+            if self.pixels == "grey":
+                x = x.round()
+        return x, labels
+
+    def mirrored(self, epoch: int) -> Tensor:
+        """Say which images of the file an epoch mirrors; the last epoch asked for is kept.
+
+        Args:
+            epoch: Number of the epoch.
+
+        Returns:
+            One flag for each image of the file, shape ``(N,)``, bool.
+        """
+        if self._mirrored is None or self._mirrored[0] != epoch:
+            n = len(self.tensors[0])
+            if self.flip_seed is None:
+                flags = torch.zeros(n, dtype=torch.bool)
+            else:
+                generator = seeded_generator(self.flip_seed, f"mirror/{epoch}")
+                flags = torch.rand(n, generator=generator) < 0.5
+            self._mirrored = (epoch, flags)
+        return self._mirrored[1]
+
+
+class ImageDataModule(TensorDataModule):
+    r"""Base of image sets that fit in memory: a subclass names its shape and reads its files.
+
+    A batch is a tuple ``(images, labels)``: images, shape ``(B, C, H, W)``, float32, and labels,
+    shape ``(B,)``, int64. The validation set is split from the training files, keyed by ``seed``;
+    the test files are never part of it. Files are kept as bytes, in one copy for training and
+    validation.
+
+    Args:
+        data_dir: Folder of the files.
+        batch_size: Images in a training batch.
+        eval_batch_size: Images in any other batch; ``None`` means ``batch_size``.
+        val_size: Images split off the training files for validation.
+        limit_train: Keep this many training images after the split; ``None`` keeps all.
+        image_size: Height and width, a divisor of the files' own; smaller images are averages
+            over windows.
+        pixels: ``"unit"`` gives values in [0, 1], grey values divided by 255. ``"grey"`` gives
+            whole numbers from 0 to 255, for flows that add noise to them; averages over windows
+            are then rounded to whole numbers (halves to the even one), and bits per dimension
+            are those of the rounded small images.
+        horizontal_flip: Mirror each training image left to right with probability 1/2, anew in
+            each epoch. Which ones depends on ``(seed, epoch)`` and the image's number in the
+            files, and on neither the global random stream nor ``num_workers``.
+        num_workers: Loader processes.
+        seed: Key of the split, the order and the mirror images.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> class Noise(ImageDataModule):
+        ...     native_shape = (3, 8, 8)
+        ...     num_classes = 2
+        ...
+        ...     def check_files(self):
+        ...         pass
+        ...
+        ...     def read(self, train):
+        ...         generator = torch.Generator().manual_seed(int(train))
+        ...         images = torch.randint(256, (20, 3, 8, 8), generator=generator)
+        ...         return images.to(torch.uint8), torch.arange(20) % 2
+        >>> data = Noise("nowhere", batch_size=4, val_size=5, image_size=4, pixels="grey")
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, bool((images == images.round()).all())
+        (torch.Size([4, 3, 4, 4]), True)
+    """
+
+    native_shape: ClassVar[tuple[int, int, int]]
+    num_classes: ClassVar[int]
+    sampler_class = EpochSampler
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int = 256,
+        eval_batch_size: int | None = 1000,
+        val_size: int = 5000,
+        limit_train: int | None = None,
+        image_size: int = 32,
+        pixels: Pixels = "unit",
+        horizontal_flip: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        check_at_least("val_size", val_size, minimum=1)
+        if limit_train is not None:
+            check_at_least("limit_train", limit_train, minimum=1)
+        side = self.native_shape[-1]
+        if image_size < 1 or side % image_size:
+            divisors = [str(size) for size in range(side, 0, -1) if side % size == 0]
+            raise ValueError(
+                f"Expected `image_size` to be a divisor of {side}, but got {image_size}. "
+                f"Choose one of {', '.join(divisors)}."
+            )
+        if pixels not in ("unit", "grey"):
+            raise ValueError(
+                f"Expected `pixels` to be 'unit' or 'grey', but got {pixels!r}. Choose 'unit' for "
+                "classifiers and 'grey' for flows on dequantised images."
+            )
+        self.data_dir = data_dir
+        self.val_size = val_size
+        self.limit_train = limit_train
+        self.image_size = image_size
+        self.pixels: Pixels = pixels
+        self.horizontal_flip = horizontal_flip
+        self._files: dict[bool, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, ``(C, H, W)``."""
+        return (self.native_shape[0], self.image_size, self.image_size)
+
+    @abstractmethod
+    def check_files(self) -> None:
+        """Raise unless all files are there, training and test, as far as can be told quickly.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is broken.
+        """
+
+    @abstractmethod
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read the training files or the test files; called once for each, after the check.
+
+        Args:
+            train: Whether to read the training files.
+
+        Returns:
+            Images, shape ``(N, *native_shape)``, uint8, and labels, shape ``(N,)``, int64.
+
+        Raises:
+            ValueError: If a file is broken.
+        """
+
+    def prepare_data(self) -> None:
+        """Check the files before a run makes its folders; one process on each node.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is broken.
+        """
+        self.check_files()
+
+    def build(self, split: Split) -> ImageData:
+        """Check and read the files, unless that is done, and choose the images of a split.
+
+        Args:
+            split: Which part of the data.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is broken, or ``val_size`` leaves nothing to train on.
+        """
+        train = split != "test"
+        if train not in self._files:
+            self.check_files()
+            self._files[train] = self.read(train)
+        images, labels = self._files[train]
+        window = self.native_shape[-1] // self.image_size
+        if split == "test":
+            return ImageData(images, labels, None, self.pixels, window)
+        total = len(images)
+        if self.val_size >= total:
+            raise ValueError(
+                f"Expected `val_size` to be smaller than the {total} training images in "
+                f"{self.data_dir}, but got {self.val_size}. Lower `val_size`."
+            )
+        order = torch.randperm(total, generator=seeded_generator(self.seed, "split"))
+        if split == "val":
+            return ImageData(images, labels, order[: self.val_size], self.pixels, window)
+        chosen = order[self.val_size :][: self.limit_train]
+        flip_seed = self.seed if self.horizontal_flip else None
+        return ImageData(images, labels, chosen, self.pixels, window, flip_seed)

@@ -1,0 +1,277 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from datamodules.base import keep_batch
+from datamodules.images import EpochSampler, ImageData, ImageDataModule
+
+
+def pictures(train: bool) -> Tensor:
+    """Noise whose top row is the image's number in red, also when mirrored."""
+    n, first = (60, 0) if train else (20, 100)
+    generator = torch.Generator().manual_seed(int(train))
+    images = torch.randint(256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[:, 0, 0] = torch.arange(first, first + n, dtype=torch.uint8)[:, None]
+    return images
+
+
+class Pictures(ImageDataModule):
+    native_shape = (3, 8, 8)
+    num_classes = 10
+
+    def __init__(self, **arguments) -> None:
+        arguments = {"val_size": 12, "batch_size": 16, "image_size": 8} | arguments
+        super().__init__("nowhere", **arguments)
+        self.calls: list[str] = []
+
+    def check_files(self) -> None:
+        self.calls.append("check")
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        self.calls.append("read train" if train else "read test")
+        images = pictures(train)
+        return images, torch.arange(len(images)) % 10
+
+
+def everything(loader, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+    if epoch is not None:
+        loader.sampler.set_epoch(epoch)
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def training(epoch: int = 0, **arguments) -> tuple[Tensor, Tensor]:
+    """An epoch of training images in the order of their numbers, and those numbers."""
+    data = Pictures(pixels="grey", **arguments)
+    data.setup("fit")
+    images, _ = everything(data.train_dataloader(), epoch)
+    numbers = images[:, 0, 0, 0].long()
+    order = numbers.argsort()
+    return images[order], numbers[order]
+
+
+def mirrored(images: Tensor, numbers: Tensor) -> Tensor:
+    """Which images are mirrored, after a check that all others are as in the file."""
+    originals = pictures(train=True)[numbers].float()
+    flags = (images == originals.flip(-1)).flatten(1).all(1)
+    assert torch.equal(images[~flags], originals[~flags])
+    return flags
+
+
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_epoch_sampler_is_a_distributed_sampler_with_the_epoch(epoch):
+    parts = []
+    for rank in range(2):
+        arguments = {"num_replicas": 2, "rank": rank, "seed": 3}
+        plain = torch.utils.data.DistributedSampler(range(10), **arguments)
+        sampler = EpochSampler(range(10), **arguments)
+        for each in (plain, sampler):
+            each.set_epoch(epoch)
+        assert list(sampler) == [(epoch, index) for index in plain]
+        assert len(sampler) == len(plain)
+        parts += [index for _, index in sampler]
+    assert sorted(parts) == list(range(10))
+
+
+def test_an_epoch_under_way_keeps_its_number():
+    sampler = EpochSampler(range(4), num_replicas=1, rank=0)
+    indices = iter(sampler)
+    sampler.set_epoch(1)
+    assert [epoch for epoch, _ in indices] == [0] * 4
+
+
+def test_unit_and_grey_pixels():
+    images = pictures(train=True)
+    labels = torch.arange(len(images))
+    for pixels, expected in (("unit", images.float() / 255.0), ("grey", images.float())):
+        got, got_labels = ImageData(images, labels, pixels=pixels).select([4, 2])
+        assert torch.equal(got, expected[[4, 2]])
+        assert (got.dtype, got_labels.tolist()) == (torch.float32, [4, 2])
+
+
+@pytest.mark.parametrize("window", [2, 4, 8])
+def test_smaller_images_are_averages_and_whole_in_grey(window):
+    images = pictures(train=True)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    exact = F.avg_pool2d(images.double(), window)
+    unit, _ = ImageData(images, labels, window=window).select(list(range(60)))
+    grey, _ = ImageData(images, labels, pixels="grey", window=window).select(list(range(60)))
+    torch.testing.assert_close(unit.double(), exact / 255.0, atol=1e-6, rtol=0)
+    assert torch.equal(grey.double(), exact.round())
+    assert 0.0 <= float(grey.min()) < float(grey.max()) <= 255.0
+
+
+def test_halves_are_rounded_to_the_even_number():
+    images = torch.tensor([[1, 2, 2, 3], [1, 2, 2, 3]], dtype=torch.uint8).view(1, 1, 2, 4)
+    x, _ = ImageData(images, torch.zeros(1), pixels="grey", window=2)[0]
+    assert x.flatten().tolist() == [2.0, 2.0]
+
+
+def test_images_are_not_copied_and_read_once():
+    data = Pictures()
+    for stage in (None, "fit", "validate", "test", "predict"):
+        data.setup(stage)
+    assert data.calls == ["check", "read train", "check", "read test"]
+    train, val = data._datasets["train"], data._datasets["val"]
+    assert train.tensors[0].data_ptr() == val.tensors[0].data_ptr()
+
+
+def test_prepare_data_checks_the_files():
+    data = Pictures()
+    data.prepare_data()
+    assert data.calls == ["check"]
+
+
+def test_one_image_has_no_batch_axis_and_iteration_ends():
+    data = Pictures(image_size=4).build("val")
+    image, label = data[3]
+    assert (image.shape, label.shape) == ((3, 4, 4), ())
+    assert len(list(data)) == len(data) == 12
+
+
+def test_split_is_disjoint_complete_and_keyed_by_seed():
+    def split(seed: int) -> tuple[set[int], set[int]]:
+        data = Pictures(seed=seed, pixels="grey")
+        data.setup("fit")
+        loaders = (data.train_dataloader(), data.val_dataloader())
+        train, val = (set(everything(loader)[0][:, 0, 0, 0].tolist()) for loader in loaders)
+        assert (len(train), len(val)) == (48, 12)
+        assert train | val == set(range(60))
+        return train, val
+
+    assert split(0) == split(0)
+    assert split(0) != split(1)
+
+
+def test_mirror_images_keep_the_set_of_images_and_their_labels():
+    data = Pictures(pixels="grey", horizontal_flip=True)
+    data.setup("fit")
+    images, labels = everything(data.train_dataloader())
+    numbers = images[:, 0, 0, 0].long()
+    assert torch.equal(labels, numbers % 10)
+    assert numbers.sort().values.tolist() == training()[1].tolist()
+
+
+def test_mirror_images_are_keyed_by_seed_and_epoch():
+    flags = {
+        (seed, epoch): mirrored(*training(epoch, seed=seed, horizontal_flip=True))
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert torch.equal(flags[0, 1], mirrored(*training(1, horizontal_flip=True)))
+    assert len({tuple(each.tolist()) for each in flags.values()}) == 4
+    assert not mirrored(*training(1)).any()
+
+
+def test_half_of_the_images_are_mirrored():
+    n = 20_000
+    data = ImageData(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), torch.zeros(n), flip_seed=0)
+    first, second = data.mirrored(0).clone(), data.mirrored(1)
+    for flags in (first, second, first ^ second):
+        assert float(flags.float().mean()) == pytest.approx(0.5, abs=5 * 0.5 / n**0.5)
+    assert torch.equal(data.mirrored(0), first)
+    unmirrored = ImageData(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3))
+    assert unmirrored.mirrored(0).tolist() == [False] * 3
+
+
+def test_an_images_mirroring_depends_on_neither_order_nor_limit():
+    images, numbers = training(3, horizontal_flip=True)
+    few_images, few = training(3, horizontal_flip=True, limit_train=10, batch_size=3)
+    whole = dict(zip(numbers.tolist(), mirrored(images, numbers).tolist(), strict=True))
+    assert mirrored(few_images, few).tolist() == [whole[number] for number in few.tolist()]
+
+
+def test_only_training_images_are_mirrored():
+    data = Pictures(horizontal_flip=True, pixels="grey")
+    data.setup()
+    originals = pictures(train=True).float()
+    for _ in range(2):
+        val, _ = everything(data.val_dataloader())
+        assert torch.equal(val, originals[val[:, 0, 0, 0].long()])
+    assert torch.equal(everything(data.test_dataloader())[0], pictures(train=False).float())
+
+
+def test_a_plain_loader_reads_the_mirror_images_of_epoch_0():
+    data = Pictures(horizontal_flip=True).build("train")
+    plain, _ = everything(DataLoader(data, batch_size=7, collate_fn=keep_batch))
+    assert torch.equal(plain, data.select(list(range(48)), epoch=0)[0])
+
+
+def test_the_global_random_stream_is_neither_read_nor_moved():
+    torch.manual_seed(1)
+    first = training(2, horizontal_flip=True)[0]
+    before = torch.get_rng_state()
+    second = training(2, horizontal_flip=True)[0]
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Recorder(LightningModule):
+    """Writes down the batches of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.seen: dict[int, list[Tensor]] = {}
+
+    def training_step(self, batch, batch_idx):
+        self.seen.setdefault(self.current_epoch, []).append(batch[0].clone())
+        return (self.weight * batch[0]).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def fit(folder: Path, num_workers: int, max_epochs: int, ckpt_path=None) -> dict[int, Tensor]:
+    model = Recorder()
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=1,
+        max_epochs=max_epochs,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = Pictures(horizontal_flip=True, num_workers=num_workers)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+    trainer.save_checkpoint(folder / f"{max_epochs}.ckpt")
+    return {epoch: torch.cat(batches) for epoch, batches in model.seen.items()}
+
+
+def test_workers_and_a_resume_change_nothing(tmp_path):
+    whole = fit(tmp_path, num_workers=0, max_epochs=3)
+    assert list(whole) == [0, 1, 2]
+    parallel = fit(tmp_path, num_workers=2, max_epochs=2)
+    resumed = fit(tmp_path, num_workers=2, max_epochs=3, ckpt_path=tmp_path / "2.ckpt")
+    assert list(resumed) == [2]
+    for epoch, images in (parallel | resumed).items():
+        assert torch.equal(images, whole[epoch])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"val_size": 0}, "Expected `val_size` to be at least 1, but got 0"),
+        ({"limit_train": 0}, "Expected `limit_train` to be at least 1, but got 0"),
+        ({"image_size": 3}, "a divisor of 8, but got 3. Choose one of 8, 4, 2, 1"),
+        ({"image_size": 0}, "a divisor of 8, but got 0"),
+        ({"pixels": "byte"}, "Expected `pixels` to be 'unit' or 'grey', but got 'byte'. Choose"),
+        ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
+    ],
+)
+def test_arguments_out_of_range_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Pictures(**arguments)
+
+
+def test_validation_must_leave_something_to_train_on():
+    with pytest.raises(ValueError, match="smaller than the 60 training images in nowhere, but go"):
+        Pictures(val_size=60).setup("fit")
