@@ -6,7 +6,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that short class names resolve on the command line.
 import datamodules  # noqa: F401
-import steer_lightning.callbacks.pictures
+import steer_lightning.callbacks.samples
 import steer_lightning.modules  # noqa: F401
 
 
@@ -20,8 +20,8 @@ class SteerCLI(LightningCLI):
         )
 
 
-def main(args: ArgsType = None) -> SteerCLI:
-    """Run the command line, or the arguments given."""
+def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
+    """Run the command line, or the arguments given; or only build what they say."""
     return SteerCLI(
         LightningModule,
         LightningDataModule,
@@ -36,6 +36,7 @@ def main(args: ArgsType = None) -> SteerCLI:
             },
         },
         args=args,
+        run=run,
     )
 
 

@@ -39,6 +39,11 @@ class WarpedField(nn.Module):
         self.vector_field = vector_field
         self.warp = warp
 
+    @property
+    def controlled_parts(self) -> int | None:
+        """How many parts of the state set the step size; ``None`` for all."""
+        return getattr(self.vector_field, "controlled_parts", None)
+
     def forward(self, s: Tensor, y: Any) -> Any:
         """Derivative of ``y`` in nominal time."""
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))

@@ -120,6 +120,24 @@ def plot_trajectory(t: Tensor, true: Tensor, predicted: Mapping[str, Tensor]) ->
     return figure
 
 
+def plot_images(rows: Mapping[str, Tensor]) -> Figure:
+    """Rows of images, labelled.
+
+    Args:
+        rows: Images by label, each ``(N, C, H, W)`` in [0, 1], with one or three channels.
+    """
+    n = max(map(len, rows.values()))
+    figure = Figure(figsize=(0.8 * n + 1.0, 0.85 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), n, squeeze=False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, image in zip(line, images, strict=False):
+            axis.imshow(_array(image.movedim(0, -1)), cmap="gray", vmin=0.0, vmax=1.0)
+        line[0].set_title(label, loc="left", fontsize=8)
+    return figure
+
+
 def plot_sweep(
     end_times: Sequence[float], metrics: Mapping[str, Sequence[float]], t1: float
 ) -> Figure:

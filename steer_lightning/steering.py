@@ -17,8 +17,8 @@ from steer_lightning.functional.end_time import (
     EndTimeDraw,
     FixedOffset,
     Scope,
-    stream_key,
 )
+from steer_lightning.functional.random_streams import stream_key
 from steer_lightning.horizon import Horizon, SpanHorizon
 
 _ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()

@@ -5,18 +5,37 @@ from typing import TYPE_CHECKING, Any
 
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
 from steer_lightning.callbacks.steer import SteerCallback
+from steer_lightning.callbacks.training_clock import TrainingClock
 
 if TYPE_CHECKING:
     from steer_lightning.callbacks.pictures import EndTimeSweep, FlowPicture, StiffPicture
+    from steer_lightning.callbacks.samples import SampleGrid, SampleWriter
 
-__all__ = ["EndTimeSweep", "FlowPicture", "NFEMonitor", "SteerCallback", "StiffPicture"]
+__all__ = [
+    "EndTimeSweep",
+    "FlowPicture",
+    "NFEMonitor",
+    "SampleGrid",
+    "SampleWriter",
+    "SteerCallback",
+    "StiffPicture",
+    "TrainingClock",
+]
+
+_HOMES = {
+    "EndTimeSweep": "pictures",
+    "FlowPicture": "pictures",
+    "SampleGrid": "samples",
+    "SampleWriter": "samples",
+    "StiffPicture": "pictures",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import pictures on first use: they need matplotlib, which the package does not ask for."""
-    if name not in __all__:
+    """Import on first use what needs matplotlib, which the package does not ask for."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("steer_lightning.callbacks.pictures"), name)
+    return getattr(import_module(f"steer_lightning.callbacks.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -22,9 +22,14 @@ from steer_lightning.solvers import SolverError, TorchdiffeqSolver
 from steer_lightning.steering import end_time_offset_at
 
 
+def run_folder(trainer: Trainer) -> Path:
+    """Where a run's files go; to be asked for on every rank, as the ranks agree on it."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
 def pictures_folder(trainer: Trainer) -> Path:
-    """Where a run's pictures go; to be asked for on every rank, as the ranks agree on it."""
-    return Path(trainer.log_dir or trainer.default_root_dir) / "pictures"
+    """Where a run's pictures go; to be asked for on every rank."""
+    return run_folder(trainer) / "pictures"
 
 
 def save_picture(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path:
@@ -294,7 +299,11 @@ def _flow_and_plotter(pl_module: LightningModule) -> tuple[CNF, Callable[..., Fi
 @contextmanager
 def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
     """Lower the budget of every solver in a model."""
-    solvers = [getattr(module, "solver", None) for module in model.modules()]
+    solvers = [
+        getattr(module, name, None)
+        for module in model.modules()
+        for name in ("solver", "eval_solver")
+    ]
     budgets = {s: s.max_nfe for s in solvers if isinstance(s, TorchdiffeqSolver)}
     try:
         for solver, budget in budgets.items():

@@ -1,14 +1,13 @@
 """STEER as a Lightning callback."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from steer_lightning.functional.end_time import Distribution, Scope
+from steer_lightning.functional.random_streams import default_seed
 from steer_lightning.steering import Steering, SteerSettings, as_paths
 
 
@@ -98,8 +97,7 @@ class SteerCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or attach the horizons, agree on a seed, and print what will be moved."""
         if self.seed is None:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
-            self.seed = int(trainer.strategy.broadcast(seed))
+            self.seed = int(trainer.strategy.broadcast(default_seed()))
         self._steering = Steering(
             pl_module, self.settings, owner=f"SteerCallback(b={self.settings.b}) #{id(self)}"
         )

@@ -1,21 +1,32 @@
 """Pure functions: tensors in, tensors out. Nothing here knows of modules, solvers or Lightning."""
 
-from steer_lightning.functional.end_time import (
-    EndTimeDraw,
-    FixedOffset,
-    end_time_offset,
-    stream_key,
+from steer_lightning.functional.end_time import EndTimeDraw, FixedOffset, end_time_offset
+from steer_lightning.functional.likelihood import (
+    bits_per_dim,
+    dequantize,
+    standard_normal_log_prob,
 )
-from steer_lightning.functional.likelihood import standard_normal_log_prob
+from steer_lightning.functional.random_streams import stream, stream_key
 from steer_lightning.functional.time_warp import TimeWarp
-from steer_lightning.functional.trace import exact_divergence
+from steer_lightning.functional.trace import (
+    exact_divergence,
+    exact_jacobian,
+    trace_noise,
+    value_and_tangent,
+)
 
 __all__ = [
     "EndTimeDraw",
     "FixedOffset",
     "TimeWarp",
+    "bits_per_dim",
+    "dequantize",
     "end_time_offset",
     "exact_divergence",
+    "exact_jacobian",
     "standard_normal_log_prob",
+    "stream",
     "stream_key",
+    "trace_noise",
+    "value_and_tangent",
 ]

@@ -1,6 +1,5 @@
 """How STEER draws an end time: a pure function of a key, away from global random state."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -15,25 +14,6 @@ Scope = Literal["batch", "rank", "sample"]
 
 DISTRIBUTIONS: Final = ("uniform", "normal")
 SCOPES: Final = ("batch", "rank", "sample")
-
-
-def stream_key(*parts: object) -> int:
-    r"""Hash what identifies a draw into a 63-bit seed; equal parts give equal seeds everywhere.
-
-    Args:
-        parts: Values with a stable ``str``: a seed, a step count, the path of a horizon.
-
-    Returns:
-        A seed for :class:`torch.Generator`, the same on every machine and in every process.
-
-    Example:
-        >>> stream_key(0, 1, "flow") == stream_key(0, 1, "flow")
-        True
-        >>> stream_key(0, 1, "flow") == stream_key(0, 2, "flow")
-        False
-    """
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def end_time_offset(u: Tensor, b: Tensor, distribution: Distribution = "uniform") -> Tensor:

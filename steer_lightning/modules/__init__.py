@@ -2,6 +2,7 @@
 
 from steer_lightning.modules.classifier import ClassifierModule
 from steer_lightning.modules.cnf import CNFModule
+from steer_lightning.modules.image_flow import ImageFlowModule
 from steer_lightning.modules.stiff import StiffODEModule
 
-__all__ = ["CNFModule", "ClassifierModule", "StiffODEModule"]
+__all__ = ["CNFModule", "ClassifierModule", "ImageFlowModule", "StiffODEModule"]

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from steer_lightning.functional.choices import check_choice
+
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+LRInterval = Literal["epoch", "step"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
@@ -21,6 +24,16 @@ _PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
 def adam(params: Iterable[Any]) -> Optimizer:
     """Adam with torch's defaults, the optimiser of a task that is given none."""
     return torch.optim.Adam(params)
+
+
+def batch_length(batch: Any) -> int:
+    """Samples in a batch that is a tensor, or a tuple of tensors; for ``ThroughputMonitor``.
+
+    Example:
+        >>> batch_length((torch.zeros(5, 2), torch.zeros(5)))
+        5
+    """
+    return len(batch if isinstance(batch, torch.Tensor) else batch[0])
 
 
 class TaskModule(LightningModule):
@@ -32,14 +45,25 @@ class TaskModule(LightningModule):
     Args:
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
+        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+
+    Raises:
+        ValueError: If ``lr_interval`` is unknown.
     """
 
+    flops_per_batch = None  # asked for by Lightning's ThroughputMonitor
+
     def __init__(
-        self, optimizer: OptimizerFactory = adam, lr_scheduler: SchedulerFactory | None = None
+        self,
+        optimizer: OptimizerFactory = adam,
+        lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: LRInterval = "epoch",
     ) -> None:
         super().__init__()
+        check_choice("lr_interval", lr_interval, ("epoch", "step"))
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
+        self._lr_interval = lr_interval
 
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
         """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
@@ -50,7 +74,13 @@ class TaskModule(LightningModule):
         optimizer = self._optimizer(self.parameters())
         if self._lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._lr_scheduler(optimizer)}
+        schedule = {"scheduler": self._lr_scheduler(optimizer), "interval": self._lr_interval}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the gradient, before it is clipped."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def save_plain_hyperparameters(self) -> None:
         """Save the constructor's arguments in checkpoints, as plain values only.

@@ -8,6 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from steer_lightning.modules.base import (
+    LRInterval,
     OptimizerFactory,
     SchedulerFactory,
     StageMetrics,
@@ -31,6 +32,7 @@ class ClassifierModule(TaskModule):
         stem: Maps inputs to initial states; the identity if not given.
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
+        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
 
     References:
         Dupont et al., *Augmented Neural ODEs*, NeurIPS 2019, arXiv:1904.01681; Ghosh et al.,
@@ -52,8 +54,9 @@ class ClassifierModule(TaskModule):
         stem: nn.Module | None = None,
         optimizer: OptimizerFactory = adam,
         lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: LRInterval = "epoch",
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(optimizer, lr_scheduler, lr_interval)
         self.save_plain_hyperparameters()
         self.stem = nn.Identity() if stem is None else stem
         self.block = block

@@ -2,90 +2,165 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from steer_lightning.functional.random_streams import default_seed, stream
 from steer_lightning.modules.base import (
+    LRInterval,
     OptimizerFactory,
     SchedulerFactory,
     StageMetrics,
     TaskModule,
     adam,
 )
-from steer_lightning.nn import CNF
+from steer_lightning.nn import Flow
 
 
 class CNFModule(TaskModule):
-    r"""Train a :class:`~steer_lightning.nn.CNF` by maximum likelihood.
+    r"""Train a flow by maximum likelihood, with RNODE's regularisers if their weights say so.
+
+    .. math:: \mathcal{L} = -\overline{\log p(x)} + w_K \overline{K} + w_J \overline{J}
 
     A batch is a tensor of points ``(B, *event_shape)``, or a tuple of points and weights
     ``(B,)``. Evaluation logs the weighted mean ``val/nll`` and ``test/nll`` in nats: over
     quadrature points of a known density the exact cross-entropy. ``predict`` gives a dict with
     ``x``, its latent ``z`` and ``log_p``. All of it works under ``inference_mode``.
 
+    Hutchinson's noise comes from a random stream of its own, keyed by seed, stage, count of
+    batches and rank: the global stream is not touched, every validation sees the same noise, and
+    a resumed run continues it.
+
     Args:
-        flow: The flow.
+        flow: The flow, a :class:`~steer_lightning.nn.CNF` for instance.
+        kinetic_weight: Weight of the kinetic energy :math:`K`, see
+            :class:`~steer_lightning.nn.Transport`.
+        jacobian_weight: Weight of the Jacobian's squared norm :math:`J`.
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
+        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+
+    Raises:
+        ValueError: If a weight is negative.
 
     References:
-        Grathwohl et al., *FFJORD*, ICLR 2019; Ghosh et al., *STEER*, NeurIPS 2020,
-        arXiv:2006.10711, Section 4.1 and Figures 1 and 3.
+        Grathwohl et al., *FFJORD*, ICLR 2019; Finlay et al., *How to train your neural ODE*, ICML
+        2020; Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.1 and Figures 1, 3.
 
     Example:
-        >>> import torch
         >>> from steer_lightning.nn import CNF, ConcatSquashField
         >>> module = CNFModule(CNF(ConcatSquashField(2, (16,)), event_shape=(2,)))
         >>> sorted(module.evaluate(torch.zeros(4, 2)))
         ['loss', 'nll']
     """
 
+    metric = "nll"
+
     def __init__(
         self,
-        flow: CNF,
+        flow: Flow,
+        kinetic_weight: float = 0.0,
+        jacobian_weight: float = 0.0,
         optimizer: OptimizerFactory = adam,
         lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: LRInterval = "epoch",
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(optimizer, lr_scheduler, lr_interval)
         self.save_plain_hyperparameters()
+        if min(kinetic_weight, jacobian_weight) < 0:
+            raise ValueError(
+                f"Expected weights >= 0, but got kinetic_weight = {kinetic_weight} and "
+                f"jacobian_weight = {jacobian_weight}."
+            )
         self.flow = flow
-        self.nll = StageMetrics(MeanMetric)
+        self.weights = {"kinetic": kinetic_weight, "jacobian": jacobian_weight}
+        self.scores = StageMetrics(MeanMetric)
+        self._noise_seed: int | None = None
+        self._train_batches = 0
+
+    def points(
+        self, batch: Any, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Points of a batch, shape ``(B, *event_shape)``, and their weights, shape ``(B,)``."""
+        if isinstance(batch, Tensor):
+            return batch, None
+        return batch[0], batch[1] if len(batch) > 1 else None
+
+    def score(self, log_p: Tensor) -> Tensor:
+        """What is minimised and reported, for each sample, from its log-density."""
+        return -log_p
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]:
-        """Weighted mean negative log-likelihood of a batch, in nats."""
-        x, weight = _points_and_weights(batch)
-        log_p = self.flow.log_prob(x)
-        nll = -log_p.mean() if weight is None else -(weight * log_p).sum() / weight.sum()
-        return {"loss": nll, "nll": nll}
+        """Weighted mean score of a batch."""
+        generator = self.noise_stream("evaluate", 0)
+        x, weight = self.points(batch, generator)
+        score = _mean(self.score(self.flow.log_prob(x, generator=generator)), weight)
+        return {"loss": score, self.metric: score}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Negative log-likelihood of the batch."""
-        nll = self.evaluate(batch)["loss"]
-        self.log("train/nll", nll, prog_bar=True)
-        return nll
+        """Score of the batch, plus the weighted regularisers."""
+        generator = self.noise_stream("train", self._train_batches)
+        self._train_batches += 1
+        x, weight = self.points(batch, generator)
+        regularize = any(self.weights.values())
+        carried = self.flow.transport(x, generator=generator, regularize=regularize)
+        loss = score = _mean(self.score(carried.log_p), weight)
+        for name, factor in self.weights.items():
+            energy = getattr(carried, name)
+            if energy is not None:
+                mean = _mean(energy, weight)
+                loss = loss + factor * mean
+                self.log(f"train/{name}", mean)
+        if regularize:
+            self.log("train/loss", loss)
+        self.log(f"train/{self.metric}", score, prog_bar=True)
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to ``val/nll``."""
-        self._evaluation_step("val", batch)
+        """Add to the validation score."""
+        self._evaluation_step("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to ``test/nll``."""
-        self._evaluation_step("test", batch)
+        """Add to the test score."""
+        self._evaluation_step("test", batch, batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Latents and log-densities of the batch."""
-        x, _ = _points_and_weights(batch)
-        z, _ = self.flow(x)
-        return {"x": x, "z": z, "log_p": self.flow.log_prob(x)}
+        generator = self.noise_stream("predict", batch_idx)
+        x, _ = self.points(batch, generator)
+        carried = self.flow.transport(x, generator=generator)
+        return {"x": x, "z": carried.z, "log_p": carried.log_p}
 
-    def _evaluation_step(self, stage: str, batch: Any) -> None:
-        x, weight = _points_and_weights(batch)
-        metric = self.nll[stage]
-        metric.update(-self.flow.log_prob(x), 1.0 if weight is None else weight)
-        self.log(f"{stage}/nll", metric, prog_bar=True)
+    def setup(self, stage: str) -> None:
+        """Agree on the seed of the noise."""
+        if self._noise_seed is None:
+            self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
+
+    def noise_stream(self, *key: object) -> torch.Generator:
+        """The random stream of a batch, on this module's device."""
+        seed = default_seed() if self._noise_seed is None else self._noise_seed
+        return stream(self.device, "flow", seed, *key, self.global_rank)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where the random streams are."""
+        checkpoint["flow_noise"] = {"seed": self._noise_seed, "batches": self._train_batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the random streams."""
+        noise = checkpoint.get("flow_noise")
+        if noise is not None:
+            self._noise_seed, self._train_batches = noise["seed"], noise["batches"]
+
+    def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
+        generator = self.noise_stream(stage, batch_idx)
+        x, weight = self.points(batch, generator)
+        log_p = self.flow.log_prob(x, generator=generator)
+        metric = self.scores[stage]
+        metric.update(self.score(log_p), 1.0 if weight is None else weight)
+        self.log(f"{stage}/{self.metric}", metric, prog_bar=True)
 
 
-def _points_and_weights(batch: Any) -> tuple[Tensor, Tensor | None]:
-    if isinstance(batch, Tensor):
-        return batch, None
-    return batch[0], batch[1] if len(batch) > 1 else None
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over the batch, weighted if there are weights."""
+    return values.mean() if weight is None else (weight * values).sum() / weight.sum()

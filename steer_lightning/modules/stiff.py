@@ -9,6 +9,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.modules.base import (
+    LRInterval,
     OptimizerFactory,
     SchedulerFactory,
     StageMetrics,
@@ -40,6 +41,7 @@ class StiffODEModule(TaskModule):
         window: Number of checks in ``val/mse_median``.
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
+        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
 
     Raises:
         ValueError: If ``time_input`` is unknown or the batch's pieces have another length.
@@ -63,8 +65,9 @@ class StiffODEModule(TaskModule):
         window: int = 25,
         optimizer: OptimizerFactory = adam,
         lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: LRInterval = "epoch",
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(optimizer, lr_scheduler, lr_interval)
         self.save_plain_hyperparameters()
         check_choice("time_input", time_input, ("absolute", "released"))
         if vector_field is None:

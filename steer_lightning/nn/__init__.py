@@ -3,7 +3,21 @@
 from steer_lightning.nn.cnf import CNF
 from steer_lightning.nn.compiled import CompiledField
 from steer_lightning.nn.concat_squash import ConcatSquashField
+from steer_lightning.nn.conv_flow_field import ConvFlowField
 from steer_lightning.nn.fields import ConvField, MLPField
+from steer_lightning.nn.flow import Flow, Transport
+from steer_lightning.nn.multiscale import MultiScaleCNF
 from steer_lightning.nn.ode_block import ODEBlock
 
-__all__ = ["CNF", "CompiledField", "ConcatSquashField", "ConvField", "MLPField", "ODEBlock"]
+__all__ = [
+    "CNF",
+    "CompiledField",
+    "ConcatSquashField",
+    "ConvField",
+    "ConvFlowField",
+    "Flow",
+    "MLPField",
+    "MultiScaleCNF",
+    "ODEBlock",
+    "Transport",
+]

@@ -8,38 +8,24 @@ from torch import Tensor, nn
 
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.functional.likelihood import standard_normal_log_prob
-from steer_lightning.functional.trace import exact_divergence
+from steer_lightning.functional.trace import (
+    NOISES,
+    TRACE_ESTIMATORS,
+    Noise,
+    TraceEstimator,
+    trace_noise,
+)
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.nn.compiled import CompiledField
+from steer_lightning.nn.divergence import DivergenceField
+from steer_lightning.nn.flow import Flow, Transport, check_shape
 from steer_lightning.solvers import Solver, SolveStats, TorchdiffeqSolver
 from steer_lightning.solvers.base import default_times
 
 DATA_ENDS: Final = ("t0", "t1")
 
 
-class DivergenceField(nn.Module):
-    """The field of a state and its log-density: ``(f, tr df/dy)``.
-
-    Args:
-        vector_field: ``f(t, y)``. If it has a method ``value_and_divergence(t, y)``, that is
-            used; else the divergence is taken by forward mode.
-    """
-
-    def __init__(self, vector_field: nn.Module) -> None:
-        super().__init__()
-        self.vector_field = vector_field
-
-    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Derivatives of the state ``(B, D)`` and of the log-density ``(B,)``."""
-        y, _ = state
-        own = getattr(self.vector_field, "value_and_divergence", None)
-        if own is None:
-            return exact_divergence(self.vector_field, t, y)
-        dy, divergence = own(t, y)
-        return dy, divergence
-
-
-class CNF(nn.Module):
+class CNF(Flow):
     r"""A continuous normalizing flow between data and a standard normal base.
 
     .. math:: \log p(x) = \log p_\mathrm{base}(z)
@@ -51,10 +37,14 @@ class CNF(nn.Module):
         vector_field: ``f(t, y)`` for states ``(B, *event_shape)``.
         event_shape: Shape of one sample.
         solver: Integrator; dopri5 at ``1e-5`` if not given.
+        eval_solver: Integrator in eval mode; ``solver`` if not given.
         t_span: ``(t0, t1)``; STEER moves ``t1``.
         data_at: The end of the span where the data sits: ``"t1"`` as in the paper's Eq. 8, or
             ``"t0"`` as in the public FFJORD and RNODE code.
         learn_t1: Make ``t1`` a parameter.
+        trace_estimator: ``"exact"``, for few dimensions; or ``"hutchinson"``, with one random
+            direction for a whole solve.
+        noise: Distribution of Hutchinson's directions, ``"gaussian"`` or ``"rademacher"``.
         compile: Compile the field with its divergence; see
             :class:`~steer_lightning.nn.CompiledField`.
 
@@ -62,7 +52,8 @@ class CNF(nn.Module):
         stats: Work done since its last reset; read by ``NFEMonitor``.
 
     Raises:
-        ValueError: If ``data_at`` is unknown or ``t_span`` is not a pair of different times.
+        ValueError: If ``data_at``, ``trace_estimator`` or ``noise`` is unknown or ``t_span`` is
+            not a pair of different times.
 
     References:
         Grathwohl et al., *FFJORD*, ICLR 2019; Ghosh et al., *STEER*, NeurIPS 2020,
@@ -80,20 +71,27 @@ class CNF(nn.Module):
         vector_field: nn.Module,
         event_shape: Sequence[int],
         solver: Solver | None = None,
+        eval_solver: Solver | None = None,
         t_span: Sequence[float] = (0.0, 1.0),
         data_at: Literal["t0", "t1"] = "t1",
         learn_t1: bool = False,
+        trace_estimator: TraceEstimator = "exact",
+        noise: Noise = "gaussian",
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(tuple(event_shape))
         check_choice("data_at", data_at, DATA_ENDS)
+        check_choice("trace_estimator", trace_estimator, TRACE_ESTIMATORS)
+        check_choice("noise", noise, NOISES)
         if len(t_span) != 2:
             raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
-        self.event_shape = tuple(event_shape)
         self.vector_field = vector_field
         self.solver = TorchdiffeqSolver() if solver is None else solver
+        self.eval_solver = self.solver if eval_solver is None else eval_solver
         self.horizon = SpanHorizon(t_span[0], t_span[1], learn_t1=learn_t1)
         self.data_at = data_at
+        self.trace_estimator = trace_estimator
+        self.noise: Noise = noise
         self.stats = SolveStats()
         self._compile = compile
 
@@ -107,59 +105,64 @@ class CNF(nn.Module):
         """The end of the span where the data sits."""
         return self.horizon.t1 if self.data_at == "t1" else self.horizon.t0
 
-    def forward(self, x: Tensor, t: float | None = None) -> tuple[Tensor, Tensor]:
-        """Carry points to the base.
+    def transport(
+        self,
+        x: Tensor,
+        t: float | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        regularize: bool = False,
+    ) -> Transport:
+        """Carry points to the base; from a nominal time ``t`` on, or from the data's end."""
+        check_shape("points", x, self.event_shape)
+        start = self.data_time if t is None else t
+        integrals = [x.new_zeros(len(x)) for _ in range(3 if regularize else 1)]
+        if start == self.base_time:
+            return Transport(x, *integrals)
+        t_eval = default_times(x, start, self.base_time)
+        zs, deltas, *energies = self._solve((x, *integrals), t_eval, generator)
+        # The regularisers are integrals over the length of time, whatever its direction.
+        forwards = 1.0 if start < self.base_time else -1.0
+        return Transport(zs[-1], deltas[-1], *(forwards * energy[-1] for energy in energies))
+
+    def forward(
+        self, x: Tensor, t: float | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Carry points to the base; see :meth:`Flow.forward`.
 
         Args:
             x: Points, shape ``(B, *event_shape)``.
             t: Nominal time where the points are; the data's end if not given.
-
-        Returns:
-            ``z``, shape of ``x``, and ``delta_log_p``, shape ``(B,)``, with
-            ``log_p(x) = log_p(z) + delta_log_p``.
-
-        Raises:
-            ValueError: If ``x`` has another shape.
+            generator: Random stream of Hutchinson's noise; the global one if not given.
         """
-        self._check_events(x)
-        start = self.data_time if t is None else t
-        if start == self.base_time:
-            return x, x.new_zeros(len(x))
-        zs, deltas = self._solve(x, x.new_zeros(len(x)), default_times(x, start, self.base_time))
-        return zs[-1], deltas[-1]
+        carried = self.transport(x, t, generator=generator)
+        return carried.z, carried.delta_log_p
 
-    def log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
+    def log_prob(
+        self, x: Tensor, t: float | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Log-density at ``x`` in nats, ``(B,)``; at a time ``t`` of the transport if given."""
-        z, delta_log_p = self.forward(x, t)
-        return standard_normal_log_prob(z) + delta_log_p
+        return self.transport(x, t, generator=generator).log_p
 
     def inverse(self, z: Tensor) -> Tensor:
         """Carry base points to the data, shape ``(B, *event_shape)``."""
-        self._check_events(z)
+        check_shape("base points", z, self.event_shape)
         t_eval = default_times(z, self.base_time, self.data_time)
-        solution = self.horizon.solve(self.solver, self.vector_field, z, t_eval, stats=self.stats)
+        solution = self.horizon.solve(
+            self._solver(), self.vector_field, z, t_eval, stats=self.stats
+        )
         x: Tensor = solution.ys[-1]
         return x
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` samples, shape ``(n, *event_shape)``.
-
-        Args:
-            n: Number of samples.
-            generator: Random stream on the parameters' device; the global one if not given.
-        """
-        like = next(self.vector_field.parameters())
-        z = torch.randn(
-            n, *self.event_shape, generator=generator, dtype=like.dtype, device=like.device
-        )
-        return self.inverse(z)
-
-    def trajectories(self, z: Tensor, t_eval: Tensor) -> tuple[Tensor, Tensor]:
+    def trajectories(
+        self, z: Tensor, t_eval: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Follow base points and their log-density through nominal times.
 
         Args:
             z: Base points, shape ``(B, *event_shape)``.
             t_eval: Times from the base's end of the span towards the data's, shape ``(T,)``.
+            generator: Random stream of Hutchinson's noise; the global one if not given.
 
         Returns:
             States, shape ``(T, B, *event_shape)``, and their log-densities, shape ``(T, B)``.
@@ -167,26 +170,28 @@ class CNF(nn.Module):
         Raises:
             ValueError: If ``z`` has another shape, or ``t_eval`` does not start at the base.
         """
-        self._check_events(z)
+        check_shape("base points", z, self.event_shape)
         if float(t_eval[0]) != self.base_time:
             raise ValueError(
                 f"Expected `t_eval` to start where the base sits, at {self.base_time:g}, but got "
                 f"{float(t_eval[0]):g}."
             )
-        ys, deltas = self._solve(z, z.new_zeros(len(z)), t_eval)
+        ys, deltas = self._solve((z, z.new_zeros(len(z))), t_eval, generator)
         return ys, standard_normal_log_prob(z) - deltas
 
-    def _solve(self, y: Tensor, log_p: Tensor, t_eval: Tensor) -> tuple[Tensor, Tensor]:
-        field: nn.Module = DivergenceField(self.vector_field)
+    def _solver(self) -> Solver:
+        return self.solver if self.training else self.eval_solver
+
+    def _solve(
+        self, state: tuple[Tensor, ...], t_eval: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
+        """Solve for a state and the integrals beside it, one or three."""
+        direction = None
+        if self.trace_estimator == "hutchinson":
+            direction = trace_noise(state[0], self.noise, generator)
+        field: nn.Module = DivergenceField(self.vector_field, direction, regularize=len(state) > 2)
         if self._compile:
             field = CompiledField(field)
-        solution = self.horizon.solve(self.solver, field, (y, log_p), t_eval, stats=self.stats)
-        ys, log_ps = solution.ys
-        return ys, log_ps
-
-    def _check_events(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ValueError(
-                f"Expected points of shape (B, {', '.join(map(str, self.event_shape))}), but got "
-                f"{tuple(x.shape)}."
-            )
+        solution = self.horizon.solve(self._solver(), field, state, t_eval, stats=self.stats)
+        ys: tuple[Tensor, ...] = solution.ys
+        return ys

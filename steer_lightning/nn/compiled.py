@@ -1,11 +1,10 @@
 """One compilation shared by every vector field of a shape."""
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from steer_lightning.functional.compiling import compiled
 
 
 class CompiledField(nn.Module):
@@ -33,14 +32,14 @@ class CompiledField(nn.Module):
         """Whether the field ignores time."""
         return bool(getattr(self.vector_field, "autonomous", False))
 
+    @property
+    def controlled_parts(self) -> int | None:
+        """How many parts of the state set the step size; ``None`` for all."""
+        return getattr(self.vector_field, "controlled_parts", None)
+
     def forward(self, t: Tensor, y: Any) -> Any:
         """Derivative of ``y`` at ``t``."""
-        return _compiled_call()(self.vector_field, t, y)
-
-
-@cache
-def _compiled_call() -> Callable[[nn.Module, Tensor, Any], Any]:
-    return torch.compile(_call, fullgraph=True, dynamic=False)
+        return compiled(_call)(self.vector_field, t, y)
 
 
 def _call(vector_field: nn.Module, t: Tensor, y: Any) -> Any:

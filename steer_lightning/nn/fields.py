@@ -84,11 +84,22 @@ class TimeConv2d(nn.Conv2d):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve ``y``, shape ``(B, C, H, W)``, at time ``t``."""
-        image = F.conv2d(y, self.weight[:, 1:], self.bias, padding=self.padding)
-        per_unit_time = F.conv2d(
-            y.new_ones(1, 1, *y.shape[-2:]), self.weight[:, :1], padding=self.padding
-        )
-        return image + t.to(y).reshape(-1, 1, 1, 1) * per_unit_time
+        return self.convolve(y) + self.offset(t, y)
+
+    def convolve(self, y: Tensor) -> Tensor:
+        """The part that is linear in ``y``."""
+        return F.conv2d(y, self.weight[:, 1:], padding=self.padding)
+
+    def offset(self, t: Tensor, y: Tensor) -> Tensor:
+        """The part of time and bias, for images of the size and dtype of ``y``.
+
+        Time keeps the precision of the weights until the sum, also under autocast.
+        """
+        assert self.bias is not None
+        ones = self.weight.new_ones(1, 1, *y.shape[-2:])
+        per_unit_time = F.conv2d(ones, self.weight[:, :1], padding=self.padding)
+        offset = self.bias.view(-1, 1, 1) + t.to(ones).reshape(-1, 1, 1, 1) * per_unit_time
+        return offset.to(y.dtype)
 
 
 class ConvField(nn.Module):

@@ -48,10 +48,10 @@ rejected_backward=0)
         for field in fields(self):
             setattr(self, field.name, 0)
 
-    def count_evaluation(self, phase: Phase) -> None:
-        """Count one evaluation of the vector field."""
+    def count_evaluation(self, phase: Phase, n: int = 1) -> None:
+        """Count ``n`` evaluations of the vector field."""
         name = f"nfe_{phase}"
-        setattr(self, name, getattr(self, name) + 1)
+        setattr(self, name, getattr(self, name) + n)
 
     def count_step(self, phase: Phase, *, accepted: bool) -> None:
         """Count one step."""
@@ -85,6 +85,10 @@ class Solver(ABC):
         stats: SolveStats | None = None,
     ) -> Solution:
         r"""Integrate :math:`dy/dt = f(t, y)` from ``t_eval[0]`` through every time of ``t_eval``.
+
+        A field with an attribute ``controlled_parts = n`` has a tuple for a state, of which the
+        first ``n`` parts alone set an adaptive method's step size; the rest are integrals along
+        the way.
 
         Args:
             vector_field: ``f(t, y)``, with ``t`` of shape ``()``, returning what ``y`` is like.

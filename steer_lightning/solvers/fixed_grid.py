@@ -1,7 +1,7 @@
 """Runge-Kutta on a fixed number of steps: a static graph that compiles once, whatever T is."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from steer_lightning.functional.choices import check_choice
+from steer_lightning.functional.compiling import compiled
 from steer_lightning.solvers.base import (
-    CountedField,
+    Phase,
     Solution,
     Solver,
     SolveStats,
@@ -27,6 +28,7 @@ class Tableau(NamedTuple):
     b: tuple[float, ...]
 
 
+UNITS: Final = ("step", "solve")
 TABLEAUS: Final = {
     "euler": Tableau((0.0,), ((),), (1.0,)),
     "midpoint": Tableau((0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
@@ -49,14 +51,17 @@ class FixedGridSolver(Solver):
     Args:
         method: ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"rk4"`` (the 3/8 rule).
         n_steps: Steps in each interval of ``t_eval``.
-        compile: Compile the whole solve with :func:`torch.compile`; needs a C++ compiler and pays
-            after some hundred steps of training.
+        compile: What to compile with :func:`torch.compile`: each ``"step"``, or the whole
+            ``"solve"``. All fields of one structure share a compilation. It needs a C++ compiler
+            and pays after some hundred steps of training; a step compiles ``n_steps`` times
+            faster than a solve.
+        cuda_graphs: Replay what is compiled as CUDA graphs; without effect on a CPU.
         checkpoint: Keep only the state at each step and evaluate the step again in the backward
             pass: memory of one step instead of all, for one more forward pass of work.
 
     Raises:
-        ValueError: If ``method`` is unknown, ``n_steps < 1``, or ``compile`` meets
-            ``checkpoint``.
+        ValueError: If ``method`` or ``compile`` is unknown, ``n_steps < 1``, a compiled solve is
+            to be checkpointed, or ``cuda_graphs`` is asked for without ``compile``.
 
     Example:
         >>> solver = FixedGridSolver(method="rk4", n_steps=8)
@@ -69,20 +74,29 @@ class FixedGridSolver(Solver):
         self,
         method: Literal["euler", "midpoint", "heun", "rk4"] = "rk4",
         n_steps: int = 4,
-        compile: bool = False,
+        compile: Literal["step", "solve"] | None = None,
+        cuda_graphs: bool = False,
         checkpoint: bool = False,
     ) -> None:
         check_choice("method", method, TABLEAUS)
+        if compile is not None:
+            check_choice("compile", compile, UNITS)
         if n_steps < 1:
             raise ValueError(f"Expected `n_steps` >= 1, but got {n_steps}.")
-        if compile and checkpoint:
+        if compile == "solve" and checkpoint:
             raise ValueError(
-                "Expected one of compile and checkpoint, but got both: a compiled solve plans its "
-                "own memory. Turn one of them off."
+                "Expected one of compile='solve' and checkpoint, but got both: a compiled solve "
+                "plans its own memory. Compile the step, or turn checkpoint off."
+            )
+        if cuda_graphs and compile is None:
+            raise ValueError(
+                "Expected compile='step' or 'solve' with cuda_graphs=True, which replays what is "
+                "compiled, but got compile=None."
             )
         self.method = method
         self.n_steps = n_steps
         self.compile = compile
+        self.cuda_graphs = cuda_graphs
         self.checkpoint = checkpoint
 
     def __repr__(self) -> str:
@@ -100,19 +114,37 @@ class FixedGridSolver(Solver):
         check_problem(y0, t_eval)
         stats = SolveStats() if stats is None else stats
         n_steps = self.n_steps * (len(t_eval) - 1)
-        if self.compile:
-            ys = _compiled_integrate()(vector_field, y0, t_eval, self.method, self.n_steps)
-            stats.nfe_forward += n_steps * len(TABLEAUS[self.method].c)
-        elif self.checkpoint and torch.is_grad_enabled():
-            counted = CountedField(vector_field, stats)
-            ys = integrate(counted, y0, t_eval, self.method, self.n_steps, step=_recomputed_step)
-            counted.phase = "backward"
+        if self.compile == "solve":
+            solve = compiled(integrate, self.cuda_graphs)
+            ys = solve(vector_field, y0, t_eval, self.method, self.n_steps)
+            stats.count_evaluation("forward", n_steps * len(TABLEAUS[self.method].c))
         else:
-            ys = integrate(
-                CountedField(vector_field, stats), y0, t_eval, self.method, self.n_steps
-            )
+            counted = _CountedStep(self._step(), stats)
+            step: Callable[..., Any] = counted
+            if self.checkpoint and torch.is_grad_enabled():
+                step = partial(recompute_in_backward, counted, use_reentrant=False)
+            ys = integrate(vector_field, y0, t_eval, self.method, self.n_steps, step)
+            counted.phase = "backward"
         stats.accepted += n_steps
         return Solution(ys, stats)
+
+    def _step(self) -> Callable[..., Any]:
+        return compiled(runge_kutta_step, self.cuda_graphs) if self.compile else runge_kutta_step
+
+
+class _CountedStep:
+    """A step that counts its evaluations, outside of what is compiled."""
+
+    def __init__(self, step: Callable[..., Any], stats: SolveStats) -> None:
+        self.step = step
+        self.stats = stats
+        self.phase: Phase = "forward"
+
+    def __call__(
+        self, vector_field: VectorField, t: Tensor, dt: Tensor, y: Any, tableau: Tableau
+    ) -> Any:
+        self.stats.count_evaluation(self.phase, len(tableau.c))
+        return self.step(vector_field, t, dt, y, tableau)
 
 
 def runge_kutta_step(
@@ -154,13 +186,3 @@ def _advance(y: Any, dt: Tensor, weights: tuple[float, ...], stages: list[Any]) 
         )
     terms = [w * k for w, k in zip(weights, stages, strict=True) if w != 0.0]
     return y + dt * sum(terms[1:], start=terms[0]) if terms else y
-
-
-def _recomputed_step(*args: Any) -> Any:
-    return recompute_in_backward(runge_kutta_step, *args, use_reentrant=False)
-
-
-@cache
-def _compiled_integrate() -> Callable[..., Any]:
-    """One compilation for every field of a shape: the field is an argument, not a constant."""
-    return torch.compile(integrate, fullgraph=True, dynamic=False)

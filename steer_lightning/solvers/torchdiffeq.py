@@ -124,7 +124,7 @@ class TorchdiffeqSolver(Solver):
             "rtol": self.rtol,
             "atol": self.atol,
             "method": self.method,
-            "options": self._options(first_part(y0).device),
+            "options": self._options(vector_field, y0),
         }
         if self.gradient == "autograd":
             ys = odeint(counted, y0, t_eval, **settings)
@@ -136,11 +136,16 @@ class TorchdiffeqSolver(Solver):
         counted.phase = "backward"
         return Solution(ys, stats)
 
-    def _options(self, device: torch.device) -> dict[str, Any]:
-        """The user's options; adaptive methods keep time in float32 where there is no float64."""
-        if self.method in ADAPTIVE_METHODS and not has_float64(device):
-            return {"dtype": torch.float32, **self.options}
-        return dict(self.options)
+    def _options(self, vector_field: VectorField, y0: Any) -> dict[str, Any]:
+        """The user's options, before those that the field and the device ask for."""
+        defaults: dict[str, Any] = {}
+        if self.method in ADAPTIVE_METHODS:
+            if not has_float64(first_part(y0).device):
+                defaults["dtype"] = torch.float32
+            controlled = getattr(vector_field, "controlled_parts", None)
+            if controlled is not None and controlled < len(_parts(y0)):
+                defaults["norm"] = _LeadingNorm(controlled)
+        return {**defaults, **self.options}
 
 
 class _SteppingField(CountedField):
@@ -174,6 +179,16 @@ class _SteppingField(CountedField):
 
     def _reject_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         self.stats.count_step(self.phase, accepted=False)
+
+
+class _LeadingNorm:
+    """torchdiffeq's norm of a tuple, the largest root mean square, of its first parts alone."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, parts: tuple[Tensor, ...]) -> Tensor:
+        return torch.stack([part.abs().square().mean().sqrt() for part in parts[: self.n]]).max()
 
 
 def _parts(y: Any) -> tuple[Tensor, ...]:
