@@ -1,5 +1,6 @@
 """Train, validate, test, predict: ``python cli.py fit --config configs/cnf/toy2d_steer.yaml``."""
 
+import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -14,10 +15,24 @@ class SteerCLI(LightningCLI):
     """LightningCLI with model and data chosen by class, and the defaults of this project."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--tf32",
+            type=bool | None,
+            default=None,
+            help="Let matrix products and convolutions of GPUs round to TF32; torch's own choice "
+            "(convolutions only) if not given.",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"}
         )
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        if config.tf32 is not None:
+            precision = "tf32" if config.tf32 else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = precision
+            torch.backends.cudnn.conv.fp32_precision = precision
 
 
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:

@@ -33,7 +33,7 @@ def run() -> str:
         for name, flow in {
             "field, dopri5": CNF(make_field(), (2,), TorchdiffeqSolver(), compile=True),
             "whole solve, midpoint x 1": CNF(
-                make_field(), (2,), FixedGridSolver("midpoint", n_steps=1, compile=True)
+                make_field(), (2,), FixedGridSolver("midpoint", n_steps=1, compile="solve")
             ),
         }.items():
             first, later = count(flow, scope)

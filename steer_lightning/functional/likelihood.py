@@ -32,7 +32,7 @@ def dequantize(grey: Tensor, u: Tensor | float) -> Tensor:
             ``0.5`` for the bin's centre.
 
     Returns:
-        Values in ``[0, 1)``, shape of ``grey``.
+        Values in ``[0, 1]``, shape of ``grey``.
 
     Example:
         >>> import torch

@@ -123,13 +123,17 @@ class ImageFlowModule(CNFModule):
             x, _ = self.points(batch, generator)
             metric.update(self.score(self.flow.log_prob(x, generator=generator)))
 
+    def on_test_epoch_start(self) -> None:
+        """Forget what a test that broke off has left."""
+        for metric in (self.center, *self._draws()):
+            metric.reset()
+
     def on_test_epoch_end(self) -> None:
         """Mean over the draws, and its standard error."""
         means = torch.stack([metric.compute() for metric in self._draws()])
-        for metric in self._draws():
-            metric.reset()
-        self.log("test/bits_per_dim", means.mean())
-        self.log("test/bits_per_dim_stderr", means.std() / len(means) ** 0.5)
+        # Equal on all ranks already: the metrics are reduced exactly.
+        self.log("test/bits_per_dim", means.mean(), sync_dist=True)
+        self.log("test/bits_per_dim_stderr", means.std() / len(means) ** 0.5, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Samples of the flow, as many as there are images in the batch."""

@@ -1,7 +1,8 @@
 """Continuous normalizing flows."""
 
+import math
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from steer_lightning.horizon import SpanHorizon
 from steer_lightning.nn.compiled import CompiledField
 from steer_lightning.nn.divergence import DivergenceField
 from steer_lightning.nn.flow import Flow, Transport, check_shape
-from steer_lightning.solvers import Solver, SolveStats, TorchdiffeqSolver
+from steer_lightning.solvers import Solution, Solver, SolveStats, TorchdiffeqSolver
 from steer_lightning.solvers.base import default_times
 
 DATA_ENDS: Final = ("t0", "t1")
@@ -37,7 +38,7 @@ class CNF(Flow):
         vector_field: ``f(t, y)`` for states ``(B, *event_shape)``.
         event_shape: Shape of one sample.
         solver: Integrator; dopri5 at ``1e-5`` if not given.
-        eval_solver: Integrator in eval mode; ``solver`` if not given.
+        eval_solver: Integrator in eval mode, where autocast is off; ``solver`` if not given.
         t_span: ``(t0, t1)``; STEER moves ``t1``.
         data_at: The end of the span where the data sits: ``"t1"`` as in the paper's Eq. 8, or
             ``"t0"`` as in the public FFJORD and RNODE code.
@@ -148,9 +149,7 @@ class CNF(Flow):
         """Carry base points to the data, shape ``(B, *event_shape)``."""
         check_shape("base points", z, self.event_shape)
         t_eval = default_times(z, self.base_time, self.data_time)
-        solution = self.horizon.solve(
-            self._solver(), self.vector_field, z, t_eval, stats=self.stats
-        )
+        solution = self._integrate(self.vector_field, z, t_eval)
         x: Tensor = solution.ys[-1]
         return x
 
@@ -171,7 +170,7 @@ class CNF(Flow):
             ValueError: If ``z`` has another shape, or ``t_eval`` does not start at the base.
         """
         check_shape("base points", z, self.event_shape)
-        if float(t_eval[0]) != self.base_time:
+        if not math.isclose(float(t_eval[0]), self.base_time, rel_tol=1e-6, abs_tol=1e-6):
             raise ValueError(
                 f"Expected `t_eval` to start where the base sits, at {self.base_time:g}, but got "
                 f"{float(t_eval[0]):g}."
@@ -179,8 +178,12 @@ class CNF(Flow):
         ys, deltas = self._solve((z, z.new_zeros(len(z))), t_eval, generator)
         return ys, standard_normal_log_prob(z) - deltas
 
-    def _solver(self) -> Solver:
-        return self.solver if self.training else self.eval_solver
+    def _integrate(self, field: nn.Module, state: Any, t_eval: Tensor) -> Solution:
+        """Solve in training or in evaluation, which autocast does not lower the precision of."""
+        if self.training:
+            return self.horizon.solve(self.solver, field, state, t_eval, stats=self.stats)
+        with torch.autocast(t_eval.device.type, enabled=False):
+            return self.horizon.solve(self.eval_solver, field, state, t_eval, stats=self.stats)
 
     def _solve(
         self, state: tuple[Tensor, ...], t_eval: Tensor, generator: torch.Generator | None
@@ -192,6 +195,6 @@ class CNF(Flow):
         field: nn.Module = DivergenceField(self.vector_field, direction, regularize=len(state) > 2)
         if self._compile:
             field = CompiledField(field)
-        solution = self.horizon.solve(self._solver(), field, state, t_eval, stats=self.stats)
+        solution = self._integrate(field, state, t_eval)
         ys: tuple[Tensor, ...] = solution.ys
         return ys

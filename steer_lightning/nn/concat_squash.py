@@ -84,6 +84,20 @@ class ConcatSquashField(nn.Module):
         derivative: Tensor = last(t, y)
         return derivative
 
+    def value_and_tangent(self, t: Tensor, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivative and its change along ``direction``, each of the shape of ``y``."""
+        value, tangent = y, direction
+        layers = self._layers()
+        for layer in layers:
+            gate, shift = layer.gate_and_shift(t)
+            stacked = F.linear(torch.cat([value, tangent]), layer.layer.weight)
+            value, tangent = stacked.chunk(2)
+            value, tangent = torch.addcmul(shift, value + layer.layer.bias, gate), tangent * gate
+            if layer is not layers[-1]:
+                value = torch.tanh(value)
+                tangent = tangent * (1.0 - value.square())
+        return value, tangent
+
     def value_and_divergence(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative, shape ``(B, D)``, and its exact divergence, shape ``(B,)``.
 

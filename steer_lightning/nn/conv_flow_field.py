@@ -26,7 +26,7 @@ ACTIVATIONS: Final[dict[str, tuple[Elementwise, Elementwise]]] = {
 
 
 class ConvFlowField(nn.Module):
-    r"""3x3 convolutions with time as a channel of each, the last one initialised to zero.
+    r"""3x3 convolutions with time as a channel of each, the last one's weight initially zero.
 
     :meth:`value_and_tangent` stacks state and direction along the batch, so that each layer is
     one convolution of twice the batch; bias and time enter the half of the state alone. With it

@@ -43,16 +43,18 @@ class DivergenceField(nn.Module):
         if self.direction is not None:
             dy, tangent = value_and_tangent(self.vector_field, t, y, self.direction)
             # Autocast may have lowered the network's precision: sums over dimensions keep y's.
-            dy, tangent = dy.to(y.dtype), tangent.to(y.dtype)
+            tangent = tangent.to(y.dtype)
             divergence = _sum(tangent * self.direction)
             squared_norm = _sum(tangent.square()) if self.regularize else None
         elif self.regularize:
             dy, jacobian = exact_jacobian(self.vector_field, t, y)
+            jacobian = jacobian.to(y.dtype)
             divergence = jacobian.diagonal(dim1=0, dim2=2).sum(1)
             squared_norm = jacobian.square().sum((0, 2))
         else:
             dy, divergence = self._value_and_divergence(t, y)
             squared_norm = None
+        dy, divergence = dy.to(y.dtype), divergence.to(y.dtype)
         if squared_norm is None:
             return dy, divergence
         dim = y[0].numel()

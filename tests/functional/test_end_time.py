@@ -11,7 +11,6 @@ from steer_lightning.functional.end_time import (
     EndTimeDraw,
     FixedOffset,
     end_time_offset,
-    stream_key,
 )
 
 N = 20_000
@@ -150,17 +149,6 @@ def test_values_outside_their_range_are_refused(settings_, message):
 def test_an_unknown_distribution_is_refused():
     with pytest.raises(ValueError, match="Expected `distribution` to be one of"):
         end_time_offset(torch.rand(1), torch.tensor(0.5), "cauchy")
-
-
-def test_stream_keys_are_stable_and_apart():
-    assert stream_key("end_time", 0, 1, "flow") == 2242756729433398454
-    keys = {
-        stream_key(seed, step, path) for seed in range(3) for step in range(3) for path in "ab"
-    }
-    assert len(keys) == 18
-    assert all(0 <= key < 2**63 for key in keys)
-    assert stream_key(1, 11) != stream_key(11, 1)
-    assert stream_key("a", "b") != stream_key("ab")
 
 
 @pytest.mark.parametrize("gap", [2.0, -2.0])

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
 from scipy import stats
 
-from steer_lightning.functional import standard_normal_log_prob
+from steer_lightning.functional import bits_per_dim, dequantize, standard_normal_log_prob
+
+GREY = torch.arange(256.0, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 2, 3)])
@@ -10,3 +14,39 @@ def test_equals_scipys_normal_density(shape):
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = stats.norm.logpdf(z.numpy()).reshape(len(z), -1).sum(1)
     torch.testing.assert_close(standard_normal_log_prob(z), torch.from_numpy(expected))
+
+
+def test_the_uniform_density_costs_eight_bits():
+    assert torch.equal(bits_per_dim(torch.zeros(3), 784), torch.full((3,), 8.0))
+
+
+@pytest.mark.parametrize("n_dims", [1, 784])
+def test_bits_of_a_density_that_is_constant_on_each_bin(n_dims):
+    logistic = stats.logistic(loc=100.0, scale=7.0)
+    p = torch.from_numpy(logistic.cdf(GREY + 1.0) - logistic.cdf(GREY))
+    log_p = n_dims * torch.log(256.0 * p)  # n_dims pixels of one value
+    torch.testing.assert_close(bits_per_dim(log_p, n_dims), -torch.log2(p))
+
+
+def test_the_mean_over_a_bin_bounds_the_code_length_and_its_centre_does_not():
+    logistic = stats.logistic(loc=100.5 / 256, scale=0.5 / 256)
+    code_length = -math.log2(logistic.cdf(101 / 256) - logistic.cdf(100 / 256))
+    u = (torch.arange(1000.0, dtype=torch.float64) + 0.5) / 1000
+
+    def bits(u):
+        x = dequantize(torch.full_like(u, 100.0), u)
+        return float(bits_per_dim(torch.from_numpy(logistic.logpdf(x)), 1).mean())
+
+    assert bits(u) > code_length + 1e-3
+    assert bits(torch.tensor([0.5], dtype=torch.float64)) < code_length - 1e-3
+
+
+def test_grey_values_share_the_unit_interval_evenly():
+    u = torch.rand(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = dequantize(GREY, u)
+    assert torch.equal((256 * x).floor(), GREY)
+    torch.testing.assert_close(256 * x - GREY, u, rtol=0.0, atol=1e-12)
+    assert torch.equal(dequantize(GREY, 0.0), GREY / 256)
+    assert torch.equal(dequantize(GREY, 0.5).diff(), torch.full((255,), 1 / 256).double())
+    image = GREY.view(2, 2, 8, 8)
+    assert dequantize(image, 0.5).shape == image.shape

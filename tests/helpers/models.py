@@ -8,8 +8,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchdiffeq import odeint, odeint_adjoint
 
-from steer_lightning.nn import ODEBlock
-from steer_lightning.solvers import Solution, Solver, SolveStats, TorchdiffeqSolver
+from steer_lightning.nn import ConvFlowField, MultiScaleCNF, ODEBlock
+from steer_lightning.solvers import (
+    FixedGridSolver,
+    Solution,
+    Solver,
+    SolveStats,
+    TorchdiffeqSolver,
+)
 
 
 class StubSolver(Solver):
@@ -137,3 +143,21 @@ def seeded(model_class: type[TinyModule], *args: Any, **kwargs: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return model_class(*args, **kwargs)
+
+
+def lively(module: nn.Module, scale: float = 0.3) -> Any:
+    """Normal noise added to every weight: no layer keeps its zero initialisation."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return module
+
+
+def image_flow(event_shape: tuple[int, ...] = (1, 4, 4), **settings: Any) -> MultiScaleCNF:
+    """A flow of tiny images with three hidden channels, as initialised."""
+    defaults: dict[str, Any] = {
+        "vector_field": lambda channels: ConvFlowField(channels, (3,)),
+        "solver": FixedGridSolver("rk4", n_steps=2),
+    }
+    return MultiScaleCNF(event_shape, **{**defaults, **settings})

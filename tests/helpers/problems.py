@@ -20,6 +20,21 @@ class LinearField(nn.Module):
         return y0 @ torch.linalg.matrix_exp(self.a * (t1 - t0)).T
 
 
+class TimedLinearField(nn.Module):
+    """``y' = t A y``: its flow is a matrix exponential, and carries normals to normals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.tensor([[0.6, 0.4], [-0.5, 0.3]], dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return t[..., None] * (y @ self.matrix.T)
+
+    def flow(self, start: Tensor | float, end: Tensor | float) -> Tensor:
+        """The matrix that carries states from one time to another."""
+        return torch.linalg.matrix_exp(self.matrix * (end**2 - start**2) / 2)
+
+
 class CosineField(nn.Module):
     """``y' = a cos(t) y``: ``y(t) = y0 exp(a (sin t - sin t0))``; ``t`` is ``()`` or ``(B,)``."""
 
@@ -66,3 +81,22 @@ def initial_state(batch: int = 3, dim: int = 2, dtype: torch.dtype = torch.float
 
 def times(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def jacobians(vector_field: nn.Module, t: Tensor, y: Tensor) -> Tensor:
+    """The Jacobian of each sample by itself, by reverse mode: ``(B, D, D)``, rows are outputs."""
+
+    def of(t: Tensor, sample: Tensor) -> Tensor:
+        return torch.autograd.functional.jacobian(
+            lambda flat: vector_field(t, flat.view(1, *sample.shape)).flatten(), sample.flatten()
+        )
+
+    return torch.stack([of(t[i] if t.ndim else t, sample) for i, sample in enumerate(y)])
+
+
+def hadamard(dim: int) -> Tensor:
+    """Rows of plus and minus one with the identity as their mean outer product."""
+    rows = torch.ones(1, 1, dtype=torch.float64)
+    while len(rows) < dim:
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    return rows

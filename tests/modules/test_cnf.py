@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pytorch_lightning import Callback
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -7,6 +8,8 @@ from datamodules import ToyDensityDataModule
 from steer_lightning.functional import standard_normal_log_prob
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.solvers import FixedGridSolver
+from tests.helpers.models import tiny_trainer
 
 
 class Still(nn.Module):
@@ -67,3 +70,163 @@ def test_predict_gives_latents_and_densities(trainer):
     with torch.no_grad():
         torch.testing.assert_close(prediction["z"], module.flow(x)[0])
         torch.testing.assert_close(prediction["log_p"], module.flow.log_prob(x))
+
+
+WEIGHTS = torch.tensor([0.0, 1.0, 2.0, 5.0])
+
+
+def make_module(hidden=(8,), **settings):
+    torch.manual_seed(0)
+    solver = FixedGridSolver("rk4", 2)
+    return CNFModule(CNF(ConcatSquashField(2, hidden), (2,), solver), **settings)
+
+
+def points(n=4):
+    return torch.linspace(-1.0, 1.0, 2 * n).view(n, 2)
+
+
+class Losses(Callback):
+    """The training loss of every batch."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("kinetic", "jacobian"), [(0.5, 0.0), (0.0, 0.25), (0.5, 0.25)])
+def test_regularisers_enter_the_loss_by_their_weights(kinetic, jacobian, weighted):
+    module = make_module(kinetic_weight=kinetic, jacobian_weight=jacobian)
+    with torch.no_grad():
+        carried = module.flow.transport(points(), regularize=True)
+    weight = WEIGHTS if weighted else torch.ones(4)
+    means = [
+        float((weight * part).sum() / weight.sum())
+        for part in (-carried.log_p, carried.kinetic, carried.jacobian)
+    ]
+    batch = (points(), WEIGHTS) if weighted else (points(),)
+    record = Losses()
+    trainer = tiny_trainer(record, max_steps=1)
+    trainer.fit(module, loader(*batch, batch_size=4))
+    expected = means[0] + kinetic * means[1] + jacobian * means[2]
+    assert record.losses == [pytest.approx(expected, rel=1e-5)]
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert logged.pop("train/grad_norm") > 0.0
+    names = ("train/nll", "train/kinetic", "train/jacobian")
+    named = dict(zip(names, means, strict=True))
+    assert logged == pytest.approx({**named, "train/loss": expected}, rel=1e-5)
+
+
+def test_without_weights_no_regulariser_is_integrated_or_logged():
+    module = make_module()
+    transport, asked = module.flow.transport, []
+
+    def listen(*args, **settings):
+        asked.append(settings["regularize"])
+        return transport(*args, **settings)
+
+    module.flow.transport = listen
+    trainer = tiny_trainer(max_steps=1)
+    trainer.fit(module, loader(points(), batch_size=4))
+    assert asked == [False]
+    assert set(trainer.callback_metrics) == {"train/nll", "train/grad_norm"}
+
+
+def test_regularisers_leave_evaluation_alone(trainer):
+    plain, regularised = make_module(), make_module(kinetic_weight=1.0, jacobian_weight=1.0)
+    x = points()
+    assert torch.equal(plain.evaluate(x)["loss"], regularised.evaluate(x)["loss"])
+    batches = loader(x, batch_size=2)
+    results = [trainer.validate(module, batches, verbose=False) for module in (plain, regularised)]
+    assert results[0] == results[1]
+
+
+def test_the_norm_of_the_gradient_is_logged_before_it_is_clipped():
+    seen = []
+
+    class Norm(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append(torch.cat([p.grad.flatten() for p in pl_module.parameters()]).norm())
+
+    trainer = tiny_trainer(Norm(), max_steps=1, gradient_clip_val=1e-3)
+    trainer.fit(make_module(), loader(points(), batch_size=4))
+    assert float(seen[0]) > 1e-2
+    torch.testing.assert_close(trainer.callback_metrics["train/grad_norm"], seen[0])
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [("step", [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]), ("epoch", [0.0, 0.0, 0.0, 0.25, 0.25, 0.25])],
+)
+def test_the_schedule_counts_steps_or_epochs(interval, expected):
+    module = make_module(
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda count: min(1.0, count / 4)
+        ),
+        lr_interval=interval,
+    )
+    used = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            used.append(optimizer.param_groups[0]["lr"])
+
+    tiny_trainer(Rates(), max_epochs=2).fit(module, loader(points(6), batch_size=2))
+    assert used == pytest.approx([0.1 * factor for factor in expected])
+
+
+def test_hutchinsons_noise_differs_between_batches_and_not_between_validations():
+    flow = CNF(ConcatSquashField(2, (8,)), (2,), trace_estimator="hutchinson")
+    module, drawn = CNFModule(flow), []
+    noise_stream = module.noise_stream
+
+    def listen(*key):
+        drawn.append(key)
+        return noise_stream(*key)
+
+    module.noise_stream = listen
+    batches = loader(points(4), batch_size=2)
+    trainer = tiny_trainer(max_epochs=2, num_sanity_val_steps=0)
+    trainer.fit(module, batches, batches)
+    checks = [("val", 0), ("val", 1)]
+    assert drawn == [("train", 0), ("train", 1), *checks, ("train", 2), ("train", 3), *checks]
+    values = [torch.rand((), generator=noise_stream(*key)).item() for key in {*drawn}]
+    assert len({*values}) == 6
+    first, second = (module.evaluate(points())["nll"] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_weights_of_another_architecture_stop_a_run_before_it_trains(tmp_path):
+    trainer = tiny_trainer(max_steps=1)
+    trainer.fit(make_module((8,)), loader(points(), batch_size=4))
+    path = tmp_path / "narrow.ckpt"
+    trainer.save_checkpoint(path)
+    other, record = make_module((9,)), Losses()
+    with pytest.raises(
+        RuntimeError, match=r"size mismatch for flow\.vector_field\.layers\.0\.layer\.weight"
+    ):
+        tiny_trainer(record, max_steps=2).fit(
+            other, loader(points(), batch_size=4), ckpt_path=path, weights_only=True
+        )
+    assert record.losses == []
+    deeper = make_module((8, 8))
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) .*flow\.vector_field\.layers\.2"):
+        tiny_trainer(max_steps=2).fit(
+            deeper, loader(points(), batch_size=4), ckpt_path=path, weights_only=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kinetic_weight": -0.5}, r"weights >= 0, but got kinetic_weight = -0\.5 and jacobian_w"),
+        ({"jacobian_weight": -1e-9}, "kinetic_weight = 0.0 and jacobian_weight = -1e-09"),
+        ({"lr_interval": "steps"}, "`lr_interval` .*'steps'. Did you mean 'step'"),
+    ],
+)
+def test_bad_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_module(**arguments)

@@ -12,19 +12,30 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import cli
 from datamodules import StiffODEDataModule, ToyDensityDataModule
-from steer_lightning.modules import ClassifierModule, CNFModule, StiffODEModule
+from steer_lightning.functional import stream
+from steer_lightning.modules import ClassifierModule, CNFModule, ImageFlowModule, StiffODEModule
 from steer_lightning.nn import CNF, ConcatSquashField, ConvField, MLPField, ODEBlock
+from tests.helpers.models import image_flow, lively
 
 
 class Digits(LightningDataModule):
     """Random images with labels; no files."""
 
+    def images(self, generator):
+        return torch.rand(8, 1, 4, 4, generator=generator)
+
     def loader(self):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(8, 1, 4, 4, generator=generator)
+        images = self.images(torch.Generator().manual_seed(0))
         return DataLoader(TensorDataset(images, torch.arange(8) % 3), batch_size=4)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+class GreyDigits(Digits):
+    """The same with grey values, 0 to 255."""
+
+    def images(self, generator):
+        return torch.randint(256, (8, 1, 4, 4), generator=generator).float()
 
 
 @dataclass
@@ -37,9 +48,9 @@ class Case:
     data: Any
     config: dict[str, Any]
 
-    def build(self) -> LightningModule:
+    def build(self, **plain: Any) -> LightningModule:
         torch.manual_seed(0)
-        return self.module(**self.objects(), **self.plain)
+        return self.module(**self.objects(), **{**self.plain, **plain})
 
 
 def node(name, **init_args):
@@ -72,6 +83,21 @@ CASES = {
                 "init_args": {"in_features": 16, "out_features": 3},
             },
             "num_classes": 3,
+        },
+    ),
+    "image flow": Case(
+        ImageFlowModule,
+        lambda: {"flow": lively(image_flow((1, 4, 4)))},
+        {"kinetic_weight": 0.5, "jacobian_weight": 0.25, "test_draws": 2, "temperature": 0.9},
+        GreyDigits,
+        {
+            "flow": node(
+                "nn.MultiScaleCNF",
+                event_shape=[1, 4, 4],
+                vector_field=node("nn.ConvFlowField", hidden=[3]),
+                solver=node("solvers.FixedGridSolver", n_steps=2),
+            ),
+            "jacobian_weight": 0.25,
         },
     ),
     "stiff": Case(
@@ -186,8 +212,11 @@ def test_evaluation_is_deterministic_and_under_inference_mode(case, tmp_path):
         assert all(torch.equal(x, y) for x, y in parts)
 
 
-def test_evaluate_gives_the_training_loss(case, tmp_path):
-    module, data = case.build(), case.data()
+def test_evaluate_gives_the_training_loss(case, tmp_path, monkeypatch):
+    without = {name: 0.0 for name in case.plain if name.endswith("_weight")}
+    module, data = case.build(**without), case.data()
+    # Flows draw other noise in each batch: give them the same.
+    monkeypatch.setattr(CNFModule, "noise_stream", lambda self, *key: stream("cpu", "one"))
     losses = []
 
     class Record(Callback):
@@ -240,6 +269,7 @@ def test_checkpoint_of_a_module_built_by_the_cli(case, tmp_path, monkeypatch):
                     "class_path": "torch.optim.lr_scheduler.StepLR",
                     "init_args": {"step_size": 3},
                 },
+                "lr_interval": "step",
             },
         },
         "data": data_config(case),
@@ -252,7 +282,8 @@ def test_checkpoint_of_a_module_built_by_the_cli(case, tmp_path, monkeypatch):
     configured = loaded.configure_optimizers()
     assert isinstance(configured["optimizer"], torch.optim.SGD)
     assert configured["optimizer"].defaults["lr"] == 0.5
-    assert configured["lr_scheduler"].step_size == 3
+    assert configured["lr_scheduler"]["scheduler"].step_size == 3
+    assert configured["lr_scheduler"]["interval"] == "step"
 
 
 def data_config(case):
@@ -266,7 +297,7 @@ def data_config(case):
             "class_path": "datamodules.StiffODEDataModule",
             "init_args": {"r": 5.0, "interval": 0.5, "n_starts": 8, "n_test": 5},
         }
-    return {"class_path": f"{Digits.__module__}.Digits"}
+    return {"class_path": f"{case.data.__module__}.{case.data.__name__}"}
 
 
 def test_default_optimizer_and_a_schedule():
@@ -280,4 +311,5 @@ def test_default_optimizer_and_a_schedule():
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
     )
     configured = module.configure_optimizers()
-    assert configured["lr_scheduler"].optimizer is configured["optimizer"]
+    assert configured["lr_scheduler"]["scheduler"].optimizer is configured["optimizer"]
+    assert configured["lr_scheduler"]["interval"] == "epoch"

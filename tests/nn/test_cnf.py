@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal
 from steer_lightning.functional import EndTimeDraw, FixedOffset
 from steer_lightning.nn import CNF, ConcatSquashField, MLPField
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.helpers.problems import TimedLinearField
 
 T0, T1 = 0.5, 1.5
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -20,24 +21,9 @@ def seed():
     torch.manual_seed(0)
 
 
-class LinearField(nn.Module):
-    """``f(t, y) = t A y``: its flow is a matrix exponential, its density a normal one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.matrix = nn.Parameter(torch.tensor([[0.6, 0.4], [-0.5, 0.3]], dtype=torch.float64))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return t[..., None] * (y @ self.matrix.T)
-
-    def flow(self, start, end) -> Tensor:
-        """The matrix that carries states from one time to another."""
-        return torch.linalg.matrix_exp(self.matrix * (end**2 - start**2) / 2)
-
-
 def linear_flow(data_at, **arguments):
     arguments = {"solver": TorchdiffeqSolver(**TIGHT), **arguments}
-    return CNF(LinearField(), (2,), t_span=(T0, T1), data_at=data_at, **arguments)
+    return CNF(TimedLinearField(), (2,), t_span=(T0, T1), data_at=data_at, **arguments)
 
 
 def exact_log_prob(flow, x, t=None, end=T1):
@@ -167,6 +153,15 @@ def test_trajectories_end_at_the_data_with_its_density(data_at):
         torch.testing.assert_close(found, flow.log_prob(state, float(t)), atol=1e-7, rtol=0.0)
 
 
+def test_trajectories_from_a_time_that_float32_rounds():
+    flow = CNF(ConcatSquashField(2, (8,)), (2,), t_span=(0.1, 1.0))
+    states, log_p = flow.trajectories(torch.zeros(3, 2), torch.tensor([0.1, 1.0]))
+    torch.testing.assert_close(states[-1], flow.inverse(torch.zeros(3, 2)))
+    assert log_p.shape == (2, 3)
+    with pytest.raises(ValueError, match=r"start where the base sits, at 0\.1, but got 1\."):
+        flow.trajectories(torch.zeros(3, 2), torch.tensor([1.0, 0.1]))
+
+
 def test_field_without_its_own_divergence():
     field = MLPField(2, (8,)).double()
     flow = CNF(field, (2,), TorchdiffeqSolver(**TIGHT))
@@ -239,6 +234,30 @@ def test_work_is_counted():
     assert (flow.stats.nfe_forward, flow.stats.accepted) == (2 * 12, 2 * 3)
 
 
+def test_the_evaluation_solver_serves_eval_mode_alone():
+    flow = CNF(
+        ConcatSquashField(2, (8,)),
+        (2,),
+        FixedGridSolver("rk4", n_steps=1),
+        FixedGridSolver("rk4", n_steps=5),
+    )
+    x = torch.zeros(2, 2)
+    for training, n_steps in ((True, 1), (False, 5)):
+        flow.train(training).stats.reset()
+        flow.log_prob(x)
+        flow.sample(2)
+        flow.trajectories(x, torch.tensor([0.0, 1.0]))
+        assert flow.stats.accepted == 3 * n_steps
+    assert CNF(flow.vector_field, (2,), flow.solver).eval_solver is flow.solver
+
+
+def test_temperature_scales_the_base():
+    flow = small_flow()
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sample = flow.sample(5, torch.Generator().manual_seed(3), temperature=0.5)
+    assert torch.equal(sample, flow.inverse(0.5 * z))
+
+
 @pytest.mark.parametrize("data_at", ENDS)
 def test_an_end_time_for_each_sample(data_at):
     flow = linear_flow(data_at)
@@ -255,7 +274,7 @@ def test_an_end_time_for_each_sample(data_at):
 
 def test_wrong_shapes_raise():
     flow = CNF(ConcatSquashField(2, (4,)), (2,))
-    message = re.escape("Expected points of shape (B, 2), but got (3, 1).")
+    message = "Expected (base )?points of shape " + re.escape("(B, 2), but got (3, 1).")
     calls = [
         flow,
         flow.log_prob,
@@ -271,6 +290,8 @@ def test_wrong_shapes_raise():
     ("arguments", "message"),
     [
         ({"data_at": "t2"}, r"Expected `data_at` to be one of \['t0', 't1'\], but got 't2'"),
+        ({"trace_estimator": "exakt"}, r"`trace_estimator` .*'exakt'\. Did you mean 'exact'"),
+        ({"noise": "gausian"}, r"`noise` to be one of .*'gausian'\. Did you mean 'gaussian'"),
         ({"t_span": (0.0, 0.5, 1.0)}, r"Expected `t_span` = \(t0, t1\), but got \(0.0, 0.5, 1.0"),
         ({"t_span": (1.0, 1.0)}, "Expected finite t0 != t1, but got t0 = 1.0, t1 = 1.0"),
         ({"t_span": (0.0, math.inf)}, "Expected finite t0 != t1, but got t0 = 0.0, t1 = inf"),

@@ -5,9 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.functional import EndTimeDraw
-from steer_lightning.nn import CNF, CompiledField, ConcatSquashField, MLPField, ODEBlock, compiled
-from steer_lightning.nn.cnf import DivergenceField
+from steer_lightning.functional.compiling import compiled
+from steer_lightning.nn import CNF, CompiledField, ConcatSquashField, MLPField, ODEBlock
+from steer_lightning.nn.divergence import DivergenceField
 from steer_lightning.solvers import FixedGridSolver
+from tests.helpers.models import image_flow, lively
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
@@ -29,9 +31,9 @@ def graphs(monkeypatch):
     original = torch.compile
     monkeypatch.setattr(torch, "compile", counting)
     torch._dynamo.reset()
-    compiled._compiled_call.cache_clear()
+    compiled.cache_clear()
     yield found
-    compiled._compiled_call.cache_clear()
+    compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -95,11 +97,46 @@ def test_flow_compiles_its_divergence_once(graphs):
     assert len(graphs) == first
 
 
+@pytest.mark.parametrize(
+    ("regularize", "settings"),
+    [
+        (True, {"compile": True}),
+        (False, {"solver": FixedGridSolver("midpoint", 2, compile="step")}),
+        (True, {"solver": FixedGridSolver("midpoint", 2, compile="step", checkpoint=True)}),
+        (True, {"solver": FixedGridSolver("midpoint", 2, compile="solve")}),
+    ],
+    ids=["field", "step", "step, checkpointed", "solve"],
+)
+def test_blocks_of_one_shape_share_a_compilation_whatever_noise_and_end_time(
+    graphs, regularize, settings
+):
+    settings = {"solver": FixedGridSolver("midpoint", 2), "n_blocks": 3, **settings}
+    flow = lively(image_flow((1, 4, 4), **settings))
+    plain = image_flow((1, 4, 4), **{**settings, "compile": False})
+    for block in plain.blocks:
+        block.solver = FixedGridSolver("midpoint", 2)
+    plain.load_state_dict(flow.state_dict())
+    x, counts = torch.rand(2, 1, 4, 4), []
+    for key in range(3):
+        found = []
+        for model in (plain, flow):
+            for i, block in enumerate(model.blocks):
+                block.horizon.perturb(EndTimeDraw(b=0.5, key=10 * key + i))
+            generator = torch.Generator().manual_seed(key)
+            carried = model.transport(x, generator=generator, regularize=regularize)
+            loss = carried.log_p.sum() + sum(e.sum() for e in carried[2:] if e is not None)
+            found.append((carried.log_p, *torch.autograd.grad(loss, list(model.parameters()))))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+        counts.append(len(graphs))
+    assert 1 <= counts[0] <= 3  # a state with and one without a gradient
+    assert counts == 3 * counts[:1]
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_compiled_for_real():
     torch._dynamo.reset()
-    compiled._compiled_call.cache_clear()
+    compiled.cache_clear()
     plain = DivergenceField(ConcatSquashField(2, (4,)))
     parameters = list(plain.parameters())
     t, state = torch.tensor(0.3), (torch.randn(4, 2), torch.zeros(4))

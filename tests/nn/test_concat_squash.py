@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from steer_lightning.functional import exact_divergence
+from steer_lightning.functional import exact_divergence, value_and_tangent
 from steer_lightning.nn import ConcatSquashField
 from steer_lightning.nn.concat_squash import ConcatSquashLinear
 
@@ -56,13 +56,29 @@ def test_gradient_of_the_divergence_against_forward_mode():
     inputs = (y, t, *field.parameters())
     for i in (0, 1):  # value, divergence
         own = field.value_and_divergence(t, y)[i].square().sum()
-        reference = exact_divergence(field, t, y)[i].square().sum()
+        reference = exact_divergence(field.forward, t, y)[i].square().sum()
         for a, b in zip(
             torch.autograd.grad(own, inputs, allow_unused=True, materialize_grads=True),
             torch.autograd.grad(reference, inputs, allow_unused=True, materialize_grads=True),
             strict=True,
         ):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("hidden", [(6,), (6, 5)])
+def test_value_tangent_and_their_gradients_against_forward_mode(hidden, t):
+    field = ConcatSquashField(3, hidden).double()
+    y, e = torch.randn(2, 4, 3, dtype=torch.float64)
+    t, y = t.clone().requires_grad_(), y.requires_grad_()
+    results = []
+    for vector_field in (field, field.forward):
+        value, tangent = value_and_tangent(vector_field, t, y, e)
+        loss = (value.square() * tangent.sin()).sum()
+        gradients = torch.autograd.grad(loss, (t, y, *field.parameters()))
+        results.append((value, tangent, *gradients))
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
 
 
 def test_divergence_under_inference_mode():
@@ -78,11 +94,12 @@ def test_divergence_under_inference_mode():
 def test_autocast_lowers_the_network_alone():
     field = ConcatSquashField(2, (16, 16))
     y, t = torch.randn(4, 2), torch.tensor(0.5)
-    exact = field.value_and_divergence(t, y)
+    e = torch.randn(4, 2)
+    exact, tangent = field.value_and_divergence(t, y), field.value_and_tangent(t, y, e)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = (field(t, y), *field.value_and_divergence(t, y))
-    assert [part.dtype for part in low] == [torch.float32] * 3
-    for a, b in zip(low, (exact[0], *exact), strict=True):
+        low = (field(t, y), *field.value_and_divergence(t, y), *field.value_and_tangent(t, y, e))
+    assert [part.dtype for part in low] == [torch.float32] * 5
+    for a, b in zip(low, (exact[0], *exact, *tangent), strict=True):
         assert not torch.equal(a, b)
         torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)
 

@@ -83,6 +83,34 @@ def test_time_conv_equals_the_concatenated_form(kernel_size, t):
     torch.testing.assert_close(conv(t, y), expected)
 
 
+@pytest.mark.parametrize("t", [torch.tensor(0.7), torch.tensor([0.7, -2.0, 0.0])])
+def test_time_conv_is_a_part_linear_in_the_image_and_one_affine_in_time(t):
+    conv, t = TimeConv2d(2, 4, 3).double(), t.double()
+    y, other = torch.randn(2, 3, 2, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(conv.convolve(y) + conv.offset(t, y), conv(t, y))
+    combined = conv.convolve(2.0 * y - other)
+    torch.testing.assert_close(combined, 2.0 * conv.convolve(y) - conv.convolve(other))
+    start, end = conv.offset(torch.zeros(()), y), conv.offset(torch.ones(()), y)
+    assert start.shape == (1, 4, 5, 6)
+    torch.testing.assert_close(start, conv.bias.view(1, -1, 1, 1).expand_as(start))
+    along = t.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(conv.offset(t, y), start + along * (end - start))
+
+
+def test_time_keeps_its_precision_under_autocast():
+    conv, y = TimeConv2d(1, 1, 1), torch.zeros(1, 1, 1, 1)
+    with torch.no_grad():
+        conv.weight.fill_(1024.0)
+        conv.bias.fill_(-512.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for image in (y, y.bfloat16()):
+            offset = conv.offset(torch.tensor([0.5, 0.5001]), image)
+            assert offset.dtype == image.dtype
+            # In bfloat16 0.5 and 0.5001 are one number.
+            expected = torch.tensor([0.0, 0.1024])
+            torch.testing.assert_close(offset.flatten().float(), expected, atol=0, rtol=1e-2)
+
+
 def test_conv_field_against_its_formula():
     field = ConvField(1, 3).double()
     y, t = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor(0.4).double()

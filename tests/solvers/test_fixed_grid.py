@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -106,7 +108,12 @@ def test_checkpointing_rests_where_no_gradient_is_asked():
     [
         ({"method": "heun2"}, "Expected `method` .* Did you mean 'heun'"),
         ({"n_steps": 0}, "Expected `n_steps` >= 1, but got 0"),
-        ({"compile": True, "checkpoint": True}, "one of compile and checkpoint, but got both"),
+        ({"compile": "slove"}, "Expected `compile` .* Did you mean 'solve'"),
+        ({"cuda_graphs": True}, "compile='step' or 'solve' with cuda_graphs"),
+        (
+            {"compile": "solve", "checkpoint": True},
+            "one of compile='solve' and checkpoint, but got both",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -123,47 +130,81 @@ def graphs(monkeypatch):
     """Count the graphs of compiled solves, without compiling them to machine code."""
     torch._dynamo.reset()
     counter = CompileCounter()
-    compiled = torch.compile(module.integrate, fullgraph=True, dynamic=False, backend=counter)
-    monkeypatch.setattr(module, "_compiled_integrate", lambda: compiled)
+
+    @cache
+    def count_only(function, cuda_graphs=False):
+        return torch.compile(function, fullgraph=True, dynamic=False, backend=counter)
+
+    monkeypatch.setattr(module, "compiled", count_only)
     yield counter
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("unit", ["step", "solve"])
 @pytest.mark.parametrize("scope", ["batch", "sample"])
-def test_no_end_time_and_no_further_block_compiles_again(graphs, scope):
-    solver = FixedGridSolver("rk4", 2, compile=True)
+def test_no_end_time_and_no_further_block_compiles_again(graphs, scope, unit):
+    solver = FixedGridSolver("rk4", 2, compile=unit)
     blocks = [ODEBlock(MLPField(2, (4,)), solver) for _ in range(3)]
     y0 = torch.ones(5, 2)
     for key in range(8):
         for block in blocks:
             block.horizon.perturb(EndTimeDraw(0.5, scope=scope, key=key))
             block(y0).sum().backward()
-    assert graphs.frame_count == 1
+        if key == 0:
+            first = graphs.frame_count
+    assert graphs.frame_count == first
+    # The first step starts at data without a gradient, the others at states with one.
+    assert first == {"step": 2, "solve": 1}[unit]
 
 
-def test_the_compiled_graph_follows_the_end_time(graphs):
-    block = ODEBlock(MLPField(2, (4,)), FixedGridSolver("rk4", 2, compile=True))
+@pytest.mark.parametrize("unit", ["step", "solve"])
+def test_the_compiled_graph_follows_the_end_time(graphs, unit):
+    block = ODEBlock(MLPField(2, (4,)), FixedGridSolver("rk4", 2, compile=unit))
     plain = ODEBlock(block.vector_field, FixedGridSolver("rk4", 2))
     y0 = torch.ones(5, 2)
-    ends = []
+    ends, graph_counts = [], []
     for offset in (-0.5, 0.25, 0.5):
         block.horizon.perturb(FixedOffset(offset))
         plain.horizon.perturb(FixedOffset(offset))
         ends.append(block(y0))
         torch.testing.assert_close(ends[-1], plain(y0))
         assert block.stats == plain.stats
+        graph_counts.append(graphs.frame_count)
     assert not torch.allclose(ends[0], ends[1])
-    assert graphs.frame_count == 1
+    assert graph_counts[0] == graph_counts[-1]
+
+
+@pytest.mark.parametrize("unit", ["step", "solve"])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_what_is_compiled_and_how(monkeypatch, unit, cuda_graphs):
+    asked = []
+
+    def eager(function, cuda_graphs):
+        asked.append((function, cuda_graphs))
+        return function
+
+    monkeypatch.setattr(module, "compiled", eager)
+    solver = FixedGridSolver("rk4", 2, compile=unit, cuda_graphs=cuda_graphs)
+    solution = solver.solve(OscillatorField(), (initial_state(), initial_state()), times(0.0, 1.0))
+    expected = FixedGridSolver("rk4", 2).solve(
+        OscillatorField(), (initial_state(), initial_state()), times(0.0, 1.0)
+    )
+    function = {"step": module.runge_kutta_step, "solve": module.integrate}[unit]
+    assert set(asked) == {(function, cuda_graphs)}
+    assert solution.stats == expected.stats == SolveStats(nfe_forward=8, accepted=2)
+    for a, b in zip(solution.ys, expected.ys, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.slow
-def test_compiled_to_machine_code_equals_eager():
+@pytest.mark.parametrize(("unit", "checkpoint"), [("solve", False), ("step", True)])
+def test_compiled_to_machine_code_equals_eager(unit, checkpoint):
     torch._dynamo.reset()
     field, y0 = MLPField(2, (4,)), torch.linspace(-1.0, 1.0, 6).reshape(3, 2)
     t_eval = torch.tensor([0.0, 1.0])
     results = []
-    for compile in (False, True):
-        solver = FixedGridSolver("midpoint", 1, compile=compile)
+    for settings in ({}, {"compile": unit, "checkpoint": checkpoint}):
+        solver = FixedGridSolver("midpoint", 1, **settings)
         y0 = y0.detach().requires_grad_()
         solution = solver.solve(field, y0, t_eval)
         assert solution.stats == SolveStats(nfe_forward=2, accepted=1)

@@ -1,0 +1,268 @@
+"""Training step of the 10-block MNIST flow against torchdiffeq's adjoint with double backward.
+
+Same weights, images and noise; rk4 (3/8 rule) in four steps; bits per dimension, kinetic energy
+and Jacobian norm. The plain code takes the norm of J^T e, as the published code does, this
+library's that of J e: of equal expectation, but other numbers. So loss and gradient are compared
+twice: without that term, and as a whole with J e in the plain code too.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchdiffeq import odeint, odeint_adjoint
+
+from benchmarks.timing import side_by_side, table
+from steer_lightning.functional import bits_per_dim, dequantize, standard_normal_log_prob, stream
+from steer_lightning.functional.trace import trace_noise
+from steer_lightning.nn import CNF, ConvFlowField, MultiScaleCNF
+from steer_lightning.nn.transforms import squeeze
+from steer_lightning.solvers import FixedGridSolver
+
+SIZE, HIDDEN = 28, (64, 64, 64)
+
+
+class Loss(NamedTuple):
+    """The three terms of RNODE's loss, means over the batch."""
+
+    bits: Tensor
+    kinetic: Tensor
+    jacobian: Tensor
+
+    def total(self, jacobian_weight: float = 0.01) -> Tensor:
+        """The weighted sum."""
+        return self.bits + 0.01 * self.kinetic + jacobian_weight * self.jacobian
+
+
+def make_flow(
+    size: int = SIZE,
+    hidden: tuple[int, ...] = HIDDEN,
+    channels_last: bool = True,
+    compile_field: bool = False,
+    **solver: Any,
+) -> MultiScaleCNF:
+    """The flow with the same weights each time, away from the zero initialisation."""
+    torch.manual_seed(0)
+    flow = MultiScaleCNF(
+        (1, size, size),
+        partial(ConvFlowField, hidden=hidden, channels_last=channels_last),
+        solver=FixedGridSolver("rk4", 4, **solver),
+        compile=compile_field,
+    )
+    for block in flow.blocks:
+        nn.init.normal_(block.vector_field.layers[-1].weight, std=0.01)
+    return flow
+
+
+def make_batch(n: int, size: int = SIZE) -> Tensor:
+    """Dequantised images, shape ``(n, 1, size, size)``."""
+    generator = torch.Generator().manual_seed(1)
+    grey = torch.randint(256, (n, 1, size, size), generator=generator).float()
+    return dequantize(grey, torch.rand(grey.shape, generator=generator))
+
+
+def own_loss(flow: MultiScaleCNF, x: Tensor) -> Loss:
+    """This library's loss."""
+    carried = flow.transport(x, generator=stream(x.device, "benchmark"), regularize=True)
+    assert carried.kinetic is not None
+    assert carried.jacobian is not None
+    bits = bits_per_dim(carried.log_p, x[0].numel())
+    return Loss(bits.mean(), carried.kinetic.mean(), carried.jacobian.mean())
+
+
+class PlainField(nn.Module):
+    """One block as it is commonly written: time concatenated, derivatives by double backward.
+
+    Args:
+        field: Whose weights to use.
+        direction: Hutchinson's direction.
+        forward_mode: Take J e by forward mode in place of J^T e.
+    """
+
+    def __init__(self, field: ConvFlowField, direction: Tensor, forward_mode: bool) -> None:
+        super().__init__()
+        self.field = field
+        self.direction = direction
+        self.forward_mode = forward_mode
+
+    def network(self, t: Tensor, y: Tensor) -> Tensor:
+        """The network, with time as a channel."""
+        *hidden, last = self.field.layers
+        for layer in hidden:
+            y = F.softplus(self._convolve(layer, t, y))
+        return self._convolve(last, t, y)
+
+    def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Derivatives of state, log-density and regularisers."""
+        y, e = state[0], self.direction
+        if self.forward_mode:
+            dy, product = torch.func.jvp(lambda y: self.network(t, y), (y,), (e,))
+        else:
+            with torch.enable_grad():
+                y = y.requires_grad_(True)
+                dy = self.network(t, y)
+                (product,) = torch.autograd.grad(dy, y, e, create_graph=True)
+        return (
+            dy,
+            (product * e).flatten(1).sum(1),
+            0.5 * dy.square().flatten(1).mean(1),
+            product.square().flatten(1).mean(1),
+        )
+
+    @staticmethod
+    def _convolve(layer: nn.Module, t: Tensor, y: Tensor) -> Tensor:
+        time = t.expand(len(y), 1, *y.shape[2:])
+        return F.conv2d(torch.cat([time, y], dim=1), layer.weight, layer.bias, padding=1)
+
+
+def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Loss:
+    """The same loss without this library's solver, fields or traces."""
+    generator = stream(x.device, "benchmark")
+    integrate = odeint if forward_mode else odeint_adjoint
+    assert flow.logit is not None
+    y, delta = flow.logit(x)
+    kinetic, jacobian = torch.zeros_like(delta), torch.zeros_like(delta)
+
+    def through(block: CNF, y: Tensor) -> tuple[Tensor, ...]:
+        field = PlainField(block.vector_field, trace_noise(y, "gaussian", generator), forward_mode)
+        zero = torch.zeros_like(delta)
+        states = integrate(
+            field, (y, zero, zero, zero), torch.tensor([0.0, 1.0], device=y.device),
+            method="rk4", options={"step_size": 0.25},
+        )  # fmt: skip
+        return tuple(state[-1] for state in states)
+
+    latents = []
+    *scales, last = flow.scales
+    for scale in scales:
+        for stack in (scale.before, scale.after):
+            for block in stack:
+                y, *integrals = through(block, y)
+                delta, kinetic, jacobian = (
+                    a + b for a, b in zip((delta, kinetic, jacobian), integrals, strict=True)
+                )
+            if stack is scale.before:
+                y = squeeze(y)
+        y, latent = y.chunk(2, dim=1)
+        latents.append(latent)
+    for block in last.before:
+        y, *integrals = through(block, y)
+        delta, kinetic, jacobian = (
+            a + b for a, b in zip((delta, kinetic, jacobian), integrals, strict=True)
+        )
+    z = torch.cat([latent.flatten(1) for latent in (*latents, y)], dim=1)
+    bits = bits_per_dim(standard_normal_log_prob(z) + delta, x[0].numel())
+    return Loss(bits.mean(), kinetic.mean(), jacobian.mean())
+
+
+def gradient_of(
+    loss: Callable[[], Loss], flow: MultiScaleCNF, jacobian_weight: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Loss and flat gradient."""
+    flow.zero_grad()
+    total = loss().total(jacobian_weight)
+    total.backward()
+    return total.detach(), torch.cat([p.grad.flatten() for p in flow.parameters()])
+
+
+def peak_memory(step: Callable[[], object], device: torch.device) -> str:
+    """Peak allocation of a step on a GPU; on a CPU the bytes kept for the backward pass."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        step()
+    return f"{sum(kept.values()) / 1e9:.1f}"
+
+
+def compare(flow: MultiScaleCNF, x: Tensor) -> dict[str, tuple[float, float]]:
+    """Relative differences of loss and gradient from the plain code's, by what is compared."""
+
+    def difference(peer: Callable[[], Loss], weight: float) -> tuple[float, float]:
+        (a, da), (b, db) = (
+            gradient_of(loss, flow, weight) for loss in (partial(own_loss, flow, x), peer)
+        )
+        return float((a - b).abs() / b.abs()), float((da - db).norm() / db.norm())
+
+    return {
+        "without the Jacobian term, adjoint": difference(partial(plain_loss, flow, x), 0.0),
+        "all terms with J e, autograd": difference(partial(plain_loss, flow, x, True), 0.01),
+    }
+
+
+def cases(device: torch.device, compiled: bool) -> dict[str, Mapping[str, Any]]:
+    """Settings of :func:`make_flow` by name."""
+    found: dict[str, Mapping[str, Any]] = {
+        "stacked pass, autograd": {},
+        "stacked pass, without channels-last": {"channels_last": False},
+        "stacked pass, checkpointed steps": {"checkpoint": True},
+    }
+    if compiled:
+        found["compiled field"] = {"compile_field": True}
+        found["compiled step"] = {"compile": "step"}
+        if device.type == "cuda":
+            found["compiled step, CUDA graphs"] = {"compile": "step", "cuda_graphs": True}
+    return found
+
+
+def run(compiled: bool = True) -> str:
+    """Measure, and tell as Markdown tables."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_size = 200 if device.type == "cuda" else 16
+    x = make_batch(batch_size).to(device)
+    reference = make_flow().to(device)
+
+    def step(loss: Callable[[], Loss], flow: MultiScaleCNF, autocast: bool = False) -> None:
+        flow.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            total = loss().total()
+        total.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    plain_name = "torchdiffeq adjoint, double backward"
+    steps = {plain_name: partial(step, partial(plain_loss, reference, x), reference)}
+    for name, settings in cases(device, compiled).items():
+        flow = make_flow(**settings).to(device)
+        steps[name] = partial(step, partial(own_loss, flow, x), flow)
+        if device.type == "cuda":
+            steps[f"{name}, bf16"] = partial(step, partial(own_loss, flow, x), flow, True)
+    seconds = side_by_side(steps, repeats=5, warmup=2)
+    unmeasured = "compiled"  # a compiled graph's hooks see only what it returns
+    rows = [
+        [
+            name,
+            f"{seconds[name]:.2f}",
+            f"{seconds[plain_name] / seconds[name]:.2f}",
+            peak_memory(steps[name], device)
+            if device.type == "cuda" or not name.startswith(unmeasured)
+            else "",
+        ]
+        for name in steps
+    ]
+    memory = "peak GB" if device.type == "cuda" else "GB kept for backward"
+    header = [f"batch {batch_size}, 10 blocks, {device.type}", "s a step", "speed-up", memory]
+    differences = [
+        [name, f"{loss:.1e}", f"{gradient:.1e}"]
+        for name, (loss, gradient) in compare(reference, x).items()
+    ]
+    return "\n\n".join([
+        table(header, rows),
+        table(["relative difference from the plain code", "of loss", "of gradient"], differences),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(run(compiled="--eager" not in sys.argv))

@@ -1,0 +1,330 @@
+import math
+import re
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from scipy import stats
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from steer_lightning.functional import stream
+from steer_lightning.modules import ImageFlowModule
+from steer_lightning.nn import CNF, ConcatSquashField, Flow, Transport
+from tests.helpers.models import image_flow, lively, tiny_trainer
+
+N, BATCH_SIZE = 7, 3  # the last batch is short
+
+
+def grey_images(n=N):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (n, 1, 4, 4), generator=generator).float()
+
+
+def loader(images=None, batch_size=BATCH_SIZE):
+    return DataLoader(TensorDataset(grey_images() if images is None else images), batch_size)
+
+
+def make_module(**settings):
+    torch.manual_seed(0)
+    return ImageFlowModule(lively(image_flow((1, 4, 4))), **settings)
+
+
+def identity_module(**settings):
+    """The logit and a normal density, and nothing else."""
+    flow = image_flow((1, 4, 4), alpha=0.05)
+    for block in flow.blocks:
+        nn.init.zeros_(block.vector_field.layers[-1].bias)
+    return ImageFlowModule(flow, **settings)
+
+
+def identity_bits(x):
+    """Bits per dimension of ``logit(x) ~ N(0, 1)``, for each image."""
+    s = 0.05 + 0.9 * x.double().numpy()
+    y = np.log(s / (1.0 - s))
+    log_p = stats.norm.logpdf(y) + np.log(0.9 / (s * (1.0 - s)))
+    return 8.0 - log_p.reshape(len(x), -1).mean(1) / math.log(2.0)
+
+
+class Ruler(Flow):
+    """Costs ``8 + mean(u)`` bits per dimension, and keeps every ``u``."""
+
+    def __init__(self):
+        super().__init__((1, 4, 4))
+        self.zero = nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def transport(self, x, *, generator=None, regularize=False):
+        u = 256.0 * x - (256.0 * x).floor()
+        self.seen.append(u.detach().clone())
+        # What the base's density at zero adds is taken off again.
+        nats = -u.flatten(1).sum(1) * math.log(2.0) + 8.0 * math.log(2.0 * math.pi)
+        return Transport(torch.zeros_like(x).flatten(1), nats + self.zero)
+
+    def inverse(self, z):
+        return z.view(-1, 1, 4, 4)
+
+
+@pytest.fixture(autouse=True)
+def no_global_seed(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
+def test_validation_in_closed_form(trainer):
+    module = identity_module()
+    (found,) = trainer.validate(module, loader(), verbose=False)
+    u = [
+        torch.rand(len(grey), 1, 4, 4, generator=module.noise_stream("val", i))
+        for i, (grey,) in enumerate(loader())
+    ]
+    expected = identity_bits((grey_images() + torch.cat(u)) / 256).mean()
+    assert found == {"val/bits_per_dim": pytest.approx(expected, abs=1e-4)}
+
+
+def test_the_centres_of_the_bins_in_closed_form(trainer):
+    (found,) = trainer.test(identity_module(), loader(), verbose=False)
+    expected = identity_bits((grey_images() + 0.5) / 256).mean()
+    assert found["test/bits_per_dim_center"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("test_draws", [2, 5])
+def test_mean_and_standard_error_over_the_draws(trainer, test_draws):
+    flow = Ruler()
+    (found,) = trainer.test(ImageFlowModule(flow, test_draws=test_draws), loader(), verbose=False)
+    batches = [flow.seen[i : i + 1 + test_draws] for i in range(0, len(flow.seen), 1 + test_draws)]
+    assert [len(batch[0]) for batch in batches] == [3, 3, 1]
+    draws = [torch.cat([batch[1 + draw] for batch in batches]) for draw in range(test_draws)]
+    means = np.array([8.0 + u.double().mean().item() for u in draws])  # all images weigh the same
+    assert found["test/bits_per_dim"] == pytest.approx(means.mean(), abs=1e-5)
+    stderr = means.std(ddof=1) / math.sqrt(test_draws)
+    assert found["test/bits_per_dim_stderr"] == pytest.approx(stderr, abs=1e-5)
+    assert stderr > 1e-4
+    assert found["test/bits_per_dim_center"] == pytest.approx(8.5)
+    assert len({round(mean, 6) for mean in means}) == test_draws
+    assert stats.kstest(torch.cat(draws).flatten().numpy(), "uniform").pvalue > 0.01
+
+
+def test_a_second_test_starts_afresh(trainer):
+    module = make_module()
+    first, second = (trainer.test(module, loader(), verbose=False) for _ in range(2))
+    assert first == second
+    (other,) = trainer.test(module, loader(255.0 - grey_images()), verbose=False)
+    assert all(other[key] != value for key, value in first[0].items())
+    assert trainer.test(module, loader(), verbose=False) == first
+
+
+class Record(pl.Callback):
+    """The training loss of every batch and every result of validation."""
+
+    def __init__(self):
+        self.losses, self.checks = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+    def on_validation_end(self, trainer, pl_module):
+        self.checks.append(trainer.callback_metrics["val/bits_per_dim"].item())
+
+
+def fit(module, ckpt_path=None, **settings):
+    record = Record()
+    settings = {"max_epochs": 2, "num_sanity_val_steps": 0, **settings}
+    trainer = tiny_trainer(record, **settings)
+    trainer.fit(module, loader(), loader(), ckpt_path=ckpt_path, weights_only=True)
+    return record, trainer
+
+
+def test_validation_sees_the_same_noise_each_time_and_training_never():
+    flow = Ruler()
+    record, _ = fit(ImageFlowModule(flow), max_epochs=3)
+    assert len(record.losses) == 9
+    epochs = [flow.seen[i : i + 6] for i in (0, 6, 12)]
+    train = [u for epoch in epochs for u in epoch[:3]]
+    for i, a in enumerate(train):
+        assert all(not torch.equal(a[:1], b[:1]) for b in train[:i])
+    for i in (3, 4, 5):
+        assert torch.equal(epochs[0][i], epochs[1][i])
+        assert torch.equal(epochs[0][i], epochs[2][i])
+        assert not torch.equal(epochs[0][i][:1], epochs[0][i - 3][:1])
+
+
+def test_the_global_stream_neither_moves_the_noise_nor_is_moved_by_it(trainer):
+    module, batch = make_module(kinetic_weight=1.0), grey_images(3)
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="`self.trainer` reference is not registered"):
+        first = module.training_step(batch, 0)
+    module.evaluate(batch)
+    module.predict_step(batch, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = make_module(kinetic_weight=1.0)
+    seed = torch.initial_seed()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.rand(5)
+        with pytest.warns(UserWarning, match="`self.trainer` reference is not registered"):
+            assert torch.equal(other.training_step(batch, 0), first)
+
+
+def test_the_seed_decides_the_losses(monkeypatch):
+    records = []
+    for seed in ("1", "1", "2"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        records.append(fit(make_module())[0])
+    assert records[0].losses == records[1].losses
+    assert records[0].checks == records[1].checks
+    assert all(a != b for a, b in zip(records[0].losses, records[2].losses, strict=True))
+    assert records[0].checks != records[2].checks
+
+
+def test_the_seed_is_agreed_from_rank_zero_and_ranks_draw_apart(monkeypatch):
+    module = make_module()
+    trainer = tiny_trainer()
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda obj, src=0: 99)
+    trainer.validate(module, loader(), verbose=False)
+
+    def noise():
+        return torch.rand(4, generator=module.noise_stream("train", 5))
+
+    expected = torch.rand(4, generator=stream("cpu", "flow", 99, "train", 5, 0))
+    assert torch.equal(noise(), expected)
+    monkeypatch.setattr(ImageFlowModule, "global_rank", 1)
+    assert not torch.equal(noise(), expected)
+
+
+def same_weights(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_a_resumed_run_continues_the_noise(tmp_path, monkeypatch):
+    settings = {"kinetic_weight": 0.1, "jacobian_weight": 0.1}
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    whole, first = make_module(**settings), make_module(**settings)
+    through, _ = fit(whole, max_epochs=4)
+    half, trainer = fit(first, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "4")  # the seed of the checkpoint stays
+    second = make_module(**settings)
+    rest, _ = fit(second, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert half.losses + rest.losses == through.losses
+    assert half.checks + rest.checks == through.checks
+    assert same_weights(second, whole)
+    assert not same_weights(first, whole)
+
+
+def test_a_run_resumed_in_mid_epoch_continues_the_noise(tmp_path):
+    def noise(*callbacks, ckpt_path=None, **settings):
+        flow = Ruler()
+        images = loader(grey_images(1).expand(12, 1, 4, 4))  # Lightning begins the epoch again
+        tiny_trainer(*callbacks, **settings).fit(
+            ImageFlowModule(flow), images, ckpt_path=ckpt_path, weights_only=True
+        )
+        return flow.seen
+
+    save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=1)
+    first = noise(save, max_steps=3, enable_checkpointing=True)
+    rest = noise(ckpt_path=save.best_model_path)
+    assert (len(first), len(rest)) == (3, 1)
+    assert torch.equal(torch.stack(first + rest), torch.stack(noise()))
+
+
+def test_the_state_of_the_noise_is_plain_and_may_be_missing():
+    module, checkpoint = make_module(), {}
+    module.on_load_checkpoint(checkpoint)
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint == {"flow_noise": {"seed": None, "batches": 0}}
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.0), (0.0, 0.25), (0.5, 0.25), (0.0, 0.0)])
+def test_the_loss_is_bits_and_weighted_regularisers(weights, monkeypatch):
+    monkeypatch.setattr(
+        ImageFlowModule, "noise_stream", lambda self, *key: stream("cpu", "one for all")
+    )
+    module = make_module(kinetic_weight=weights[0], jacobian_weight=weights[1])
+    grey, generator = grey_images(3), stream("cpu", "one for all")
+    x = (grey + torch.rand(3, 1, 4, 4, generator=generator)) / 256
+    with torch.no_grad():
+        carried = module.flow.transport(x, generator=generator, regularize=True)
+    bits = 8.0 - carried.log_p.mean() / (16 * math.log(2.0))
+    parts = torch.stack([bits, carried.kinetic.mean(), carried.jacobian.mean()])
+    expected = float(parts @ torch.tensor([1.0, *weights]))
+    record, trainer = fit(module, max_steps=1, limit_val_batches=0)
+    assert record.losses == [pytest.approx(expected, rel=1e-5)]
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert logged.pop("train/grad_norm") > 0.0
+    expected_log = {"train/bits_per_dim": float(bits)}
+    if any(weights):
+        expected_log["train/loss"] = expected
+        expected_log["train/kinetic"], expected_log["train/jacobian"] = parts[1:].tolist()
+    assert logged == pytest.approx(expected_log, rel=1e-5)
+
+
+def test_predictions_are_samples_within_the_unit_cube(trainer):
+    module = make_module(temperature=3.0)
+    predictions = trainer.predict(module, loader())
+    assert [tuple(images.shape) for images in predictions] == [
+        (3, 1, 4, 4),
+        (3, 1, 4, 4),
+        (1, 1, 4, 4),
+    ]
+    images = torch.cat(predictions)
+    assert len(images.unique(dim=0)) == N
+    again = torch.cat(trainer.predict(module, loader(255.0 - grey_images())))
+    assert torch.equal(images, again)  # they depend on how many images there are, and on no image
+    with torch.inference_mode():
+        samples = module.flow.sample(3, module.noise_stream("samples", 0), 3.0)
+    assert float(samples.min()) < 0.0
+    assert torch.equal(images[:3], samples.clamp(0.0, 1.0))
+
+
+@pytest.mark.parametrize("batch", ["tensor", "tuple", "list"])
+def test_images_alone_or_at_the_front_of_a_batch(batch):
+    module, grey = make_module(), grey_images(3)
+    given = {"tensor": grey, "tuple": (grey, torch.arange(3)), "list": [grey]}[batch]
+    found = module.evaluate(given)
+    assert found["loss"] is found["bits_per_dim"]
+    assert torch.equal(found["loss"], module.evaluate(grey)["loss"])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (grey_images() / 255.0, "whole numbers 0 to 255, but got values from 0."),
+        (grey_images() + 255.0, "to 5"),
+        (grey_images() - 255.0, "but got values from -2"),
+        (grey_images() + 0.5, "`--data.pixels=grey`"),
+        (grey_images() * torch.nan, "but got values from nan to nan"),
+        (grey_images()[..., :3], "Expected images of shape (B, 1, 4, 4), but got (3, 1, 4, 3)"),
+        (grey_images().expand(N, 3, 4, 4), "of shape (B, 1, 4, 4), but got (3, 3, 4, 4)"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_other_images_are_refused_in_the_first_batch(stage, images, message):
+    trainer = tiny_trainer()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(trainer, stage)(make_module(), loader(images))
+    assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"test_draws": 1},
+            "Expected `test_draws` >= 2, so that there is a standard error, but got 1",
+        ),
+        ({"kinetic_weight": -0.1}, "got kinetic_weight = -0.1 and jacobian_weight = 0.0"),
+        ({"jacobian_weight": -1.0}, "got kinetic_weight = 0.0 and jacobian_weight = -1.0"),
+        (
+            {"lr_interval": "batch"},
+            "Expected `lr_interval` to be one of ['epoch', 'step'], but got",
+        ),
+        (
+            {"flow": CNF(ConcatSquashField(2, (4,)), (2,))},
+            "Expected a flow of images (C, H, W), but got one of (2,). CNFModule trains flows of",
+        ),
+    ],
+)
+def test_bad_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ImageFlowModule(**{"flow": image_flow((1, 4, 4)), **arguments})
