@@ -27,6 +27,9 @@ class SteerCLI(LightningCLI):
             {"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"}
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Let config and command line hold; Lightning lets a checkpoint overrule them."""
+
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if config.tf32 is not None:

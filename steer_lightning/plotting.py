@@ -7,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from steer_lightning.nn import CNF
 
@@ -127,14 +128,13 @@ def plot_images(rows: Mapping[str, Tensor]) -> Figure:
         rows: Images by label, each ``(N, C, H, W)`` in [0, 1], with one or three channels.
     """
     n = max(map(len, rows.values()))
-    figure = Figure(figsize=(0.8 * n + 1.0, 0.85 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), n, squeeze=False)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        for axis in line:
-            axis.axis("off")
-        for axis, image in zip(line, images, strict=False):
-            axis.imshow(_array(image.movedim(0, -1)), cmap="gray", vmin=0.0, vmax=1.0)
-        line[0].set_title(label, loc="left", fontsize=8)
+    figure = Figure(figsize=(0.62 * n + 0.4, 0.85 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), squeeze=False)[:, 0]
+    for axis, (label, images) in zip(axes, rows.items(), strict=True):
+        framed = F.pad(images, (1, 1, 1, 1), value=1.0)
+        axis.imshow(_array(torch.cat(list(framed), dim=2).movedim(0, -1)), "gray", vmin=0, vmax=1)
+        axis.set_title(label, loc="left", fontsize=8)
+        axis.axis("off")
     return figure
 
 

@@ -68,7 +68,7 @@ class SampleGrid(EvaluationPicture):
         flow = _image_flow(pl_module)
         z = torch.randn(
             self.n_samples, *flow.latent_shape, generator=stream("cpu", "sample grid", self.seed)
-        ).to(pl_module.device)
+        ).to(next(flow.parameters()))
         rows = {f"temperature {t:g}": flow.inverse(t * z) for t in self.temperatures}
         return plot_images({label: images.clamp(0.0, 1.0) for label, images in rows.items()})
 

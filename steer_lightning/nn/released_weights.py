@@ -83,9 +83,16 @@ def load_released_weights(flow: MultiScaleCNF, state_dict: Mapping[str, Tensor])
             f"but got {len(convolutions)}. Build the flow with the image size, `n_blocks` and "
             f"`min_size` that they were trained with."
         )
-    for block, (place, layers) in zip(blocks, sorted(convolutions.items()), strict=True):
+    matched = list(zip(blocks, sorted(convolutions.items()), strict=True))
+    for block, (place, layers) in matched:  # all of them before anything is copied
         _check_span(block, end_times.get(place), place)
-        _load_block(block, layers, place)
+        _check_shapes(block, layers, place)
+    with torch.no_grad():
+        for block, (place, layers) in matched:
+            for key, parameter in _convolutions(block).items():
+                parameter.copy_(layers[key])
+            if block.horizon.learned_t1 is not None and place in end_times:
+                block.horizon.learned_t1.fill_(end_times[place])
 
 
 Place = tuple[int, int]
@@ -124,36 +131,34 @@ def _check_span(block: CNF, end_time: float | None, place: Place) -> None:
             f"Expected a flow with data_at='t0' and t0 = 0, as the weights were trained, but got "
             f"data_at={block.data_at!r} and t_span = ({horizon.t0:g}, {horizon.t1:g})."
         )
-    if end_time is None:
+    if end_time is None or horizon.learned_t1 is not None:
         return
-    if horizon.learned_t1 is not None:
-        with torch.no_grad():
-            horizon.learned_t1.fill_(end_time)
-    elif abs(end_time - horizon.t1) > 1e-6 * horizon.t1:
+    if abs(end_time - horizon.t1) > 1e-6 * horizon.t1:
         raise ValueError(
             f"Expected t1 = {end_time:g}, the end time that the block at {place} was trained "
             f"with, but the flow has {horizon.t1:g}. Set `t_span`, or `learn_t1: true`."
         )
 
 
-def _load_block(block: CNF, layers: Layers, place: Place) -> None:
+def _convolutions(block: CNF) -> dict[tuple[int, str], Tensor]:
+    """Weights and biases of a block's convolutions by layer and kind."""
     field = block.vector_field
     if not isinstance(field, ConvFlowField):
         raise ValueError(
             f"Expected the flow's fields to be ConvFlowField, but got {type(field).__name__}."
         )
-    own = {
+    return {
         (i, kind): getattr(layer, kind)
         for i, layer in enumerate(field.layers)
         for kind in ("weight", "bias")
     }
-    expected = {key: tuple(parameter.shape) for key, parameter in own.items()}
+
+
+def _check_shapes(block: CNF, layers: Layers, place: Place) -> None:
+    expected = {key: tuple(parameter.shape) for key, parameter in _convolutions(block).items()}
     got = {key: tuple(tensor.shape) for key, tensor in layers.items()}
     if got != expected:
         raise ValueError(
             f"Expected the convolutions of the block at {place} to have the shapes {expected}, "
             f"but got {got}. Set the field's `hidden` to the widths that they were trained with."
         )
-    with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(layers[key])

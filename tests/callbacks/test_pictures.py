@@ -4,9 +4,8 @@ import re
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from pytorch_lightning import LightningModule
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from datamodules import StiffODEDataModule, ToyDensityDataModule
@@ -14,6 +13,7 @@ from steer_lightning.callbacks import EndTimeSweep, FlowPicture, SteerCallback, 
 from steer_lightning.modules import CNFModule, StiffODEModule
 from steer_lightning.nn import CNF, ConcatSquashField, MLPField
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.callbacks.drawing import CountBatches, images, make_trainer, pictures
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -21,23 +21,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def make_trainer(tmp_path, *callbacks, **arguments):
-    return Trainer(
-        **{
-            "accelerator": "cpu",
-            "max_epochs": 1,
-            "logger": TensorBoardLogger(tmp_path, name="run", version="v"),
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-            "log_every_n_steps": 1,
-            **arguments,
-        },
-        callbacks=list(callbacks),
-    )
 
 
 def make_cnf(dim=2, **arguments):
@@ -56,18 +39,6 @@ def make_stiff():
 
 def stiff_data():
     return StiffODEDataModule(r=5.0, interval=0.5, n_starts=12, batch_size=4, n_test=5)
-
-
-def images(tmp_path):
-    """Steps at which each picture was drawn, by tag, as TensorBoard reads them."""
-    events = EventAccumulator(str(tmp_path / "run" / "v"), size_guidance={"images": 0})
-    events.Reload()
-    return {tag: [e.step for e in events.Images(tag)] for tag in events.Tags()["images"]}
-
-
-def pictures(tmp_path):
-    folder = tmp_path / "run" / "v" / "pictures"
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def read_sweep(path):
@@ -173,7 +144,7 @@ def test_sweep_over_test_batches(tmp_path, monkeypatch):
     assert sweep["nll"][2] == pytest.approx(plain["test/nll"], rel=1e-6)
     x, _ = data.build("test").tensors
     for end_time, nll in zip(sweep["end_time"], sweep["nll"], strict=True):
-        shorter = CNF(module.flow.vector_field, (2,), module.flow.solver, (0.0, end_time))
+        shorter = CNF(module.flow.vector_field, (2,), module.flow.solver, t_span=(0.0, end_time))
         assert nll == pytest.approx(-shorter.log_prob(x).mean().item(), rel=1e-5)
     assert len(set(sweep["nll"])) == 5
 
@@ -309,16 +280,6 @@ class ThreeDimensional(NoSpan):
     def __init__(self):
         super().__init__()
         self.flow = CNF(ConcatSquashField(3, (4,)), (3,))
-
-
-class CountBatches(Callback):
-    def __init__(self):
-        self.n = 0
-
-    def on_train_batch_start(self, *_):
-        self.n += 1
-
-    on_test_batch_start = on_train_batch_start
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,10 @@ import cli
 from datamodules import ToyDensityDataModule
 from steer_lightning.callbacks import SteerCallback
 from steer_lightning.modules import CNFModule
+from tests.cli.running import QUIET, refuse
 from tests.helpers.mnist_files import write_mnist
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = [
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["cli.py"])
-    return tmp_path
 
 
 def toy_config(**changes):
@@ -87,18 +76,8 @@ def write(config, name="config.yaml"):
     return name
 
 
-def refuse(arguments, capsys):
-    """Run what must end with an error of the parser; returns what the user sees."""
-    before = sorted(Path.cwd().rglob("*"))
-    with pytest.raises(SystemExit) as done:
-        cli.main([*arguments, *QUIET])
-    assert done.value.code == 2
-    assert sorted(Path.cwd().rglob("*")) == before  # nothing is left behind
-    return capsys.readouterr().err
-
-
 def test_short():
-    assert len((ROOT / "cli.py").read_text().splitlines()) < 60
+    assert len((ROOT / "cli.py").read_text().splitlines()) < 70
 
 
 def test_script_prints_help():
@@ -128,12 +107,14 @@ def test_help_of_commands(command, capsys):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--model.help=CNFModule", ["--model.flow", "The flow."]),
+        ("--model.help=CNFModule", ["--model.flow", "The flow, a"]),
+        ("--model.help=ImageFlowModule", ["--model.test_draws", "at least two"]),
         ("--model.help=ClassifierModule", ["--model.num_classes", "Number of classes."]),
         ("--model.help=StiffODEModule", ["--model.time_input", "the time since its start"]),
         ("--data.help=MNISTDataModule", ["--data.image_size", "a divisor of 28"]),
         ("--trainer.callbacks.help=SteerCallback", ["--trainer.callbacks.b", "Half-width"]),
         ("--trainer.callbacks.help=EndTimeSweep", ["--trainer.callbacks.n_points"]),
+        ("--trainer.callbacks.help=SampleGrid", ["--trainer.callbacks.temperatures", "one row"]),
     ],
 )
 def test_help_of_classes_by_short_name(option, words, capsys):
@@ -180,6 +161,26 @@ def test_classes_and_values_on_the_command_line(caplog):
     (steer,) = [c for c in done.trainer.callbacks if isinstance(c, SteerCallback)]
     assert steer.settings.b == 0.25
     assert "flow.horizon  [0, 1]  0.25  uniform       batch" in caplog.text
+
+
+@pytest.fixture
+def backends():
+    """Where the precision of matrix products and convolutions is set, put back afterwards."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [backend.fp32_precision for backend in backends]
+    yield backends
+    for backend, precision in zip(backends, before, strict=True):
+        backend.fp32_precision = precision
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "precision"),
+    [([], "true", "tf32"), (["fit", "--trainer.fast_dev_run=1"], "false", "ieee")],
+)
+def test_tf32(command, option, precision, backends):
+    arguments = [*command, "--config", write(toy_config()), f"--tf32={option}", *QUIET]
+    cli.main(arguments, run=bool(command))
+    assert [backend.fp32_precision for backend in backends] == [precision] * 2
 
 
 def test_fit_then_test(folder):

@@ -2,40 +2,53 @@
 
 import contextlib
 import io
+import math
 from functools import cache
-from pathlib import Path
 
 import pytest
 import yaml
 
 import cli
+from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, QUIET
+from tests.helpers.cifar_files import accept_cifar10, write_cifar10
+from tests.helpers.imagenet_files import accept_imagenet32, write_imagenet32
 from tests.helpers.mnist_files import write_mnist
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PATHS = sorted(CONFIGS.glob("*/*.yaml"))
 NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in PATHS]
 PAIRS = [name for name in NAMES if name.endswith("_steer")]
+IMAGE_FLOWS = [name for name in NAMES if name.startswith("cnf/") and "toy" not in name]
 
-MODEL, DATA = "--model.init_args", "--data.init_args"
-FIELD = f"{MODEL}.block.init_args.vector_field.init_args"
+SMALL_FLOW = [
+    f"{FLOW}.vector_field.init_args.hidden=[2]",
+    f"{FLOW}.eval_solver.init_args.method=euler",
+    f"{MODEL}.test_draws=2",
+    f"{DATA}.val_size=4",
+    f"{DATA}.batch_size=2",
+    f"{DATA}.eval_batch_size=2",
+]
 
-# What makes a run small: width, number of samples, files that the test has written.
+# What makes a run small: width, number of samples, files that the test has written. The longest
+# key that a config's name begins with counts.
 OVERRIDES = {
-    "cnf": [
-        f"{MODEL}.flow.init_args.vector_field.init_args.hidden=[8,8]",
-        f"{MODEL}.flow.init_args.solver.init_args.method=euler",  # pictures take many solves
-        f"{DATA}.n_train=8",
-        f"{DATA}.n_val=8",
-        f"{DATA}.n_test=8",
-        f"{DATA}.batch_size=4",
-    ],
     "classifier": [
-        f"{FIELD}.filters=2",
+        f"{MODEL}.block.init_args.vector_field.init_args.filters=2",
         f"{DATA}.data_dir=mnist",
         f"{DATA}.val_size=10",
         f"{DATA}.batch_size=4",
         f"{DATA}.eval_batch_size=4",
     ],
+    "cnf/toy": [
+        f"{FLOW}.vector_field.init_args.hidden=[8,8]",
+        f"{FLOW}.solver.init_args.method=euler",  # pictures take many solves
+        f"{DATA}.n_train=8",
+        f"{DATA}.n_val=8",
+        f"{DATA}.n_test=8",
+        f"{DATA}.batch_size=4",
+    ],
+    "cnf/mnist": [*SMALL_FLOW, f"{DATA}.data_dir=mnist"],
+    "cnf/cifar10": [*SMALL_FLOW, f"{DATA}.data_dir=cifar10"],
+    "cnf/imagenet32": [*SMALL_FLOW, f"{DATA}.data_dir=imagenet32"],
     "stiff": [
         f"{MODEL}.vector_field.init_args.hidden=[8]",
         f"{DATA}.n_starts=8",
@@ -43,18 +56,20 @@ OVERRIDES = {
         f"{DATA}.n_test=5",
     ],
 }
-QUIET = [
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["cli.py"])
-    return tmp_path
+def key_of(name):
+    return max((key for key in OVERRIDES if name.startswith(key)), key=len)
+
+
+@pytest.fixture
+def files(folder, monkeypatch):
+    """Tiny files of every data set, which count as genuine."""
+    write_mnist(folder / "mnist")
+    write_cifar10(folder / "cifar10")
+    accept_cifar10(monkeypatch, folder / "cifar10")
+    write_imagenet32(folder / "imagenet32")
+    accept_imagenet32(monkeypatch)
 
 
 @cache
@@ -76,8 +91,9 @@ def is_steer(callback):
 
 
 def test_there_are_configs():
-    assert {Path(name).parent.name for name in NAMES} == set(OVERRIDES)
+    assert {key_of(name) for name in NAMES} == set(OVERRIDES)
     assert PAIRS
+    assert len(IMAGE_FLOWS) == 16
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,18 +123,21 @@ def test_steer_config_differs_by_the_callback_alone(name):
     assert steer == baseline
 
 
+@pytest.mark.parametrize("name", IMAGE_FLOWS)
+def test_flows_of_images_clip_gradients_and_count_steps(name):
+    config = parse(name)
+    assert config["trainer"]["gradient_clip_val"] == 10.0
+    assert config["model"]["init_args"]["lr_interval"] == "step"
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_runs(name, folder):
-    task = name.split("/")[0]
-    write_mnist(folder / "mnist")
-    config = str(CONFIGS / f"{name}.yaml")
-    for command in ("fit", "test"):
-        main = cli.main(
-            [command, "--config", config, "--trainer.fast_dev_run=1", *QUIET, *OVERRIDES[task]]
-        )
-        stage = {"fit": "val", "test": "test"}[command]
-        metrics = main.trainer.callback_metrics
-        # What checkpoints are chosen by is logged, in validation and as the test's counterpart.
-        monitor = parse(name)["checkpoint"]["monitor"].replace("val/", f"{stage}/")
-        assert metrics[monitor].isfinite()
+def test_runs(name, files):
+    config = ["--config", str(CONFIGS / f"{name}.yaml"), "--trainer.fast_dev_run=1"]
+    main = cli.main(["fit", *config, *QUIET, *OVERRIDES[key_of(name)]])
+    found = {"val": dict(main.trainer.callback_metrics)}
+    (found["test"],) = main.trainer.test(main.model, main.datamodule, verbose=False)
+    # What checkpoints are chosen by is logged, in validation and as the test's counterpart.
+    monitor = parse(name)["checkpoint"]["monitor"].removeprefix("val/")
+    for stage, metrics in found.items():
+        assert math.isfinite(metrics[f"{stage}/{monitor}"])
         assert metrics[f"{stage}/nfe_forward"] > 0

@@ -1,0 +1,86 @@
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from steer_lightning.callbacks import TrainingClock, training_clock
+from tests.helpers.models import OwnModel, seeded, tiny_loader, tiny_trainer
+
+
+class Clocks:
+    """Wall-clock and processor time, which stand still unless a test moves them."""
+
+    def __init__(self):
+        self.wall, self.cpu = 100.0, 7.0
+
+    def move(self, wall, cpu):
+        self.wall += wall
+        self.cpu += cpu
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    clocks = Clocks()
+    readers = {"perf_counter": lambda: clocks.wall, "process_time": lambda: clocks.cpu}
+    monkeypatch.setattr(training_clock, "time", SimpleNamespace(**readers))
+    return clocks
+
+
+class Timed(OwnModel):
+    """A training batch takes 2 s and 3 s of processors; a validation batch 50 s and 60 s."""
+
+    def __init__(self, clocks):
+        super().__init__()
+        self.clocks = clocks
+
+    def training_step(self, batch, batch_idx):
+        self.clocks.move(2.0, 3.0)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.clocks.move(50.0, 60.0)
+
+
+class Between(Callback):
+    """Time that passes between batches; keeps what the clock has logged."""
+
+    def __init__(self, clocks):
+        self.clocks = clocks
+        self.logged = []
+
+    def on_train_batch_end(self, trainer, *_):
+        metrics = trainer.callback_metrics
+        self.logged.append(tuple(float(metrics[f"train/{k}"]) for k in ("seconds", "cpu_seconds")))
+        self.clocks.move(1000.0, 1000.0)
+
+
+def fit(clocks, *callbacks, ckpt_path=None, **settings):
+    between = Between(clocks)
+    trainer = tiny_trainer(*callbacks, between, max_epochs=2, **settings)
+    loaders = tiny_loader(), tiny_loader()
+    trainer.fit(seeded(Timed, clocks), *loaders, ckpt_path=ckpt_path, weights_only=True)
+    return between.logged
+
+
+def test_only_training_batches_count(clocks):
+    clock = TrainingClock()
+    logged = fit(clocks, clock, num_sanity_val_steps=1)
+    assert logged == [(2.0, 3.0), (4.0, 6.0), (6.0, 9.0), (8.0, 12.0)]
+    assert clock.state_dict() == {"seconds": 8.0, "cpu_seconds": 12.0}
+
+
+def test_a_resumed_run_continues(clocks, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1)
+    whole = fit(clocks, TrainingClock(), checkpoint, enable_checkpointing=True)
+    resumed = fit(clocks, TrainingClock(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert resumed == whole[2:] == [(6.0, 9.0), (8.0, 12.0)]
+
+
+def test_real_clocks_go_forward():
+    clock = TrainingClock()
+    assert clock.state_dict() == {"seconds": 0.0, "cpu_seconds": 0.0}
+    logged = fit(Clocks(), clock)
+    assert all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(logged))
+    assert logged[-1] == pytest.approx((clock.seconds, clock.cpu_seconds))
