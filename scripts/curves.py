@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER", help="runs to compare")
     parser.add_argument("--metric", default="val/bits_per_dim")
     parser.add_argument("--against", default="train/seconds")
+    parser.add_argument("--limits", nargs=2, type=float, metavar=("LOW", "HIGH"), default=None,
+                        help="range of the metric in the picture")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="picture to write")
     arguments = parser.parse_args()
     runs = []
@@ -78,7 +80,10 @@ def main() -> None:
         label, _, folder = run.partition("=")
         runs.append((label, read_curve(Path(folder), arguments.metric, arguments.against)))
     print(table(runs, arguments.metric, arguments.against))
-    draw(runs, arguments.metric, arguments.against).savefig(arguments.output, dpi=120)
+    figure = draw(runs, arguments.metric, arguments.against)
+    if arguments.limits is not None:
+        figure.axes[0].set_ylim(*arguments.limits)
+    figure.savefig(arguments.output, dpi=120)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def check_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(x.shape[1:]) != shape:
         raise ValueError(
             f"Expected {what} of shape (B, {', '.join(map(str, shape))}), but got "
-            f"{tuple(x.shape)}."
+            f"{tuple(x.shape)}. Give the flow the `event_shape` of the data."
         )
 
 
