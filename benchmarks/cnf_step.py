@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
-from benchmarks.timing import side_by_side, table
+from benchmarks.timing import machine, side_by_side, table
 from steer_lightning.functional import bits_per_dim, dequantize, standard_normal_log_prob, stream
 from steer_lightning.functional.trace import trace_noise
 from steer_lightning.nn import CNF, ConvFlowField, MultiScaleCNF
@@ -273,4 +273,4 @@ def run(compiled: bool = True) -> str:
 
 
 if __name__ == "__main__":
-    print(run(compiled="--eager" not in sys.argv))
+    print(f"{machine()}\n\n{run(compiled='--eager' not in sys.argv)}")
