@@ -6,12 +6,12 @@ library's that of J e: of equal expectation, but other numbers. So loss and grad
 twice: without that term, and as a whole with J e in the plain code too.
 """
 
-import resource
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -203,9 +203,18 @@ def peak_memory(settings: Mapping[str, Any] | None, x: Tensor, autocast: bool = 
 
 def _growth(settings: Mapping[str, Any] | None, batch_size: int) -> float:
     step = make_step(settings, make_batch(batch_size))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident("VmRSS")
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """Gigabytes resident now (VmRSS) or at most so far (VmHWM), as Linux tells; else NaN."""
+    # Not getrusage: a new process inherits its parent's peak there.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    kilobytes = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return float(kilobytes[0]) * 1024 / 1e9 if kilobytes else float("nan")
 
 
 def compare(flow: MultiScaleCNF, x: Tensor) -> dict[str, tuple[float, float]]:
