@@ -63,14 +63,22 @@ def make_series(
 
     Args:
         times: Times of each sample, shape ``(T_i,)``.
-        values: Values of each sample, shape ``(T_i, D)``.
-        masks: One where observed, shape ``(T_i, D)``.
+        values: Values of each sample, shape ``(T_i, D)``; anything where neither mask is one.
+        masks: One where observed, shape ``(T_i, D)``, of any dtype.
         target_masks: One where to be predicted, shape ``(T_i, D)``; ``masks`` if not given.
         labels: Class of each sample, shape ``()``, or of each time, ``(T_i,)``.
 
     Returns:
         The padded samples; times are padded by the last one, labels of times by -1.
+
+    Raises:
+        ValueError: If there is no sample, or one without a time.
     """
+    if not times or any(not len(t) for t in times):
+        raise ValueError(
+            f"Expected one or more samples of one or more times, but got the lengths "
+            f"{[len(t) for t in times]}. Drop samples without times."
+        )
     lengths = torch.tensor([len(t) for t in times])
     longest = int(lengths.max())
     padded_times = torch.stack([torch.cat([t, t[-1:].expand(longest - len(t))]) for t in times])
@@ -78,17 +86,17 @@ def make_series(
     def pad(parts: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
-    mask = pad(masks)
-    target_mask = mask if target_masks is None else pad(target_masks)
+    dtype = values[0].dtype
+    mask = pad(masks).to(dtype)
+    target_mask = mask if target_masks is None else pad(target_masks).to(dtype)
     if labels is None:
         stacked = torch.empty(len(times), 0, dtype=torch.int64)
     elif labels[0].ndim:
-        stacked = torch.nn.utils.rnn.pad_sequence(
-            list(labels), batch_first=True, padding_value=-1
-        )
+        stacked = torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=-1)
     else:
         stacked = torch.stack(list(labels))
-    values_padded = pad(values) * torch.maximum(mask, target_mask)
+    # Not a product: what is not observed may be NaN.
+    values_padded = pad(values).masked_fill(torch.maximum(mask, target_mask) == 0, 0.0)
     return SeriesBatch(padded_times, values_padded, mask, target_mask, lengths, stacked)
 
 
@@ -98,7 +106,8 @@ def check_series(batch: SeriesBatch) -> None:
     Raises:
         TypeError: If it is no :class:`SeriesBatch`, or a dtype is wrong.
         ValueError: If shapes disagree, a value or time is not finite, times do not increase, a
-            mask is not made of zeros and ones, or a sample has no observation.
+            mask is not made of zeros and ones, a sample has no observation, or what is neither
+            observed nor to be predicted, or padding, is not filled as it should be.
     """
     if not isinstance(batch, SeriesBatch):
         raise TypeError(
@@ -109,6 +118,14 @@ def check_series(batch: SeriesBatch) -> None:
     for name, part in (("times", times), ("values", values)):
         if not part.is_floating_point():
             raise TypeError(f"Expected `{name}` to be floating, but got {part.dtype}.")
+    for name, part, dtype in (
+        ("mask", mask, values.dtype),
+        ("target_mask", target_mask, values.dtype),
+        ("lengths", lengths, torch.int64),
+        ("labels", labels, torch.int64),
+    ):
+        if part.dtype != dtype:
+            raise TypeError(f"Expected `{name}` to be of {dtype}, but got {part.dtype}.")
     shape = tuple(values.shape)
     if len(shape) != 3 or tuple(times.shape) != shape[:2] or tuple(lengths.shape) != shape[:1]:
         raise ValueError(
@@ -119,7 +136,7 @@ def check_series(batch: SeriesBatch) -> None:
         if tuple(part.shape) != shape or not bool(((part == 0) | (part == 1)).all()):
             raise ValueError(
                 f"Expected `{name}` of zeros and ones of the shape {shape} of the values, but got "
-                f"shape {tuple(part.shape)}, values {part.unique()[:4].tolist()}."
+                f"shape {tuple(part.shape)}, values {sorted(set(part.flatten().tolist()))[:4]}."
             )
     if tuple(labels.shape) not in ((shape[0],), shape[:2], (shape[0], 0)):
         raise ValueError(
@@ -132,8 +149,12 @@ def check_series(batch: SeriesBatch) -> None:
     seen = torch.maximum(mask, target_mask).bool()
     _refuse("finite times", valid & ~times.isfinite())
     _refuse("finite values where a mask is one", seen & ~values.isfinite())
+    _refuse("values of zero where neither mask is one", ~seen & (values != 0))
     _refuse("masks of zero in the padding", seen & ~valid[..., None])
     _refuse("strictly increasing times", (times.diff(dim=1) <= 0) & valid[:, 1:])
+    _refuse("padding that repeats the last time", (times.diff(dim=1) != 0) & ~valid[:, 1:])
+    if labels.ndim == 2 and labels.shape[1]:
+        _refuse("labels of -1 in the padding", ~valid & (labels != -1))
     _refuse("at least one observation in every sample", ~mask.flatten(1).any(1)[:, None])
 
 
@@ -144,5 +165,5 @@ def _refuse(what: str, broken: Tensor) -> None:
         raise ValueError(
             f"Expected {what}, but not so in sample {', '.join(map(str, samples[:5]))} of the "
             f"batch. Clean the series before it is batched: sort times, merge equal ones, drop "
-            f"series without observations."
+            f"series without observations; make_series pads as is expected."
         )
