@@ -14,19 +14,23 @@ from steer_lightning.functional.trace import (
     trace_noise,
     value_and_tangent,
 )
+from steer_lightning.functional.walk import WalkPlan, plan_walk, walking_order
 
 __all__ = [
     "EndTimeDraw",
     "FixedOffset",
     "TimeWarp",
+    "WalkPlan",
     "bits_per_dim",
     "dequantize",
     "end_time_offset",
     "exact_divergence",
     "exact_jacobian",
+    "plan_walk",
     "standard_normal_log_prob",
     "stream",
     "stream_key",
     "trace_noise",
     "value_and_tangent",
+    "walking_order",
 ]
