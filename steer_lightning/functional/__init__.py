@@ -4,6 +4,8 @@ from steer_lightning.functional.end_time import EndTimeDraw, FixedOffset, end_ti
 from steer_lightning.functional.likelihood import (
     bits_per_dim,
     dequantize,
+    masked_gaussian_log_prob,
+    standard_normal_kl,
     standard_normal_log_prob,
 )
 from steer_lightning.functional.random_streams import stream, stream_key
@@ -26,7 +28,9 @@ __all__ = [
     "end_time_offset",
     "exact_divergence",
     "exact_jacobian",
+    "masked_gaussian_log_prob",
     "plan_walk",
+    "standard_normal_kl",
     "standard_normal_log_prob",
     "stream",
     "stream_key",
