@@ -8,9 +8,12 @@ from steer_lightning.nn.fields import ConvField, MLPField
 from steer_lightning.nn.flow import Flow, Transport
 from steer_lightning.nn.multiscale import MultiScaleCNF
 from steer_lightning.nn.ode_block import ODEBlock
+from steer_lightning.nn.ode_rnn import ODERNN, Belief, BeliefGRU
 
 __all__ = [
     "CNF",
+    "Belief",
+    "BeliefGRU",
     "CompiledField",
     "ConcatSquashField",
     "ConvField",
@@ -19,5 +22,6 @@ __all__ = [
     "MLPField",
     "MultiScaleCNF",
     "ODEBlock",
+    "ODERNN",
     "Transport",
 ]
