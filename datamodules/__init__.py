@@ -1,18 +1,29 @@
 """Data sets of the experiments as LightningDataModules; in the repository only, not installed."""
 
+from datamodules.activity import HumanActivityDataModule
 from datamodules.base import TensorDataModule
 from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.hopper import MuJoCoHopperDataModule
 from datamodules.imagenet32 import ImageNet32DataModule
 from datamodules.images import ImageDataModule
 from datamodules.mnist import MNISTDataModule
+from datamodules.periodic import PeriodicDataModule
+from datamodules.physionet import PhysioNetDataModule
+from datamodules.series import SeriesData, SeriesDataModule
 from datamodules.stiff import StiffBatch, StiffODEDataModule, StiffTrajectory
 from datamodules.toy import ToyDensityDataModule
 
 __all__ = [
     "CIFAR10DataModule",
+    "HumanActivityDataModule",
     "ImageDataModule",
     "ImageNet32DataModule",
     "MNISTDataModule",
+    "MuJoCoHopperDataModule",
+    "PeriodicDataModule",
+    "PhysioNetDataModule",
+    "SeriesData",
+    "SeriesDataModule",
     "StiffBatch",
     "StiffODEDataModule",
     "StiffTrajectory",

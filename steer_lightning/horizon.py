@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steer_lightning.functional.end_time import Draw
 from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.functional.walk import walking_order
 from steer_lightning.solvers.base import (
     Solution,
     Solver,
@@ -343,6 +344,42 @@ class GridHorizon(Horizon):
             y = _last(interval.ys)
             ys.append(y)
         return Solution(_stack(ys), stats)
+
+    def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:
+        """Stretch of each interval of series that have a time grid of their own.
+
+        Samples whose intervals all have the same lengths share their end times, unless the draw
+        is one for each sample; other samples have their own.
+
+        Args:
+            times: Times of each sample, padded by the last one, shape ``(B, K)``.
+            lengths: Number of times of each sample, shape ``(B,)``.
+            reverse: Number the intervals from the last time on: the solution of an interval
+                starts at its later end, and the earlier one moves.
+
+        Returns:
+            Ratio of stretched to nominal length of each interval, one in the padding, shape
+            ``(B, K - 1)``, not differentiable; ``None`` if nothing is stretched.
+        """
+        self.solved = True
+        if self._draw is None:
+            return None
+        order = walking_order(lengths, times.shape[1], reverse)
+        gaps = times.detach().gather(1, order).diff(dim=1).cpu().double()
+        moved = gaps != 0
+        if not bool(moved.any()):
+            return None
+        shared = bool((gaps == gaps[:1]).all())
+        drawn = gaps[0, moved[0]] if shared else gaps[moved]
+        offsets = self._draw.offsets(drawn, len(gaps) if shared else 1, clip=True)
+        if offsets is None:
+            return None
+        if shared:
+            offsets = offsets.expand(len(gaps), -1)
+        stretch = 1.0 + offsets.flatten() / gaps[moved]
+        rates = torch.ones_like(gaps).masked_scatter(moved, stretch)
+        self._stretch = float(rates[moved].mean())
+        return rates.to(times)
 
     def _rates(self, t_eval: Tensor, batch_size: int | None) -> Tensor | None:
         if self._draw is None:

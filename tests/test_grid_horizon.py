@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
-from steer_lightning.functional import EndTimeDraw
+from steer_lightning.functional import EndTimeDraw, FixedOffset
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
@@ -206,3 +206,128 @@ def test_a_grid_has_no_times_of_its_own():
 def test_bad_times_are_refused_while_a_draw_is_in_force(t_eval, field_class):
     with pytest.raises(ValueError, match="Expected `t_eval`"):
         perturbed().solve(TorchdiffeqSolver(), field_class(), initial_state(), times(*t_eval))
+
+
+SHARED = times(0.0, 0.3, 1.0)
+OWN = torch.stack([times(0.0, 0.25, 1.0, 1.5), times(2.0, 4.0, 4.0, 4.0), times(*[3.0] * 4)])
+OWN_LENGTHS = torch.tensor([4, 2, 1])
+PADDING = torch.tensor([[0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+
+
+def shared(n_samples=2, n_padded=0):
+    """Samples of one grid of three times, with padding."""
+    series = torch.cat([SHARED, SHARED[-1:].expand(n_padded)]).expand(n_samples, -1)
+    return series, torch.full((n_samples,), 3)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("n_padded", [0, 2])
+def test_samples_of_one_grid_share_the_ends_of_a_solve_over_it(reverse, n_padded):
+    rates = perturbed().rates(*shared(3, n_padded), reverse)
+    t_eval = SHARED.flip(0) if reverse else SHARED
+    expected = (perturbed().end_times(t_eval) - t_eval[:-1]) / t_eval.diff()
+    torch.testing.assert_close(rates[:, :2], expected.expand(3, 2))
+    assert bool((rates[:, 2:] == 1.0).all())
+
+
+def test_samples_of_one_grid_may_have_ends_of_their_own():
+    rates = perturbed(scope="sample").rates(*shared())
+    ends = perturbed(scope="sample").end_times(SHARED, batch_size=2)
+    torch.testing.assert_close(rates, (ends - SHARED[:-1]) / SHARED.diff())
+    assert len(rates.unique()) == 4
+
+
+@pytest.mark.parametrize("scope", ["batch", "rank", "sample"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_samples_of_other_grids_have_ends_of_their_own(scope, reverse):
+    rates = perturbed(scope=scope).rates(OWN, OWN_LENGTHS, reverse)
+    assert rates.shape == (3, 3)
+    assert bool((rates[PADDING] == 1.0).all())
+    assert len(rates[~PADDING].unique()) == 4
+    assert not bool((rates[~PADDING] == 1.0).any())
+
+
+def test_padding_does_not_move_an_end():
+    rates = perturbed().rates(OWN, OWN_LENGTHS)
+    wider = torch.cat([OWN, OWN[:, -1:].expand(-1, 3)], dim=1)
+    assert torch.equal(perturbed().rates(wider, OWN_LENGTHS)[:, :3], rates)
+
+
+@pytest.mark.parametrize("b", [None, 0.2])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_stretches_stay_within_the_half_width_of_each_interval(b, reverse):
+    epsilon, gaps = (
+        0.1,
+        torch.stack([times(0.25, 0.75, 0.5), times(2.0, 0.0, 0.0), times(0.0, 0.0, 0.0)]),
+    )
+    if reverse:
+        gaps[0] = gaps[0].flip(0)
+    limit = (1 - epsilon) * gaps
+    if b is not None:
+        limit = limit.clamp(max=b)
+    widest = torch.zeros_like(gaps)
+    for key in range(200):
+        rates = perturbed(b=b, epsilon=epsilon, key=key).rates(OWN, OWN_LENGTHS, reverse)
+        widest = torch.maximum(widest, ((rates - 1) * gaps).abs())
+    assert bool((widest <= limit + 1e-12).all())
+    assert bool((widest >= 0.9 * limit).all())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_intervals_are_numbered_as_they_are_walked_and_the_far_end_moves(reverse):
+    horizon = GridHorizon()
+    horizon.perturb(FixedOffset(0.125))
+    rates = horizon.rates(OWN, OWN_LENGTHS, reverse)
+    if reverse:  # the earlier end moves later: nearer to where its interval starts
+        expected = [[0.75, 1 - 0.125 / 0.75, 0.5], [1 - 0.0625, 1.0, 1.0], [1.0] * 3]
+    else:
+        expected = [[1.5, 1 + 0.125 / 0.75, 1.25], [1.0625, 1.0, 1.0], [1.0] * 3]
+    torch.testing.assert_close(rates, torch.tensor(expected).double())
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_the_same_draw_stretches_alike_when_asked_again(scope):
+    horizon = perturbed(scope=scope)
+    for series, lengths in ((OWN, OWN_LENGTHS), shared()):
+        first = horizon.rates(series, lengths)
+        assert torch.equal(horizon.rates(series, lengths), first)
+        assert torch.equal(perturbed(scope=scope).rates(series, lengths), first)
+        assert not torch.equal(perturbed(scope=scope, key=6).rates(series, lengths), first)
+    state = torch.random.get_rng_state()
+    horizon.rates(OWN, OWN_LENGTHS)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw(None, scale=0.0)])
+def test_nothing_is_stretched_without_an_offset(draw):
+    horizon = GridHorizon()
+    if draw is not None:
+        horizon.perturb(draw)
+    assert horizon.rates(OWN, OWN_LENGTHS) is None
+    assert horizon.solved
+    horizon = perturbed()
+    horizon.reset()
+    assert horizon.rates(OWN, OWN_LENGTHS) is None
+
+
+@pytest.mark.parametrize("draw", [EndTimeDraw(None), FixedOffset(0.1)])
+def test_samples_of_one_time_have_nothing_to_stretch(draw):
+    horizon = GridHorizon()
+    horizon.perturb(draw)
+    for n_times in (1, 3):
+        assert horizon.rates(torch.ones(2, n_times), torch.tensor([1, 1])) is None
+    assert horizon.in_force() == {"stretch": 1.0}
+
+
+def test_what_is_in_force_is_the_mean_stretch_of_what_is_no_padding():
+    horizon = perturbed()
+    rates = horizon.rates(OWN, OWN_LENGTHS)
+    mean = float(rates[~PADDING].mean())
+    assert horizon.in_force() == {"stretch": pytest.approx(mean)}
+
+
+def test_stretches_are_of_the_dtype_of_the_times_and_have_no_gradient():
+    rates = perturbed().rates(OWN.float().requires_grad_(), OWN_LENGTHS)
+    assert rates.dtype == torch.float32
+    assert not rates.requires_grad
+    torch.testing.assert_close(rates, perturbed().rates(OWN, OWN_LENGTHS).float())

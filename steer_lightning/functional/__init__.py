@@ -4,6 +4,8 @@ from steer_lightning.functional.end_time import EndTimeDraw, FixedOffset, end_ti
 from steer_lightning.functional.likelihood import (
     bits_per_dim,
     dequantize,
+    masked_gaussian_log_prob,
+    standard_normal_kl,
     standard_normal_log_prob,
 )
 from steer_lightning.functional.random_streams import stream, stream_key
@@ -14,19 +16,25 @@ from steer_lightning.functional.trace import (
     trace_noise,
     value_and_tangent,
 )
+from steer_lightning.functional.walk import WalkPlan, plan_walk, walking_order
 
 __all__ = [
     "EndTimeDraw",
     "FixedOffset",
     "TimeWarp",
+    "WalkPlan",
     "bits_per_dim",
     "dequantize",
     "end_time_offset",
     "exact_divergence",
     "exact_jacobian",
+    "masked_gaussian_log_prob",
+    "plan_walk",
+    "standard_normal_kl",
     "standard_normal_log_prob",
     "stream",
     "stream_key",
     "trace_noise",
     "value_and_tangent",
+    "walking_order",
 ]

@@ -1,6 +1,7 @@
 """ODE solvers behind one contract; the only place that knows torchdiffeq."""
 
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
+from steer_lightning.solvers.dense import DenseSolution, DenseSolver
 from steer_lightning.solvers.errors import (
     NFEBudgetExceededError,
     NonFiniteStateError,
@@ -11,6 +12,8 @@ from steer_lightning.solvers.fixed_grid import FixedGridSolver
 from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
 
 __all__ = [
+    "DenseSolution",
+    "DenseSolver",
     "FixedGridSolver",
     "NFEBudgetExceededError",
     "NonFiniteStateError",

@@ -1,0 +1,189 @@
+"""The records of the PhysioNet 2012 challenge as a LightningDataModule."""
+
+from pathlib import Path
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from datamodules.base import Split
+from datamodules.files import cached_tensors, download
+from datamodules.physionet_records import (
+    ARCHIVE_NAME,
+    FOLDER_NAME,
+    HOURS,
+    OUTCOMES_NAME,
+    PARAMETERS,
+    find_records,
+    fingerprint,
+    read_archive,
+    read_outcomes,
+    read_records,
+)
+from datamodules.scaling import NormaliseBy, min_max
+from datamodules.series import SeriesData, SeriesDataModule, check_choice
+from steer_lightning.batch import SeriesBatch, make_series
+
+URL = "https://physionet.org/files/challenge-2012/1.0.0/"
+
+# Raise it with every change of what the cache holds.
+_CACHE_VERSION = 1
+_CACHED = ("times", "values", "mask", "lengths", "labels", "dropped")
+
+
+class PhysioNetDataModule(SeriesDataModule):
+    r"""Intensive care, 48 hours of 4,000 patients: 41 parameters, and who died in hospital.
+
+    A batch is a :class:`~steer_lightning.batch.SeriesBatch` with a label for each patient, 1 for a
+    death in hospital (13.85 %). What is observed is also to be predicted: ``target_mask`` equals
+    ``mask``. Times are in [0, 1], 1 being 48 hours. A fifth of the patients is the test set; the
+    validation set is split off the rest, both keyed by ``seed``.
+
+    Parameters are the 4 of admission (age, sex, height, type of the unit), observed at time 0, and
+    37 that are measured on the way, weight among them; their order is
+    ``datamodules.physionet_records.PARAMETERS``. Times are rounded to bins, and values of one
+    parameter in one bin are averaged. The value -1 of weight and of those of admission means
+    unknown and is left out (the public code of latent ODEs keeps it as a value). Nothing else is
+    cleaned: temperatures below zero and a pH of 735 are in the data. A record with no observation
+    is dropped with a warning.
+
+    Values are scaled to [0, 1] by the range of the training samples, so that others may lie
+    outside; see ``normalise_by``.
+
+    What is read is kept in ``cache_dir``, in a file keyed by the content of the data and
+    ``time_bin``; ``data_dir`` is only written to when ``download`` is true and a file is missing.
+    We know of no official checksum, so downloads are checked by their structure: 4,000 readable
+    records and as many outcomes.
+
+    Args:
+        data_dir: Folder that holds ``set-a.tar.gz``, or the unpacked folder ``set-a``, and
+            ``Outcomes-a.txt``.
+        cache_dir: Folder for what was read.
+        time_bin: Width of a time bin in hours. Times in the files are whole minutes, and 0.016
+            keeps them apart.
+        normalise_by: ``"train"`` scales by smallest and largest value of the training samples,
+            ``"all"`` by those of all samples; ``"released"`` is the latter, but divides by the
+            maximum and not by the range, as the public code of latent ODEs does.
+        batch_size: Patients in a training batch.
+        eval_batch_size: Patients in any other batch; ``None`` means ``batch_size``.
+        val_size: Patients to validate on.
+        limit_train: Keep this many training patients after the split; ``None`` keeps all.
+            Neither the other sets nor the scaling depend on it.
+        download: Download missing files.
+        num_workers: Loader processes.
+        seed: Key of the split and the order.
+
+    Raises:
+        ValueError: If an argument is outside its range, or a file is broken.
+        FileNotFoundError: If a file is missing.
+        OSError: If a download fails or the cache cannot be written.
+
+    References:
+        Silva et al., *Predicting in-hospital mortality of ICU patients: The PhysioNet/Computing
+        in Cardiology Challenge 2012*, 2012.
+        Rubanova et al., *Latent ODEs for irregularly-sampled time series*, NeurIPS 2019,
+        arXiv:1907.03907.
+
+    Example:
+        >>> data = PhysioNetDataModule("data/physionet2012", time_bin=1.0)
+        >>> data.n_features, data.num_classes
+        (41, 2)
+    """
+
+    n_features = len(PARAMETERS)
+    num_classes = 2
+
+    def __init__(
+        self,
+        data_dir: str = "data/physionet2012",
+        cache_dir: str = "data/cache/physionet2012",
+        time_bin: float = 0.016,
+        normalise_by: NormaliseBy = "train",
+        batch_size: int = 50,
+        eval_batch_size: int | None = 200,
+        val_size: int = 320,
+        limit_train: int | None = None,
+        download: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, val_size, limit_train, num_workers, seed)
+        if not 0.0 < time_bin <= HOURS:
+            raise ValueError(
+                f"Expected `time_bin` to be positive and at most {HOURS} hours, but got "
+                f"{time_bin}. The paper's setting is 0.016, about a minute."
+            )
+        check_choice("normalise_by", normalise_by, ("train", "all", "released"))
+        self.data_dir = data_dir
+        self.cache_dir = cache_dir
+        self.time_bin = time_bin
+        self.normalise_by: NormaliseBy = normalise_by
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if ``download`` is true, and fill the cache.
+
+        Raises:
+            ValueError: If a file is broken.
+            FileNotFoundError: If a file is missing.
+            OSError: If a download fails or the cache cannot be written.
+        """
+        if self.download:
+            archive, folder, outcomes = (
+                Path(self.data_dir, name) for name in (ARCHIVE_NAME, FOLDER_NAME, OUTCOMES_NAME)
+            )
+            if not archive.exists() and not folder.exists():
+                download(URL + ARCHIVE_NAME, archive, read_archive)
+            if not outcomes.exists():
+                download(URL + OUTCOMES_NAME, outcomes, read_outcomes)
+        self._read()
+
+    def _read(self) -> dict[str, Tensor]:
+        records, outcomes = find_records(self.data_dir)
+        key = f"v{_CACHE_VERSION}-{fingerprint(records, outcomes)}-bin{self.time_bin!r}h"
+        path = Path(self.cache_dir, f"set-a-{key}.pt")
+        return cached_tensors(
+            path, _CACHED, lambda: read_records(records, outcomes, self.time_bin)
+        )
+
+    def load(self) -> tuple[SeriesBatch, None]:
+        """Read the records, by way of the cache, and pad them to the longest one."""
+        tensors = self._read()
+        dropped = tensors["dropped"].tolist()
+        if dropped:
+            rank_zero_warn(
+                f"Expected observations in every record, but {len(dropped)} of "
+                f"{len(dropped) + len(tensors['lengths'])} have none and are left out: "
+                f"{', '.join(map(str, dropped))}."
+            )
+        lengths = tensors["lengths"].tolist()
+        times, values, mask = (
+            torch.split(tensors[name], lengths) for name in ("times", "values", "mask")
+        )
+        series = make_series(times, values, mask, labels=list(tensors["labels"]))
+        seen = series.mask.bool()
+        return series._replace(mask=seen, target_mask=seen), None
+
+    def scale(self, series: SeriesBatch, train: Tensor) -> SeriesBatch:
+        values = min_max(series.values, series.mask, train, self.normalise_by)
+        return series._replace(values=values)
+
+    def build(self, split: Split) -> SeriesData:
+        """Choose the patients of a split; warn if all have the same label.
+
+        Args:
+            split: Which part of the data.
+
+        Raises:
+            ValueError: If a file is broken, or nothing is left to train on.
+            FileNotFoundError: If a file is missing.
+        """
+        data = super().build(split)
+        labels = data.tensors.labels[data.chosen]
+        if bool((labels == labels[0]).all()):
+            rank_zero_warn(
+                f"Expected both labels in the {split} set, but all {len(labels)} are "
+                f"{int(labels[0])}: the area under the curve is not defined there. Use more "
+                "patients, or another `seed`."
+            )
+        return data

@@ -1,0 +1,278 @@
+"""The records of the PhysioNet 2012 challenge: files to tensors."""
+
+import gzip
+import hashlib
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.tables import TextTable
+
+N_RECORDS = 4000
+HOURS = 48
+
+# Known at admission, -1 where unknown; Weight is measured again later.
+DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")
+PARAMETERS = (
+    *DESCRIPTORS,
+    *("ALP", "ALT", "AST", "Albumin", "BUN", "Bilirubin", "Cholesterol", "Creatinine"),
+    *("DiasABP", "FiO2", "GCS", "Glucose", "HCO3", "HCT", "HR", "K", "Lactate", "MAP"),
+    *("MechVent", "Mg", "NIDiasABP", "NIMAP", "NISysABP", "Na", "PaCO2", "PaO2", "Platelets"),
+    *("RespRate", "SaO2", "SysABP", "Temp", "TroponinI", "TroponinT", "Urine", "WBC", "pH"),
+)
+
+ARCHIVE_NAME = "set-a.tar.gz"
+FOLDER_NAME = "set-a"
+OUTCOMES_NAME = "Outcomes-a.txt"
+
+_RECORD_ID = -1
+_CODES = {name: code for code, name in enumerate(PARAMETERS)} | {"RecordID": _RECORD_ID}
+_MINUTES = {f"{m // 60:02d}:{m % 60:02d}": m for m in range(60 * HOURS + 1)}
+_COLUMNS = ("Time", "Parameter", "Value")
+_OUTCOME_COLUMNS = (
+    *("RecordID", "SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death"),
+)
+_MEMBER = re.compile(r"(?:\./)?set-a/([0-9]{1,9})\.txt")
+_LARGEST_RECORD = 2**20
+_LARGEST_ARCHIVE = 2**28
+_AGAIN = "Delete it and set `--data.download true`, or get the file from physionet.org again."
+
+
+def find_records(data_dir: str | Path) -> tuple[Path, Path]:
+    """Find the records, packed or else unpacked, and the outcomes.
+
+    Args:
+        data_dir: Where to look.
+
+    Returns:
+        Paths of ``set-a.tar.gz`` or ``set-a``, and of ``Outcomes-a.txt``.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    archive, folder, outcomes = (
+        Path(data_dir, name) for name in (ARCHIVE_NAME, FOLDER_NAME, OUTCOMES_NAME)
+    )
+    records = archive if archive.is_file() or not folder.is_dir() else folder
+    for path, other in ((records, f", nor a folder {folder}"), (outcomes, "")):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"Expected the PhysioNet 2012 file {path}, but it does not exist{other}. Set "
+                "`--data.download true`, or `--data.data_dir` to the folder that holds it."
+            )
+    return records, outcomes
+
+
+def fingerprint(records: Path, outcomes: Path) -> str:
+    """Tell files apart: by content, or the records of a folder by name, size and time of change.
+
+    Args:
+        records: The archive or the folder.
+        outcomes: The file of outcomes.
+    """
+    digest = hashlib.blake2b(outcomes.read_bytes(), digest_size=8)
+    if records.is_dir():
+        for path in sorted(records.iterdir()):
+            stat = path.stat()
+            digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns};".encode())
+    else:
+        digest.update(records.read_bytes())
+    return digest.hexdigest()
+
+
+def read_archive(path: Path) -> dict[int, bytes]:
+    r"""Read ``set-a.tar.gz`` in memory; nothing is extracted.
+
+    Every member has to be the folder ``set-a`` or a file ``set-a/<RecordID>.txt``: a name that
+    leads elsewhere, a link or a device is refused.
+
+    Args:
+        path: The archive.
+
+    Returns:
+        Content of each record, by its number, in the order of the numbers.
+
+    Raises:
+        ValueError: If the archive is broken or truncated, holds anything else, or does not hold
+            4,000 records.
+    """
+    contents: dict[int, bytes] = {}
+    try:
+        with gzip.open(path) as packed:
+            # To the end, so that the checksum there is compared; tarfile stops before it.
+            content = packed.read(_LARGEST_ARCHIVE)
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for member in archive:
+                if member.isdir() and member.name in (".", "./set-a", "set-a"):
+                    continue
+                match = _MEMBER.fullmatch(member.name)
+                file = archive.extractfile(member) if match and member.isfile() else None
+                if match is None or file is None or member.size > _LARGEST_RECORD:
+                    raise ValueError(
+                        f"Expected {path} to hold small files set-a/<RecordID>.txt alone, but got "
+                        f"{member.name!r} ({member.size} bytes); nothing was extracted. {_AGAIN}"
+                    )
+                if int(match[1]) in contents:
+                    raise ValueError(
+                        f"Expected every record in {path} once, but got {member.name} twice. "
+                        f"{_AGAIN}"
+                    )
+                contents[int(match[1])] = file.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"Expected {path} to be a complete gzipped tar archive, but got: {error}. {_AGAIN}"
+        ) from error
+    return _counted(contents, path)
+
+
+def read_folder(path: Path) -> dict[int, bytes]:
+    """Read the unpacked folder ``set-a``; files not named ``<RecordID>.txt`` are left alone.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Content of each record, by its number, in the order of the numbers.
+
+    Raises:
+        ValueError: If there are not 4,000 records.
+    """
+    files = [file for file in path.iterdir() if re.fullmatch(r"[0-9]{1,9}\.txt", file.name)]
+    return _counted({int(file.stem): file.read_bytes() for file in files}, path)
+
+
+def _counted(contents: dict[int, bytes], path: Path) -> dict[int, bytes]:
+    if len(contents) != N_RECORDS:
+        raise ValueError(
+            f"Expected {N_RECORDS} records in {path}, but got {len(contents)}. {_AGAIN}"
+        )
+    return dict(sorted(contents.items()))
+
+
+def read_outcomes(path: Path) -> dict[int, int]:
+    """Read whether each patient died in hospital.
+
+    Args:
+        path: ``Outcomes-a.txt``.
+
+    Returns:
+        0 or 1, by number of the record.
+
+    Raises:
+        ValueError: If the file is broken, or does not hold 4,000 different records.
+    """
+    table = TextTable(path.read_bytes(), _OUTCOME_COLUMNS, str(path))
+    ids = table.numbers("RecordID").astype(np.int64).tolist()
+    deaths = table.codes("In-hospital_death", {"0": 0, "1": 1}, "0 or 1 as In-hospital_death")
+    outcomes = dict(zip(ids, deaths.tolist(), strict=True))
+    if len(outcomes) != N_RECORDS or len(ids) != N_RECORDS:
+        raise ValueError(
+            f"Expected the outcomes of {N_RECORDS} different records in {path}, but got "
+            f"{len(ids)} lines for {len(outcomes)} records. {_AGAIN}"
+        )
+    return outcomes
+
+
+def read_records(records: Path, outcomes: Path, time_bin: float) -> dict[str, Tensor]:
+    """Read all records and their outcomes.
+
+    Args:
+        records: The archive or the folder.
+        outcomes: The file of outcomes.
+        time_bin: Width of a time bin in hours.
+
+    Returns:
+        What :func:`bin_records` returns.
+
+    Raises:
+        ValueError: If a file is broken, or records and outcomes are not of the same patients.
+    """
+    contents = read_folder(records) if records.is_dir() else read_archive(records)
+    deaths = read_outcomes(outcomes)
+    unmatched = sorted(contents.keys() ^ deaths.keys())
+    if unmatched:
+        raise ValueError(
+            f"Expected {records} and {outcomes} to be of the same records, but {len(unmatched)} "
+            f"are in one only, such as {unmatched[0]}. {_AGAIN}"
+        )
+    return bin_records(contents, deaths, time_bin, str(records))
+
+
+def bin_records(
+    contents: Mapping[int, bytes], deaths: Mapping[int, int], time_bin: float, source: str
+) -> dict[str, Tensor]:
+    r"""Round times to bins and average what falls into one.
+
+    A bin in which nothing is observed is left out. The value -1 of a descriptor means that it is
+    unknown. A record with no observation at all is dropped.
+
+    Args:
+        contents: Content of each record's file, by number.
+        deaths: Whether the patient died, by number.
+        time_bin: Width of a time bin in hours.
+        source: Where the files are, for messages.
+
+    Returns:
+        ``times``, shape ``(M,)``, in [0, 1], 1 being 48 hours; ``values`` and ``mask``, shape
+        ``(M, 41)``, for the records one after the other; ``lengths`` and ``labels``, shape
+        ``(N,)``; ``dropped``, the numbers of records with no observation.
+
+    Raises:
+        ValueError: If a line is broken.
+
+    Example:
+        >>> text = b"Time,Parameter,Value\n00:00,Age,54\n00:00,Height,-1\n00:07,HR,73\n"
+        >>> record = bin_records({1: text}, {1: 0}, 0.016, "set-a")
+        >>> record["times"] * 48
+        tensor([0.0000, 0.1120])
+        >>> record["mask"].sum(1)
+        tensor([1, 1])
+    """
+    numbers = np.array(list(contents))
+    parts = [_read(content, number, source) for number, content in contents.items()]
+    minutes, codes, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    record = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    unknown = (codes < len(DESCRIPTORS)) & (values == -1)
+    record, minutes, codes, values = (part[~unknown] for part in (record, minutes, codes, values))
+    bins = np.rint(minutes / 60 / time_bin).astype(np.int64)
+    n_bins = int(bins.max(initial=0)) + 1
+    rows, row = np.unique(record * n_bins + bins, return_inverse=True)
+    cells, shape = row * len(PARAMETERS) + codes, (len(rows), len(PARAMETERS))
+    count = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
+    total = np.bincount(cells, values, minlength=shape[0] * shape[1]).reshape(shape)
+    lengths = np.bincount(rows // n_bins, minlength=len(numbers))
+    # Half a bin may lie past the end.
+    hours = np.minimum(rows % n_bins * time_bin, HOURS)
+    labels = np.array([deaths[number] for number in contents], dtype=np.int64)
+    return {
+        "times": torch.from_numpy(hours / HOURS).float(),
+        "values": torch.from_numpy(total / np.maximum(count, 1)).float(),
+        "mask": torch.from_numpy(count > 0),
+        "lengths": torch.from_numpy(lengths[lengths > 0]),
+        "labels": torch.from_numpy(labels[lengths > 0]),
+        "dropped": torch.from_numpy(numbers[lengths == 0]),
+    }
+
+
+def _read(
+    content: bytes, number: int, source: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Read minutes, parameters and values of one record, without its number."""
+    table = TextTable(content, _COLUMNS, f"{source}: {number}.txt")
+    minutes = table.codes("Time", _MINUTES, "a time from 00:00 to 48:00")
+    codes = table.codes("Parameter", _CODES, "one of the 41 parameters or RecordID")
+    values = table.numbers("Value")
+    is_id = codes == _RECORD_ID
+    for other in values[is_id & (values != number)][:1]:
+        raise ValueError(
+            f"Expected RecordID {number} in {table.source}, but got {other:g}. {_AGAIN}"
+        )
+    return minutes[~is_id], codes[~is_id], values[~is_id]

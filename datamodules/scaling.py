@@ -1,0 +1,57 @@
+"""Features scaled by the range of what is seen of them."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NormaliseBy = Literal["train", "all", "released"]
+
+
+def min_max(values: Tensor, seen: Tensor, train: Tensor, by: NormaliseBy) -> Tensor:
+    r"""Scale each feature by its smallest and largest seen value.
+
+    .. math:: x' = \frac{x - \min}{\max - \min}
+        \qquad\text{or, as released,}\qquad x' = \frac{x - \min}{\max}
+
+    A feature that no training sample has takes its range from all samples. A divisor of zero is
+    replaced by one, so a feature of one value becomes zero.
+
+    Args:
+        values: Values, shape ``(N, T, D)``, floating.
+        seen: True where there is a value, shape ``(N, T, D)``, bool.
+        train: Indices of the training samples.
+        by: Whose range: that of the training samples, or that of all; ``"released"`` divides by
+            the maximum of all, as the public code of latent ODEs does.
+
+    Returns:
+        Scaled values, zero where nothing is seen.
+
+    Example:
+        >>> values = torch.tensor([[[2.0], [4.0]], [[3.0], [0.0]]])
+        >>> seen = torch.tensor([[[True], [True]], [[True], [False]]])
+        >>> min_max(values, seen, torch.tensor([0]), by="train").flatten()
+        tensor([0.0000, 1.0000, 0.5000, 0.0000])
+    """
+    features = values.shape[-1]
+    cell = seen.flatten().nonzero().squeeze(1)
+    feature, x = cell % features, values.flatten()[cell]
+    low, high = _range(x, feature, features)
+    if by == "train":
+        is_train = torch.zeros(len(values), dtype=torch.bool)
+        is_train[train] = True
+        chosen = is_train[cell // values[0].numel()]
+        train_low, train_high = _range(x[chosen], feature[chosen], features)
+        known = train_low <= train_high
+        low, high = torch.where(known, train_low, low), torch.where(known, train_high, high)
+    divisor = high if by == "released" else high - low
+    divisor = torch.where(divisor == 0, 1.0, divisor)
+    scaled = (x - low[feature]) / divisor[feature]
+    return values.new_zeros(values.numel()).scatter(0, cell, scaled).view_as(values)
+
+
+def _range(x: Tensor, feature: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each feature; infinite and reversed if it has none."""
+    low = x.new_full((features,), torch.inf).scatter_reduce(0, feature, x, "amin")
+    high = x.new_full((features,), -torch.inf).scatter_reduce(0, feature, x, "amax")
+    return low, high

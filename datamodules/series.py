@@ -1,0 +1,260 @@
+"""What all irregular series share: padded samples in memory and a seeded split."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
+from steer_lightning.batch import SeriesBatch, check_series
+
+_TEST_SHARE = 0.2
+_CHECKED_AT_ONCE = 1000
+
+
+class SeriesData(TensorData[SeriesBatch]):
+    r"""Chosen samples of a store of padded series; a batch is cut to its longest sample.
+
+    The store is not copied: the splits of one store share its memory. Use it with
+    ``collate_fn=keep_batch``.
+
+    Args:
+        series: All samples, padded to the longest one; its masks may be bool, to save memory.
+        chosen: Which samples belong to this split, shape ``(M,)``, int64; ``None`` means all.
+
+    Raises:
+        ValueError: If the parts of ``series`` differ in length.
+
+    Example:
+        >>> from steer_lightning.batch import make_series
+        >>> times = [torch.arange(3.0), torch.arange(2.0), torch.arange(9.0)]
+        >>> ones = [torch.ones(len(t), 1, dtype=torch.bool) for t in times]
+        >>> store = make_series(times, [one.float() for one in ones], ones)
+        >>> batch = SeriesData(store).select([0, 1])
+        >>> batch.times.shape, batch.mask.dtype
+        (torch.Size([2, 3]), torch.float32)
+    """
+
+    def __init__(self, series: SeriesBatch, chosen: Tensor | None = None) -> None:
+        super().__init__(series)
+        self.chosen = torch.arange(len(series.lengths)) if chosen is None else chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def select(self, index: int | list[int]) -> SeriesBatch:
+        """Read one sample or a batch of them.
+
+        Args:
+            index: One index into the chosen samples, or the indices of a batch.
+
+        Returns:
+            A batch as long as its longest sample; or one sample, without the batch axis.
+        """
+        series, chosen = self.tensors, self.chosen[index]
+        lengths = series.lengths[chosen]
+        longest = int(lengths.max())
+        values = series.values[chosen, :longest]
+        return SeriesBatch(
+            times=series.times[chosen, :longest],
+            values=values,
+            mask=series.mask[chosen, :longest].to(values.dtype),
+            target_mask=series.target_mask[chosen, :longest].to(values.dtype),
+            lengths=lengths,
+            labels=series.labels[(chosen, slice(longest))[: series.labels.ndim]],
+        )
+
+
+def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tensor]:
+    r"""Split samples at random, whole groups at a time.
+
+    A fifth of the groups (rounded, at least one) is the test set, which does not depend on
+    ``val_size``. Of the other groups, as many as give at least ``val_size`` samples are the
+    validation set.
+
+    Args:
+        groups: Group of each sample, shape ``(N,)``, int64; all different to split single samples.
+        val_size: Samples to validate on, at least.
+        seed: Key of the split.
+
+    Returns:
+        Indices of the samples of each split, int64, a group's samples in their order.
+
+    Raises:
+        ValueError: If nothing is left to train on.
+
+    Example:
+        >>> parts = split_samples(torch.arange(100), val_size=8, seed=0)
+        >>> {split: len(samples) for split, samples in parts.items()}
+        {'train': 72, 'val': 8, 'test': 20}
+    """
+    inverse, numbers = np.unique(groups.numpy(), return_inverse=True, return_counts=True)[1:]
+    group, counts = torch.from_numpy(inverse), torch.from_numpy(numbers)
+    n_groups = len(counts)
+    order = torch.randperm(n_groups, generator=seeded_generator(seed, "split"))
+    n_test = max(1, round(_TEST_SHARE * n_groups))
+    reached = counts[order[n_test:]].cumsum(0)
+    n_val = int((reached < val_size).sum()) + 1
+    if n_test + n_val >= n_groups:
+        raise ValueError(
+            f"Expected `val_size` to leave some of the samples to train on, but got {val_size} of "
+            f"{int(reached[-1]) if len(reached) else 0} samples, in {len(reached)} group(s), that "
+            f"are not the test set's. Lower `val_size`, or get more data."
+        )
+    place = order.argsort()[group]
+    samples = place.argsort(stable=True)
+    place = place[samples]
+    return {
+        "train": samples[place >= n_test + n_val],
+        "val": samples[(place >= n_test) & (place < n_test + n_val)],
+        "test": samples[place < n_test],
+    }
+
+
+def choose_points(
+    n_samples: int, n_points: int, n_chosen: int, generator: torch.Generator
+) -> Tensor:
+    """Choose points of each sample at random, every subset being equally likely.
+
+    Args:
+        n_samples: Number of samples ``N``.
+        n_points: Points of a sample ``T``.
+        n_chosen: How many of them to choose.
+        generator: CPU random stream.
+
+    Returns:
+        True at the chosen points, shape ``(N, T)``, bool.
+
+    Example:
+        >>> choose_points(3, 10, 4, torch.Generator().manual_seed(0)).sum(1)
+        tensor([4, 4, 4])
+    """
+    return torch.rand(n_samples, n_points, generator=generator).argsort(dim=1) < n_chosen
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless the argument ``name`` is one of the choices.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What the user gave.
+        choices: What is allowed.
+
+    Raises:
+        ValueError: If ``value`` is not among ``choices``.
+
+    Example:
+        >>> check_choice("task", "interpolate", ("interpolate", "extrapolate"))
+    """
+    if value not in choices:
+        allowed = " or ".join(map(repr, choices))
+        raise ValueError(f"Expected `{name}` to be {allowed}, but got {value!r}. Choose one.")
+
+
+class SeriesDataModule(TensorDataModule):
+    r"""Base of series with a time grid for each sample: a subclass only loads and scales them.
+
+    A batch is a :class:`~steer_lightning.batch.SeriesBatch`, padded to its own longest sample. A
+    fifth of the samples is the test set, and the validation set is split off the rest; both are
+    keyed by ``seed``, and neither depends on ``limit_train``. Each split is checked once against
+    the contract of series.
+
+    Args:
+        batch_size: Samples in a training batch.
+        eval_batch_size: Samples in any other batch; ``None`` means ``batch_size``.
+        val_size: Samples to validate on; at least so many where whole groups are split.
+        limit_train: Keep this many training samples after the split; ``None`` keeps all.
+        num_workers: Loader processes.
+        seed: Key of the split, the order and what else is drawn.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> from steer_lightning.batch import make_series
+        >>> class Ramps(SeriesDataModule):
+        ...     n_features = 1
+        ...
+        ...     def load(self):
+        ...         times = [torch.arange(1.0, n) for n in range(2, 32)]
+        ...         values = [t[:, None] for t in times]
+        ...         return make_series(times, values, [v > 0 for v in values]), None
+        >>> data = Ramps(batch_size=4, val_size=4)
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.times.shape == (4, batch.lengths.max())
+        True
+    """
+
+    n_features: ClassVar[int]
+    num_classes: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        batch_size: int = 50,
+        eval_batch_size: int | None = None,
+        val_size: int = 100,
+        limit_train: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        check_at_least("val_size", val_size, minimum=1)
+        if limit_train is not None:
+            check_at_least("limit_train", limit_train, minimum=1)
+        self.val_size = val_size
+        self.limit_train = limit_train
+        self._store: tuple[SeriesBatch, dict[Split, Tensor]] | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[SeriesBatch, Tensor | None]:
+        """Load all samples, once.
+
+        Returns:
+            The padded samples, whose masks may be bool, and the group of each, shape ``(N,)``,
+            int64; a group is never split. ``None`` if each sample is a group of its own.
+        """
+
+    def scale(self, series: SeriesBatch, train: Tensor) -> SeriesBatch:
+        """Scale all samples by what the training samples are like; here not at all.
+
+        Args:
+            series: All samples.
+            train: Indices of the training samples, before ``limit_train``.
+        """
+        return series
+
+    def build(self, split: Split) -> SeriesData:
+        """Load, split and scale the samples, unless that is done, and choose those of a split.
+
+        Args:
+            split: Which part of the data.
+
+        Raises:
+            TypeError: If a dtype breaks the contract of series.
+            ValueError: If the samples break that contract, or nothing is left to train on.
+        """
+        if self._store is None:
+            series, groups = self.load()
+            if groups is None:
+                groups = torch.arange(len(series.lengths))
+            parts = split_samples(groups, self.val_size, self.seed)
+            self._store = self.scale(series, parts["train"]), parts
+        series, parts = self._store
+        chosen = parts[split][: self.limit_train if split == "train" else None]
+        data = SeriesData(series, chosen)
+        self._check(data, split)
+        return data
+
+    def _check(self, data: SeriesData, split: Split) -> None:
+        for start in range(0, len(data), _CHECKED_AT_ONCE):
+            part = range(start, min(start + _CHECKED_AT_ONCE, len(data)))
+            try:
+                check_series(data.select(list(part)))
+            except (TypeError, ValueError) as error:
+                raise type(error)(
+                    f"Expected the {split} set of {type(self).__name__} to keep the contract of "
+                    f"series, but samples {part[0]} to {part[-1]} do not. {error}"
+                ) from error

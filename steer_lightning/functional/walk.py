@@ -1,0 +1,109 @@
+"""How to walk series with a time grid of their own in one batch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class WalkPlan(NamedTuple):
+    r"""The Euler steps of every sample, side by side.
+
+    In step ``m`` sample ``b`` goes from ``t[b, m]`` by ``dt[b, m]`` and, if ``arrived[b, m]`` is
+    not -1, meets its observation of that number. Samples that are done stand still.
+
+    Args:
+        t: Actual times at the start of each step, shape ``(B, M)``.
+        dt: Lengths of the steps, negative when walking back, shape ``(B, M)``.
+        arrived: Number of the observation at the end of each step, or -1, shape ``(B, M)``.
+    """
+
+    t: Tensor
+    dt: Tensor
+    arrived: Tensor
+
+
+def walking_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tensor:
+    """Number of the observation that each sample's walk meets as its i-th.
+
+    Args:
+        lengths: Number of observations of each sample, at least one, shape ``(B,)``.
+        n_times: Times ``K`` of the longest sample.
+        reverse: Walk from the last observation to the first.
+
+    Returns:
+        Numbers from zero, shape ``(B, K)``; padding repeats the last one met.
+
+    Example:
+        >>> walking_order(torch.tensor([3, 2]), 3, reverse=True)
+        tensor([[2, 1, 0],
+                [1, 0, 0]])
+    """
+    last = lengths[:, None] - 1
+    number = torch.minimum(torch.arange(n_times, device=lengths.device), last)
+    return last - number if reverse else number
+
+
+def plan_walk(
+    times: Tensor,
+    lengths: Tensor,
+    max_step: Tensor | float,
+    rates: Tensor | None = None,
+    reverse: bool = False,
+) -> WalkPlan:
+    r"""Plan the steps from observation to observation of each sample.
+
+    A gap is cut into equal steps no longer than ``max_step``. The first step has length zero and
+    meets the first observation. With ``rates`` each interval is stretched, by steps as many as
+    without, and the next one starts at its own observation again, unperturbed.
+
+    Args:
+        times: Observation times, strictly increasing within each length, shape ``(B, K)``.
+        lengths: Number of observations of each sample, at least one, shape ``(B,)``.
+        max_step: Longest step before it is stretched, shape ``()`` or ``(B,)``.
+        rates: Ratio of stretched to nominal length of the interval that the walk takes as its
+            i-th, shape ``(B, K - 1)``.
+        reverse: Walk from the last observation to the first.
+
+    Returns:
+        Steps for all samples, as many as the longest walk has.
+
+    Raises:
+        ValueError: If ``max_step`` is a number and not positive.
+
+    References:
+        Rubanova et al., *Latent ODEs for irregularly-sampled time series*, NeurIPS 2019; Ghosh et
+        al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
+
+    Example:
+        >>> plan = plan_walk(torch.tensor([[0.0, 0.1, 0.5]]), torch.tensor([3]), max_step=0.2)
+        >>> plan.dt
+        tensor([[0.0000, 0.1000, 0.2000, 0.2000]])
+        >>> plan.arrived
+        tensor([[ 0,  1, -1,  2]])
+    """
+    if not isinstance(max_step, Tensor) and not max_step > 0:
+        raise ValueError(f"Expected `max_step` > 0, but got {max_step}.")
+    n_times = times.shape[1]
+    number = walking_order(lengths, n_times, reverse)
+    valid = torch.arange(n_times, device=times.device) < lengths[:, None]
+    times = times.gather(1, number)
+    gaps = torch.cat([torch.zeros_like(times[:, :1]), times.diff(dim=1)], dim=1)
+    longest = torch.as_tensor(max_step, dtype=times.dtype, device=times.device).reshape(-1, 1)
+    # The gap of 0.1 and 0.3 is 0.2 to rounding, and is to be one step of 0.2.
+    rounding = 4.0 * torch.finfo(times.dtype).eps * times.abs().amax(1, keepdim=True)
+    pieces = torch.ceil((gaps.abs() - rounding) / longest).clamp(min=1).long() * valid
+    ends = pieces.cumsum(1)
+    step = torch.arange(int(ends[:, -1].max()), device=times.device).repeat(len(times), 1)
+    interval = torch.searchsorted(ends, step, right=True)
+    walking = interval < n_times
+    interval = interval.clamp(max=n_times - 1)
+    n_pieces = pieces.gather(1, interval).clamp(min=1)
+    if rates is not None:
+        gaps = gaps * torch.cat([torch.ones_like(gaps[:, :1]), rates], dim=1)
+    dt = gaps.gather(1, interval) / n_pieces * walking
+    last = ends.gather(1, interval) - 1
+    start = times.gather(1, torch.where(walking, interval - 1, interval).clamp(min=0))
+    t = start + (step - (last - n_pieces + 1)) * dt
+    arrived = torch.where((step == last) & walking, number.gather(1, interval), -1)
+    return WalkPlan(t, dt, arrived)

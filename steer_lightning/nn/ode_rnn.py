@@ -1,0 +1,183 @@
+"""Recurrent networks whose state follows an ODE between observations."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steer_lightning.functional.walk import WalkPlan, plan_walk
+from steer_lightning.horizon import GridHorizon
+from steer_lightning.solvers import SolveStats
+
+
+def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:
+    """Linear layers with tanh between them, normal weights and zero biases."""
+    layers: list[nn.Module] = []
+    for d_in, d_out in pairwise(widths):
+        linear = nn.Linear(d_in, d_out)
+        nn.init.normal_(linear.weight, std=init_std)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Belief(NamedTuple):
+    """Mean and deviation of a state, each of shape ``(B, R)``."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class BeliefGRU(nn.Module):
+    r"""A gated update of mean and deviation by an observation.
+
+    Args:
+        n_inputs: Features of an observation, values and masks together.
+        n_states: Width ``R`` of mean and of deviation.
+        n_hidden: Width of the hidden layer of each gate.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907, Section 3.1.
+    """
+
+    def __init__(self, n_inputs: int, n_states: int, n_hidden: int) -> None:
+        super().__init__()
+        n = 2 * n_states + n_inputs
+        self.update_gate = tanh_network([n, n_hidden, n_states])
+        self.reset_gate = tanh_network([n, n_hidden, n_states])
+        self.new_state = tanh_network([n, n_hidden, 2 * n_states])
+
+    def forward(self, belief: Belief, x: Tensor) -> Belief:
+        """Update a belief by observations ``x``, shape ``(B, n_inputs)``."""
+        joint = torch.cat([*belief, x], dim=1)
+        keep = torch.sigmoid(self.update_gate(joint))
+        reset = torch.sigmoid(self.reset_gate(joint))
+        candidate = self.new_state(torch.cat([belief.mean * reset, belief.std * reset, x], dim=1))
+        mean, std = candidate.chunk(2, dim=1)
+        # Not torch.lerp, which refuses the two dtypes of autocast.
+        return Belief(
+            keep * belief.mean + (1.0 - keep) * mean, keep * belief.std + (1.0 - keep) * std.abs()
+        )
+
+
+class ODERNN(nn.Module):
+    r"""A recurrent network that follows an ODE from observation to observation.
+
+    Every sample walks along its own observations, all samples of a batch side by side: the
+    number of steps is that of the longest walk, and not that of the union of all times. Between
+    observations the mean follows Euler steps no longer than ``max_step`` times the sample's own
+    time range; at an observation a :class:`BeliefGRU` updates mean and deviation. STEER stretches
+    each interval, and the next one starts from its own observation time again.
+
+    Args:
+        vector_field: ``f(t, y)`` of the mean, for ``t`` of shape ``(B,)`` and ``y`` of
+            ``(B, n_states)``.
+        n_features: Features ``D`` of the series.
+        n_states: Width ``R`` of the state.
+        n_hidden: Width of the hidden layer of each gate.
+        max_step: Longest Euler step, as a fraction of a sample's time range.
+        reverse: Walk from the last observation to the first.
+
+    Attributes:
+        stats: Work done since its last reset; read by ``NFEMonitor``.
+
+    Raises:
+        ValueError: If ``max_step`` is no fraction.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907, Algorithm 1; Ghosh et al.,
+        *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField
+        >>> rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=2, n_states=4)
+        >>> times, values = torch.tensor([[0.0, 0.3, 1.0]]), torch.ones(1, 3, 2)
+        >>> final, arrival = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
+        >>> final.mean.shape, arrival.shape
+        (torch.Size([1, 4]), torch.Size([1, 3, 4]))
+    """
+
+    def __init__(
+        self,
+        vector_field: nn.Module,
+        n_features: int,
+        n_states: int,
+        n_hidden: int = 50,
+        max_step: float = 0.02,
+        reverse: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < max_step <= 1.0:
+            raise ValueError(
+                f"Expected `max_step`, a fraction of the time range, in (0, 1], but got "
+                f"{max_step}."
+            )
+        self.vector_field = vector_field
+        self.gru = BeliefGRU(2 * n_features, n_states, n_hidden)
+        self.horizon = GridHorizon()
+        self.n_states = n_states
+        self.max_step = max_step
+        self.reverse = reverse
+        self.stats = SolveStats()
+
+    def forward(
+        self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor
+    ) -> tuple[Belief, Tensor]:
+        """Walk along the observations.
+
+        Args:
+            times: Times of each sample, strictly increasing within its length, then repeating
+                the last one, shape ``(B, K)``.
+            values: Values, shape ``(B, K, D)``; anything finite where nothing is observed.
+            mask: One where observed, shape ``(B, K, D)``; a time where nothing is observed is
+                walked through without an update.
+            lengths: Number of times of each sample, shape ``(B,)``.
+
+        Returns:
+            The belief at the end of the walk, and the mean on arrival at each time, before its
+            observation is taken in, shape ``(B, K, R)``; zero in the padding.
+        """
+        plan = self.plan(times, lengths)
+        inputs = _at_steps(torch.cat([values * mask, mask], dim=2), plan)
+        observed = inputs[..., values.shape[2] :].any(2)
+        dts = plan.dt.to(values.dtype)
+        belief = Belief(*values.new_zeros(2, len(times), self.n_states))
+        means = []
+        # One list, so that a GPU is not waited for at each step.
+        for m, someone_observes in enumerate(observed.any(0).tolist()):
+            slope = self.vector_field(plan.t[:, m], belief.mean)
+            belief = belief._replace(mean=belief.mean + dts[:, m, None] * slope)
+            means.append(belief.mean)
+            if someone_observes:
+                updated, observes = self.gru(belief, inputs[:, m]), observed[:, m, None]
+                belief = Belief(
+                    torch.where(observes, updated.mean, belief.mean),
+                    torch.where(observes, updated.std, belief.std),
+                )
+        self.stats.count_evaluation("forward", len(means))
+        self.stats.accepted += len(means)
+        return belief, _at_observations(torch.stack(means, dim=1), plan, times.shape[1])
+
+    def plan(self, times: Tensor, lengths: Tensor) -> WalkPlan:
+        """The steps of every sample, stretched by the end times in force."""
+        span = times[:, -1] - times[:, 0]
+        longest = torch.where(span > 0, self.max_step * span, 1.0)
+        rates = self.horizon.rates(times, lengths, self.reverse)
+        return plan_walk(times, lengths, longest, rates, self.reverse)
+
+
+def _at_steps(observations: Tensor, plan: WalkPlan) -> Tensor:
+    """What each step arrives at, shape ``(B, M, ...)``: zero where it arrives at nothing."""
+    padded = F.pad(observations, (0, 0, 1, 0))
+    place = (plan.arrived + 1)[..., None].expand(-1, -1, padded.shape[2])
+    return padded.gather(1, place)
+
+
+def _at_observations(means: Tensor, plan: WalkPlan, n_times: int) -> Tensor:
+    """Pick the means at the steps that arrive at an observation, in the order of times."""
+    out = means.new_zeros(len(means), n_times + 1, means.shape[2])
+    place = (plan.arrived + 1)[..., None].expand_as(means)
+    return out.scatter(1, place, means)[:, 1:]

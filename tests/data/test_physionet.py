@@ -1,0 +1,261 @@
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import physionet
+from datamodules.physionet import PhysioNetDataModule
+from datamodules.physionet_records import PARAMETERS
+from datamodules.scaling import min_max
+from steer_lightning.batch import check_series
+from tests.helpers.http_server import serving
+from tests.helpers.physionet_files import (
+    FIRST_ID,
+    accept_physionet,
+    archive_bytes,
+    outcomes_bytes,
+    tiny_records,
+    write_physionet,
+)
+
+HR = PARAMETERS.index("HR")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    accept_physionet(monkeypatch)
+    write_physionet(tmp_path / "data")
+    return tmp_path
+
+
+def module(folder: Path, **arguments) -> PhysioNetDataModule:
+    sizes = {"val_size": 8, "batch_size": 8}
+    return PhysioNetDataModule(str(folder / "data"), str(folder / "cache"), **(sizes | arguments))
+
+
+def content(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def cached(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").iterdir())
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_batches(folder, stage):
+    data = module(folder)
+    data.prepare_data()
+    data.setup(stage)
+    loader = {
+        "fit": data.train_dataloader,
+        "validate": data.val_dataloader,
+        "test": data.test_dataloader,
+        "predict": data.predict_dataloader,
+    }[stage]()
+    assert len(loader.dataset) == (24 if stage == "fit" else 8)
+    for batch in loader:
+        check_series(batch)
+        assert batch.values.shape == (8, batch.lengths.max(), data.n_features)
+        assert torch.equal(batch.mask, batch.target_mask)
+        assert set(batch.labels.tolist()) <= set(range(data.num_classes))
+        assert not batch.times[:, 0].any()
+        assert batch.times.max() <= 1.0
+
+
+def test_patients_keep_their_labels_and_values(folder):
+    data = module(folder)
+    data.setup()
+    series, parts = data._store
+    train = series.values[parts["train"]][..., HR]
+    assert (float(train.min()), float(train.max())) == (0.0, 1.0)
+    raw = module(folder).load()[0]
+    numbers = raw.values[..., HR].amax(1).round().long()  # The heart rate numbers the patients.
+    assert numbers.tolist() == list(range(40))
+    for patient, label in zip(numbers.tolist(), raw.labels.tolist(), strict=True):
+        assert label == (FIRST_ID + patient) % 2
+    low, high = float(numbers[parts["train"]].min()), float(numbers[parts["train"]].max())
+    last = series.values[torch.arange(40), series.lengths - 1, HR]
+    torch.testing.assert_close(last, (numbers - low) / (high - low))
+
+
+@pytest.mark.parametrize("by", ["train", "all", "released"])
+def test_values_are_scaled(folder, by):
+    data = module(folder, normalise_by=by)
+    data.setup("fit")
+    series, parts = data._store
+    raw = module(folder).load()[0]
+    expected = min_max(raw.values, raw.mask, parts["train"], by)
+    assert torch.equal(series.values, expected)
+
+
+def test_the_cache_spares_reading(folder, monkeypatch):
+    module(folder).prepare_data()
+    assert len(cached(folder)) == 1
+    first = module(folder).load()[0]
+    monkeypatch.setattr(physionet, "read_records", lambda *_: pytest.fail("The cache is there."))
+    data = module(folder, seed=1, normalise_by="all", val_size=3)
+    data.prepare_data()
+    again = data.load()[0]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_the_cache_is_keyed_by_bin_width_and_content(folder):
+    module(folder).prepare_data()
+    module(folder, time_bin=1.0).prepare_data()
+    module(folder, time_bin=1.0000001).prepare_data()
+    assert len(cached(folder)) == 3
+    deaths = {FIRST_ID + i: i // 3 % 2 for i in range(40)}
+    (folder / "data" / "Outcomes-a.txt").write_bytes(outcomes_bytes(deaths))
+    assert module(folder).load()[0].labels.tolist() == list(deaths.values())
+    assert len(cached(folder)) == 4
+
+
+def test_a_corrupt_cache_is_made_again(folder):
+    first = module(folder).load()[0]
+    (path,) = cached(folder)
+    path.write_bytes(path.read_bytes()[:1000])
+    again = module(folder).load()[0]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert cached(folder) == [path]
+
+
+def test_two_processes_prepare_at_once(folder, monkeypatch):
+    context = get_context("fork")
+    barrier, read_records = context.Barrier(2), physionet.read_records
+
+    def read_together(*arguments):
+        barrier.wait(timeout=20)
+        return read_records(*arguments)
+
+    monkeypatch.setattr(physionet, "read_records", read_together)
+    processes = [context.Process(target=module(folder).prepare_data) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(cached(folder)) == 1
+    module(folder).setup()
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_the_data_folder_is_not_written_to(folder, monkeypatch, download):
+    monkeypatch.setattr(physionet, "download", lambda *_: pytest.fail("Nothing is missing."))
+    before = content(folder / "data")
+    data = module(folder, download=download)
+    data.prepare_data()
+    data.setup()
+    assert content(folder / "data") == before
+
+
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_missing_files_are_downloaded_in_prepare_data_only(folder, monkeypatch, form):
+    target, source = folder / "new", tiny_records(40)
+    write_physionet(target / "data", form=form)
+    (target / "data" / "Outcomes-a.txt").unlink()
+    if form == "archive":
+        (target / "data" / "set-a.tar.gz").unlink()
+    contents = {
+        "set-a.tar.gz": archive_bytes(source),
+        "Outcomes-a.txt": outcomes_bytes({number: number % 2 for number in source}),
+    }
+    with serving(contents) as address:
+        monkeypatch.setattr(physionet, "URL", address)
+        with pytest.raises(FileNotFoundError, match="but it does not exist"):
+            module(target).prepare_data()
+        with pytest.raises(FileNotFoundError, match="but it does not exist"):
+            module(target, download=True).setup("fit")
+        module(target, download=True).prepare_data()
+    names = {"archive": {"set-a.tar.gz"}, "folder": {"set-a"}}[form]
+    assert {path.name for path in (target / "data").iterdir()} == names | {"Outcomes-a.txt"}
+    module(target).setup()
+
+
+def test_a_broken_download_is_not_kept(folder, monkeypatch):
+    contents = {"set-a.tar.gz": archive_bytes(tiny_records(40))[:-100]}
+    with serving(contents) as address:
+        monkeypatch.setattr(physionet, "URL", address)
+        with pytest.raises(ValueError, match="to be a complete gzipped tar archive, but got"):
+            module(folder / "new", download=True).prepare_data()
+    assert not list((folder / "new" / "data").iterdir())
+
+
+def test_the_official_address():
+    assert physionet.URL == "https://physionet.org/files/challenge-2012/1.0.0/"
+
+
+def test_dropped_records_are_named_once_a_run(folder):
+    records = tiny_records(40)
+    for number in (FIRST_ID + 3, FIRST_ID + 8):
+        records[number] = b"Time,Parameter,Value\n00:00,Weight,-1\n"
+    write_physionet(folder / "data", records)
+    for _ in range(2):  # The second time from the cache.
+        data = module(folder)
+        data.prepare_data()
+        with pytest.warns(UserWarning, match="but 2 of 40 have none .* 132542, 132547.") as caught:
+            data.setup()
+        assert len(caught) == 1
+        assert len(data._store[0].lengths) == 38
+
+
+def test_a_set_of_one_label_warns(folder):
+    (folder / "data" / "Outcomes-a.txt").write_bytes(
+        outcomes_bytes(dict.fromkeys(tiny_records(40), 1))
+    )
+    message = "Expected both labels in the test set, but all 8 are 1: the area under the curve"
+    with pytest.warns(UserWarning, match=message):
+        module(folder).setup("test")
+
+
+@pytest.mark.parametrize("name", ["set-a.tar.gz", "Outcomes-a.txt"])
+def test_a_missing_file_raises_for_every_stage(folder, name):
+    (folder / "data" / name).unlink()
+    for stage in ("fit", "validate", "test", "predict"):
+        with pytest.raises(FileNotFoundError, match=f"{name}, but it does not exist"):
+            module(folder).setup(stage)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"time_bin": 0.0}, "Expected `time_bin` to be positive and at most 48 hours, but got 0"),
+        (
+            {"time_bin": 48.1},
+            "Expected `time_bin` to be positive and at most 48 hours, but got 48",
+        ),
+        ({"time_bin": float("nan")}, "Expected `time_bin` to be positive and at most 48 hours"),
+        ({"normalise_by": "max"}, "Expected `normalise_by` to be 'train' or 'all' or 'released'"),
+    ],
+)
+def test_arguments_out_of_range_raise(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        module(folder, **arguments)
+
+
+@pytest.mark.real_data
+def test_real_files(data_dir, tmp_path):
+    source = data_dir / "physionet2012"
+    if not source.is_dir():
+        pytest.skip(f"no PhysioNet 2012: {source} does not exist")
+    before = content(source)
+    data = PhysioNetDataModule(str(source), str(tmp_path))
+    data.prepare_data()
+    data.setup()
+    assert content(source) == before
+    raw = data.load()[0]
+    assert raw.values.shape == (4000, 203, 41)
+    assert int(raw.labels.sum()) == 554
+    # Counted line by line: pairs of minute and parameter, and minutes, with something known.
+    assert int(raw.mask.sum()) == 1_748_013
+    assert (int(raw.lengths.sum()), int(raw.lengths.eq(1).sum())) == (299_264, 3)
+    assert raw.values[..., PARAMETERS.index("MechVent")].max() == 1.0
+    assert float(raw.values[..., PARAMETERS.index("Temp")].min()) == pytest.approx(-17.8)
+    unions, longest = [], []
+    for batch in data.train_dataloader():
+        check_series(batch)
+        unions.append(len(batch.times[batch.valid].unique()))
+        longest.append(int(batch.lengths.max()))
+    # What makes walking each patient's own times worth while.
+    assert sum(unions) / len(unions) == pytest.approx(2081, rel=0.03)
+    assert sum(longest) / len(longest) == pytest.approx(137, rel=0.03)

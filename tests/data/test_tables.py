@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from datamodules.tables import TextTable
+
+COLUMNS = ("Time", "Name", "Value")
+
+
+def table(*lines: str, end: str = "\n") -> TextTable:
+    return TextTable(end.join(["Time,Name,Value", *lines]).encode(), COLUMNS, "a.txt")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("tail", [(), ("",), ("", "")])
+def test_columns(end, tail):
+    t = table("00:00,HR,1.5", "00:07,K,-2", *tail, end=end)
+    assert len(t) == 2
+    assert t.text("Time") == ["00:00", "00:07"]
+    assert t.codes("Name", {"K": 0, "HR": 7}, "a name").tolist() == [7, 0]
+    assert np.array_equal(t.numbers("Value"), [1.5, -2.0])
+
+
+def test_no_lines():
+    t = table()
+    assert len(t) == len(t.numbers("Value")) == len(t.codes("Name", {}, "a name")) == 0
+
+
+def test_without_a_header():
+    t = TextTable(b"1,2\n3,4\n", ("a", "b"), "a.txt", has_header=False)
+    assert t.numbers("b").tolist() == [2.0, 4.0]
+    with pytest.raises(ValueError, match=r"Expected a finite number as a in line 1 of a\.txt"):
+        TextTable(b"x,2\n", ("a", "b"), "a.txt", has_header=False).numbers("a")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("0,a,1", "0,a", "0,b,2"),
+        ("0,a,1", "0,a,1,2", "0,b,2"),
+        ("0,a,1", "", "0,b,2"),
+        # Together as many fields as there should be.
+        ("0,a,1", "0,b", "2,0,c,3"),
+        ("0,a,1", "0,b,2,0,c", "3"),
+    ],
+)
+def test_lines_of_other_lengths_raise(lines):
+    with pytest.raises(ValueError, match=r"Expected 3 fields between commas in line 3 of a\.txt"):
+        table(*lines)
+
+
+@pytest.mark.parametrize("value", ["", "x", "1.2.3", "nan", "inf", "-inf", "�"])
+def test_what_is_no_finite_number_raises(value):
+    message = rf"Expected a finite number as Value in line 3 of a\.txt, but got '{value}'\. Get"
+    with pytest.raises(ValueError, match=message):
+        table("0,a,1", f"0,a,{value}", "0,b,nan").numbers("Value")
+
+
+def test_unknown_names_raise():
+    message = r"Expected one of a and b in line 4 of a\.txt, but got 'c'\. Get the file from"
+    with pytest.raises(ValueError, match=message):
+        table("0,a,1", "0,b,1", "0,c,1", "0,d,1").codes("Name", {"a": 0, "b": 1}, "one of a and b")
+
+
+@pytest.mark.parametrize("content", [b"", b"Time,Value\n", b"\xff\xfe"])
+def test_another_header_raises(content):
+    message = "Expected a.txt to start with the line 'Time,Name,Value', but got"
+    with pytest.raises(ValueError, match=message):
+        TextTable(content, COLUMNS, "a.txt")
+
+
+def test_bytes_that_are_no_text_are_an_error_of_their_line():
+    broken = TextTable(b"Time,Name,Value\n0,a,1\n0,a,\xff\n", COLUMNS, "a.txt")
+    with pytest.raises(ValueError, match="in line 3 of"):
+        broken.numbers("Value")
