@@ -19,8 +19,9 @@ from datamodules.activity_recordings import (
     read_rows,
 )
 from datamodules.base import check_at_least
-from datamodules.series import SeriesDataModule, check_choice
+from datamodules.series import SeriesDataModule
 from steer_lightning.batch import SeriesBatch
+from steer_lightning.functional.choices import check_choice
 
 
 class HumanActivityDataModule(SeriesDataModule):

@@ -8,8 +8,9 @@ from torch import Tensor
 from datamodules.base import check_at_least, derive_seed, seeded_generator
 from datamodules.hopper_simulator import N_STATES, load_hopper
 from datamodules.scaling import NormaliseBy, min_max
-from datamodules.series import SeriesDataModule, check_choice, choose_points
+from datamodules.series import SeriesDataModule, choose_points
 from steer_lightning.batch import SeriesBatch
+from steer_lightning.functional.choices import check_choice
 
 
 class MuJoCoHopperDataModule(SeriesDataModule):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from datamodules.base import check_at_least, seeded_generator
-from datamodules.series import SeriesDataModule, check_choice, choose_points
+from datamodules.series import SeriesDataModule, choose_points
 from steer_lightning.batch import SeriesBatch
+from steer_lightning.functional.choices import check_choice
 
 _ATTEMPTS = 100
 

@@ -21,8 +21,9 @@ from datamodules.physionet_records import (
     read_records,
 )
 from datamodules.scaling import NormaliseBy, min_max
-from datamodules.series import SeriesData, SeriesDataModule, check_choice
+from datamodules.series import SeriesData, SeriesDataModule
 from steer_lightning.batch import SeriesBatch, make_series
+from steer_lightning.functional.choices import check_choice
 
 URL = "https://physionet.org/files/challenge-2012/1.0.0/"
 

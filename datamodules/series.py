@@ -134,25 +134,6 @@ def choose_points(
     return torch.rand(n_samples, n_points, generator=generator).argsort(dim=1) < n_chosen
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless the argument ``name`` is one of the choices.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: What the user gave.
-        choices: What is allowed.
-
-    Raises:
-        ValueError: If ``value`` is not among ``choices``.
-
-    Example:
-        >>> check_choice("task", "interpolate", ("interpolate", "extrapolate"))
-    """
-    if value not in choices:
-        allowed = " or ".join(map(repr, choices))
-        raise ValueError(f"Expected `{name}` to be {allowed}, but got {value!r}. Choose one.")
-
-
 class SeriesDataModule(TensorDataModule):
     r"""Base of series with a time grid for each sample: a subclass only loads and scales them.
 

@@ -53,8 +53,7 @@ class FixedGridSolver(Solver):
         n_steps: Steps in each interval of ``t_eval``.
         compile: What to compile with :func:`torch.compile`: each ``"step"``, or the whole
             ``"solve"``. All fields of one structure share a compilation. It needs a C++ compiler
-            and pays after some hundred steps of training; a step compiles ``n_steps`` times
-            faster than a solve.
+            and pays after some hundred steps of training; a step is compiled sooner than a solve.
         cuda_graphs: Replay what is compiled as CUDA graphs; without effect on a CPU.
         checkpoint: Keep only the state at each step and evaluate the step again in the backward
             pass: memory of one step instead of all, for one more forward pass of work.

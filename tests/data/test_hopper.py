@@ -177,8 +177,8 @@ def test_real_simulator(monkeypatch):
         ({"n_trajectories": 0}, "Expected `n_trajectories` to be at least 1, but got 0"),
         ({"n_points": 1}, "Expected `n_points` to be at least 2, but got 1"),
         ({"n_simulated": 19}, "Expected `n_simulated` to be at least 20, but got 19"),
-        ({"task": "predict"}, "Expected `task` to be 'interpolate' or 'extrapolate', but got"),
-        ({"normalise_by": "max"}, "Expected `normalise_by` to be 'train' or 'all' or 'released'"),
+        ({"task": "predict"}, "Expected `task` to be one of .*, but got 'predict'"),
+        ({"normalise_by": "max"}, "Expected `normalise_by` to be one of .*, but got 'max'"),
         ({"observed_fraction": 0.0}, "Expected 0 < observed_fraction <= 1, but got 0.0"),
         ({"observed_fraction": 1.1}, "Expected 0 < observed_fraction <= 1, but got 1.1"),
         (

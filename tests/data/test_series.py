@@ -8,7 +8,6 @@ from datamodules.base import keep_batch, seeded_generator
 from datamodules.series import (
     SeriesData,
     SeriesDataModule,
-    check_choice,
     choose_points,
     split_samples,
 )
@@ -207,8 +206,3 @@ def test_a_set_that_breaks_the_contract_raises(stage, monkeypatch):
 def test_arguments_out_of_range_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         Known(**arguments)
-
-
-def test_a_choice_that_does_not_exist_raises():
-    with pytest.raises(ValueError, match="Expected `x` to be 'a' or 'b', but got 'c'"):
-        check_choice("x", "c", ("a", "b"))

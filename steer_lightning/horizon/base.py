@@ -1,0 +1,110 @@
+"""What every horizon is: something that STEER can perturb, and reset."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from steer_lightning.functional.end_time import Draw
+from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.solvers.base import (
+    Solution,
+    Solver,
+    SolveStats,
+    VectorField,
+    check_is_module,
+)
+
+
+class WarpedField(nn.Module):
+    """A vector field seen in nominal time: ``rate * f(warp(s), y)``.
+
+    Args:
+        vector_field: ``f(t, y)``; receives ``t`` of shape ``(B,)`` if the warp has one rate or
+            one start for each sample, else ``()``.
+        warp: The map from nominal to actual time, fixed for the life of this field: a backward
+            pass sees the end time of its forward pass.
+    """
+
+    def __init__(self, vector_field: VectorField, warp: TimeWarp) -> None:
+        super().__init__()
+        self.vector_field = vector_field
+        self.warp = warp
+
+    @property
+    def controlled_parts(self) -> int | None:
+        """How many parts of the state set the step size; ``None`` for all."""
+        return getattr(self.vector_field, "controlled_parts", None)
+
+    def forward(self, s: Tensor, y: Any) -> Any:
+        """Derivative of ``y`` in nominal time."""
+        return self.warp.scale(self.vector_field(self.warp.actual(s), y))
+
+    def trainable_tensors(self) -> list[Tensor]:
+        """What an adjoint must differentiate besides the parameters: a learnable end time.
+
+        Raises:
+            TypeError: If the field is not an ``nn.Module``, as its parameters cannot be found.
+        """
+        check_is_module(self.vector_field)
+        return [x for x in self.warp if isinstance(x, Tensor) and x.requires_grad]
+
+
+class Horizon(nn.Module):
+    """What can be perturbed. Its draw is plain state: never a buffer, never in ``state_dict``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._draw: Draw | None = None
+        self.solved = False
+        self.owner: object | None = None
+
+    @property
+    def draw(self) -> Draw | None:
+        """The draw in force."""
+        return self._draw
+
+    def perturb(self, draw: Draw) -> None:
+        """Put a draw in force until the next call or :meth:`reset`.
+
+        Raises:
+            ValueError: If the draw does not fit the horizon.
+        """
+        self.check(draw)
+        self._draw = draw
+
+    def reset(self) -> None:
+        """Go back to the nominal end time."""
+        self.__dict__.update(self._nominal())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is nobody's, and stands at the nominal end time."""
+        return {**self.__dict__, **self._nominal(), "owner": None, "solved": False}
+
+    def _nominal(self) -> dict[str, Any]:
+        """The attributes that a draw changes, as they are without one."""
+        return {"_draw": None}
+
+    def check(self, draw: Draw) -> None:
+        """Raise a ``ValueError`` if a draw could not be put in force."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The interval in words, for a table."""
+        raise NotImplementedError
+
+    def in_force(self) -> dict[str, float]:
+        """What is in force now, by the names it is logged under."""
+        raise NotImplementedError
+
+    def solve(
+        self,
+        solver: Solver,
+        vector_field: VectorField,
+        y0: Any,
+        t_eval: Tensor | None = None,
+        *,
+        t_start: Tensor | None = None,
+        stats: SolveStats | None = None,
+    ) -> Solution:
+        """Solve with the end times in force; see :meth:`steer_lightning.solvers.Solver.solve`."""
+        raise NotImplementedError

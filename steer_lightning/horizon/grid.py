@@ -1,0 +1,164 @@
+"""One interval between each pair of neighbouring times."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer_lightning.functional.end_time import Draw
+from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.functional.walk import walking_order
+from steer_lightning.horizon.base import Horizon, WarpedField
+from steer_lightning.solvers.base import (
+    Solution,
+    Solver,
+    SolveStats,
+    VectorField,
+    check_problem,
+    first_part,
+)
+
+
+class GridHorizon(Horizon):
+    r"""One interval between each pair of neighbouring times, each with an end time of its own.
+
+    The solution on interval :math:`i` starts at the unperturbed :math:`t_i` and runs to a drawn
+    :math:`T_i` in place of :math:`t_{i+1}`; the next interval starts at :math:`t_{i+1}` again. A
+    field without time (attribute ``autonomous = True``) cannot tell where an interval starts:
+    the stretched intervals are added up to a new monotone grid and solved in one smooth solve.
+    Other fields are solved interval by interval.
+
+    ``b`` is cut to ``(1 - epsilon)`` times each gap, and the end times depend on the draw alone:
+    asking again within a batch gives the same ones.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
+
+    Example:
+        >>> from steer_lightning.functional import EndTimeDraw
+        >>> horizon = GridHorizon()
+        >>> horizon.perturb(EndTimeDraw(b=None, key=3))
+        >>> t_eval = torch.tensor([0.0, 0.5, 2.0])
+        >>> ends = horizon.end_times(t_eval)
+        >>> bool((ends > t_eval[:-1]).all()), bool((ends - t_eval[1:] < t_eval.diff()).all())
+        (True, True)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stretch = 1.0
+
+    def check(self, draw: Draw) -> None:
+        """Every draw fits: ``b`` is cut to each gap."""
+
+    def _nominal(self) -> dict[str, Any]:
+        return {**super()._nominal(), "_stretch": 1.0}
+
+    def describe(self) -> str:
+        """The interval in words."""
+        return "each interval of t_eval"
+
+    def in_force(self) -> dict[str, float]:
+        """Mean ratio of stretched to given interval lengths, in the last solve."""
+        return {"stretch": self._stretch}
+
+    def end_times(self, t_eval: Tensor, batch_size: int | None = None) -> Tensor:
+        """End times in force, shape ``(T - 1,)``, or ``(B, T - 1)`` with one for each sample."""
+        rates = self._rates(t_eval, batch_size)
+        return t_eval[1:] if rates is None else t_eval[:-1] + rates * t_eval.diff()
+
+    def solve(
+        self,
+        solver: Solver,
+        vector_field: VectorField,
+        y0: Any,
+        t_eval: Tensor | None = None,
+        *,
+        t_start: Tensor | None = None,
+        stats: SolveStats | None = None,
+    ) -> Solution:
+        """Solve at ``t_eval`` with the end times in force.
+
+        Raises:
+            ValueError: If ``t_eval`` is not given: a grid has no times of its own; or if
+                ``t_start`` is: a grid's times are actual times.
+        """
+        if t_start is not None:
+            raise ValueError("Expected no `t_start` with a GridHorizon, whose times are actual.")
+        if t_eval is None:
+            raise ValueError(
+                "Expected `t_eval` with a GridHorizon, which has no times of its own."
+            )
+        self.solved = True
+        if self._draw is not None:
+            check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
+        rates = self._rates(t_eval, len(first_part(y0)))
+        if rates is None:
+            return solver.solve(vector_field, y0, t_eval, stats=stats)
+        self._stretch = float(rates.mean())
+        if rates.ndim == 1 and getattr(vector_field, "autonomous", False):
+            stretched = torch.cat([t_eval[:1], t_eval[0] + (rates * t_eval.diff()).cumsum(0)])
+            return solver.solve(vector_field, y0, stretched, stats=stats)
+        stats = SolveStats() if stats is None else stats
+        y, ys = y0, [y0]
+        for i in range(len(t_eval) - 1):
+            warp = TimeWarp(t_eval[i], t_eval[i], rates[..., i])
+            interval = solver.solve(
+                WarpedField(vector_field, warp), y, t_eval[i : i + 2], stats=stats
+            )
+            y = _last(interval.ys)
+            ys.append(y)
+        return Solution(_stack(ys), stats)
+
+    def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:
+        """Stretch of each interval of series that have a time grid of their own.
+
+        Samples whose intervals all have the same lengths share their end times, unless the draw
+        is one for each sample; other samples have their own.
+
+        Args:
+            times: Times of each sample, padded by the last one, shape ``(B, K)``.
+            lengths: Number of times of each sample, shape ``(B,)``.
+            reverse: Number the intervals from the last time on: the solution of an interval
+                starts at its later end, and the earlier one moves.
+
+        Returns:
+            Ratio of stretched to nominal length of each interval, one in the padding, shape
+            ``(B, K - 1)``, not differentiable; ``None`` if nothing is stretched.
+        """
+        self.solved = True
+        if self._draw is None:
+            return None
+        order = walking_order(lengths, times.shape[1], reverse)
+        gaps = times.detach().gather(1, order).diff(dim=1).cpu().double()
+        moved = gaps != 0
+        if not bool(moved.any()):
+            return None
+        shared = bool((gaps == gaps[:1]).all())
+        drawn = gaps[0, moved[0]] if shared else gaps[moved]
+        offsets = self._draw.offsets(drawn, len(gaps) if shared else 1, clip=True)
+        if offsets is None:
+            return None
+        if shared:
+            offsets = offsets.expand(len(gaps), -1)
+        stretch = 1.0 + offsets.flatten() / gaps[moved]
+        rates = torch.ones_like(gaps).masked_scatter(moved, stretch)
+        self._stretch = float(rates[moved].mean())
+        return rates.to(times)
+
+    def _rates(self, t_eval: Tensor, batch_size: int | None) -> Tensor | None:
+        if self._draw is None:
+            return None
+        gaps = t_eval.detach().diff().cpu().double()
+        offsets = self._draw.offsets(gaps, batch_size, clip=True)
+        return None if offsets is None else (1.0 + offsets / gaps).to(t_eval)
+
+
+def _last(ys: Any) -> Any:
+    return tuple(part[-1] for part in ys) if isinstance(ys, tuple) else ys[-1]
+
+
+def _stack(states: list[Any]) -> Any:
+    if isinstance(states[0], tuple):
+        return tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+    return torch.stack(states)
