@@ -1,5 +1,6 @@
 """Vector fields and the blocks that solve them, without Lightning."""
 
+from steer_lightning.nn.augmented import Augmented
 from steer_lightning.nn.cnf import CNF
 from steer_lightning.nn.compiled import CompiledField
 from steer_lightning.nn.concat_squash import ConcatSquashField
@@ -18,6 +19,7 @@ from steer_lightning.nn.ode_block import ODEBlock
 from steer_lightning.nn.ode_rnn import ODERNN, Belief, BeliefGRU
 
 __all__ = [
+    "Augmented",
     "CNF",
     "Belief",
     "BeliefGRU",

@@ -20,6 +20,8 @@ class ODEBlock(nn.Module):
         t_span: ``(t0, t1)`` of the block's horizon.
         horizon: A horizon in place of ``t_span``: a :class:`~steer_lightning.horizon.GridHorizon`
             for solutions at many times.
+        eval_solver: Integrator in eval mode; ``solver`` if not given. A model can train on a
+            fixed compiled grid and be evaluated to a tolerance, or the reverse.
 
     Attributes:
         stats: Work done since its last reset; read by ``NFEMonitor``.
@@ -46,6 +48,7 @@ class ODEBlock(nn.Module):
         solver: Solver | None = None,
         t_span: Sequence[float] | None = None,
         horizon: Horizon | None = None,
+        eval_solver: Solver | None = None,
     ) -> None:
         super().__init__()
         if t_span is not None and horizon is not None:
@@ -56,6 +59,7 @@ class ODEBlock(nn.Module):
             raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
         self.vector_field = vector_field
         self.solver = TorchdiffeqSolver() if solver is None else solver
+        self.eval_solver = eval_solver
         t0, t1 = (0.0, 1.0) if t_span is None else t_span
         self.horizon = SpanHorizon(t0, t1) if horizon is None else horizon
         self.stats = SolveStats()
@@ -75,8 +79,9 @@ class ODEBlock(nn.Module):
             The state at ``t1``, shape of ``y0``; with ``t_eval`` the states at all its times,
             shape ``(T, B, ...)``.
         """
+        solver = self.solver if self.training or self.eval_solver is None else self.eval_solver
         solution = self.horizon.solve(
-            self.solver, self.vector_field, y0, t_eval, t_start=t_start, stats=self.stats
+            solver, self.vector_field, y0, t_eval, t_start=t_start, stats=self.stats
         )
         return _at_end(solution.ys) if t_eval is None else solution.ys
 

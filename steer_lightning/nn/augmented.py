@@ -1,0 +1,63 @@
+"""Room for trajectories to pass each other: states with zeros appended."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Augmented(nn.Module):
+    r"""Solve a block from a state with zeros appended, as Augmented Neural ODEs do.
+
+    .. math:: y(t_0) = (x, 0)
+
+    The added dimensions of vectors ``(B, D)``, or channels of images ``(B, C, H, W)``, follow
+    those of the input; the block and its vector field have ``n_extra`` more of them than the
+    input, and so have the features.
+
+    Args:
+        block: Maps a state, and times if they are asked for, to the solution:
+            :class:`~steer_lightning.nn.ODEBlock` for instance.
+        n_extra: Number of dimensions or channels to append.
+
+    Raises:
+        ValueError: If ``n_extra < 1``, or the input has no axis 1 to append to.
+
+    References:
+        Dupont et al., *Augmented Neural ODEs*, NeurIPS 2019, arXiv:1904.01681.
+
+    Example:
+        >>> from steer_lightning.nn import ConvField, ODEBlock
+        >>> block = Augmented(ODEBlock(ConvField(channels=1 + 5, filters=64)), n_extra=5)
+        >>> block(torch.zeros(2, 1, 4, 4)).shape
+        torch.Size([2, 6, 4, 4])
+    """
+
+    def __init__(self, block: nn.Module, n_extra: int) -> None:
+        super().__init__()
+        if n_extra < 1:
+            raise ValueError(
+                f"Expected `n_extra` >= 1, but got {n_extra}. Without dimensions to append, use "
+                f"the block itself."
+            )
+        self.block = block
+        self.n_extra = n_extra
+
+    def forward(self, x: Tensor, t_eval: Tensor | None = None) -> Tensor:
+        """Append zeros, and solve.
+
+        Args:
+            x: Input, shape ``(B, C, ...)``.
+            t_eval: Nominal times, shape ``(T,)``; the ends of the block's span if not given.
+
+        Returns:
+            Features, shape ``(B, C + n_extra, ...)``; with ``t_eval`` those at all its times,
+            shape ``(T, B, C + n_extra, ...)``.
+        """
+        if x.ndim < 2:
+            raise ValueError(
+                f"Expected an input of shape (B, D) or (B, C, H, W), but got {tuple(x.shape)}. "
+                f"Give numbers an axis of length 1: x[:, None]."
+            )
+        zeros = x.new_zeros(len(x), self.n_extra, *x.shape[2:])
+        y0 = torch.cat([x, zeros], dim=1)
+        features: Tensor = self.block(y0) if t_eval is None else self.block(y0, t_eval)
+        return features
