@@ -3,6 +3,13 @@
 from steer_lightning.modules.classifier import ClassifierModule
 from steer_lightning.modules.cnf import CNFModule
 from steer_lightning.modules.image_flow import ImageFlowModule
+from steer_lightning.modules.regression import RegressionModule
 from steer_lightning.modules.stiff import StiffODEModule
 
-__all__ = ["CNFModule", "ClassifierModule", "ImageFlowModule", "StiffODEModule"]
+__all__ = [
+    "CNFModule",
+    "ClassifierModule",
+    "ImageFlowModule",
+    "RegressionModule",
+    "StiffODEModule",
+]

@@ -1,32 +1,31 @@
 """Classification with Neural ODEs."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from steer_lightning.modules.base import (
-    LRInterval,
-    OptimizerFactory,
-    SchedulerFactory,
-    StageMetrics,
-    TaskModule,
-    adam,
-)
-from steer_lightning.nn import ODEBlock
+from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
+from steer_lightning.modules.feedforward import FeedforwardModule
 
 
-class ClassifierModule(TaskModule):
+class ClassifierModule(FeedforwardModule):
     r"""Classify the solution of an ODE that starts at the input.
 
-    A batch is a tuple of inputs ``(B, ...)`` and labels ``(B,)``. The stem makes the ODE's initial
-    state of an input; the block's solution is flattened for the head. ``predict`` gives class
-    probabilities ``(B, num_classes)``.
+    A batch is a tuple of inputs ``(B, ...)`` and labels ``(B,)``, whole numbers from 0. The stem
+    makes the ODE's initial state of an input; the block's solution is flattened for the head.
+    Evaluation logs cross-entropy in nats as ``loss``, ``accuracy`` and ``calibration_error``, the
+    expected gap between confidence and accuracy. ``predict`` gives class probabilities
+    ``(B, num_classes)``.
 
     Args:
-        block: Maps initial states to features of the same shape.
+        block: Maps initial states to features: an :class:`~steer_lightning.nn.ODEBlock`, an
+            :class:`~steer_lightning.nn.Augmented` one, or any other module.
         head: Maps flattened features to ``num_classes`` logits.
         num_classes: Number of classes.
         stem: Maps inputs to initial states; the identity if not given.
@@ -34,21 +33,27 @@ class ClassifierModule(TaskModule):
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
         lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
 
+    Raises:
+        ValueError: At a batch, if the head gives another number of logits than there are
+            classes, or the labels are no whole numbers ``(B,)`` from 0 to ``num_classes - 1``.
+
     References:
         Dupont et al., *Augmented Neural ODEs*, NeurIPS 2019, arXiv:1904.01681; Ghosh et al.,
-        *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.3.
+        *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.3; Guo et al., *On calibration of
+        modern neural networks*, ICML 2017.
 
     Example:
-        >>> import torch
         >>> from steer_lightning.nn import ConvField, ODEBlock
         >>> module = ClassifierModule(ODEBlock(ConvField(1, 8)), nn.Linear(16, 10))
         >>> module(torch.zeros(2, 1, 4, 4)).shape
         torch.Size([2, 10])
+        >>> module.trajectories(torch.zeros(2, 1, 4, 4), torch.linspace(0.0, 1.5, 4)).shape
+        torch.Size([4, 2, 1, 4, 4])
     """
 
     def __init__(
         self,
-        block: ODEBlock,
+        block: nn.Module,
         head: nn.Module,
         num_classes: int = 10,
         stem: nn.Module | None = None,
@@ -56,55 +61,44 @@ class ClassifierModule(TaskModule):
         lr_scheduler: SchedulerFactory | None = None,
         lr_interval: LRInterval = "epoch",
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+        metrics: dict[str, Callable[[], Metric]] = {
+            "accuracy": partial(MulticlassAccuracy, num_classes, average="micro"),
+            "calibration_error": partial(MulticlassCalibrationError, num_classes),
+        }
+        super().__init__(block, head, stem, metrics, optimizer, lr_scheduler, lr_interval)
         self.save_plain_hyperparameters()
-        self.stem = nn.Identity() if stem is None else stem
-        self.block = block
-        self.head = head
         self.num_classes = num_classes
-        self.accuracy = StageMetrics(
-            lambda: MulticlassAccuracy(num_classes=num_classes, average="micro")
-        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape ``(B, num_classes)``."""
-        logits: Tensor = self.head(self.block(self.stem(x)).flatten(1))
-        return logits
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise a ``ValueError`` unless there are logits and a label for each sample."""
+        n, classes = len(outputs), self.num_classes
+        if outputs.shape != (n, classes):
+            raise ValueError(
+                f"Expected num_classes = {classes} logits for each sample, shape {(n, classes)}, "
+                f"but the head gave {tuple(outputs.shape)}. Change the head's number of outputs, "
+                f"or num_classes."
+            )
+        if targets.shape != (n,) or targets.is_floating_point() or targets.dtype == torch.bool:
+            raise ValueError(
+                f"Expected a whole number for each sample as its label, shape ({n},), but got "
+                f"{targets.dtype} of shape {tuple(targets.shape)}. Give the number of the class, "
+                f"not one number for each class."
+            )
+        low, high = (int(end) for end in targets.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"Expected labels from 0 to num_classes - 1 = {classes - 1}, but got {low} to "
+                f"{high}. Count classes from 0, or raise num_classes."
+            )
 
-    def evaluate(self, batch: Any) -> dict[str, Tensor]:
-        """Mean cross-entropy in nats and accuracy of a batch."""
-        x, labels = batch
-        logits = self(x)
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Mean cross-entropy in nats, and accuracy."""
+        targets = targets.long()
         return {
-            "loss": F.cross_entropy(logits, labels),
-            "accuracy": multiclass_accuracy(logits, labels, self.num_classes, average="micro"),
+            "loss": F.cross_entropy(outputs, targets),
+            "accuracy": multiclass_accuracy(outputs, targets, self.num_classes, average="micro"),
         }
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy of the batch."""
-        metrics = self.evaluate(batch)
-        self.log_dict({f"train/{k}": v for k, v in metrics.items()}, prog_bar=True)
-        return metrics["loss"]
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to ``val/loss`` and ``val/accuracy``."""
-        self._evaluation_step("val", batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to ``test/loss`` and ``test/accuracy``."""
-        self._evaluation_step("test", batch)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class probabilities of the batch."""
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        logits: Tensor = self(x)
-        return logits.softmax(1)
-
-    def _evaluation_step(self, stage: str, batch: Any) -> None:
-        x, labels = batch
-        logits = self(x)
-        metric = self.accuracy[stage]
-        metric.update(logits, labels)
-        loss = F.cross_entropy(logits, labels)
-        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
-        self.log(f"{stage}/accuracy", metric, prog_bar=True)
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """Class probabilities, shape ``(B, num_classes)``."""
+        return outputs.softmax(1)

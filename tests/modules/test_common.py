@@ -13,8 +13,21 @@ from torch.utils.data import DataLoader, TensorDataset
 import cli
 from datamodules import StiffODEDataModule, ToyDensityDataModule
 from steer_lightning.functional import stream
-from steer_lightning.modules import ClassifierModule, CNFModule, ImageFlowModule, StiffODEModule
-from steer_lightning.nn import CNF, ConcatSquashField, ConvField, MLPField, ODEBlock
+from steer_lightning.modules import (
+    ClassifierModule,
+    CNFModule,
+    ImageFlowModule,
+    RegressionModule,
+    StiffODEModule,
+)
+from steer_lightning.nn import (
+    CNF,
+    Augmented,
+    ConcatSquashField,
+    ConvField,
+    MLPField,
+    ODEBlock,
+)
 from tests.helpers.models import image_flow, lively
 
 
@@ -27,6 +40,16 @@ class Digits(LightningDataModule):
     def loader(self):
         images = self.images(torch.Generator().manual_seed(0))
         return DataLoader(TensorDataset(images, torch.arange(8) % 3), batch_size=4)
+
+    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+class Rings(Digits):
+    """Points of the plane with their distance from zero; no files."""
+
+    def loader(self):
+        points = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(points, points.norm(dim=1, keepdim=True)), batch_size=4)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
 
@@ -98,6 +121,23 @@ CASES = {
                 solver=node("solvers.FixedGridSolver", n_steps=2),
             ),
             "jacobian_weight": 0.25,
+        },
+    ),
+    "regression": Case(
+        RegressionModule,
+        lambda: {"block": Augmented(ODEBlock(MLPField(3, (8,))), 1), "head": nn.Linear(3, 1)},
+        {},
+        Rings,
+        {
+            "block": node(
+                "nn.Augmented",
+                block=node("nn.ODEBlock", vector_field=node("nn.MLPField", dim=3, hidden=[8])),
+                n_extra=1,
+            ),
+            "head": {
+                "class_path": "torch.nn.Linear",
+                "init_args": {"in_features": 3, "out_features": 1},
+            },
         },
     ),
     "stiff": Case(
