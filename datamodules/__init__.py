@@ -11,6 +11,7 @@ from datamodules.periodic import PeriodicDataModule
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.series import SeriesData, SeriesDataModule
 from datamodules.stiff import StiffBatch, StiffODEDataModule, StiffTrajectory
+from datamodules.svhn import SVHNDataModule
 from datamodules.toy import ToyDensityDataModule
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MuJoCoHopperDataModule",
     "PeriodicDataModule",
     "PhysioNetDataModule",
+    "SVHNDataModule",
     "SeriesData",
     "SeriesDataModule",
     "StiffBatch",

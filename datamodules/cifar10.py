@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import calculate_md5
 
-from datamodules.images import ImageDataModule, Pixels
+from datamodules.checked_images import CheckedImageDataModule
+from datamodules.images import Pixels
 
 
-class CIFAR10DataModule(ImageDataModule):
+class CIFAR10DataModule(CheckedImageDataModule):
     r"""Small colour photographs, 10 classes: 50,000 to train and validate on, 10,000 to test on.
 
     A batch is a tuple ``(images, labels)``: images, shape ``(B, 3, H, W)``, float32, and labels,
@@ -52,6 +52,7 @@ class CIFAR10DataModule(ImageDataModule):
         ((3, 32, 32), 10)
     """
 
+    title = "CIFAR-10"
     native_shape = (3, 32, 32)
     num_classes = 10
 
@@ -88,50 +89,21 @@ class CIFAR10DataModule(ImageDataModule):
         """Folder of the unpacked files."""
         return Path(self.data_dir, CIFAR10.base_folder)
 
-    def prepare_data(self) -> None:
-        """Download what is missing or broken, if ``download`` is true; one process on each node.
+    @property
+    def layout(self) -> str:
+        return f"`{CIFAR10.base_folder}` with the {len(self.checksums())} unpacked files"
 
-        Files are checked here too, before a run makes its folders.
+    @property
+    def leftovers(self) -> str:
+        return f"the folder, and {CIFAR10.filename} beside it,"
 
-        Raises:
-            ValueError: If a file is broken, or stays so after the download.
-            FileNotFoundError: If a file is missing.
-        """
-        if self.download:
-            try:
-                self.check_files()
-            except (FileNotFoundError, ValueError):
-                self._download()
-        super().prepare_data()
+    def checksums(self) -> dict[str, str]:
+        """Official MD5 checksum of each file, by name."""
+        files = [*CIFAR10.train_list, *CIFAR10.test_list]
+        return dict([*files, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
 
-    def _download(self) -> None:
-        try:
-            CIFAR10(self.data_dir, download=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"Expected torchvision to complete the CIFAR-10 files in {self.folder}, but got: "
-                f"{error} Delete the folder, and {CIFAR10.filename} beside it, and try again."
-            ) from error
-
-    def check_files(self) -> None:
-        checksums = [*CIFAR10.train_list, *CIFAR10.test_list]
-        checksums.append([CIFAR10.meta["filename"], CIFAR10.meta["md5"]])
-        for name, expected in checksums:
-            path = self.folder / name
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"Expected the CIFAR-10 file {path}, but it does not exist. Set "
-                    "`--data.download true`, or `--data.data_dir` to the folder that holds "
-                    f"`{CIFAR10.base_folder}` with the {len(checksums)} unpacked files."
-                )
-            md5 = calculate_md5(path)
-            if md5 != expected:
-                raise ValueError(
-                    f"Expected {path} to have the MD5 checksum {expected} of CIFAR-10's own "
-                    f"file, but got {md5}; it was not opened. Delete the folder {self.folder} and "
-                    "set `--data.download true`, or set `--data.data_dir` to a folder with "
-                    "complete files."
-                )
+    def fetch(self) -> None:
+        CIFAR10(self.data_dir, download=True)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         # Torchvision compares the checksums again before it unpickles.
