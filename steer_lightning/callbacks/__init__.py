@@ -8,7 +8,8 @@ from steer_lightning.callbacks.steer import SteerCallback
 from steer_lightning.callbacks.training_clock import TrainingClock
 
 if TYPE_CHECKING:
-    from steer_lightning.callbacks.pictures import EndTimeSweep, FlowPicture, StiffPicture
+    from steer_lightning.callbacks.end_time_sweep import EndTimeSweep
+    from steer_lightning.callbacks.pictures import FlowPicture, StiffPicture
     from steer_lightning.callbacks.samples import SampleGrid, SampleWriter
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "EndTimeSweep": "pictures",
+    "EndTimeSweep": "end_time_sweep",
     "FlowPicture": "pictures",
     "SampleGrid": "samples",
     "SampleWriter": "samples",

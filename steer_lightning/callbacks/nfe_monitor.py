@@ -15,9 +15,10 @@ from steer_lightning.steering import as_paths
 class NFEMonitor(Callback):
     """Log the number of function evaluations, in all and for each block.
 
-    In training ``train/nfe_forward`` and ``train/nfe_backward`` are those of the batch; in
-    evaluation ``val/nfe_forward`` and ``test/nfe_forward`` are means over the batches. Models
-    with several blocks have ``train/nfe_forward/<path>`` besides.
+    In training ``train/nfe_forward`` and ``train/nfe_backward`` are those of the batch, and with
+    ``_epoch`` after these names the means over the batches of the epoch; in evaluation
+    ``val/nfe_forward`` and ``test/nfe_forward`` are means over the batches. Models with several
+    blocks have ``train/nfe_forward/<path>`` besides.
 
     Args:
         vector_fields: Dotted paths of vector fields of a foreign model, whose calls are counted;
@@ -97,6 +98,12 @@ class NFEMonitor(Callback):
     ) -> None:
         """Log the batch's counts, its backward pass included."""
         self._log(pl_module, "train", self._names("nfe_forward", "nfe_backward"))
+        for name in ("nfe_forward", "nfe_backward"):
+            total = float(sum(getattr(stats, name) for stats in self._stats.values()))
+            pl_module.log(
+                f"train/{name}_epoch", total,
+                on_step=False, on_epoch=True, batch_size=1, sync_dist=True,
+            )  # fmt: skip
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any

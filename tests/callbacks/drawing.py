@@ -1,8 +1,31 @@
-"""A trainer that logs to TensorBoard, and what it left there."""
+"""Small models with data, a trainer that logs to TensorBoard, and what it left there."""
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules import StiffODEDataModule, ToyDensityDataModule
+from steer_lightning.modules import CNFModule, StiffODEModule
+from steer_lightning.nn import CNF, ConcatSquashField, MLPField
+from steer_lightning.solvers import FixedGridSolver
+
+
+def make_cnf(dim=2, **arguments):
+    solver = FixedGridSolver("rk4", 2)
+    return CNFModule(CNF(ConcatSquashField(dim, (8,)), (dim,), solver, **arguments))
+
+
+def toy_data(dim=2, **arguments):
+    name = {1: "mixture1d", 2: "8gaussians"}[dim]
+    return ToyDensityDataModule(name, **{"n_train": 16, "n_val": 16, "n_test": 16, **arguments})
+
+
+def make_stiff():
+    return StiffODEModule(MLPField(1, (8,)), 0.5, solver=FixedGridSolver("rk4", 1))
+
+
+def stiff_data():
+    return StiffODEDataModule(r=5.0, interval=0.5, n_starts=12, batch_size=4, n_test=5)
 
 
 def make_trainer(tmp_path, *callbacks, **arguments):

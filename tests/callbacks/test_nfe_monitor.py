@@ -66,6 +66,26 @@ def test_training_logs_the_evaluations_of_each_batch(gradient):
     assert not [name for name in reads.train[0] if name.startswith("train/nfe_forward/")]
 
 
+@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+def test_training_logs_the_means_of_each_epoch(gradient):
+    class ReadsEpochs(pl.Callback):
+        def __init__(self):
+            self.means = []
+
+        def on_train_end(self, trainer, pl_module):
+            self.means.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    for n_epochs in (1, 2):
+        model, reads = seeded(Counting, gradient), ReadsEpochs()
+        callbacks = (SteerCallback(0.5, seed=0), NFEMonitor(), reads)
+        tiny_trainer(*callbacks, max_epochs=n_epochs).fit(model, tiny_loader(12))
+        for phase, calls in (("forward", model.forward_calls), ("backward", model.backward_calls)):
+            assert len(calls) == 3 * n_epochs
+            mean = sum(calls[-3:]) / 3  # of the last epoch alone
+            assert reads.means[0][f"train/nfe_{phase}_epoch"] == pytest.approx(mean)
+            assert reads.means[0][f"train/nfe_{phase}"] == calls[-1]
+
+
 def test_evaluation_logs_the_mean_over_the_batches():
     model = seeded(Counting)
     trainer = tiny_trainer(NFEMonitor())
