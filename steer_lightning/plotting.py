@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -156,6 +158,64 @@ def plot_sweep(
         axis.set(xlabel="evaluation end time T", ylabel=name)
         axis.legend()
     return figure
+
+
+def plot_features(
+    t: Tensor, features: Tensor, targets: Tensor, at_end: int, b: float = 0.0
+) -> Figure:
+    """Paths of features in the plane of their principal components at ``t1``, and against time.
+
+    Args:
+        t: Times, shape ``(T,)``.
+        features: Features, shape ``(T, B, D)``.
+        targets: Classes as whole numbers, or numbers to be told apart by colour, shape ``(B,)``
+            or ``(B, 1)``.
+        at_end: Index of ``t1`` among the times.
+        b: Mark ``t1 - b`` too.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 2.
+    """
+    paths = _array(principal_components(features, features[at_end]))
+    targets = targets.reshape(len(targets), -1)[:, 0]
+    classes = not targets.is_floating_point()
+    low, high = _array(targets).min(), _array(targets).max()
+    colours = colormaps["tab10" if classes and high < 10 else "viridis"]
+    scale = Normalize(0, 9) if classes and high < 10 else Normalize(low, high)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for path, value in zip(paths.swapaxes(0, 1), _array(targets), strict=True):
+        colour = colours(scale(value))
+        left.plot(*path.T, color=colour, lw=0.6, alpha=0.6)
+        right.plot(_array(t), path[:, 0], color=colour, lw=0.6, alpha=0.6)
+    left.scatter(*paths[at_end].T, c=colours(scale(_array(targets))), s=12, label="t1", zorder=3)
+    left.set(xlabel="first component at t1", ylabel="second component", title="features to t1 + b")
+    left.legend()
+    t1 = float(t[at_end])
+    for time, name in {t1 - b: "t1 - b", t1: "t1"}.items():
+        right.axvline(time, color="grey", ls=":" if name == "t1" else "--", label=name)
+    right.set(xlabel="t", ylabel="first component at t1", title="the same against time")
+    right.legend()
+    return figure
+
+
+def principal_components(x: Tensor, reference: Tensor) -> Tensor:
+    """Coordinates of points along the first two principal components of others.
+
+    Args:
+        x: Points, shape ``(..., D)``.
+        reference: The points whose components are taken, shape ``(N, D)``.
+
+    Returns:
+        Coordinates, shape ``(..., 2)``, the second zero if there is no second component. Signs
+        are chosen so that the largest weight of a component is positive.
+    """
+    mean = reference.mean(0)
+    _, _, axes = torch.linalg.svd(reference - mean, full_matrices=False)
+    axes = axes[:2]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    coordinates = (x - mean) @ (axes * largest.sign()).T
+    return F.pad(coordinates, (0, 2 - coordinates.shape[-1]))
 
 
 def flow_plotter(event_shape: Sequence[int]) -> Callable[..., Figure] | None:

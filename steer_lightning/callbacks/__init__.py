@@ -9,11 +9,13 @@ from steer_lightning.callbacks.training_clock import TrainingClock
 
 if TYPE_CHECKING:
     from steer_lightning.callbacks.end_time_sweep import EndTimeSweep
+    from steer_lightning.callbacks.feature_picture import FeaturePicture
     from steer_lightning.callbacks.pictures import FlowPicture, StiffPicture
     from steer_lightning.callbacks.samples import SampleGrid, SampleWriter
 
 __all__ = [
     "EndTimeSweep",
+    "FeaturePicture",
     "FlowPicture",
     "NFEMonitor",
     "SampleGrid",
@@ -25,6 +27,7 @@ __all__ = [
 
 _HOMES = {
     "EndTimeSweep": "end_time_sweep",
+    "FeaturePicture": "feature_picture",
     "FlowPicture": "pictures",
     "SampleGrid": "samples",
     "SampleWriter": "samples",
