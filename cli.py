@@ -7,6 +7,8 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that short class names resolve on the command line.
 import datamodules  # noqa: F401
+import steer_lightning.callbacks.end_time_sweep
+import steer_lightning.callbacks.feature_picture
 import steer_lightning.callbacks.samples
 import steer_lightning.modules  # noqa: F401
 

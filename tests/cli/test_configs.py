@@ -13,6 +13,7 @@ from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, QUIET
 from tests.helpers.cifar_files import accept_cifar10, write_cifar10
 from tests.helpers.imagenet_files import accept_imagenet32, write_imagenet32
 from tests.helpers.mnist_files import write_mnist
+from tests.helpers.svhn_files import accept_svhn, write_svhn
 
 PATHS = sorted(CONFIGS.glob("*/*.yaml"))
 NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in PATHS]
@@ -28,16 +29,23 @@ SMALL_FLOW = [
     f"{DATA}.eval_batch_size=2",
 ]
 
+TWO_FILTERS = "vector_field.init_args.filters=2"
+SMALL_CLASSIFIER = [
+    f"{MODEL}.block.init_args.{TWO_FILTERS}",
+    f"{DATA}.val_size=10",
+    f"{DATA}.batch_size=4",
+    f"{DATA}.eval_batch_size=4",
+]
+SMALL_AUGMENTED = [f"{MODEL}.block.init_args.block.init_args.{TWO_FILTERS}", *SMALL_CLASSIFIER[1:]]
+
 # What makes a run small: width, number of samples, files that the test has written. The longest
 # key that a config's name begins with counts.
 OVERRIDES = {
-    "classifier": [
-        f"{MODEL}.block.init_args.vector_field.init_args.filters=2",
-        f"{DATA}.data_dir=mnist",
-        f"{DATA}.val_size=10",
-        f"{DATA}.batch_size=4",
-        f"{DATA}.eval_batch_size=4",
-    ],
+    **{
+        f"classifier/{data}_{model}": [*small, f"{DATA}.data_dir={data}"]
+        for data in ("mnist", "cifar10", "svhn")
+        for model, small in (("node", SMALL_CLASSIFIER), ("anode", SMALL_AUGMENTED))
+    },
     "cnf/toy": [
         f"{FLOW}.vector_field.init_args.hidden=[8,8]",
         f"{FLOW}.solver.init_args.method=euler",  # pictures take many solves
@@ -68,6 +76,8 @@ def files(folder, monkeypatch):
     write_mnist(folder / "mnist")
     write_cifar10(folder / "cifar10")
     accept_cifar10(monkeypatch, folder / "cifar10")
+    write_svhn(folder / "svhn")
+    accept_svhn(monkeypatch, folder / "svhn")
     write_imagenet32(folder / "imagenet32")
     accept_imagenet32(monkeypatch)
 
@@ -128,6 +138,16 @@ def test_flows_of_images_clip_gradients_and_count_steps(name):
     config = parse(name)
     assert config["trainer"]["gradient_clip_val"] == 10.0
     assert config["model"]["init_args"]["lr_interval"] == "step"
+
+
+@pytest.mark.parametrize(
+    ("name", "n_parameters"), [("mnist_node", 85_316), ("mnist_anode", 85_462)]
+)
+def test_classifiers_have_the_papers_sizes(name, n_parameters, files):
+    config = ["--config", str(CONFIGS / f"classifier/{name}.yaml"), f"{DATA}.data_dir=mnist"]
+    sizes = [f"{DATA}.val_size=10", f"{DATA}.eval_batch_size=2", "--trainer.fast_dev_run=1"]
+    main = cli.main(["validate", *config, *QUIET, *sizes])
+    assert sum(p.numel() for p in main.model.parameters()) == n_parameters
 
 
 @pytest.mark.parametrize("name", NAMES)
