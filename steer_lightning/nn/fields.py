@@ -101,6 +101,19 @@ class TimeConv2d(nn.Conv2d):
         offset = self.bias.view(-1, 1, 1) + t.to(ones).reshape(-1, 1, 1, 1) * per_unit_time
         return offset.to(y.dtype)
 
+    def at_each_pixel(self, t: Tensor, y: Tensor) -> Tensor:
+        """A 1x1 convolution of images with channels as the last axis, ``(B, H, W, C)``.
+
+        It is one matrix product, in which time is a part of the bias.
+        """
+        assert self.bias is not None
+        weight = self.weight[:, :, 0, 0]
+        bias = self.bias + t.to(weight)[..., None] * weight[:, 0]
+        if t.ndim == 0:
+            return F.linear(y, weight[:, 1:], bias)
+        product = F.linear(y, weight[:, 1:])
+        return product + bias[:, None, None].to(product.dtype)
+
 
 class ConvField(nn.Module):
     r"""The convolutional field of Augmented Neural ODEs: 1x1, 3x3, 1x1, ReLU, time in each.
@@ -108,6 +121,8 @@ class ConvField(nn.Module):
     Args:
         channels: Channels ``C`` of the state.
         filters: Filters of the hidden layers.
+        channels_last: Keep hidden layers in channels-last memory format, where a 1x1 convolution
+            is a matrix product: the same numbers but for rounding, faster on CPUs.
 
     Raises:
         ValueError: If a width is not positive.
@@ -121,19 +136,28 @@ class ConvField(nn.Module):
         77466
     """
 
-    def __init__(self, channels: int, filters: int = 92) -> None:
+    def __init__(self, channels: int, filters: int = 92, channels_last: bool = True) -> None:
         super().__init__()
         check_widths(channels, (filters,))
+        self.channels_last = channels_last
         self.conv1 = TimeConv2d(channels, filters, 1)
         self.conv2 = TimeConv2d(filters, filters, 3)
         self.conv3 = TimeConv2d(filters, channels, 1)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Derivative at ``t``, shape of ``y``, ``(B, C, H, W)``."""
-        y = self.conv1(t, y).relu()
-        y = self.conv2(t, y).relu()
-        derivative: Tensor = self.conv3(t, y)
-        return derivative
+        if not self.channels_last:
+            y = self.conv1(t, y).relu()
+            y = self.conv2(t, y).relu()
+            derivative: Tensor = self.conv3(t, y)
+            return derivative
+        # In place, as all these pixels are written once and need not be kept: a solve is bound by
+        # memory wherever it is not by the 3x3 convolution.
+        y = self.conv1.at_each_pixel(t, y.permute(0, 2, 3, 1)).relu_().permute(0, 3, 1, 2)
+        offset = self.conv2.offset(t, y).contiguous(memory_format=torch.channels_last)
+        y = self.conv2.convolve(y).add_(offset).relu_()
+        y = self.conv3.at_each_pixel(t, y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return y.contiguous()
 
 
 def check_widths(dim: int, hidden: Sequence[int]) -> None:

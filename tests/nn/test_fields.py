@@ -25,6 +25,7 @@ def count_parameters(module):
         (MLPField(4, (8, 8)), (3, 4)),
         (MLPField(4, (8,), time_dependent=False), (3, 4)),
         (ConvField(2, 5), (3, 2, 6, 7)),
+        (ConvField(2, 5, channels_last=False), (3, 2, 6, 7)),
     ],
 )
 def test_one_time_or_one_for_each_sample(field, shape, t):
@@ -97,6 +98,13 @@ def test_time_conv_is_a_part_linear_in_the_image_and_one_affine_in_time(t):
     torch.testing.assert_close(conv.offset(t, y), start + along * (end - start))
 
 
+@pytest.mark.parametrize("t", [torch.tensor(0.7), torch.tensor([0.7, -2.0, 0.0])])
+def test_time_conv_at_each_pixel_is_the_1x1_convolution(t):
+    conv, y = TimeConv2d(2, 4, 1).double(), torch.randn(3, 2, 5, 6, dtype=torch.float64)
+    found = conv.at_each_pixel(t.double(), y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, conv(t.double(), y))
+
+
 def test_time_keeps_its_precision_under_autocast():
     conv, y = TimeConv2d(1, 1, 1), torch.zeros(1, 1, 1, 1)
     with torch.no_grad():
@@ -111,8 +119,9 @@ def test_time_keeps_its_precision_under_autocast():
             torch.testing.assert_close(offset.flatten().float(), expected, atol=0, rtol=1e-2)
 
 
-def test_conv_field_against_its_formula():
-    field = ConvField(1, 3).double()
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_conv_field_against_its_formula(channels_last):
+    field = ConvField(1, 3, channels_last).double()
     y, t = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor(0.4).double()
     expected = y
     for conv, padding in ((field.conv1, 0), (field.conv2, 1), (field.conv3, 0)):
@@ -121,6 +130,34 @@ def test_conv_field_against_its_formula():
         if conv is not field.conv3:
             expected = expected.relu()
     torch.testing.assert_close(field(t, y), expected)
+
+
+@pytest.mark.parametrize("t", [torch.tensor(0.4), torch.tensor([0.4, -1.0])])
+def test_memory_formats_of_a_conv_field_agree(t):
+    field, t = ConvField(2, 3).double(), t.double().requires_grad_()
+    y = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def derivatives():
+        dy = field(t, y)
+        first = torch.autograd.grad(dy.square().sum(), [t, y, *field.parameters()])
+        along = torch.func.jvp(field, (t, y), (torch.ones_like(t), y))
+        jacobian = torch.func.vmap(lambda e: torch.func.jvp(lambda y: field(t, y), (y,), (e,))[1])
+        return [dy, *first, *along, jacobian(torch.stack([y, y**2]))]
+
+    last = derivatives()
+    assert last[0].is_contiguous()
+    field.channels_last = False
+    for a, b in zip(last, derivatives(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_conv_field_under_autocast():
+    y, t = torch.rand(2, 1, 4, 4), torch.tensor([0.5, 0.7])
+    field = ConvField(1, 8)
+    for time in (t, t[0]):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            dy = field(time, y)
+        torch.testing.assert_close(dy.float(), field(time, y), atol=0.02, rtol=0.0)
 
 
 def test_parameters_of_the_papers_classifier():

@@ -1,0 +1,228 @@
+"""Training step of NODE and ANODE (Table 5, MNIST) against torchdiffeq with a plain field.
+
+Same weights, images and tolerances, dopri5 at 1e-3 on [0, 1]; cross-entropy, forward and backward.
+The plain field concatenates time as a channel, as published code does. Losses and gradients are
+compared with torchdiffeq's through autograd, whose gradient is that of what was computed; an
+adjoint's is another approximation, so that its difference tells what the tolerance costs there.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchdiffeq import odeint, odeint_adjoint
+
+from benchmarks.timing import machine, side_by_side, table
+from steer_lightning.functional.autograd import in_backward
+from steer_lightning.nn import Augmented, CompiledField, ConvField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver, Solver, SolveStats, TorchdiffeqSolver
+
+TOLERANCES = {"rtol": 1e-3, "atol": 1e-3}
+BATCH_SIZE, SIZE = 64, 28
+
+
+class Architecture(NamedTuple):
+    """Filters of the hidden layers, and zero channels appended to one channel of grey."""
+
+    filters: int
+    n_extra: int = 0
+
+
+ARCHITECTURES = {"NODE-92": Architecture(92), "ANODE-64+5": Architecture(64, 5)}
+
+
+class PlainField(nn.Module):
+    """A :class:`ConvField` as it is commonly written: time concatenated to every input.
+
+    Args:
+        field: Whose weights to use.
+        stats: Counts the calls.
+    """
+
+    def __init__(self, field: ConvField, stats: SolveStats) -> None:
+        super().__init__()
+        self.field = field
+        self.stats = stats
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Derivative at ``t``."""
+        self.stats.count_evaluation("backward" if in_backward() else "forward")
+        y = F.relu(self._convolve(self.field.conv1, t, y))
+        y = F.relu(self._convolve(self.field.conv2, t, y))
+        return self._convolve(self.field.conv3, t, y)
+
+    @staticmethod
+    def _convolve(layer: nn.Conv2d, t: Tensor, y: Tensor) -> Tensor:
+        time = t.to(y).expand(len(y), 1, *y.shape[2:])
+        y = torch.cat([time, y], dim=1)
+        return F.conv2d(y, layer.weight, layer.bias, padding=layer.padding)
+
+
+class PlainBlock(nn.Module):
+    """torchdiffeq called directly.
+
+    Args:
+        field: Whose weights to use.
+        integrate: ``odeint`` or ``odeint_adjoint``.
+    """
+
+    def __init__(self, field: ConvField, integrate: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.stats = SolveStats()
+        self.field = PlainField(field, self.stats)
+        self.integrate = integrate
+
+    def forward(self, y0: Tensor) -> Tensor:
+        """State at the end."""
+        t = torch.tensor([0.0, 1.0], device=y0.device)
+        return self.integrate(self.field, y0, t, method="dopri5", **TOLERANCES)[-1]
+
+
+class Step:
+    """A forward and backward pass of a classifier.
+
+    Args:
+        block: Solves from images with zero channels appended; has ``stats``.
+        field: Whose parameters are trained.
+        architecture: Filters and zero channels.
+        x: Images, shape ``(B, 1, H, W)``.
+    """
+
+    def __init__(
+        self, block: Any, field: ConvField, architecture: Architecture, x: Tensor
+    ) -> None:
+        n_extra = architecture.n_extra
+        torch.manual_seed(1)
+        self.head = nn.Linear((1 + n_extra) * x[0].numel(), 10).to(x)
+        self.block = Augmented(block, n_extra) if n_extra else block
+        self.stats: SolveStats = block.stats
+        self.field = field
+        self.x = x
+        self.labels = torch.arange(len(x), device=x.device) % 10
+
+    def loss(self) -> Tensor:
+        """Mean cross-entropy."""
+        return F.cross_entropy(self.head(self.block(self.x).flatten(1)), self.labels)
+
+    def __call__(self) -> None:
+        self.stats.reset()
+        self.field.zero_grad()
+        self.loss().backward()
+        if self.x.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Loss, and the gradient in the field's parameters."""
+        self()
+        gradient = torch.cat([p.grad.flatten() for p in self.field.parameters()])
+        with torch.no_grad():
+            return self.loss(), gradient
+
+    def kept(self) -> float:
+        """Gigabytes that the forward pass keeps for the backward pass, parameters included."""
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self.loss()
+        loss.backward()
+        return sum(sizes.values()) / 1e9
+
+
+def make_field(architecture: Architecture, channels_last: bool = True) -> ConvField:
+    """The field with the same weights each time."""
+    torch.manual_seed(0)
+    return ConvField(1 + architecture.n_extra, architecture.filters, channels_last)
+
+
+def make_images(n: int = BATCH_SIZE, size: int = SIZE) -> Tensor:
+    """Images, shape ``(n, 1, size, size)``, in [0, 1]."""
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def make_steps(
+    architecture: Architecture, x: Tensor, compiled: bool = False
+) -> Mapping[str, Step]:
+    """The step in every way, the plain ones first."""
+
+    def plain(integrate: Callable[..., Tensor]) -> Step:
+        field = make_field(architecture).to(x)
+        return Step(PlainBlock(field, integrate), field, architecture, x)
+
+    def own(
+        solver: Solver | None = None, channels_last: bool = True, compile: bool = False
+    ) -> Step:
+        field = make_field(architecture, channels_last).to(x)
+        solver = TorchdiffeqSolver("dopri5", **TOLERANCES) if solver is None else solver
+        block = ODEBlock(CompiledField(field) if compile else field, solver)
+        return Step(block, field, architecture, x)
+
+    steps = {
+        "torchdiffeq, adjoint": plain(odeint_adjoint),
+        "torchdiffeq, autograd": plain(odeint),
+        "`ODEBlock`, adjoint": own(TorchdiffeqSolver("dopri5", **TOLERANCES, gradient="adjoint")),
+        "`ODEBlock`": own(),
+        "`ODEBlock`, without channels-last": own(channels_last=False),
+    }
+    if compiled:
+        steps["`ODEBlock(CompiledField)`"] = own(compile=True)
+    steps["`ODEBlock`, rk4 in 4 steps"] = own(FixedGridSolver("rk4", 4))
+    if compiled:
+        steps["the same, compiled steps"] = own(FixedGridSolver("rk4", 4, compile="step"))
+    return steps
+
+
+def differences(steps: Mapping[str, Step]) -> dict[str, tuple[float, float]]:
+    """Relative differences of loss and gradient from torchdiffeq's through autograd."""
+    loss, gradient = steps["torchdiffeq, autograd"].result()
+    found = {}
+    for name, step in steps.items():
+        own_loss, own_gradient = step.result()
+        found[name] = (
+            float((own_loss - loss).abs() / loss.abs()),
+            float((own_gradient - gradient).norm() / gradient.norm()),
+        )
+    return found
+
+
+def measure(name: str, compiled: bool, repeats: int) -> str:
+    """One architecture's Markdown table."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x = make_images().to(device)
+    steps = make_steps(ARCHITECTURES[name], x, compiled)
+    apart = differences(steps)
+    seconds = side_by_side(steps, repeats=repeats, warmup=1)
+    rows = [
+        [
+            case,
+            f"{seconds[case]:.2f}",
+            f"{seconds['torchdiffeq, adjoint'] / seconds[case]:.2f}",
+            f"{step.stats.nfe_forward}",
+            f"{step.stats.nfe_backward}",
+            f"{step.kept():.2f}",
+            f"{apart[case][0]:.1e}",
+            f"{apart[case][1]:.1e}",
+        ]
+        for case, step in steps.items()
+    ]
+    header = [
+        f"{name}, batch {len(x)}, {device.type}", "s a step", "speed-up", "NFE forward",
+        "backward", "GB kept", "difference of loss", "of gradient",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def run(compiled: bool = True, repeats: int = 5) -> str:
+    """Measure, and tell as Markdown tables."""
+    return "\n\n".join(measure(name, compiled, repeats) for name in ARCHITECTURES)
+
+
+if __name__ == "__main__":
+    print(f"{machine()}\n\n{run(compiled='--eager' not in sys.argv)}")
