@@ -122,7 +122,8 @@ class ConvField(nn.Module):
         channels: Channels ``C`` of the state.
         filters: Filters of the hidden layers.
         channels_last: Keep hidden layers in channels-last memory format, where a 1x1 convolution
-            is a matrix product: the same numbers but for rounding, faster on CPUs.
+            is a matrix product: the same numbers but for rounding, faster on CPUs. Compiled, the
+            field leaves the format to the compiler.
 
     Raises:
         ValueError: If a width is not positive.
@@ -146,7 +147,8 @@ class ConvField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Derivative at ``t``, shape of ``y``, ``(B, C, H, W)``."""
-        if not self.channels_last:
+        # A compiler chooses memory formats and buffers by itself, and does it worse after us.
+        if not self.channels_last or torch.compiler.is_compiling():
             y = self.conv1(t, y).relu()
             y = self.conv2(t, y).relu()
             derivative: Tensor = self.conv3(t, y)
