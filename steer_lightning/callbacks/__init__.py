@@ -10,6 +10,7 @@ from steer_lightning.callbacks.training_clock import TrainingClock
 if TYPE_CHECKING:
     from steer_lightning.callbacks.pictures import EndTimeSweep, FlowPicture, StiffPicture
     from steer_lightning.callbacks.samples import SampleGrid, SampleWriter
+    from steer_lightning.callbacks.series_picture import SeriesPicture
 
 __all__ = [
     "EndTimeSweep",
@@ -17,6 +18,7 @@ __all__ = [
     "NFEMonitor",
     "SampleGrid",
     "SampleWriter",
+    "SeriesPicture",
     "SteerCallback",
     "StiffPicture",
     "TrainingClock",
@@ -27,6 +29,7 @@ _HOMES = {
     "FlowPicture": "pictures",
     "SampleGrid": "samples",
     "SampleWriter": "samples",
+    "SeriesPicture": "series_picture",
     "StiffPicture": "pictures",
 }
 

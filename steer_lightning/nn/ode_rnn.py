@@ -31,6 +31,21 @@ class Belief(NamedTuple):
     std: Tensor
 
 
+class Walk(NamedTuple):
+    """What an ODE-RNN knew along the times of each sample.
+
+    Args:
+        final: Belief at the end of the walk.
+        arrival: Mean on arrival at each time, before its observation is taken in, shape
+            ``(B, K, R)``; zero in the padding.
+        departure: Mean at each time after its observation is taken in, likewise.
+    """
+
+    final: Belief
+    arrival: Tensor
+    departure: Tensor
+
+
 class BeliefGRU(nn.Module):
     r"""A gated update of mean and deviation by an observation.
 
@@ -95,8 +110,8 @@ class ODERNN(nn.Module):
         >>> from steer_lightning.nn import MLPField
         >>> rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=2, n_states=4)
         >>> times, values = torch.tensor([[0.0, 0.3, 1.0]]), torch.ones(1, 3, 2)
-        >>> final, arrival = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
-        >>> final.mean.shape, arrival.shape
+        >>> walk = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
+        >>> walk.final.mean.shape, walk.arrival.shape
         (torch.Size([1, 4]), torch.Size([1, 3, 4]))
     """
 
@@ -123,9 +138,7 @@ class ODERNN(nn.Module):
         self.reverse = reverse
         self.stats = SolveStats()
 
-    def forward(
-        self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor
-    ) -> tuple[Belief, Tensor]:
+    def forward(self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor) -> Walk:
         """Walk along the observations.
 
         Args:
@@ -137,29 +150,33 @@ class ODERNN(nn.Module):
             lengths: Number of times of each sample, shape ``(B,)``.
 
         Returns:
-            The belief at the end of the walk, and the mean on arrival at each time, before its
-            observation is taken in, shape ``(B, K, R)``; zero in the padding.
+            The belief at the end of the walk, and the means on the way.
         """
         plan = self.plan(times, lengths)
         inputs = _at_steps(torch.cat([values * mask, mask], dim=2), plan)
         observed = inputs[..., values.shape[2] :].any(2)
         dts = plan.dt.to(values.dtype)
         belief = Belief(*values.new_zeros(2, len(times), self.n_states))
-        means = []
+        arrivals, departures = [], []
         # One list, so that a GPU is not waited for at each step.
         for m, someone_observes in enumerate(observed.any(0).tolist()):
             slope = self.vector_field(plan.t[:, m], belief.mean)
             belief = belief._replace(mean=belief.mean + dts[:, m, None] * slope)
-            means.append(belief.mean)
+            arrivals.append(belief.mean)
             if someone_observes:
                 updated, observes = self.gru(belief, inputs[:, m]), observed[:, m, None]
                 belief = Belief(
                     torch.where(observes, updated.mean, belief.mean),
                     torch.where(observes, updated.std, belief.std),
                 )
-        self.stats.count_evaluation("forward", len(means))
-        self.stats.accepted += len(means)
-        return belief, _at_observations(torch.stack(means, dim=1), plan, times.shape[1])
+            departures.append(belief.mean)
+        self.stats.count_evaluation("forward", len(arrivals))
+        self.stats.accepted += len(arrivals)
+        arrival, departure = (
+            _at_observations(torch.stack(means, dim=1), plan, times.shape[1])
+            for means in (arrivals, departures)
+        )
+        return Walk(belief, arrival, departure)
 
     def plan(self, times: Tensor, lengths: Tensor) -> WalkPlan:
         """The steps of every sample, stretched by the end times in force."""
