@@ -21,7 +21,11 @@ from tests.helpers.physionet_files import accept_physionet, write_physionet
 PATHS = sorted(CONFIGS.glob("*/*.yaml"))
 NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in PATHS]
 PAIRS = [name for name in NAMES if name.endswith("_steer")]
-LATENT_ODES = [name for name in NAMES if name.startswith("latent_ode/") and "_rnn" not in name]
+LATENT_ODES = [
+    name
+    for name in NAMES
+    if name.startswith("latent_ode/") and not name.endswith(("_rnn", "_steer"))
+]
 IMAGE_FLOWS = [name for name in NAMES if name.startswith("cnf/") and "toy" not in name]
 
 SMALL_FLOW = [
