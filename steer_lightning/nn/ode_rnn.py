@@ -1,8 +1,8 @@
 """Recurrent networks whose state follows an ODE between observations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +67,50 @@ class BeliefGRU(nn.Module):
 
     def forward(self, belief: Belief, x: Tensor) -> Belief:
         """Update a belief by observations ``x``, shape ``(B, n_inputs)``."""
-        joint = torch.cat([*belief, x], dim=1)
-        keep = torch.sigmoid(self.update_gate(joint))
-        reset = torch.sigmoid(self.reset_gate(joint))
-        candidate = self.new_state(torch.cat([belief.mean * reset, belief.std * reset, x], dim=1))
-        mean, std = candidate.chunk(2, dim=1)
-        # Not torch.lerp, which refuses the two dtypes of autocast.
-        return Belief(
-            keep * belief.mean + (1.0 - keep) * mean, keep * belief.std + (1.0 - keep) * std.abs()
+        return self.along(x[None])(0, belief, None)
+
+    def along(self, x: Tensor) -> Callable[[int, Belief, Tensor | None], Belief]:
+        """The updates of a walk; what does not depend on the beliefs is computed at once.
+
+        Args:
+            x: Observations of ``M`` steps, shape ``(M, B, n_inputs)``.
+
+        Returns:
+            ``update(m, belief, observes)`` of the beliefs where ``observes``, shape ``(B, 1)``,
+            is true, or of all if it is ``None``.
+        """
+        update_gate, reset_gate, new_state = (
+            _reader(network, x) for network in (self.update_gate, self.reset_gate, self.new_state)
         )
+
+        def update(m: int, belief: Belief, observes: Tensor | None) -> Belief:
+            mean, std = belief
+            joint = torch.cat(belief, dim=1)
+            keep = torch.sigmoid(update_gate(m, joint)).to(mean.dtype)
+            reset = torch.sigmoid(reset_gate(m, joint))
+            candidate = new_state(m, torch.cat([mean * reset, std * reset], dim=1))
+            # Cast because lerp refuses the two dtypes of autocast.
+            new_mean, new_std = candidate.to(mean.dtype).chunk(2, dim=1)
+            if observes is not None:
+                keep = torch.where(observes, keep, 1.0)
+            return Belief(torch.lerp(new_mean, mean, keep), torch.lerp(new_std.abs(), std, keep))
+
+        return update
+
+
+def _reader(network: nn.Sequential, x: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """A network of two layers on a state and the inputs ``x[m]``, read in one product."""
+    first, activation, last = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(network))
+    n = first.in_features - x.shape[2]
+    offsets = F.linear(x, first.weight[:, n:], first.bias).unbind(0)
+    # Cut once, as the backward pass of a cut is a new matrix.
+    weight, weight_last = first.weight[:, :n].t(), last.weight.t()
+
+    def apply(m: int, y: Tensor) -> Tensor:
+        hidden: Tensor = activation(torch.addmm(offsets[m], y, weight))
+        return torch.addmm(last.bias, hidden, weight_last)
+
+    return apply
 
 
 class ODERNN(nn.Module):
@@ -154,21 +189,21 @@ class ODERNN(nn.Module):
         """
         plan = self.plan(times, lengths)
         inputs = _at_steps(torch.cat([values * mask, mask], dim=2), plan)
+        inputs = inputs.transpose(0, 1).contiguous()
         observed = inputs[..., values.shape[2] :].any(2)
-        dts = plan.dt.to(values.dtype)
+        update = self.gru.along(inputs)
+        # Cut once, because a view at each step takes time; lists, so that a GPU is not waited for.
+        starts, observes = plan.t.t().unbind(0), observed[..., None].unbind(0)
+        dts = plan.dt.t()[..., None].to(values.dtype).unbind(0)
+        some_observe, all_observe = observed.any(1).tolist(), observed.all(1).tolist()
         belief = Belief(*values.new_zeros(2, len(times), self.n_states))
         arrivals, departures = [], []
-        # One list, so that a GPU is not waited for at each step.
-        for m, someone_observes in enumerate(observed.any(0).tolist()):
-            slope = self.vector_field(plan.t[:, m], belief.mean)
-            belief = belief._replace(mean=belief.mean + dts[:, m, None] * slope)
+        for m, dt in enumerate(dts):
+            slope = self.vector_field(starts[m], belief.mean).to(dt.dtype)
+            belief = belief._replace(mean=torch.addcmul(belief.mean, dt, slope))
             arrivals.append(belief.mean)
-            if someone_observes:
-                updated, observes = self.gru(belief, inputs[:, m]), observed[:, m, None]
-                belief = Belief(
-                    torch.where(observes, updated.mean, belief.mean),
-                    torch.where(observes, updated.std, belief.std),
-                )
+            if some_observe[m]:
+                belief = update(m, belief, None if all_observe[m] else observes[m])
             departures.append(belief.mean)
         self.stats.count_evaluation("forward", len(arrivals))
         self.stats.accepted += len(arrivals)

@@ -208,7 +208,7 @@ def test_a_time_without_an_observation_is_walked_through():
 def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
     rnn, (series, *rest) = make(), shared_grid()
     asked = []
-    rnn.gru.register_forward_hook(lambda *args: asked.append(args))
+    rnn.gru.update_gate[1].register_forward_hook(lambda *args: asked.append(args))
     rnn(series, *rest)
     assert len(asked) == 4  # of five times, one without an observation
     assert rnn.stats.nfe_forward > 10
