@@ -51,6 +51,19 @@ class SeriesBatch(NamedTuple):
         steps = torch.arange(self.times.shape[1], device=self.times.device)
         return steps < self.lengths[:, None]
 
+    @property
+    def observed(self) -> Tensor:
+        """True at the times where something is observed, shape ``(B, T)``."""
+        return self.mask.any(2)
+
+    @property
+    def asked(self) -> Tensor:
+        """True at the times where something is to be predicted, or that have a label."""
+        asked = self.target_mask.any(2)
+        if self.labels.ndim == 2 and self.labels.shape[1]:
+            asked = asked | (self.labels >= 0)
+        return asked
+
 
 def make_series(
     times: Sequence[Tensor],
@@ -98,6 +111,52 @@ def make_series(
     # Not a product: what is not observed may be NaN.
     values_padded = pad(values).masked_fill(torch.maximum(mask, target_mask) == 0, 0.0)
     return SeriesBatch(padded_times, values_padded, mask, target_mask, lengths, stacked)
+
+
+def keep_times(batch: SeriesBatch, keep: Tensor) -> SeriesBatch:
+    """Leave times out, but not the first one, and pad what is left to the longest sample again.
+
+    Args:
+        batch: Series.
+        keep: True at the times to keep besides the first, and not in the padding, shape
+            ``(B, T)``, bool.
+
+    Returns:
+        The series at the times kept; labels of times go with their times.
+
+    Raises:
+        ValueError: If padding is to be kept.
+
+    Example:
+        >>> t, values = torch.tensor([0.0, 1.0, 2.0]), torch.ones(3, 1)
+        >>> batch = make_series([t], [values], [values])
+        >>> keep_times(batch, torch.tensor([[False, False, True]])).times
+        tensor([[0., 2.]])
+    """
+    if bool((keep & ~batch.valid).any()):
+        raise ValueError("Expected no padding among the times to keep; use `keep & batch.valid`.")
+    keep = keep.index_fill(1, torch.zeros(1, dtype=torch.int64, device=keep.device), True)
+    lengths = keep.sum(1)
+    # A stable sort puts what is kept in front, in the order of time.
+    order = (~keep).byte().argsort(dim=1, stable=True)[:, : int(lengths.max())]
+    padding = torch.arange(order.shape[1], device=order.device) >= lengths[:, None]
+    order = torch.where(padding, order.gather(1, lengths[:, None] - 1), order)
+    wide = order[..., None].expand(-1, -1, batch.values.shape[2])
+    labels = batch.labels
+    if labels.ndim == 2 and labels.shape[1]:
+        labels = labels.gather(1, order).masked_fill(padding, -1)
+
+    def pick(part: Tensor) -> Tensor:
+        return part.gather(1, wide).masked_fill(padding[..., None], 0.0)
+
+    return SeriesBatch(
+        times=batch.times.gather(1, order),
+        values=pick(batch.values),
+        mask=pick(batch.mask),
+        target_mask=pick(batch.target_mask),
+        lengths=lengths,
+        labels=labels,
+    )
 
 
 def check_series(batch: SeriesBatch) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from steer_lightning.batch import SeriesBatch
 from steer_lightning.nn import CNF
 
 Array = NDArray[np.float64]
@@ -120,6 +121,49 @@ def plot_trajectory(t: Tensor, true: Tensor, predicted: Mapping[str, Tensor]) ->
         axis.plot(_array(t), _array(states), ls="--", label=label)
     axis.set(xlabel="t", ylabel="y")
     axis.legend()
+    return figure
+
+
+def plot_series(
+    batch: SeriesBatch,
+    times: Tensor,
+    draws: Tensor,
+    features: Sequence[int] = (0,),
+) -> Figure:
+    """Predicted curves over observed and hidden points, a row for each feature.
+
+    Args:
+        batch: Series, ``B`` of them, one a column.
+        times: Times of the curves, shape ``(B, G)``.
+        draws: Predicted values, shape ``(S, B, G, D)``; each draw is a curve, their mean a line.
+        features: Numbers of the features to draw.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 6.
+    """
+    n_series = len(batch.times)
+    figure = Figure(figsize=(3.6 * n_series, 2.6 * len(features)), layout="constrained")
+    axes = figure.subplots(len(features), n_series, squeeze=False, sharex="col")
+    for row, feature in zip(axes, features, strict=True):
+        for i, axis in enumerate(row):
+            for draw in draws[:, i, :, feature]:
+                axis.plot(_array(times[i]), _array(draw), color="C0", lw=0.6, alpha=0.5)
+            mean = draws[:, i, :, feature].mean(0)
+            axis.plot(_array(times[i]), _array(mean), color="C0", label="predicted")
+            seen = batch.mask[i, :, feature] > 0
+            hidden = (batch.target_mask[i, :, feature] > 0) & ~seen
+            for name, points, face in (("observed", seen, "C1"), ("hidden", hidden, "none")):
+                axis.scatter(
+                    _array(batch.times[i, points]), _array(batch.values[i, points, feature]),
+                    s=12, facecolors=face, edgecolors="C1", lw=0.7, label=name, zorder=3,
+                )  # fmt: skip
+            axis.axvline(float(batch.times[i, -1]), color="grey", lw=0.6, ls=":")
+            axis.set(
+                xlabel="t" if row is axes[-1] else "", ylabel="" if i else f"feature {feature}"
+            )
+    for axis in axes[-1]:
+        axis.set_xlabel("t")
+    axes[0, 0].legend(fontsize=7)
     return figure
 
 

@@ -1,17 +1,15 @@
-"""Finding a model's horizons, moving them, and putting them back: without Lightning."""
+"""Moving a model's horizons and putting them back: without Lightning."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from steer_lightning.attach import AttachedHorizon
-from steer_lightning.functional.choices import check_choice
 from steer_lightning.functional.end_time import (
     Distribution,
     EndTimeDraw,
@@ -20,8 +18,8 @@ from steer_lightning.functional.end_time import (
 )
 from steer_lightning.functional.random_streams import stream_key
 from steer_lightning.horizon import Horizon, SpanHorizon
+from steer_lightning.targets import as_paths, attach, find_horizons, refuse_double_warp
 
-_ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()
 _CONTEXTS = itertools.count()
 
 
@@ -41,12 +39,19 @@ class SteerSettings:
     distribution: Distribution = "uniform"
     scope: Scope = "batch"
     warmup_steps: int = 0
+    horizons: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.vector_fields is not None and not self.vector_fields:
+        for name, paths in (("vector_fields", self.vector_fields), ("horizons", self.horizons)):
+            if paths is not None and not paths:
+                raise ValueError(
+                    f"Expected `{name}` to name at least one module, but got an empty list. "
+                    f"Leave it out to take every horizon in the model."
+                )
+        if self.vector_fields is not None and self.horizons is not None:
             raise ValueError(
-                "Expected `vector_fields` to name at least one module, but got an empty list. "
-                "Leave it out to take every horizon in the model."
+                "Expected one of `vector_fields` and `horizons`, but got both. Give each a "
+                "callback of its own."
             )
         if self.warmup_steps < 0:
             raise ValueError(f"Expected `warmup_steps` >= 0, but got {self.warmup_steps}.")
@@ -77,9 +82,12 @@ class Steering:
         self.settings = settings
         self.owner = owner
         self.horizons: dict[str, Horizon] = (
-            _find_horizons(model)
+            find_horizons(model, settings.horizons)
             if settings.vector_fields is None
-            else {path: _attach(model, path, settings) for path in settings.vector_fields}
+            else {
+                path: attach(model, path, settings.t0, settings.t1)
+                for path in settings.vector_fields
+            }
         )
         draw = settings.draw(key=0, step=settings.warmup_steps)
         for path, horizon in self.horizons.items():
@@ -87,13 +95,13 @@ class Steering:
                 raise ValueError(
                     f"Expected one owner for the horizon {path!r}, but {owner} asks for it and "
                     f"{horizon.owner} has it. Keep one of the two, or give them different "
-                    f"vector_fields."
+                    f"`vector_fields` or `horizons`."
                 )
             horizon.check(draw)
         for horizon in self.horizons.values():
             horizon.owner = owner
         try:
-            _refuse_double_warp(model)
+            refuse_double_warp(model)
         except ValueError:
             self.release(detach=True)
             raise
@@ -186,6 +194,7 @@ def steer(
     warmup_steps: int = 0,
     seed: int | None = None,
     rank: int | None = None,
+    horizons: Sequence[str] | None = None,
 ) -> Iterator[Mapping[str, float]]:
     r"""Move the end times of a model for one training step, in plain PyTorch or Fabric.
 
@@ -209,6 +218,8 @@ def steer(
         seed: Seed of the draws; torch's initial seed if not given. The global random stream is
             not touched.
         rank: Rank of this process; taken from ``torch.distributed`` if not given.
+        horizons: Dotted paths of the parts of the model whose own horizons are moved; all of it
+            if not given.
 
     Yields:
         The end times in force, by the names that the callback logs them under; spans with one
@@ -229,8 +240,17 @@ def steer(
         >>> 0.5 < end_times["steer/horizon/end_time"] < 1.5
         True
     """
-    paths = as_paths(vector_fields)
-    settings = SteerSettings(b, paths, t0, t1, epsilon, distribution, scope, warmup_steps)
+    settings = SteerSettings(
+        b,
+        as_paths("vector_fields", vector_fields),
+        t0,
+        t1,
+        epsilon,
+        distribution,
+        scope,
+        warmup_steps,
+        as_paths("horizons", horizons),
+    )
     steering = Steering(model, settings, owner=f"steer(step={step}) #{next(_CONTEXTS)}")
     try:
         steering.perturb(
@@ -281,70 +301,6 @@ def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
                 horizon.perturb(draw)
 
 
-def as_paths(vector_fields: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A tuple of dotted paths.
-
-    Raises:
-        ValueError: If a single string is given in place of a list.
-    """
-    if isinstance(vector_fields, str):
-        raise ValueError(
-            f"Expected `vector_fields` to be a list of dotted paths, but got the string "
-            f"{vector_fields!r}. Write [{vector_fields!r}]."
-        )
-    return None if vector_fields is None else tuple(vector_fields)
-
-
 def current_rank() -> int:
     """Rank of this process in ``torch.distributed``; zero without it."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def _find_horizons(model: nn.Module) -> dict[str, Horizon]:
-    horizons = {
-        path.replace("_orig_mod.", "") or "model": module
-        for path, module in model.named_modules()
-        if isinstance(module, Horizon)
-    }
-    if not horizons:
-        raise ValueError(
-            f"Expected a model with horizons, but {type(model).__name__} has none, so there is "
-            f"nothing to steer. Build it from steer_lightning.nn (ODEBlock, CNF), or name the "
-            f"modules that it passes to odeint: SteerCallback(b=..., vector_fields=['flow.func'])."
-        )
-    return horizons
-
-
-def _refuse_double_warp(model: nn.Module) -> None:
-    """Raise if a block's own horizon and a field attached inside the block are both moved."""
-    for path, block in model.named_modules():
-        own = [m.owner for m in block.children() if isinstance(m, Horizon) and m.owner]
-        attached = (_ATTACHED.get(m) for m in block.modules())
-        inside = [a for a in attached if a is not None and a.owner]
-        if own and inside:
-            raise ValueError(
-                f"Expected one owner for the end time of {path or 'the model'!r}, but {own[0]} "
-                f"moves its own horizon and {inside[0].owner} the vector field "
-                f"{inside[0].path!r} inside it: T would move twice. Keep one of the two."
-            )
-
-
-def _attach(model: nn.Module, path: str, settings: SteerSettings) -> AttachedHorizon:
-    known = dict(model.named_modules(remove_duplicate=False))
-    if path not in known:
-        try:
-            check_choice("vector_fields", path, (name for name in known if name))
-        except ValueError as error:
-            raise ValueError(
-                f"{error} A path leads to an nn.Module inside the model, such as 'flow.func'; a "
-                f"plain function cannot be attached: wrap it in an nn.Module."
-            ) from None
-    field = known[path]
-    horizon = _ATTACHED.get(field)
-    if horizon is not None and horizon.attached:
-        if horizon.owner is not None or (horizon.t0, horizon.t1) == (settings.t0, settings.t1):
-            return horizon
-        horizon.detach()
-    horizon = AttachedHorizon(field, path or "model", settings.t0, settings.t1)
-    _ATTACHED[field] = horizon
-    return horizon

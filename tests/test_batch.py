@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from steer_lightning.batch import SeriesBatch, check_series, make_series
+from steer_lightning.batch import SeriesBatch, check_series, keep_times, make_series
 
 NAN = float("nan")
 
@@ -128,3 +128,33 @@ def test_the_first_broken_samples_are_named():
     batch = batch._replace(times=batch.times.flip(1))
     with pytest.raises(ValueError, match=r"not so in sample 0, 1, 2, 3, 4 of the batch\. Clean"):
         check_series(batch)
+
+
+def test_where_something_is_observed_or_asked_for():
+    batch = good()
+    assert batch.observed.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.asked.tolist() == [[True, True, True], [True, False, False]]  # all have labels
+    batch = batch._replace(labels=batch.labels.clone().fill_(-1))
+    assert batch.asked.tolist() == [[False, True, False], [True, False, False]]
+    assert torch.equal(batch._replace(labels=torch.zeros(2).long()).asked, batch.asked)
+
+
+def test_times_are_left_out():
+    kept = keep_times(good(), torch.tensor([[False, False, True], [False] * 3]))
+    check_series(kept)
+    assert kept.times.tolist() == [[0.0, 0.75], [0.25, 0.25]]
+    assert kept.values.tolist() == [[[0.0, 1.0], [4.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]]
+    assert kept.mask.tolist() == [[[1, 1], [1, 0]], [[1, 0], [0, 0]]]
+    assert kept.target_mask.tolist() == [[[0, 0], [0, 0]], [[1, 0], [0, 0]]]
+    assert (kept.lengths.tolist(), kept.labels.tolist()) == ([2, 1], [[2, 1], [4, -1]])
+
+
+def test_keeping_all_times_changes_nothing():
+    batch = good()._replace(labels=torch.tensor([3, 4]))
+    for part, expected in zip(keep_times(batch, batch.valid), batch, strict=True):
+        assert torch.equal(part, expected)
+
+
+def test_padding_cannot_be_kept():
+    with pytest.raises(ValueError, match="Expected no padding among the times to keep"):
+        keep_times(good(), torch.ones(2, 3, dtype=torch.bool))

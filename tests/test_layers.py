@@ -12,7 +12,16 @@ import steer_lightning
 PACKAGE = Path(steer_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
-PURE = ("functional", "solvers", "nn", "horizon", "attach.py", "steering.py", "batch.py")
+PURE = (
+    "functional",
+    "solvers",
+    "nn",
+    "horizon",
+    "attach.py",
+    "targets.py",
+    "steering.py",
+    "batch.py",
+)
 
 
 def layer(source):

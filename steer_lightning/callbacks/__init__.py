@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from steer_lightning.callbacks.feature_picture import FeaturePicture
     from steer_lightning.callbacks.pictures import FlowPicture, StiffPicture
     from steer_lightning.callbacks.samples import SampleGrid, SampleWriter
+    from steer_lightning.callbacks.series_picture import SeriesPicture
 
 __all__ = [
     "EndTimeSweep",
@@ -20,6 +21,7 @@ __all__ = [
     "NFEMonitor",
     "SampleGrid",
     "SampleWriter",
+    "SeriesPicture",
     "SteerCallback",
     "StiffPicture",
     "TrainingClock",
@@ -31,6 +33,7 @@ _HOMES = {
     "FlowPicture": "pictures",
     "SampleGrid": "samples",
     "SampleWriter": "samples",
+    "SeriesPicture": "series_picture",
     "StiffPicture": "pictures",
 }
 

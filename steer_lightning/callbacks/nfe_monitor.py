@@ -9,7 +9,7 @@ from torch import nn
 from steer_lightning.functional.autograd import in_backward
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers import SolveStats
-from steer_lightning.steering import as_paths
+from steer_lightning.targets import as_paths
 
 
 class NFEMonitor(Callback):
@@ -35,7 +35,7 @@ class NFEMonitor(Callback):
     """
 
     def __init__(self, vector_fields: Sequence[str] | None = None, steps: bool = False) -> None:
-        self.vector_fields = as_paths(vector_fields)
+        self.vector_fields = as_paths("vector_fields", vector_fields)
         self.steps = steps
         self._stats: dict[str, SolveStats] = {}
         self._handles: list[Any] = []

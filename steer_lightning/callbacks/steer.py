@@ -8,7 +8,8 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from steer_lightning.functional.end_time import Distribution, Scope
 from steer_lightning.functional.random_streams import default_seed
-from steer_lightning.steering import Steering, SteerSettings, as_paths
+from steer_lightning.steering import Steering, SteerSettings
+from steer_lightning.targets import as_paths
 
 
 class SteerCallback(Callback):
@@ -37,6 +38,9 @@ class SteerCallback(Callback):
         warmup_steps: Batches over which ``b`` grows linearly from zero.
         seed: Seed of the draws; ``PL_GLOBAL_SEED`` or torch's initial seed if not given. The
             seed of a checkpoint takes precedence.
+        horizons: Dotted paths of the parts of the model whose own horizons are moved, such as
+            ``["network.encoder"]``; all of it if not given. Several callbacks can move several
+            parts by other ``b``.
 
     Raises:
         ValueError: If a value is out of range or a name unknown; at the start of ``fit`` if
@@ -64,9 +68,18 @@ class SteerCallback(Callback):
         scope: Scope = "batch",
         warmup_steps: int = 0,
         seed: int | None = None,
+        horizons: Sequence[str] | None = None,
     ) -> None:
         self.settings = SteerSettings(
-            b, as_paths(vector_fields), t0, t1, epsilon, distribution, scope, warmup_steps
+            b,
+            as_paths("vector_fields", vector_fields),
+            t0,
+            t1,
+            epsilon,
+            distribution,
+            scope,
+            warmup_steps,
+            as_paths("horizons", horizons),
         )
         self.seed = seed
         self._asked_seed = seed
@@ -77,7 +90,10 @@ class SteerCallback(Callback):
     @property
     def state_key(self) -> str:
         """Identity in checkpoints: what is steered, not how."""
-        return self._generate_state_key(vector_fields=self.settings.vector_fields)
+        targets = {"vector_fields": self.settings.vector_fields}
+        if self.settings.horizons is not None:
+            targets["horizons"] = self.settings.horizons
+        return self._generate_state_key(**targets)
 
     def state_dict(self) -> dict[str, Any]:
         """Seed and count of batches, as plain numbers."""

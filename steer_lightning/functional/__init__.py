@@ -4,6 +4,7 @@ from steer_lightning.functional.end_time import EndTimeDraw, FixedOffset, end_ti
 from steer_lightning.functional.likelihood import (
     bits_per_dim,
     dequantize,
+    importance_bound,
     masked_gaussian_log_prob,
     standard_normal_kl,
     standard_normal_log_prob,
@@ -28,6 +29,7 @@ __all__ = [
     "end_time_offset",
     "exact_divergence",
     "exact_jacobian",
+    "importance_bound",
     "masked_gaussian_log_prob",
     "plan_walk",
     "standard_normal_kl",

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from steer_lightning.functional.choices import check_choice
+from steer_lightning.functional.random_streams import default_seed, stream
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRInterval = Literal["epoch", "step"]
@@ -98,6 +99,51 @@ class TaskModule(LightningModule):
             return
         objects = [k for k, v in self.hparams.items() if not isinstance(v, _PLAIN)]
         self.save_hyperparameters(ignore=objects, frame=frame)
+
+
+class StochasticTaskModule(TaskModule):
+    """Base of tasks with noise in their loss, which comes from a random stream of its own.
+
+    The stream is keyed by seed, purpose, count of batches and rank: the global stream is not
+    touched, every validation sees the same noise, and a resumed run continues it.
+    """
+
+    stream_name = "noise"
+
+    def __init__(
+        self,
+        optimizer: OptimizerFactory = adam,
+        lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: LRInterval = "epoch",
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler, lr_interval)
+        self._noise_seed: int | None = None
+        self._train_batches = 0
+
+    def setup(self, stage: str) -> None:
+        """Agree on the seed of the noise."""
+        if self._noise_seed is None:
+            self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
+
+    def noise_stream(self, *key: object) -> torch.Generator:
+        """The random stream of a batch, on this module's device."""
+        seed = default_seed() if self._noise_seed is None else self._noise_seed
+        return stream(self.device, self.stream_name, seed, *key, self.global_rank)
+
+    def next_training_stream(self) -> torch.Generator:
+        """The random stream of the next training batch."""
+        self._train_batches += 1
+        return self.noise_stream("train", self._train_batches - 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where the random streams are."""
+        checkpoint["noise"] = {"seed": self._noise_seed, "batches": self._train_batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the random streams."""
+        noise = checkpoint.get("noise")
+        if noise is not None:
+            self._noise_seed, self._train_batches = noise["seed"], noise["batches"]
 
 
 class StageMetrics(nn.Module):

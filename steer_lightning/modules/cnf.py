@@ -6,19 +6,18 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from steer_lightning.functional.random_streams import default_seed, stream
 from steer_lightning.modules.base import (
     LRInterval,
     OptimizerFactory,
     SchedulerFactory,
     StageMetrics,
-    TaskModule,
+    StochasticTaskModule,
     adam,
 )
 from steer_lightning.nn import Flow
 
 
-class CNFModule(TaskModule):
+class CNFModule(StochasticTaskModule):
     r"""Train a flow by maximum likelihood, with RNODE's regularisers if their weights say so.
 
     .. math:: \mathcal{L} = -\overline{\log p(x)} + w_K \overline{K} + w_J \overline{J}
@@ -56,6 +55,7 @@ class CNFModule(TaskModule):
     """
 
     metric = "nll"
+    stream_name = "flow"
 
     def __init__(
         self,
@@ -76,8 +76,6 @@ class CNFModule(TaskModule):
         self.flow = flow
         self.weights = {"kinetic": kinetic_weight, "jacobian": jacobian_weight}
         self.scores = StageMetrics(MeanMetric)
-        self._noise_seed: int | None = None
-        self._train_batches = 0
 
     def points(
         self, batch: Any, generator: torch.Generator | None
@@ -100,8 +98,7 @@ class CNFModule(TaskModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Score of the batch, plus the weighted regularisers."""
-        generator = self.noise_stream("train", self._train_batches)
-        self._train_batches += 1
+        generator = self.next_training_stream()
         x, weight = self.points(batch, generator)
         regularize = any(self.weights.values())
         carried = self.flow.transport(x, generator=generator, regularize=regularize)
@@ -131,26 +128,6 @@ class CNFModule(TaskModule):
         x, _ = self.points(batch, generator)
         carried = self.flow.transport(x, generator=generator)
         return {"x": x, "z": carried.z, "log_p": carried.log_p}
-
-    def setup(self, stage: str) -> None:
-        """Agree on the seed of the noise."""
-        if self._noise_seed is None:
-            self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
-
-    def noise_stream(self, *key: object) -> torch.Generator:
-        """The random stream of a batch, on this module's device."""
-        seed = default_seed() if self._noise_seed is None else self._noise_seed
-        return stream(self.device, "flow", seed, *key, self.global_rank)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep where the random streams are."""
-        checkpoint["flow_noise"] = {"seed": self._noise_seed, "batches": self._train_batches}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the random streams."""
-        noise = checkpoint.get("flow_noise")
-        if noise is not None:
-            self._noise_seed, self._train_batches = noise["seed"], noise["batches"]
 
     def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
         generator = self.noise_stream(stage, batch_idx)

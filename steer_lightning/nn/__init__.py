@@ -7,8 +7,10 @@ from steer_lightning.nn.concat_squash import ConcatSquashField
 from steer_lightning.nn.conv_flow_field import ConvFlowField
 from steer_lightning.nn.fields import ConvField, MLPField
 from steer_lightning.nn.flow import Flow, Transport
+from steer_lightning.nn.forecast import Forecast
 from steer_lightning.nn.latent_ode import (
     LatentDecoder,
+    LatentODE,
     Observations,
     ODERNNEncoder,
     RNNEncoder,
@@ -16,7 +18,8 @@ from steer_lightning.nn.latent_ode import (
 )
 from steer_lightning.nn.multiscale import MultiScaleCNF
 from steer_lightning.nn.ode_block import ODEBlock
-from steer_lightning.nn.ode_rnn import ODERNN, Belief, BeliefGRU
+from steer_lightning.nn.ode_rnn import ODERNN, Belief, BeliefGRU, Walk
+from steer_lightning.nn.ode_rnn_forecaster import ODERNNForecaster
 
 __all__ = [
     "Augmented",
@@ -28,14 +31,18 @@ __all__ = [
     "ConvField",
     "ConvFlowField",
     "Flow",
+    "Forecast",
     "LatentDecoder",
+    "LatentODE",
     "MLPField",
     "MultiScaleCNF",
     "ODEBlock",
     "ODERNN",
     "ODERNNEncoder",
+    "ODERNNForecaster",
     "Observations",
     "RNNEncoder",
     "Transport",
+    "Walk",
     "observations",
 ]

@@ -67,6 +67,11 @@ class MLPField(nn.Module):
         return derivative
 
 
+def autonomous_field(dim: int, hidden: Sequence[int]) -> MLPField:
+    """The field of latent ODEs: tanh, no time, normal weights of deviation 0.1, zero biases."""
+    return MLPField(dim, hidden, "tanh", time_dependent=False, init_std=0.1)
+
+
 class TimeConv2d(nn.Conv2d):
     r"""A convolution of an image with time as one more channel, in front.
 

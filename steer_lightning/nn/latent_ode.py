@@ -1,13 +1,17 @@
 """Latent ODEs: an encoder that walks back, a decoder that is one smooth solve."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.batch import SeriesBatch
+from steer_lightning.batch import SeriesBatch, keep_times
+from steer_lightning.functional.choices import check_choice
 from steer_lightning.functional.walk import walking_order
 from steer_lightning.horizon import GridHorizon
+from steer_lightning.nn.fields import autonomous_field
+from steer_lightning.nn.forecast import Forecast
 from steer_lightning.nn.ode_rnn import ODERNN, Belief, tanh_network
 from steer_lightning.solvers import SolveStats
 from steer_lightning.solvers.dense import DenseSolver
@@ -39,18 +43,8 @@ def observations(batch: SeriesBatch) -> Observations:
         >>> observations(batch).times
         tensor([[0., 2.]])
     """
-    keep = batch.mask.any(2)
-    keep[:, 0] = True
-    lengths = keep.sum(1)
-    # A stable sort puts what is kept in front, in the order of time.
-    order = (~keep).byte().argsort(dim=1, stable=True)[:, : int(lengths.max())]
-    place = torch.arange(order.shape[1], device=order.device)
-    padding = place >= lengths[:, None]
-    order = torch.where(padding, order.gather(1, lengths[:, None] - 1), order)
-    wide = order[..., None].expand(-1, -1, batch.values.shape[2])
-    mask = batch.mask.gather(1, wide).masked_fill(padding[..., None], 0.0)
-    values = batch.values.gather(1, wide) * mask
-    return Observations(batch.times.gather(1, order), values, mask, lengths)
+    seen = keep_times(batch, batch.observed)
+    return Observations(seen.times, seen.values * seen.mask, seen.mask, seen.lengths)
 
 
 class ODERNNEncoder(nn.Module):
@@ -83,7 +77,7 @@ class ODERNNEncoder(nn.Module):
 
     def forward(self, seen: Observations) -> Belief:
         """Mean and deviation of the latent state, each ``(B, L)``."""
-        belief, _ = self.rnn(*seen)
+        belief = self.rnn(*seen).final
         mean, std = self.to_latent(torch.cat(belief, dim=1)).chunk(2, dim=1)
         return Belief(mean, std.abs())
 
@@ -189,3 +183,127 @@ class LatentDecoder(nn.Module):
         )
         z = solution.at(elapsed.repeat(n_draws, 1))
         return z.view(n_draws, n_samples, times.shape[1], n_latents)
+
+
+class LatentODE(nn.Module):
+    r"""Encode a series into a latent state at its first time, follow that, read values off it.
+
+    .. math::
+        z_0 \sim q(z_0 \mid x) = \mathcal{N}(\mu, \sigma^2), \qquad
+        \frac{dz}{dt} = f(z), \qquad \hat{x}(t) = W z(t) + c
+
+    Args:
+        n_features: Features ``D`` of the series.
+        n_latents: Width ``L`` of the latent state.
+        n_states: Width of the encoder's state.
+        encoder: ``"ode_rnn"`` walks back over the observations and follows an ODE between them,
+            ``"rnn"`` has a GRU that reads the gaps; or a module from :class:`Observations` to the
+            :class:`Belief` about the latent state.
+        n_hidden: Width of the hidden layers of the ODE-RNN's gates.
+        recognition_hidden: Hidden layers of the ODE-RNN's field.
+        generative_hidden: Hidden layers of the latent field.
+        max_step: Longest Euler step of the ODE-RNN, as a fraction of a sample's time range.
+        vector_field: Latent field ``f(t, z)`` that ignores ``t``; if not given, a tanh network of
+            ``generative_hidden``.
+        solver: Of the latent ODE; dopri5 at ``rtol=1e-3, atol=1e-4`` if not given.
+
+    Raises:
+        ValueError: If ``encoder`` is unknown, a width is not positive or the field has time.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907.
+
+    Example:
+        >>> from steer_lightning.batch import make_series
+        >>> t, x = torch.tensor([0.0, 0.4, 1.0]), torch.ones(3, 2)
+        >>> latent_ode = LatentODE(n_features=2, n_latents=4)
+        >>> latent_ode(make_series([t], [x], [x]), n_draws=3).mean.shape
+        torch.Size([3, 1, 3, 2])
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_latents: int = 10,
+        n_states: int = 20,
+        encoder: Literal["ode_rnn", "rnn"] | nn.Module = "ode_rnn",
+        n_hidden: int = 50,
+        recognition_hidden: Sequence[int] = (50, 50),
+        generative_hidden: Sequence[int] = (50, 50),
+        max_step: float = 0.02,
+        vector_field: nn.Module | None = None,
+        solver: DenseSolver | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_features = n_features
+        if isinstance(encoder, nn.Module):
+            self.encoder = encoder
+        elif encoder == "rnn":
+            self.encoder = RNNEncoder(n_features, n_states, n_latents)
+        else:
+            check_choice("encoder", encoder, ("ode_rnn", "rnn"))
+            recognition = autonomous_field(n_states, recognition_hidden)
+            self.encoder = ODERNNEncoder(
+                recognition, n_features, n_states, n_latents, n_hidden, max_step
+            )
+        if vector_field is None:
+            vector_field = autonomous_field(n_latents, generative_hidden)
+        self.decoder = LatentDecoder(vector_field, solver)
+        self.readout = tanh_network([n_latents, n_features])
+
+    def forward(
+        self, batch: SeriesBatch, n_draws: int = 1, generator: torch.Generator | None = None
+    ) -> Forecast:
+        """Predict at the times that are asked for, and at the first one of each sample.
+
+        Args:
+            batch: Series, of which what is observed is read.
+            n_draws: Draws ``S`` of the latent state.
+            generator: Random stream of the draws, on the device of the batch; the global one if
+                not given.
+        """
+        belief = self.encode(batch)
+        asked = keep_times(batch, batch.asked)
+        z0 = self.draw(belief, n_draws, generator)
+        z = self.decoder(z0, asked.times, asked.lengths)
+        return Forecast(asked, self.readout(z), z, z0, belief)
+
+    def encode(self, batch: SeriesBatch) -> Belief:
+        """Posterior of the latent state, given what is observed."""
+        belief: Belief = self.encoder(observations(batch))
+        return belief
+
+    def draw(self, belief: Belief, n_draws: int, generator: torch.Generator | None) -> Tensor:
+        """Latent states, shape ``(S, B, L)``."""
+        noise = torch.randn(
+            n_draws,
+            *belief.mean.shape,
+            generator=generator,
+            dtype=belief.mean.dtype,
+            device=belief.mean.device,
+        )
+        return belief.mean + belief.std * noise
+
+    def predict_at(
+        self,
+        batch: SeriesBatch,
+        times: Tensor,
+        n_draws: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Values at any times from each sample's first one on, also past its end.
+
+        Args:
+            batch: Series, of which what is observed is read.
+            times: Increasing times, none before the sample's first one, shape ``(B, G)``.
+            n_draws: Draws ``S`` of the latent state.
+            generator: Random stream of the draws.
+
+        Returns:
+            Predicted values, shape ``(S, B, G, D)``.
+        """
+        z0 = self.draw(self.encode(batch), n_draws, generator)
+        grid = torch.cat([batch.times[:, :1], times], dim=1)
+        z = self.decoder(z0, grid, batch.lengths.new_full((len(grid),), grid.shape[1]))
+        values: Tensor = self.readout(z[:, :, 1:])
+        return values

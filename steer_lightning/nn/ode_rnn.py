@@ -1,8 +1,8 @@
 """Recurrent networks whose state follows an ODE between observations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,21 @@ class Belief(NamedTuple):
     std: Tensor
 
 
+class Walk(NamedTuple):
+    """What an ODE-RNN knew along the times of each sample.
+
+    Args:
+        final: Belief at the end of the walk.
+        arrival: Mean on arrival at each time, before its observation is taken in, shape
+            ``(B, K, R)``; zero in the padding.
+        departure: Mean at each time after its observation is taken in, likewise.
+    """
+
+    final: Belief
+    arrival: Tensor
+    departure: Tensor
+
+
 class BeliefGRU(nn.Module):
     r"""A gated update of mean and deviation by an observation.
 
@@ -52,15 +67,50 @@ class BeliefGRU(nn.Module):
 
     def forward(self, belief: Belief, x: Tensor) -> Belief:
         """Update a belief by observations ``x``, shape ``(B, n_inputs)``."""
-        joint = torch.cat([*belief, x], dim=1)
-        keep = torch.sigmoid(self.update_gate(joint))
-        reset = torch.sigmoid(self.reset_gate(joint))
-        candidate = self.new_state(torch.cat([belief.mean * reset, belief.std * reset, x], dim=1))
-        mean, std = candidate.chunk(2, dim=1)
-        # Not torch.lerp, which refuses the two dtypes of autocast.
-        return Belief(
-            keep * belief.mean + (1.0 - keep) * mean, keep * belief.std + (1.0 - keep) * std.abs()
+        return self.along(x[None])(0, belief, None)
+
+    def along(self, x: Tensor) -> Callable[[int, Belief, Tensor | None], Belief]:
+        """The updates of a walk; what does not depend on the beliefs is computed at once.
+
+        Args:
+            x: Observations of ``M`` steps, shape ``(M, B, n_inputs)``.
+
+        Returns:
+            ``update(m, belief, observes)`` of the beliefs where ``observes``, shape ``(B, 1)``,
+            is true, or of all if it is ``None``.
+        """
+        update_gate, reset_gate, new_state = (
+            _reader(network, x) for network in (self.update_gate, self.reset_gate, self.new_state)
         )
+
+        def update(m: int, belief: Belief, observes: Tensor | None) -> Belief:
+            mean, std = belief
+            joint = torch.cat(belief, dim=1)
+            keep = torch.sigmoid(update_gate(m, joint)).to(mean.dtype)
+            reset = torch.sigmoid(reset_gate(m, joint))
+            candidate = new_state(m, torch.cat([mean * reset, std * reset], dim=1))
+            # Cast because lerp refuses the two dtypes of autocast.
+            new_mean, new_std = candidate.to(mean.dtype).chunk(2, dim=1)
+            if observes is not None:
+                keep = torch.where(observes, keep, 1.0)
+            return Belief(torch.lerp(new_mean, mean, keep), torch.lerp(new_std.abs(), std, keep))
+
+        return update
+
+
+def _reader(network: nn.Sequential, x: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """A network of two layers on a state and the inputs ``x[m]``, read in one product."""
+    first, activation, last = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(network))
+    n = first.in_features - x.shape[2]
+    offsets = F.linear(x, first.weight[:, n:], first.bias).unbind(0)
+    # Cut once, as the backward pass of a cut is a new matrix.
+    weight, weight_last = first.weight[:, :n].t(), last.weight.t()
+
+    def apply(m: int, y: Tensor) -> Tensor:
+        hidden: Tensor = activation(torch.addmm(offsets[m], y, weight))
+        return torch.addmm(last.bias, hidden, weight_last)
+
+    return apply
 
 
 class ODERNN(nn.Module):
@@ -95,8 +145,8 @@ class ODERNN(nn.Module):
         >>> from steer_lightning.nn import MLPField
         >>> rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=2, n_states=4)
         >>> times, values = torch.tensor([[0.0, 0.3, 1.0]]), torch.ones(1, 3, 2)
-        >>> final, arrival = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
-        >>> final.mean.shape, arrival.shape
+        >>> walk = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
+        >>> walk.final.mean.shape, walk.arrival.shape
         (torch.Size([1, 4]), torch.Size([1, 3, 4]))
     """
 
@@ -123,9 +173,7 @@ class ODERNN(nn.Module):
         self.reverse = reverse
         self.stats = SolveStats()
 
-    def forward(
-        self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor
-    ) -> tuple[Belief, Tensor]:
+    def forward(self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor) -> Walk:
         """Walk along the observations.
 
         Args:
@@ -137,29 +185,33 @@ class ODERNN(nn.Module):
             lengths: Number of times of each sample, shape ``(B,)``.
 
         Returns:
-            The belief at the end of the walk, and the mean on arrival at each time, before its
-            observation is taken in, shape ``(B, K, R)``; zero in the padding.
+            The belief at the end of the walk, and the means on the way.
         """
         plan = self.plan(times, lengths)
         inputs = _at_steps(torch.cat([values * mask, mask], dim=2), plan)
+        inputs = inputs.transpose(0, 1).contiguous()
         observed = inputs[..., values.shape[2] :].any(2)
-        dts = plan.dt.to(values.dtype)
+        update = self.gru.along(inputs)
+        # Cut once, because a view at each step takes time; lists, so that a GPU is not waited for.
+        starts, observes = plan.t.t().unbind(0), observed[..., None].unbind(0)
+        dts = plan.dt.t()[..., None].to(values.dtype).unbind(0)
+        some_observe, all_observe = observed.any(1).tolist(), observed.all(1).tolist()
         belief = Belief(*values.new_zeros(2, len(times), self.n_states))
-        means = []
-        # One list, so that a GPU is not waited for at each step.
-        for m, someone_observes in enumerate(observed.any(0).tolist()):
-            slope = self.vector_field(plan.t[:, m], belief.mean)
-            belief = belief._replace(mean=belief.mean + dts[:, m, None] * slope)
-            means.append(belief.mean)
-            if someone_observes:
-                updated, observes = self.gru(belief, inputs[:, m]), observed[:, m, None]
-                belief = Belief(
-                    torch.where(observes, updated.mean, belief.mean),
-                    torch.where(observes, updated.std, belief.std),
-                )
-        self.stats.count_evaluation("forward", len(means))
-        self.stats.accepted += len(means)
-        return belief, _at_observations(torch.stack(means, dim=1), plan, times.shape[1])
+        arrivals, departures = [], []
+        for m, dt in enumerate(dts):
+            slope = self.vector_field(starts[m], belief.mean).to(dt.dtype)
+            belief = belief._replace(mean=torch.addcmul(belief.mean, dt, slope))
+            arrivals.append(belief.mean)
+            if some_observe[m]:
+                belief = update(m, belief, None if all_observe[m] else observes[m])
+            departures.append(belief.mean)
+        self.stats.count_evaluation("forward", len(arrivals))
+        self.stats.accepted += len(arrivals)
+        arrival, departure = (
+            _at_observations(torch.stack(means, dim=1), plan, times.shape[1])
+            for means in (arrivals, departures)
+        )
+        return Walk(belief, arrival, departure)
 
     def plan(self, times: Tensor, lengths: Tensor) -> WalkPlan:
         """The steps of every sample, stretched by the end times in force."""

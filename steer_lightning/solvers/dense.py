@@ -197,7 +197,9 @@ class DenseSolver:
                     raise StepSizeUnderflowError(dt, t, "forward")
                 raise NonFiniteStateError(t, "forward")
             stages, y_next = _stages(field, t, dt, y, slope)
-            error = self._error(dt * _combine(stages, _ERROR), y, y_next)
+            with torch.no_grad():
+                difference = dt * _combine(stages, _ERROR)
+            error = self._error(difference, y, y_next)
             accepted = error <= 1.0
             stats.count_step("forward", accepted=accepted)
             if accepted:
@@ -255,14 +257,26 @@ def _stages(
     """The seven slopes of a step, the last one at its end, and the state there."""
     slopes, y_stage = [slope], y
     for c, row in zip(_C[1:], _A[1:], strict=True):
-        y_stage = y + dt * _combine(slopes, row)
+        y_stage = _add(y, slopes, row, dt)
         slopes.append(field(t + c * dt, y_stage))
     return slopes, y_stage
 
 
+def _add(y: Tensor, slopes: list[Tensor], weights: tuple[float, ...], dt: float) -> Tensor:
+    """Add slopes to a state; one operation each, and no conversion of a number to a tensor."""
+    for w, slope in zip(weights, slopes, strict=True):
+        if w != 0.0:
+            y = torch.add(y, slope, alpha=dt * w)
+    return y
+
+
 def _combine(slopes: list[Tensor], weights: tuple[float, ...]) -> Tensor:
-    terms = [w * k for w, k in zip(weights, slopes, strict=True) if w != 0.0]
-    return sum(terms[1:], start=terms[0])
+    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w != 0.0]
+    (w, k), *rest = terms
+    total = w * k
+    for w, k in rest:
+        total = torch.add(total, k, alpha=w)
+    return total
 
 
 def _quartics(ys: list[Tensor], slopes: list[list[Tensor]], knots: Tensor) -> Tensor:

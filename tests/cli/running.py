@@ -9,6 +9,7 @@ import cli
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODEL, DATA = "--model.init_args", "--data.init_args"
 FLOW = f"{MODEL}.flow.init_args"
+NETWORK = f"{MODEL}.network.init_args"
 QUIET = [
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",

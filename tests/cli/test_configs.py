@@ -9,15 +9,24 @@ import pytest
 import yaml
 
 import cli
-from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, QUIET
+from steer_lightning.nn import RNNEncoder
+from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, NETWORK, QUIET
+from tests.helpers.activity_files import write_activity
 from tests.helpers.cifar_files import accept_cifar10, write_cifar10
+from tests.helpers.hopper_files import without_dm_control, write_hopper
 from tests.helpers.imagenet_files import accept_imagenet32, write_imagenet32
 from tests.helpers.mnist_files import write_mnist
+from tests.helpers.physionet_files import accept_physionet, write_physionet
 from tests.helpers.svhn_files import accept_svhn, write_svhn
 
 PATHS = sorted(CONFIGS.glob("*/*.yaml"))
 NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in PATHS]
 PAIRS = [name for name in NAMES if name.endswith("_steer")]
+LATENT_ODES = [
+    name
+    for name in NAMES
+    if name.startswith("latent_ode/") and not name.endswith(("_rnn", "_steer"))
+]
 IMAGE_FLOWS = [name for name in NAMES if name.startswith("cnf/") and "toy" not in name]
 
 SMALL_FLOW = [
@@ -38,6 +47,16 @@ SMALL_CLASSIFIER = [
 ]
 SMALL_AUGMENTED = [f"{MODEL}.block.init_args.block.init_args.{TWO_FILTERS}", *SMALL_CLASSIFIER[1:]]
 
+# The tiny files that a series' config reads, or how few series it makes.
+SERIES = {
+    "activity": [f"{DATA}.data_dir=activity", f"{DATA}.val_size=4"],
+    "mujoco": [f"{DATA}.cache_dir=hopper", f"{DATA}.n_trajectories=40", f"{DATA}.n_points=20",
+               f"{DATA}.val_size=8"],
+    "periodic": [f"{DATA}.n_trajectories=40", f"{DATA}.val_size=8"],
+    "physionet": [f"{DATA}.data_dir=physionet", f"{DATA}.cache_dir=cache", f"{DATA}.val_size=8",
+                  f"{DATA}.time_bin=1.0"],
+}  # fmt: skip
+
 # What makes a run small: width, number of samples, files that the test has written. The longest
 # key that a config's name begins with counts.
 OVERRIDES = {
@@ -57,6 +76,15 @@ OVERRIDES = {
     "cnf/mnist": [*SMALL_FLOW, f"{DATA}.data_dir=mnist"],
     "cnf/cifar10": [*SMALL_FLOW, f"{DATA}.data_dir=cifar10"],
     "cnf/imagenet32": [*SMALL_FLOW, f"{DATA}.data_dir=imagenet32"],
+    **{
+        f"latent_ode/{name}": [
+            f"{NETWORK}.n_hidden=3",
+            f"{NETWORK}.recognition_hidden=[4]",
+            f"{DATA}.batch_size=4",
+            *arguments,
+        ]
+        for name, arguments in SERIES.items()
+    },
     "stiff": [
         f"{MODEL}.vector_field.init_args.hidden=[8]",
         f"{DATA}.n_starts=8",
@@ -78,6 +106,11 @@ def files(folder, monkeypatch):
     accept_cifar10(monkeypatch, folder / "cifar10")
     write_svhn(folder / "svhn")
     accept_svhn(monkeypatch, folder / "svhn")
+    write_activity(folder / "activity")
+    write_hopper(folder / "hopper")
+    without_dm_control(monkeypatch)
+    write_physionet(folder / "physionet")
+    accept_physionet(monkeypatch)
     write_imagenet32(folder / "imagenet32")
     accept_imagenet32(monkeypatch)
 
@@ -154,6 +187,19 @@ def test_classifiers_have_the_papers_sizes(name, n_parameters, files):
 def test_runs(name, files):
     config = ["--config", str(CONFIGS / f"{name}.yaml"), "--trainer.fast_dev_run=1"]
     main = cli.main(["fit", *config, *QUIET, *OVERRIDES[key_of(name)]])
+    check_run(main, name)
+
+
+@pytest.mark.parametrize("name", LATENT_ODES)
+def test_runs_with_the_other_encoder(name, files):
+    config = ["--config", str(CONFIGS / f"{name}.yaml"), "--trainer.fast_dev_run=1"]
+    encoder = f"{NETWORK}.encoder=rnn"
+    main = cli.main(["fit", *config, *QUIET, *OVERRIDES[key_of(name)], encoder])
+    assert isinstance(main.model.network.encoder, RNNEncoder)
+    check_run(main, name)
+
+
+def check_run(main, name):
     found = {"val": dict(main.trainer.callback_metrics)}
     (found["test"],) = main.trainer.test(main.model, main.datamodule, verbose=False)
     # What checkpoints are chosen by is logged, in validation and as the test's counterpart.

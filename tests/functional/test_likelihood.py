@@ -8,6 +8,7 @@ from torch.distributions import Normal, kl_divergence
 from steer_lightning.functional import (
     bits_per_dim,
     dequantize,
+    importance_bound,
     masked_gaussian_log_prob,
     standard_normal_kl,
     standard_normal_log_prob,
@@ -100,3 +101,20 @@ def test_the_divergence_is_torchs():
     mean, std = randn(4, 3), randn(4, 3, seed=1).exp()
     expected = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1.0))
     torch.testing.assert_close(standard_normal_kl(mean, std), expected)
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3, torch.tensor(0.3, dtype=torch.float64)])
+def test_the_importance_bound_is_the_log_of_the_mean_evidence(kl_weight):
+    log_likelihood, kl = randn(3, 4), randn(4, seed=1).abs()
+    expected = (log_likelihood - kl_weight * kl).exp().mean(0).log()
+    torch.testing.assert_close(importance_bound(log_likelihood, kl, kl_weight), expected)
+
+
+def test_the_importance_bound_of_one_draw_is_the_evidence_lower_bound():
+    log_likelihood, kl = randn(1, 4), randn(4, seed=1).abs()
+    torch.testing.assert_close(importance_bound(log_likelihood, kl, 1.0), log_likelihood[0] - kl)
+
+
+def test_the_importance_bound_holds_far_below_zero():
+    bound = importance_bound(torch.tensor([[-1e4], [-2e4]]), torch.zeros(1), 1.0)
+    torch.testing.assert_close(bound, torch.tensor([-1e4 - math.log(2.0)]))

@@ -11,22 +11,28 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import cli
-from datamodules import StiffODEDataModule, ToyDensityDataModule
+from datamodules import SeriesDataModule, StiffODEDataModule, ToyDensityDataModule
+from steer_lightning.batch import make_series
 from steer_lightning.functional import stream
 from steer_lightning.modules import (
     ClassifierModule,
     CNFModule,
     ImageFlowModule,
+    LatentODEModule,
+    ODERNNModule,
     RegressionModule,
     StiffODEModule,
 )
+from steer_lightning.modules.base import StochasticTaskModule
 from steer_lightning.nn import (
     CNF,
     Augmented,
     ConcatSquashField,
     ConvField,
+    LatentODE,
     MLPField,
     ODEBlock,
+    ODERNNForecaster,
 )
 from tests.helpers.models import image_flow, lively
 
@@ -59,6 +65,23 @@ class GreyDigits(Digits):
 
     def images(self, generator):
         return torch.randint(256, (8, 1, 4, 4), generator=generator).float()
+
+
+class Waves(SeriesDataModule):
+    """Noisy waves of two kinds, at times of their own; no files."""
+
+    n_features = 1
+
+    def __init__(self):
+        super().__init__(batch_size=8, val_size=6)
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        times = [torch.rand(4 + i % 3, generator=generator).sort().values for i in range(30)]
+        values = [torch.sin((3 + 2 * (i % 2)) * t)[:, None] for i, t in enumerate(times)]
+        seen = [torch.ones_like(x) for x in values]
+        labels = [torch.tensor(i % 2) for i in range(30)]
+        return make_series(times, values, seen, labels=labels), None
 
 
 @dataclass
@@ -122,6 +145,31 @@ CASES = {
             ),
             "jacobian_weight": 0.25,
         },
+    ),
+    "latent ode": Case(
+        LatentODEModule,
+        lambda: {
+            "network": LatentODE(1, 3, 4, "ode_rnn", 5, (6,), (6,), 0.2),
+            "classifier": nn.Linear(3, 2),
+        },
+        {"n_draws": 2, "noise_std": 0.5, "kl_wait_epochs": 3, "classification_weight": 2.0},
+        Waves,
+        {
+            "network": node(
+                "nn.LatentODE", n_features=1, encoder="rnn", solver=node("solvers.DenseSolver")
+            ),
+            "kl_gamma": 0.5,
+        },
+    ),
+    "ode rnn": Case(
+        ODERNNModule,
+        lambda: {
+            "network": ODERNNForecaster(1, 3, 5, (6,), (6,), 0.2),
+            "classifier": nn.Linear(3, 2),
+        },
+        {"noise_std": 0.5, "likelihood_weight": 0.5, "num_classes": 2},
+        Waves,
+        {"network": node("nn.ODERNNForecaster", n_features=1), "noise_std": 0.5},
     ),
     "regression": Case(
         RegressionModule,
@@ -253,10 +301,12 @@ def test_evaluation_is_deterministic_and_under_inference_mode(case, tmp_path):
 
 
 def test_evaluate_gives_the_training_loss(case, tmp_path, monkeypatch):
-    without = {name: 0.0 for name in case.plain if name.endswith("_weight")}
+    without = {name: 0.0 for name in case.plain if name in ("kinetic_weight", "jacobian_weight")}
     module, data = case.build(**without), case.data()
-    # Flows draw other noise in each batch: give them the same.
-    monkeypatch.setattr(CNFModule, "noise_stream", lambda self, *key: stream("cpu", "one"))
+    # Noise is another one in each batch: give all of them the same.
+    monkeypatch.setattr(
+        StochasticTaskModule, "noise_stream", lambda self, *key: stream("cpu", "one")
+    )
     losses = []
 
     class Record(Callback):

@@ -241,7 +241,7 @@ def test_a_gru_reads_backwards_with_the_time_since_the_observation_before():
 
 def test_an_ode_rnn_walks_back_to_the_first_time():
     encoder, seen = make_encoder("ode_rnn"), observations(series_batch())
-    belief, _ = encoder.rnn(*seen)
+    belief = encoder.rnn(*seen).final
     mean, std = encoder.to_latent(torch.cat(belief, dim=1)).chunk(2, dim=1)
     found = encoder(seen)
     assert torch.equal(found.mean, mean)

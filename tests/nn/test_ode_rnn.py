@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from steer_lightning.functional import EndTimeDraw
-from steer_lightning.nn import ODERNN, Belief, BeliefGRU, MLPField
+from steer_lightning.nn import ODERNN, Belief, BeliefGRU, MLPField, Walk
 from steer_lightning.solvers import SolveStats
 from tests.helpers.models import RecordingField, seeded
 
@@ -75,7 +75,8 @@ def interval_by_interval(rnn, grid, values, mask, rates=None):
     if rnn.reverse:
         order.reverse()
     mean = std = torch.zeros(len(values), N_STATES, dtype=torch.float64)
-    arrival, n_steps = torch.zeros(*values.shape[:2], N_STATES, dtype=torch.float64), 1
+    arrival = torch.zeros(*values.shape[:2], N_STATES, dtype=torch.float64)
+    departure, n_steps = arrival.clone(), 1
     for i, k in enumerate(order):
         if i:
             start, gap = grid[order[i - 1]], grid[k] - grid[order[i - 1]]
@@ -90,7 +91,8 @@ def interval_by_interval(rnn, grid, values, mask, rates=None):
         x = torch.cat([values[:, k] * mask[:, k], mask[:, k]], 1)
         new_mean, new_std = gru_step(rnn.gru, mean, std, x)
         mean, std = torch.where(seen, new_mean, mean), torch.where(seen, new_std, std)
-    return Belief(mean, std), arrival, n_steps
+        departure[:, k] = mean
+    return Walk(Belief(mean, std), arrival, departure), n_steps
 
 
 def steered(rnn, draw):
@@ -110,14 +112,13 @@ def test_samples_of_one_grid_walk_interval_by_interval(time_dependent, reverse, 
         rates = (ends - walk_grid[:-1]) / walk_grid.diff()
         b = 0.999 * walk_grid.diff().abs() if draw.b is None else torch.tensor(draw.b)
         assert bool(((ends - walk_grid[1:]).abs() <= b).all())
-    belief, arrival = rnn(series, *rest)
-    expected, expected_arrival, n_steps = interval_by_interval(rnn, GRID, *rest[:2], rates)
-    torch.testing.assert_close(belief, expected, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(arrival, expected_arrival, rtol=1e-12, atol=1e-13)
+    walk = rnn(series, *rest)
+    expected, n_steps = interval_by_interval(rnn, GRID, *rest[:2], rates)
+    torch.testing.assert_close(walk, expected, rtol=1e-12, atol=1e-13)
     assert rnn.stats == SolveStats(nfe_forward=n_steps, accepted=n_steps)
     if draw is not None:
         rnn.horizon.reset()
-        assert not torch.allclose(rnn(series, *rest)[0].mean, belief.mean, rtol=1e-6)
+        assert not torch.allclose(rnn(series, *rest).final.mean, walk.final.mean, rtol=1e-6)
 
 
 @fields
@@ -127,10 +128,8 @@ def test_samples_of_one_grid_with_end_times_of_their_own(time_dependent, reverse
     rnn.horizon.perturb(EndTimeDraw(None, key=3, scope="sample"))
     rates = rnn.horizon.rates(series, rest[-1], reverse)
     assert len(rates.unique()) == rates.numel()
-    expected, expected_arrival, _ = interval_by_interval(rnn, GRID, *rest[:2], rates)
-    belief, arrival = rnn(series, *rest)
-    torch.testing.assert_close(belief, expected, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(arrival, expected_arrival, rtol=1e-12, atol=1e-13)
+    expected, _ = interval_by_interval(rnn, GRID, *rest[:2], rates)
+    torch.testing.assert_close(rnn(series, *rest), expected, rtol=1e-12, atol=1e-13)
 
 
 @fields
@@ -142,20 +141,21 @@ def test_samples_of_other_grids_walk_their_own_intervals(time_dependent, reverse
     if scope is not None:
         rnn.horizon.perturb(EndTimeDraw(None, key=3, scope=scope))
         rates = rnn.horizon.rates(series, lengths, reverse)
-    belief, arrival = rnn(series, values, mask, lengths)
+    walk = rnn(series, values, mask, lengths)
     longest = 0
     for b, n in enumerate(lengths):
-        expected, expected_arrival, n_steps = interval_by_interval(
+        expected, n_steps = interval_by_interval(
             rnn,
             series[b, :n],
             values[b : b + 1, :n],
             mask[b : b + 1, :n],
             None if rates is None else rates[b, : n - 1],
         )
-        for part, single in zip(belief, expected, strict=True):
+        for part, single in zip(walk.final, expected.final, strict=True):
             torch.testing.assert_close(part[b : b + 1], single, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(arrival[b, :n], expected_arrival[0], rtol=1e-12, atol=1e-13)
-        assert not bool(arrival[b, n:].any())
+        for way, single in zip(walk[1:], expected[1:], strict=True):
+            torch.testing.assert_close(way[b, :n], single[0], rtol=1e-12, atol=1e-13)
+            assert not bool(way[b, n:].any())
         longest = max(longest, n_steps)
     assert rnn.stats.nfe_forward == longest
 
@@ -182,9 +182,9 @@ def test_the_field_is_told_the_actual_time():
 @directions
 def test_a_sample_does_not_hear_of_the_rest_of_the_batch(reverse):
     rnn, batch = make(reverse=reverse), own_grids()
-    belief, arrival = rnn(*batch)
+    belief, arrival, *_ = rnn(*batch)
     for b, n in enumerate(LENGTHS):
-        alone, alone_arrival = rnn(
+        alone, alone_arrival, _ = rnn(
             batch[0][b : b + 1, :n], *(part[b : b + 1, :n] for part in batch[1:3]), LENGTHS[[b]]
         )
         for part, single in zip(belief, alone, strict=True):
@@ -197,18 +197,18 @@ def test_a_time_without_an_observation_is_walked_through():
     series = torch.tensor([[0.0, 0.4, 1.0]], dtype=torch.float64)
     values, mask = torch.ones(2, 1, 3, N_FEATURES, dtype=torch.float64)
     mask[0, 1] = 0.0
-    belief, arrival = rnn(series, values, mask, torch.tensor([3]))
+    belief, arrival, *_ = rnn(series, values, mask, torch.tensor([3]))
     values[0, 1] = 1e9  # not seen
-    assert torch.equal(rnn(series, values, mask, torch.tensor([3]))[0].mean, belief.mean)
-    expected, expected_arrival, _ = interval_by_interval(rnn, series[0], values, mask)
-    torch.testing.assert_close(belief, expected)
-    torch.testing.assert_close(arrival, expected_arrival)
+    assert torch.equal(rnn(series, values, mask, torch.tensor([3])).final.mean, belief.mean)
+    expected, _ = interval_by_interval(rnn, series[0], values, mask)
+    torch.testing.assert_close(belief, expected.final)
+    torch.testing.assert_close(arrival, expected.arrival)
 
 
 def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
     rnn, (series, *rest) = make(), shared_grid()
     asked = []
-    rnn.gru.register_forward_hook(lambda *args: asked.append(args))
+    rnn.gru.update_gate[1].register_forward_hook(lambda *args: asked.append(args))
     rnn(series, *rest)
     assert len(asked) == 4  # of five times, one without an observation
     assert rnn.stats.nfe_forward > 10
@@ -219,7 +219,7 @@ def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
 def test_every_parameter_has_a_gradient(time_dependent, reverse):
     rnn = make(time_dependent, reverse)
     rnn.horizon.perturb(EndTimeDraw(None, key=3))
-    belief, arrival = rnn(*own_grids())
+    belief, arrival, *_ = rnn(*own_grids())
     (belief.mean.sum() + belief.std.square().sum() + arrival.square().sum()).backward()
     for name, parameter in rnn.named_parameters():
         assert parameter.grad is not None, name
@@ -229,22 +229,22 @@ def test_every_parameter_has_a_gradient(time_dependent, reverse):
 
 def test_after_a_reset_the_walk_is_nominal_to_the_last_bit():
     rnn, batch = make(), own_grids()
-    nominal = rnn(*batch)[0].mean
+    nominal = rnn(*batch).final.mean
     rnn.horizon.perturb(EndTimeDraw(None, key=3))
-    moved = rnn(*batch)[0].mean
-    assert torch.equal(rnn(*batch)[0].mean, moved)
-    assert torch.equal(copy.deepcopy(rnn)(*batch)[0].mean, nominal)
+    moved = rnn(*batch).final.mean
+    assert torch.equal(rnn(*batch).final.mean, moved)
+    assert torch.equal(copy.deepcopy(rnn)(*batch).final.mean, nominal)
     rnn.horizon.reset()
-    assert torch.equal(rnn(*batch)[0].mean, nominal)
+    assert torch.equal(rnn(*batch).final.mean, nominal)
     moving = [b for b in range(4) if LENGTHS[b] > 1]
     assert bool((moved[moving] != nominal[moving]).all())
     assert torch.equal(moved[2], nominal[2])
     rnn.horizon.perturb(EndTimeDraw(0.0))
-    assert torch.equal(rnn(*batch)[0].mean, nominal)
+    assert torch.equal(rnn(*batch).final.mean, nominal)
 
 
 def test_the_belief_has_a_deviation_that_is_not_negative():
-    belief, _ = make()(*own_grids())
+    belief, *_ = make()(*own_grids())
     assert bool((belief.std > 0).all())
 
 
@@ -252,14 +252,14 @@ def test_autocast_lowers_the_precision_of_the_networks_alone():
     rnn, batch = make().float(), own_grids()
     batch = [part.float() for part in batch[:3]]
     with torch.autocast("cpu", torch.bfloat16):
-        belief, arrival = rnn(*batch, LENGTHS)
+        belief, arrival, *_ = rnn(*batch, LENGTHS)
     assert belief.mean.dtype == belief.std.dtype == arrival.dtype == torch.float32
-    torch.testing.assert_close(belief.mean, rnn(*batch, LENGTHS)[0].mean, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(belief.mean, rnn(*batch, LENGTHS).final.mean, rtol=0.1, atol=0.05)
 
 
 def test_times_may_be_of_higher_precision_than_values():
     rnn, (series, values, mask, lengths) = make().float(), own_grids()
-    belief, arrival = rnn(series, values.float(), mask.float(), lengths)
+    belief, arrival, *_ = rnn(series, values.float(), mask.float(), lengths)
     assert belief.mean.dtype == arrival.dtype == torch.float32
 
 

@@ -1,0 +1,124 @@
+"""Latent ODEs: reconstruct, interpolate and extrapolate irregular series, or classify them."""
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.batch import SeriesBatch
+from steer_lightning.functional.likelihood import importance_bound, standard_normal_kl
+from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
+from steer_lightning.modules.series import SeriesModule
+from steer_lightning.nn import LatentODE
+from steer_lightning.nn.forecast import Forecast
+
+
+class LatentODEModule(SeriesModule):
+    r"""Train a latent ODE on irregular series by a bound on their evidence.
+
+    .. math::
+        \mathcal{L} = -w_L \log \frac{1}{S} \sum_s
+            \exp\bigl(\overline{\log p(x \mid z_s)} - w_{KL}\, \overline{KL}\bigr)
+            + w_C\, \mathrm{CE}
+
+    As in the published model, the log-likelihood is a mean over the values of a series and not
+    their sum, and the divergence a mean over latent dimensions: the bound is one in nats per value
+    with a divergence that weighs more than in a strict bound. The divergence's weight is zero for
+    ``kl_wait_epochs``, then :math:`1 - \gamma^{n}` after ``n`` further epochs.
+
+    A batch is a :class:`~steer_lightning.batch.SeriesBatch`. Logged are ``log_likelihood`` and
+    ``kl``, ``mse`` over targets and draws and, with a classifier, ``cross_entropy``, ``accuracy``
+    and for two classes ``auc`` of the probabilities' mean over the draws; all under ``train/``,
+    ``val/`` and ``test/``, but ``auc``, which a batch is too small for; and ``train/kl_weight``.
+
+    Args:
+        network: The latent ODE.
+        n_draws: Draws ``S`` of the latent state, in training and evaluation.
+        noise_std: Deviation of the observation noise, in units of the values.
+        kl_wait_epochs: Epochs before the divergence counts.
+        kl_gamma: Factor by which its weight comes nearer to one in each epoch, in [0, 1).
+        likelihood_weight: Weight of the bound in the loss; zero to classify only, in which
+            case nothing is reconstructed and the readout of values is not trained.
+        classifier: Maps latent states to ``num_classes`` logits; ``None`` if nothing is
+            classified. It reads the state at each time, or the first one of a series, as the
+            labels of the data are.
+        num_classes: Number of classes; with two of them the area under the curve is logged too.
+        classification_weight: Weight of the cross-entropy in the loss.
+        optimizer: Makes the optimiser from the parameters.
+        lr_scheduler: Makes the learning-rate schedule from the optimiser.
+        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+
+    Raises:
+        ValueError: If a number is out of range or there is nothing to learn; with the first
+            batch, if it breaks the contract or has other features or labels than the model.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907; Ghosh et al., *STEER*,
+        NeurIPS 2020, arXiv:2006.10711, Section 4.2 and Tables 2 to 4.
+
+    Example:
+        >>> from steer_lightning.batch import make_series
+        >>> t, x = torch.tensor([0.0, 0.4, 1.0]), torch.ones(3, 2)
+        >>> module = LatentODEModule(LatentODE(n_features=2, n_latents=4))
+        >>> sorted(module.evaluate(make_series([t], [x], [x])))
+        ['kl', 'kl_weight', 'log_likelihood', 'loss', 'mse']
+    """
+
+    network: LatentODE
+    logged = ("log_likelihood", "kl")
+
+    def __init__(
+        self,
+        network: LatentODE,
+        n_draws: int = 3,
+        noise_std: float = 0.01,
+        kl_wait_epochs: int = 10,
+        kl_gamma: float = 0.99,
+        likelihood_weight: float = 1.0,
+        classifier: nn.Module | None = None,
+        num_classes: int = 2,
+        classification_weight: float = 1.0,
+        optimizer: OptimizerFactory = adam,
+        lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: LRInterval = "epoch",
+    ) -> None:
+        super().__init__(
+            network,
+            noise_std,
+            likelihood_weight,
+            classifier,
+            num_classes,
+            classification_weight,
+            optimizer,
+            lr_scheduler,
+            lr_interval,
+        )
+        self.save_plain_hyperparameters()
+        if n_draws < 1 or kl_wait_epochs < 0 or not 0.0 <= kl_gamma < 1.0:
+            raise ValueError(
+                f"Expected n_draws >= 1, kl_wait_epochs >= 0 and kl_gamma in [0, 1), but got "
+                f"{n_draws}, {kl_wait_epochs} and {kl_gamma}."
+            )
+        self.n_draws = n_draws
+        self.kl_wait_epochs = kl_wait_epochs
+        self.kl_gamma = kl_gamma
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the divergence in this epoch."""
+        return 1.0 - self.kl_gamma ** max(0, self.current_epoch - self.kl_wait_epochs)
+
+    def forecast(self, batch: SeriesBatch, generator: torch.Generator) -> Forecast:
+        forecast: Forecast = self.network(batch, self.n_draws, generator)
+        return forecast
+
+    def likelihood(self, forecast: Forecast) -> tuple[Tensor, dict[str, Tensor]]:
+        assert forecast.belief is not None
+        log_likelihood = self.log_likelihood(forecast)
+        kl = standard_normal_kl(*forecast.belief).mean(1)
+        weight = kl.new_tensor(self.kl_weight)
+        bound = importance_bound(log_likelihood, kl, weight)
+        return bound, {"log_likelihood": log_likelihood.mean(0), "kl": kl, "kl_weight": weight}
+
+    def predict_at(self, batch: SeriesBatch, times: Tensor) -> Tensor:
+        """Values at any times, in ``n_draws`` draws; see :meth:`LatentODE.predict_at`."""
+        generator = self.noise_stream("predict at", 0)
+        return self.network.predict_at(batch, times, self.n_draws, generator)

@@ -1,0 +1,264 @@
+"""What the tasks of irregular series share: losses, metrics, checks of a batch."""
+
+from typing import Any, cast
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MeanSquaredError
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
+from torchmetrics.utilities.data import dim_zero_cat
+
+from steer_lightning.batch import SeriesBatch, check_series
+from steer_lightning.functional.likelihood import masked_gaussian_log_prob
+from steer_lightning.modules.base import (
+    LRInterval,
+    OptimizerFactory,
+    SchedulerFactory,
+    StageMetrics,
+    StochasticTaskModule,
+    adam,
+)
+from steer_lightning.nn.forecast import Forecast
+
+
+class DefinedAUROC(BinaryAUROC):
+    """Area under the receiver operating curve; NaN, with a warning, where it is not defined."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """The area, or NaN if all labels are the same."""
+        labels = dim_zero_cat(self.target)
+        if bool((labels == labels[0]).all()):
+            rank_zero_warn(
+                f"Expected both labels for the area under the curve, but all {len(labels)} are "
+                f"{int(labels[0])}: it is not defined, and NaN is logged. Evaluate on more series."
+            )
+            return torch.tensor(torch.nan, device=labels.device)
+        return super().compute()
+
+
+class SeriesModule(StochasticTaskModule):
+    """Base of tasks on irregular series: predict values, classify, or both.
+
+    A batch is a :class:`~steer_lightning.batch.SeriesBatch`; the first of every epoch is checked
+    against its contract. Subclasses give a forecast and the terms of its likelihood.
+
+    Args:
+        network: Makes forecasts, with the attribute ``n_features``.
+        noise_std: Deviation of the observation noise, in units of the values.
+        likelihood_weight: Weight of the likelihood in the loss; zero to classify only, in which
+            case nothing is reconstructed and the readout of values is not trained.
+        classifier: Maps states to ``num_classes`` logits; ``None`` if nothing is classified. It
+            reads the state at each time, or that of a series, as the labels of the data are.
+        num_classes: Number of classes; with two of them the area under the curve is logged too.
+        classification_weight: Weight of the cross-entropy in the loss.
+        optimizer: Makes the optimiser from the parameters.
+        lr_scheduler: Makes the learning-rate schedule from the optimiser.
+        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+
+    Raises:
+        ValueError: If a number is out of range or there is nothing to learn; with the first
+            batch, if it breaks the contract or has other features or labels than the model.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        noise_std: float = 0.01,
+        likelihood_weight: float = 1.0,
+        classifier: nn.Module | None = None,
+        num_classes: int = 2,
+        classification_weight: float = 1.0,
+        optimizer: OptimizerFactory = adam,
+        lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: LRInterval = "epoch",
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler, lr_interval)
+        if not noise_std > 0 or likelihood_weight < 0 or classification_weight < 0:
+            raise ValueError(
+                f"Expected noise_std > 0 and weights >= 0, but got noise_std = {noise_std}, "
+                f"likelihood_weight = {likelihood_weight} and classification_weight = "
+                f"{classification_weight}."
+            )
+        if likelihood_weight == 0 and (classifier is None or classification_weight == 0):
+            raise ValueError(
+                "Expected something to learn, but got likelihood_weight = 0 and no weighted "
+                "classifier. Give a `classifier`, or a likelihood_weight > 0."
+            )
+        self.network = network
+        self.noise_std = noise_std
+        self.likelihood_weight = likelihood_weight
+        self.classifier = classifier
+        self.num_classes = num_classes
+        self.classification_weight = classification_weight
+        if likelihood_weight > 0:
+            self.terms = nn.ModuleDict({name: StageMetrics(MeanMetric) for name in self.logged})
+            self.mse = StageMetrics(MeanSquaredError)
+        elif isinstance(readout := getattr(network, "readout", None), nn.Module):
+            readout.requires_grad_(False)  # DDP waits for gradients that never come
+        if classifier is not None:
+            self.cross_entropy = StageMetrics(MeanMetric)
+            self.accuracy = StageMetrics(
+                lambda: MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+            )
+            if num_classes == 2:
+                self.auc = StageMetrics(DefinedAUROC)
+
+    logged: tuple[str, ...] = ("log_likelihood",)
+
+    def forecast(self, batch: SeriesBatch, generator: torch.Generator) -> Forecast:
+        """Predictions of a batch."""
+        raise NotImplementedError
+
+    def likelihood(self, forecast: Forecast) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is maximised, and the terms to log, each with one number for each sample."""
+        raise NotImplementedError
+
+    def log_likelihood(self, forecast: Forecast) -> Tensor:
+        """Gaussian log-density of the targets in each draw, shape ``(S, B)``."""
+        batch = forecast.batch
+        return masked_gaussian_log_prob(
+            batch.values, forecast.mean, self.noise_std, batch.target_mask
+        )
+
+    def evaluate(self, batch: Any) -> dict[str, Tensor]:
+        """Loss, its terms, squared error and accuracy of a batch."""
+        return self._metrics(self.forecast(batch, self.noise_stream("evaluate", 0)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Weighted negative likelihood and cross-entropy."""
+        metrics = self._metrics(self.forecast(batch, self.next_training_stream()))
+        size = len(batch.times)
+        self.log("train/loss", metrics["loss"], prog_bar=True, batch_size=size)
+        rest = {f"train/{k}": v for k, v in metrics.items() if k != "loss"}
+        self.log_dict(rest, batch_size=size)
+        return metrics["loss"]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add to the validation metrics."""
+        self._evaluation_step("val", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add to the test metrics."""
+        self._evaluation_step("test", batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Predictions at the times asked for: their mean and deviation over the draws.
+
+        Returns:
+            ``times (B, T)`` and ``lengths (B,)``; ``mean`` and ``std``, each ``(B, T, D)``, if
+            values are predicted; ``probabilities (B, C)`` or ``(B, T, C)`` if there is a
+            classifier.
+        """
+        forecast = self.forecast(batch, self.noise_stream("predict", batch_idx))
+        found = {"times": forecast.batch.times, "lengths": forecast.batch.lengths}
+        if self.likelihood_weight > 0:
+            found["mean"] = forecast.mean.mean(0)
+            found["std"] = forecast.mean.std(0, correction=0)
+        if self.classifier is not None:
+            found["probabilities"] = self._logits(forecast).softmax(-1).mean(0)
+        return found
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Check the first batch of each epoch."""
+        self._check(batch, batch_idx)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the first batch."""
+        self._check(batch, batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the first batch."""
+        self._check(batch, batch_idx)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the first batch."""
+        self._check(batch, batch_idx)
+
+    def _metrics(self, forecast: Forecast) -> dict[str, Tensor]:
+        loss = forecast.mean.new_zeros(())
+        found = {}
+        if self.likelihood_weight > 0:
+            bound, terms = self.likelihood(forecast)
+            loss = loss - self.likelihood_weight * bound.mean()
+            found = {name: term.mean() for name, term in terms.items()}
+            found["mse"] = F.mse_loss(*_target_pairs(forecast))
+        if self.classifier is not None:
+            logits, labels = self._logits(forecast), forecast.batch.labels
+            found["cross_entropy"] = _cross_entropy(logits, labels)
+            loss = loss + self.classification_weight * found["cross_entropy"]
+            right = (logits.softmax(-1).mean(0).argmax(-1) == labels)[labels >= 0]
+            found["accuracy"] = right.to(loss.dtype).mean()
+        return {"loss": loss, **found}
+
+    def _evaluation_step(self, stage: str, batch: SeriesBatch, batch_idx: int) -> None:
+        forecast = self.forecast(batch, self.noise_stream(stage, batch_idx))
+        if self.likelihood_weight > 0:
+            _, terms = self.likelihood(forecast)
+            for name, metrics in self.terms.items():
+                self._update(stage, name, cast(StageMetrics, metrics), terms[name])
+            self._update(stage, "mse", self.mse, *_target_pairs(forecast))
+        if self.classifier is None:
+            return
+        logits, labels = self._logits(forecast), forecast.batch.labels
+        known = labels >= 0
+        p, cross_entropy = logits.softmax(-1).mean(0)[known], _cross_entropy(logits, labels)
+        self._update(stage, "cross_entropy", self.cross_entropy, cross_entropy, known.sum())
+        self._update(stage, "accuracy", self.accuracy, p, labels[known])
+        if self.num_classes == 2:
+            self._update(stage, "auc", self.auc, p[:, 1], labels[known])
+
+    def _update(self, stage: str, name: str, metrics: StageMetrics, *values: Tensor) -> None:
+        metric = metrics[stage]
+        metric.update(*values)
+        self.log(f"{stage}/{name}", metric, prog_bar=name in ("mse", "accuracy", "auc"))
+
+    def _logits(self, forecast: Forecast) -> Tensor:
+        """Logits of each draw, shape ``(S, B, C)``, or ``(S, B, T, C)`` if times have labels."""
+        assert self.classifier is not None
+        of_times = forecast.batch.labels.ndim == 2
+        logits: Tensor = self.classifier(forecast.along if of_times else forecast.whole)
+        return logits
+
+    def _check(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx:
+            return
+        check_series(batch)
+        n_features = self.network.n_features
+        if batch.values.shape[2] != n_features:
+            raise ValueError(
+                f"Expected series of n_features = {n_features}, but got {batch.values.shape[2]}. "
+                f"Give the network as many features as the data has."
+            )
+        if self.classifier is None:
+            return
+        labels = batch.labels
+        if labels.shape[1:] == (0,):
+            raise ValueError(
+                "Expected labels, as the model has a classifier, but the data has none. Leave "
+                "`classifier` out."
+            )
+        if int(labels.max()) >= self.num_classes:
+            raise ValueError(
+                f"Expected labels below num_classes = {self.num_classes}, but got "
+                f"{int(labels.max())}. Give the model as many classes as the data has."
+            )
+
+
+def _target_pairs(forecast: Forecast) -> tuple[Tensor, Tensor]:
+    """Predicted and true values of every draw, where a value is a target, flat."""
+    batch = forecast.batch
+    wanted = (batch.target_mask > 0).expand_as(forecast.mean)
+    return forecast.mean[wanted], batch.values.expand_as(forecast.mean)[wanted]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over draws and labels, in nats; zero if nothing has a label."""
+    repeated = labels.expand(logits.shape[:-1])
+    total = F.cross_entropy(
+        logits.flatten(0, -2), repeated.flatten(), ignore_index=-1, reduction="sum"
+    )
+    return total / (repeated >= 0).sum().clamp(min=1)

@@ -1,0 +1,128 @@
+"""Latent ODEs and ODE-RNNs under SteerCallback, with noise of their own, from end to end."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from datamodules import PeriodicDataModule
+from steer_lightning.callbacks import SteerCallback
+from steer_lightning.horizon import GridHorizon
+from steer_lightning.modules import LatentODEModule, ODERNNModule
+from steer_lightning.nn import LatentODE, ODERNNForecaster
+from tests.helpers.models import seeded
+
+
+def latent_ode(encoder="ode_rnn"):
+    network = seeded(lambda: LatentODE(1, 2, 3, encoder, 4, (4,), (4,), 0.2))
+    return LatentODEModule(network, noise_std=0.5)
+
+
+def ode_rnn():
+    return ODERNNModule(seeded(lambda: ODERNNForecaster(1, 3, 4, (4,), (4,), 0.2)), noise_std=0.5)
+
+
+def waves(shared_times=True):
+    return PeriodicDataModule(
+        30, n_points=8, n_observed=4, val_size=4, batch_size=10, shared_times=shared_times
+    )
+
+
+def fit(module, tmp_path, *callbacks, data=None, ckpt_path=None, **arguments):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+        **{"max_epochs": 2, **arguments},
+    )
+    trainer.fit(module, waves() if data is None else data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+class Watch(Callback):
+    """Collects the mean stretch of every horizon: in training, and in validation."""
+
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.train.append(self.stretches(pl_module))
+
+    def on_validation_batch_end(self, trainer, pl_module, *_):
+        self.val.append(self.stretches(pl_module))
+
+    def stretches(self, module):
+        horizons = (m for m in module.modules() if isinstance(m, GridHorizon))
+        return [horizon.in_force()["stretch"] for horizon in horizons]
+
+
+@pytest.mark.parametrize("shared_times", [True, False])
+@pytest.mark.parametrize(("make", "n"), [(latent_ode, 2), (lambda: latent_ode("rnn"), 1),
+                                         (ode_rnn, 1)])  # fmt: skip
+def test_steer_moves_encoder_and_decoder_in_training_alone(tmp_path, make, n, shared_times):
+    watch = Watch()
+    # The callback's reset at batch end comes after the watch.
+    fit(make(), tmp_path, watch, SteerCallback(b=None, seed=0), data=waves(shared_times))
+    assert len(watch.train) == 4
+    for stretches in zip(*watch.train, strict=True):
+        assert len(set(stretches)) == 4
+        assert 1.0 not in stretches
+        assert all(0.0 < stretch < 2.0 for stretch in stretches)
+    assert len(watch.train[0]) == n
+    assert len({*watch.train[0]}) == n  # independent draws
+    assert watch.val
+    assert all(stretches == [1.0] * n for stretches in watch.val)
+
+
+@pytest.mark.parametrize("make", [latent_ode, ode_rnn])
+def test_evaluation_is_that_of_the_same_model_without_the_callback(tmp_path, make):
+    module = make()
+    trainer = fit(module, tmp_path, SteerCallback(b=None, seed=0))
+    steered = trainer.validate(module, waves(), verbose=False)
+    plain = make()
+    plain.load_state_dict(module.state_dict())
+    untrained = fit(plain, tmp_path, max_epochs=0)
+    plain._noise_seed = module._noise_seed
+    assert untrained.validate(plain, waves(), verbose=False) == steered
+
+
+@pytest.mark.parametrize("make", [latent_ode, ode_rnn])
+def test_a_half_width_of_zero_is_no_callback(tmp_path, make):
+    plain, zero, moved = make(), make(), make()
+    fit(plain, tmp_path)
+    fit(zero, tmp_path, SteerCallback(b=0.0, seed=0))
+    fit(moved, tmp_path, SteerCallback(b=None, seed=0))
+    assert torch.equal(weights(plain), weights(zero))
+    assert not torch.equal(weights(plain), weights(moved))
+
+
+@pytest.mark.parametrize("make", [latent_ode, ode_rnn])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, make):
+    whole = make()
+    fit(whole, tmp_path, SteerCallback(b=None, seed=0), max_epochs=4)
+    first = fit(make(), tmp_path, SteerCallback(b=None, seed=0))
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = make()
+    steer = SteerCallback(b=None, seed=0)
+    fit(resumed, tmp_path, steer, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_the_global_random_stream_is_not_touched(tmp_path):
+    module = latent_ode()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    module.evaluate(next(iter(prepared(waves()).train_dataloader())))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def prepared(data):
+    data.setup("fit")
+    return data
