@@ -5,6 +5,7 @@ from steer_lightning.solvers.dense import DenseSolution, DenseSolver
 from steer_lightning.solvers.errors import (
     NFEBudgetExceededError,
     NonFiniteStateError,
+    RepeatedFailureError,
     SolverError,
     StepSizeUnderflowError,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "FixedGridSolver",
     "NFEBudgetExceededError",
     "NonFiniteStateError",
+    "RepeatedFailureError",
     "Solution",
     "SolveStats",
     "Solver",
