@@ -2,6 +2,7 @@
 
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.dense import DenseSolution, DenseSolver
+from steer_lightning.solvers.dense_grid import DenseGridSolver
 from steer_lightning.solvers.errors import (
     NFEBudgetExceededError,
     NonFiniteStateError,
@@ -13,6 +14,7 @@ from steer_lightning.solvers.fixed_grid import FixedGridSolver
 from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
 
 __all__ = [
+    "DenseGridSolver",
     "DenseSolution",
     "DenseSolver",
     "FixedGridSolver",
