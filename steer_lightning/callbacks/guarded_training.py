@@ -140,7 +140,7 @@ class GuardedTraining:
 
     def _try_again(self, *, logging: bool = True) -> Any:
         """Output of the training step on a fixed grid; ``None`` if that is no better."""
-        if self.fallback_steps is None:
+        if self.fallback_steps is None or self._window == "skipped":
             return None
         assert self._again is not None
         assert self._before is not None

@@ -142,6 +142,7 @@ class SolverGuard(Callback):
 
         self._failures = []
         self._fields.arm()
+        self._steps.start_epoch(pl_module)  # a resume in mid-epoch has no start of its own
         self._training = GuardedTraining(
             trainer,
             pl_module,

@@ -4,6 +4,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 
 from steer_lightning import NFEMonitor, SteerCallback
 from steer_lightning.callbacks import SolverGuard
@@ -331,6 +332,63 @@ def test_bf16_mixed_works(policy):
         trainer = fit(guard, "none", "adjoint", "none", gradient="adjoint", precision="bf16-mixed")
     assert sum(guard.state_dict().values()) == 1
     assert all(v.isfinite().all() for v in state_of(trainer).values())
+
+
+def scaled():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}, scaler
+
+
+@pytest.mark.parametrize("fault", ["nan", "adjoint"])
+def test_a_gradient_scaler_sees_no_step(fault):
+    settings, expected_scaler = scaled()
+    expected = fit(None, "none", "none", "none", gradient="adjoint", **settings)
+    settings, scaler = scaled()
+    with pytest.warns(UserWarning, match="a batch is dropped"):
+        found = fit(
+            SolverGuard("skip"), "none", fault, "none", "none", gradient="adjoint", **settings
+        )
+    assert_same(state_of(found), state_of(expected))
+    assert scaler.state_dict() == expected_scaler.state_dict()
+
+
+def test_a_fallback_s_gradient_is_scaled_like_any_other():
+    states = []
+    for settings in ({}, scaled()[0]):
+        guard = SolverGuard("fallback")
+        with pytest.warns(UserWarning, match="solved again on a fixed grid"):
+            found = fit(guard, "none", "adjoint", "none", gradient="adjoint", **settings)
+        assert guard.fallbacks == 1
+        states.append(state_of(found))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_what_fails_on_a_fixed_grid_after_a_failed_adjoint_is_dropped():
+    class Infinite(FaultyModel):
+        def loss(self, batch):
+            fixed = isinstance(self.block.solver, FixedGridSolver)
+            return super().loss(batch) * (float("inf") if fixed else 1.0)
+
+    expected = fit(None, "none", "none", gradient="adjoint")
+    guard = SolverGuard("fallback")
+    with pytest.warns(UserWarning, match="or dropped if that fails too"):
+        found = fit(guard, "none", "adjoint", "none", model=seeded(Infinite, "adjoint"))
+    assert_same(state_of(found), state_of(expected))
+    assert guard.state_dict() == {"skipped": 1, "fallbacks": 0}
+
+
+@pytest.mark.parametrize("fault", HEALABLE)
+def test_after_a_drop_the_rest_of_the_window_is_not_tried_again(fault):
+    guard = SolverGuard("fallback")
+    expected = fit(None, "none", "none", gradient="adjoint", accumulate_grad_batches=2)
+    with pytest.warns(UserWarning, match="or dropped if that fails too"):
+        found = fit(
+            guard, "none", "none", "nan", fault,
+            gradient="adjoint", accumulate_grad_batches=2,
+        )  # fmt: skip
+    assert guard.state_dict() == {"skipped": 2, "fallbacks": 0}
+    assert_same(state_of(found), state_of(expected))
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip", "fallback"])

@@ -148,6 +148,25 @@ def test_it_is_said_once_a_fit():
     assert "solve" not in vars(model.block.solver)
 
 
+def test_a_block_used_twice_is_named_once_and_a_function_by_its_name():
+    class Twice(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.block = random_model(FixedGridSolver("euler", 2)).block
+            self.solver = FixedGridSolver("euler", 2)
+
+        def training_step(self, batch, batch_idx):
+            def drawn(t, y):
+                return torch.randn_like(y)
+
+            y = self.block(self.block(batch))
+            return self.solver.solve(drawn, y, torch.tensor([0.0, 1.0])).ys.mean()
+
+    block, function = messages(SolverGuard(), seeded(Twice))
+    assert "block 'block', Random 'block.vector_field'," in block
+    assert "block that keeps no counts, drawn, defines no ODE" in function
+
+
 def test_it_can_be_an_error_or_left_alone():
     with pytest.raises(ValueError, match=r"'block', .* defines no ODE: two evaluations"):
         tiny_trainer(SolverGuard(random_fields="raise")).fit(random_model(), tiny_loader())
