@@ -283,19 +283,3 @@ def test_looking_disturbs_neither_stream_nor_buffers_nor_counts(solver):
         seen.append((state_of(hooked), model.numbers, nfe, model.block.stats.nfe_forward))
     assert_same(seen[0][0], seen[1][0])
     assert seen[0][1:] == seen[1][1:]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"policy": "skp"}, "Expected `policy` to be one of .* Did you mean 'skip'"),
-        ({"random_fields": "wan"}, "Expected `random_fields` .* Did you mean 'warn'"),
-        ({"max_consecutive": 0}, "Expected `max_consecutive` >= 1, but got 0"),
-        ({"fallback_steps": 0}, "Expected `fallback_steps` >= 1, but got 0"),
-        ({"min_dt": -1.0}, r"Expected `min_dt` >= 0, but got -1\.0"),
-        ({"max_rejected": 0.0}, r"Expected 0 < `max_rejected` <= 1, but got 0\.0"),
-    ],
-)
-def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        SolverGuard(**settings)

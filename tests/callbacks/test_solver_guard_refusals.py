@@ -78,3 +78,19 @@ def test_a_step_that_fetches_its_own_batch():
     tiny_trainer(SolverGuard("skip")).fit(seeded(Fetches), loader("none"))
     with pytest.raises(MisconfigurationException, match=r"`dataloader_iter`: run again, it would"):
         tiny_trainer(SolverGuard("fallback")).fit(seeded(Fetches), loader("none"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": "skp"}, "Expected `policy` to be one of .* Did you mean 'skip'"),
+        ({"random_fields": "wan"}, "Expected `random_fields` .* Did you mean 'warn'"),
+        ({"max_consecutive": 0}, "Expected `max_consecutive` >= 1, but got 0"),
+        ({"fallback_steps": 0}, "Expected `fallback_steps` >= 1, but got 0"),
+        ({"min_dt": -1.0}, r"Expected `min_dt` >= 0, but got -1\.0"),
+        ({"max_rejected": 0.0}, r"Expected 0 < `max_rejected` <= 1, but got 0\.0"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SolverGuard(**settings)

@@ -2,16 +2,32 @@
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from steer_lightning.nn import ODEBlock
-from steer_lightning.solvers import TorchdiffeqSolver
-from tests.helpers.models import TinyModule
+from steer_lightning.solvers import (
+    NFEBudgetExceededError,
+    NonFiniteStateError,
+    StepSizeUnderflowError,
+    TorchdiffeqSolver,
+)
+from tests.helpers.models import TinyModule, seeded, tiny_trainer
 
 MAX_NFE = 1000
 # What a sample asks for, by the number in its last column.
-FAULTS = {"none": 0.0, "blow-up": 1.0, "budget": 2.0, "adjoint": 3.0, "nan": 4.0}
+MARKS = {"none": 0.0, "blow-up": 1.0, "budget": 2.0, "adjoint": 3.0, "nan": 4.0}
+
+# The gradient under which each fails, the error and the phase.
+FAULTS = {
+    "nan": ("autograd", NonFiniteStateError, "forward"),
+    "blow-up": ("autograd", StepSizeUnderflowError, "forward"),
+    "budget": ("adjoint", NFEBudgetExceededError, "forward"),
+    "adjoint": ("adjoint", NFEBudgetExceededError, "backward"),
+}
+HEALABLE = ("budget", "adjoint")  # on a fixed grid
+WRAPPED = {"training_step", "backward", "optimizer_step", "lr_scheduler_step", "log"}
 
 
 class FaultyField(nn.Module):
@@ -25,11 +41,11 @@ class FaultyField(nn.Module):
         a, b, c = self.w
         x, fault = y[:, :1], y[:, 2:]
         dx = torch.tanh(a * x + b * t.reshape(-1, 1) + c)
-        dx = torch.where(fault == FAULTS["blow-up"], 40.0 * (1.0 + x * x), dx)
+        dx = torch.where(fault == MARKS["blow-up"], 40.0 * (1.0 + x * x), dx)
         quick = 20.0 * torch.cos(2e3 * t)
-        dx = torch.where(fault == FAULTS["budget"], quick * x, dx)
+        dx = torch.where(fault == MARKS["budget"], quick * x, dx)
         # Nothing happens in the forward solve, but to the adjoint.
-        dx = torch.where(fault == FAULTS["adjoint"], dx + quick * (x - x.detach()), dx)
+        dx = torch.where(fault == MARKS["adjoint"], dx + quick * (x - x.detach()), dx)
         return torch.cat([dx, torch.ones_like(x), torch.zeros_like(x)], dim=1)
 
 
@@ -66,7 +82,7 @@ def batches(*faults: str, batch_size: int = 4) -> list[Tensor]:
         x = x + 0.1 * n_tame
         n_tame += fault == "none"
         marks = torch.zeros_like(x)
-        marks[1] = FAULTS[fault]
+        marks[1] = MARKS[fault]
         if fault == "nan":
             x[1] = float("nan")
         found.append(torch.cat([x, torch.zeros_like(x), marks], dim=1))
@@ -104,3 +120,21 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     different = [k for k, v in expected.items() if not torch.equal(found[k], v)]
     assert not different
+
+
+def fit(guard, *faults, gradient="autograd", before=(), after=(), model=None, **settings):
+    model = seeded(FaultyModel, gradient) if model is None else model
+    callbacks = (*before, *(() if guard is None else (guard,)), *after)
+    trainer = tiny_trainer(*callbacks, **settings)
+    trainer.fit(model, loader(*faults))
+    return trainer
+
+
+def untouched(model):
+    return not WRAPPED & vars(model).keys() and isinstance(model.block.solver, TorchdiffeqSolver)
+
+
+def scaled():
+    """Settings of float16 with a gradient scaler, and the scaler."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}, scaler
