@@ -8,6 +8,7 @@ from torch import nn
 from steer_lightning.attach import AttachedHorizon
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.horizon import Horizon
+from steer_lightning.solvers import SolveStats
 
 _ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()
 
@@ -65,6 +66,21 @@ def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict
             check_choice("horizons", part, horizons)
         chosen |= found
     return chosen
+
+
+def find_stats(model: nn.Module) -> dict[str, SolveStats]:
+    """The counts of a model's blocks, of whatever has ``stats``, by path.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField, ODEBlock
+        >>> list(find_stats(nn.Sequential(ODEBlock(MLPField(2, (8,))))))
+        ['0']
+    """
+    return {
+        path or "model": module.stats
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "stats", None), SolveStats)
+    }
 
 
 def refuse_double_warp(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
+from steer_lightning.callbacks.solver_guard import SolverGuard
 from steer_lightning.callbacks.steer import SteerCallback
 from steer_lightning.callbacks.training_clock import TrainingClock
 
@@ -22,6 +23,7 @@ __all__ = [
     "SampleGrid",
     "SampleWriter",
     "SeriesPicture",
+    "SolverGuard",
     "SteerCallback",
     "StiffPicture",
     "TrainingClock",

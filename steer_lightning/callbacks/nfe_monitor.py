@@ -9,7 +9,7 @@ from torch import nn
 from steer_lightning.functional.autograd import in_backward
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers import SolveStats
-from steer_lightning.targets import as_paths
+from steer_lightning.targets import as_paths, find_stats
 
 
 class NFEMonitor(Callback):
@@ -48,10 +48,7 @@ class NFEMonitor(Callback):
         if self._stats:
             return
         if self.vector_fields is None:
-            for path, module in model.named_modules():
-                stats = getattr(module, "stats", None)
-                if isinstance(stats, SolveStats):
-                    self._stats[path or "model"] = stats
+            self._stats = find_stats(model)
         else:
             known = dict(model.named_modules(remove_duplicate=False))
             for path in self.vector_fields:

@@ -10,13 +10,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.nn import CNF
 from steer_lightning.plotting import flow_plotter, plot_trajectory
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """Where a run's files go; to be asked for on every rank, as the ranks agree on it."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def pictures_folder(trainer: Trainer) -> Path:

@@ -12,7 +12,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchvision.utils import save_image
 
-from steer_lightning.callbacks.pictures import EvaluationPicture, run_folder
+from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.pictures import EvaluationPicture
 from steer_lightning.functional.random_streams import stream
 from steer_lightning.nn import Flow
 from steer_lightning.plotting import plot_images

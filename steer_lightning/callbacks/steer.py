@@ -1,6 +1,6 @@
 """STEER as a Lightning callback."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -139,7 +139,8 @@ class SteerCallback(Callback):
     ) -> None:
         """Log what was in force, and put the nominal end times back."""
         assert self._steering is not None
-        if not self._verified:
+        dropped = isinstance(outputs, Mapping) and "solver_dropped" in outputs
+        if not self._verified and not dropped:  # a solve that failed kept others from being tried
             self._steering.check_solved("in the first training batch")
             self._verified = True
         pl_module.log_dict(self._steering.in_force(), on_step=True, on_epoch=False)

@@ -1,15 +1,16 @@
 """The contract between vector fields, solvers and whoever counts their work."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steer_lightning.functional.autograd import backward_pass
-from steer_lightning.solvers.errors import NFEBudgetExceededError
+from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
 
 VectorField = Callable[[Tensor, Any], Any]
 Phase = Literal["forward", "backward"]
@@ -27,6 +28,8 @@ class SolveStats:
         rejected: Steps tried and thrown away in forward solves.
         accepted_backward: Steps taken in the adjoint's solves.
         rejected_backward: Steps thrown away in the adjoint's solves.
+        smallest_dt: Smallest step that an adaptive method has taken, in units of time; infinite
+            where none has. Two counts are equal whatever it is.
 
     Example:
         >>> stats = SolveStats(nfe_forward=14, accepted=2)
@@ -42,11 +45,12 @@ rejected_backward=0)
     rejected: int = 0
     accepted_backward: int = 0
     rejected_backward: int = 0
+    smallest_dt: float = field(default=math.inf, compare=False, repr=False)
 
     def reset(self) -> None:
         """Set every count to zero."""
-        for field in fields(self):
-            setattr(self, field.name, 0)
+        for count in fields(self):
+            setattr(self, count.name, count.default)
 
     def count_evaluation(self, phase: Phase, n: int = 1) -> None:
         """Count ``n`` evaluations of the vector field."""
@@ -120,17 +124,27 @@ class CountedField:
         vector_field: ``f(t, y)``.
         stats: Counts to add to.
         max_nfe: Largest number of calls in the forward solve, and in each backward pass.
+        tolerances: ``(rtol, atol)`` of the solve, for the message of an error.
+
+    Attributes:
+        dt: Step that was tried last; the solver keeps it here, for the message of an error.
 
     Raises:
         NFEBudgetExceededError: On the call that exceeds ``max_nfe``.
     """
 
     def __init__(
-        self, vector_field: VectorField, stats: SolveStats, max_nfe: int | None = None
+        self,
+        vector_field: VectorField,
+        stats: SolveStats,
+        max_nfe: int | None = None,
+        tolerances: tuple[float, float] | None = None,
     ) -> None:
         self.vector_field = vector_field
         self.stats = stats
         self.max_nfe = max_nfe
+        self.tolerances = tolerances
+        self.dt: float | None = None
         self.phase: Phase = "forward"
         self._spent = 0
         self._spent_in: tuple[Phase, int] = (self.phase, backward_pass())
@@ -141,9 +155,24 @@ class CountedField:
             self._spent, self._spent_in = 0, now
         self._spent += 1
         if self.max_nfe is not None and self._spent > self.max_nfe:
-            raise NFEBudgetExceededError(self.max_nfe, float(t.detach()), self.phase)
+            self._spent = self.max_nfe
+            raise self.place(
+                NFEBudgetExceededError(self.max_nfe, float(t.detach()), self.phase), y
+            )
         self.stats.count_evaluation(self.phase)
         return self.vector_field(t, y)
+
+    def place(self, error: Error, y: Any) -> Error:
+        """Add to an error what is known of this solve, whose state is like ``y``."""
+        rtol, atol = self.tolerances or (None, None)
+        return error.with_context(
+            dt=self.dt,
+            nfe=self._spent,
+            dtype=first_part(y).dtype,
+            rtol=rtol,
+            atol=atol,
+            stats=self.stats,
+        )
 
 
 def first_part(y: Any) -> Tensor:

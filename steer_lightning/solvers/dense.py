@@ -181,7 +181,8 @@ class DenseSolver:
                 f"solution.at(t)."
             )
         stats = SolveStats() if stats is None else stats
-        field = _FieldAtNumbers(CountedField(vector_field, stats, self.max_nfe), t_span)
+        counted = CountedField(vector_field, stats, self.max_nfe, (self.rtol, self.atol))
+        field = _FieldAtNumbers(counted, t_span)
         # Step sizes are numbers: a GPU is waited for once a step, to hear of the error.
         t, t1 = t_span.tolist()
         y, slope = y0, field(t, y0)
@@ -194,8 +195,9 @@ class DenseSolver:
             dt = t1 - t if last else dt
             if t + dt == t:
                 if math.isfinite(error):
-                    raise StepSizeUnderflowError(dt, t, "forward")
-                raise NonFiniteStateError(t, "forward")
+                    raise counted.place(StepSizeUnderflowError(dt, t, "forward"), y)
+                raise counted.place(NonFiniteStateError(t, "forward"), y)
+            counted.dt = dt
             stages, y_next = _stages(field, t, dt, y, slope)
             with torch.no_grad():
                 difference = dt * _combine(stages, _ERROR)
@@ -203,6 +205,8 @@ class DenseSolver:
             accepted = error <= 1.0
             stats.count_step("forward", accepted=accepted)
             if accepted:
+                if not (last and ys):  # the last step is as short as what is left
+                    stats.smallest_dt = min(stats.smallest_dt, abs(dt))
                 ys.append(y)
                 slopes.append(stages)
                 t = t1 if last else t + dt
@@ -227,13 +231,14 @@ class DenseSolver:
     ) -> float:
         """Hairer, Norsett and Wanner, *Solving ODEs I*, Section II.4."""
         d0, d1 = self._error(y, y), self._error(slope, y)
+        counted = field.vector_field
         if not (math.isfinite(d0) and math.isfinite(d1)):
-            raise NonFiniteStateError(t, "forward")
+            raise counted.place(NonFiniteStateError(t, "forward"), y)
         h0 = 1e-6 if min(d0, d1) < 1e-5 else 0.01 * d0 / d1
         h0 = math.copysign(min(h0, abs(t1 - t)), t1 - t)
         d2 = self._error(field(t + h0, y + h0 * slope) - slope, y) / abs(h0)
         if not math.isfinite(d2):
-            raise NonFiniteStateError(t, "forward")
+            raise counted.place(NonFiniteStateError(t, "forward"), y)
         steepest = max(d1, d2)
         h1 = max(1e-6, 1e-3 * abs(h0)) if steepest <= 1e-15 else (0.01 / steepest) ** 0.2
         return math.copysign(min(100.0 * abs(h0), h1, abs(t1 - t)), t1 - t)
@@ -242,7 +247,7 @@ class DenseSolver:
 class _FieldAtNumbers:
     """A field that is asked at times that are numbers."""
 
-    def __init__(self, vector_field: VectorField, t_span: Tensor) -> None:
+    def __init__(self, vector_field: CountedField, t_span: Tensor) -> None:
         self.vector_field = vector_field
         self.t_span = t_span
 

@@ -1,15 +1,102 @@
-"""What can go wrong in a solve, each with what to do about it."""
+"""What can go wrong in a solve, each with where it did and what to do about it."""
 
 import copyreg
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+
+Error = TypeVar("Error", bound="SolverError")
 
 
 class SolverError(RuntimeError):
-    """A solve that could not be finished."""
+    """A solve that could not be finished.
+
+    The solver that raises it fills in what it knows; who stands further up adds the rest with
+    :meth:`with_context`. All of it is in the message. What is not known is ``None``.
+
+    Attributes:
+        phase: ``"forward"``, or ``"backward"`` for an adjoint's solve.
+        t: Time that the solve had reached.
+        dt: Step that was tried last, in units of time.
+        nfe: Evaluations of the vector field in this solve so far.
+        dtype: Data type of the state.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        stats: Counts of the block that solved, by which its path is found; not pickled.
+        block: Path of that block in the model.
+        stage: ``"training"``, ``"validation"``, ``"test"`` or ``"predict"``.
+        epoch: Epoch, from zero.
+        batch_idx: Index of the batch in its epoch.
+        rank: Rank of the process.
+
+    Example:
+        >>> error = NonFiniteStateError(0.5, "forward").with_context(nfe=20, block="flow")
+        >>> error.block, error.t, error.nfe
+        ('flow', 0.5, 20)
+        >>> print(str(error).partition("Where: ")[2])
+        block 'flow', t = 0.5, NFE = 20.
+    """
+
+    phase: str | None = None
+    t: float | None = None
+    dt: float | None = None
+    nfe: int | None = None
+    dtype: torch.dtype | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    stats: object = None
+    block: str | None = None
+    stage: str | None = None
+    epoch: int | None = None
+    batch_idx: int | None = None
+    rank: int | None = None
+
+    def with_context(self: Error, **context: Any) -> Error:
+        """Add what is known of the circumstances; what is known already stays.
+
+        Args:
+            **context: Any attributes of this class.
+
+        Returns:
+            The error itself, to be raised.
+
+        Raises:
+            TypeError: If a name is not an attribute of this class.
+        """
+        for name, value in context.items():
+            known = SolverError.__annotations__
+            if name not in known:
+                raise TypeError(f"Expected names among {sorted(known)}, but got {name!r}.")
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        return self
+
+    def __str__(self) -> str:
+        problem = super().__str__()
+        known = {name: value for name in _WHERE if (value := getattr(self, name)) is not None}
+        if known.keys() <= {"t", "dt"}:  # which the problem names itself
+            return problem
+        return f"{problem} Where: {', '.join(_WHERE[k].format(v) for k, v in known.items())}."
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes by the message: the subclasses' arguments are in it."""
-        return copyreg.__newobj__, (type(self), *self.args)  # type: ignore[attr-defined]
+        """Travel between processes with everything but the counts, which are the sender's."""
+        state = {name: value for name, value in self.__dict__.items() if name != "stats"}
+        return copyreg.__newobj__, (type(self), *self.args), state  # type: ignore[attr-defined]
+
+
+_WHERE = {
+    "block": "block {!r}",
+    "t": "t = {:.6g}",
+    "dt": "dt = {:.3g}",
+    "nfe": "NFE = {}",
+    "dtype": "{}",
+    "rtol": "rtol = {:g}",
+    "atol": "atol = {:g}",
+    "stage": "{}",
+    "epoch": "epoch {}",
+    "batch_idx": "batch {}",
+    "rank": "rank {}",
+}
 
 
 class NFEBudgetExceededError(SolverError):
@@ -23,6 +110,7 @@ class NFEBudgetExceededError(SolverError):
             f"the state's dtype can resolve. Loosen rtol and atol, regularise the field, use a "
             f"fixed grid, or raise max_nfe."
         )
+        self.phase, self.t = phase, t
 
 
 class StepSizeUnderflowError(SolverError):
@@ -34,6 +122,7 @@ class StepSizeUnderflowError(SolverError):
             f"t = {t:.6g}. The problem is stiff or has no solution here. Loosen rtol and atol, "
             f"use float64, lower the learning rate, or use a fixed grid."
         )
+        self.phase, self.t, self.dt = phase, t, dt
 
 
 class NonFiniteStateError(SolverError):
@@ -44,4 +133,16 @@ class NonFiniteStateError(SolverError):
             f"The state or the vector field became NaN or infinite at t = {t:.6g} in the {phase} "
             f"solve. Check the batch and the weights for NaN, lower the learning rate, or clip "
             f"the gradients."
+        )
+        self.phase, self.t = phase, t
+
+
+class RepeatedFailureError(SolverError):
+    """Solves failed in one batch after the other."""
+
+    def __init__(self, n: int, first: str, last: str) -> None:
+        super().__init__(
+            f"The solves of {n} training batches in a row failed. The first, {first} The last, "
+            f"{last} If the first names NaN in the weights or a stiff field, go back to a "
+            f"checkpoint before it with a lower learning rate; or raise max_consecutive."
         )

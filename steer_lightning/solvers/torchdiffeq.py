@@ -119,7 +119,9 @@ class TorchdiffeqSolver(Solver):
         """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
         stats = SolveStats() if stats is None else stats
-        counted = _SteppingField(vector_field, stats, self.max_nfe, self.method)
+        counted = _SteppingField(
+            vector_field, stats, self.max_nfe, (self.rtol, self.atol), self.method
+        )
         settings: dict[str, Any] = {
             "rtol": self.rtol,
             "atol": self.atol,
@@ -152,13 +154,20 @@ class _SteppingField(CountedField):
     """A counted field that hears of every step of a Runge-Kutta or Adams method of torchdiffeq."""
 
     def __init__(
-        self, vector_field: VectorField, stats: SolveStats, max_nfe: int | None, method: str
+        self,
+        vector_field: VectorField,
+        stats: SolveStats,
+        max_nfe: int | None,
+        tolerances: tuple[float, float],
+        method: str,
     ) -> None:
-        super().__init__(vector_field, stats, max_nfe)
+        super().__init__(
+            vector_field, stats, max_nfe, tolerances if method not in FIXED_METHODS else None
+        )
         # torchdiffeq looks these up by name, and warns where it cannot call them.
         if method in ADAPTIVE_METHODS:
             self.callback_step = self.callback_step_adjoint = self._try_step
-            self.callback_accept_step = self.callback_accept_step_adjoint = self._accept_step
+            self.callback_accept_step = self.callback_accept_step_adjoint = self._accept_trial
             self.callback_reject_step = self.callback_reject_step_adjoint = self._reject_step
         elif method in FIXED_METHODS:
             self.callback_step = self.callback_step_adjoint = self._accept_step
@@ -167,12 +176,20 @@ class _SteppingField(CountedField):
         """Raise what torchdiffeq would only assert: a finite state, and time that advances."""
         t, dt = t.detach(), dt.detach()
         finite = torch.stack([part.isfinite().all() for part in _parts(y)]).all()
-        if bool(finite & (t + dt != t)):
+        # One wait for a GPU, for all that is asked about the step.
+        answers = torch.stack([dt, finite.to(dt), (t + dt != t).to(dt)])
+        self.dt, is_finite, advances = answers.tolist()
+        if is_finite and advances:
             return
         # torchdiffeq turns a step size that is not finite into zero.
-        if bool(finite) and bool(dt != 0):
-            raise StepSizeUnderflowError(float(dt), float(t), self.phase)
-        raise NonFiniteStateError(float(t), self.phase)
+        if is_finite and self.dt != 0:
+            raise self.place(StepSizeUnderflowError(self.dt, float(t), self.phase), y)
+        raise self.place(NonFiniteStateError(float(t), self.phase), y)
+
+    def _accept_trial(self, t: Tensor, y: Any, dt: Tensor) -> None:
+        assert self.dt is not None
+        self.stats.smallest_dt = min(self.stats.smallest_dt, abs(self.dt))
+        self._accept_step(t, y, dt)
 
     def _accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         self.stats.count_step(self.phase, accepted=True)

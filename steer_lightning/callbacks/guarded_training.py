@@ -1,0 +1,259 @@
+"""Training batches whose solve failed: dropped, or solved again, under automatic optimisation."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from steer_lightning.solvers import SolverError
+from steer_lightning.solvers.replacing import on_fixed_grid, replaced_solvers
+
+Outcome = Literal["fine", "skipped", "fallback"]
+
+DROPPED = "solver_dropped"  # in the outputs of a batch whose forward pass failed
+
+
+class GuardedTraining:
+    """The training hooks of a module, wrapped on the instance until :meth:`release`.
+
+    A solve may fail in ``training_step`` or, of an adjoint, in ``backward``. What is dropped is
+    the whole optimiser step, with every batch that was accumulated for it: the gradients of a
+    backward pass that broke off are of no use. It is dropped before the optimiser begins, so that
+    nothing that follows steps sees one: not the optimiser, its moments and hooks, not a schedule
+    that counts steps, and not what follows ``trainer.global_step``.
+
+    Args:
+        trainer: The trainer.
+        module: The module to wrap.
+        around: Makes a context to be entered for each batch, around the first attempt.
+        failed: Called with each failure; may raise to end the training. Without it failures pass
+            through and nothing but ``training_step`` is wrapped.
+        fallback_steps: Steps of the fixed grid to try again on; ``None`` to drop at once.
+
+    Attributes:
+        outcome: What became of the batch in hand.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        around: Callable[[], AbstractContextManager[Any]],
+        failed: Callable[[SolverError], None] | None = None,
+        fallback_steps: int | None = None,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.around = around
+        self.failed = failed
+        self.fallback_steps = fallback_steps
+        self.outcome: Outcome = "fine"
+        self._window: Outcome = "fine"  # the worst outcome of the batches accumulated so far
+        self._step_dropped = False
+        self._again: Callable[[], Any] | None = None
+        self._before: _BatchState | None = None
+        self._kept: dict[str, Any] = {}
+        self._wrap("training_step", self._training_step)
+        if failed is not None:
+            self._wrap("backward", self._backward)
+            self._wrap("optimizer_step", self._optimizer_step)
+            self._wrap("lr_scheduler_step", self._lr_scheduler_step)
+
+    def start_batch(self, batch_idx: int) -> None:
+        """A batch begins."""
+        self.outcome = "fine"
+        self._step_dropped = False
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._window = "fine"
+
+    def end_batch(self) -> None:
+        """Forget what was kept to try again."""
+        self._again = self._before = None
+
+    def release(self) -> None:
+        """Put the module's own methods back."""
+        for name, own in self._kept.items():
+            del self.module.__dict__[name]
+            if own is not None:
+                self.module.__dict__[name] = own
+        self._kept = {}
+        self.end_batch()
+
+    def _wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
+        original = getattr(self.module, name)
+        self._kept[name] = vars(self.module).get(name)
+
+        @wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        # Lightning reads the signature, and looks behind one wrapper.
+        wrapped.__wrapped__ = getattr(original, "__wrapped__", original)
+        self.module.__dict__[name] = wrapped
+
+    def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.failed is None:
+            with self.around():
+                return original(*args, **kwargs)
+        self._again = lambda: original(*args, **kwargs)
+        self._before = _BatchState(self.module, streams=self.fallback_steps is not None)
+        try:
+            with self.around():
+                return original(*args, **kwargs)
+        except SolverError as error:
+            self.failed(error)
+        output = self._try_again()
+        if output is not None:
+            return output
+        self._drop()
+        # Connected to every parameter, as a reduction of gradients over processes expects it.
+        parts = [p.flatten()[:0].sum() for p in self.module.parameters() if p.requires_grad]
+        return {"loss": torch.stack([part.float() for part in parts]).sum(), DROPPED: True}
+
+    def _backward(
+        self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        parameters = list(self.module.parameters())
+        gradients = None
+        if self.fallback_steps is not None and self._window != "skipped":
+            gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        try:
+            original(loss, *args, **kwargs)
+            return
+        except SolverError as error:
+            assert self.failed is not None
+            self.failed(error)
+        if gradients is not None:
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
+            output = self._try_again(logging=False)
+            if output is not None:
+                again = _loss(output) / self.trainer.accumulate_grad_batches
+                scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+                original(again if scaler is None else scaler.scale(again), *args, **kwargs)
+                return
+        self._drop()
+
+    def _try_again(self, *, logging: bool = True) -> Any:
+        """Output of the training step on a fixed grid; ``None`` if that is no better."""
+        if self.fallback_steps is None or self._window == "skipped":
+            return None
+        assert self._again is not None
+        assert self._before is not None
+        self._before.restore()
+        if not logging:  # what the step logs was logged when its forward pass went well
+            self._wrap("log", lambda original, *args, **kwargs: None)
+        try:
+            with (
+                replaced_solvers(self.module, on_fixed_grid(self.fallback_steps)),
+                self.trainer.precision_plugin.train_step_context(),
+            ):
+                output = self._again()
+        except SolverError:
+            return None
+        finally:
+            if not logging:
+                del self.module.__dict__["log"]
+                own = self._kept.pop("log")
+                if own is not None:
+                    self.module.__dict__["log"] = own
+        if output is None or not bool(_loss(output).isfinite()):
+            return None
+        self.outcome = "fallback"
+        self._window = "fallback" if self._window == "fine" else self._window
+        return output
+
+    def _drop(self) -> None:
+        self.outcome = self._window = "skipped"
+        assert self._before is not None
+        self._before.restore_buffers()
+
+    def _optimizer_step(
+        self,
+        original: Callable[..., Any],
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any],
+    ) -> None:
+        def closure() -> Any:
+            result = optimizer_closure()
+            if self._window == "fallback" and not self._gradients_are_finite():
+                self._drop()
+            if self._window == "skipped":
+                raise _StepDropped
+            return result
+
+        try:
+            original(epoch, batch_idx, optimizer, closure)
+        except _StepDropped:
+            self._window = "fine"
+            self._step_dropped = True
+            for p in self.module.parameters():
+                p.grad = None
+            # The loop counts a step once this returns.
+            loop = self.trainer.fit_loop.epoch_loop.automatic_optimization
+            steps = loop.optim_progress.optimizer.step
+            for count in (steps.total, steps.current):
+                count.ready -= 1
+                count.completed -= 1
+
+    def _gradients_are_finite(self) -> bool:
+        """Whether they are; a gradient scaler looks for itself, and skips the step."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return True
+        gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+    def _lr_scheduler_step(
+        self, original: Callable[..., Any], scheduler: Any, metric: Any | None
+    ) -> None:
+        counts_steps = any(
+            config.scheduler is scheduler and config.interval == "step"
+            for config in self.trainer.lr_scheduler_configs
+        )
+        if not (self._step_dropped and counts_steps):
+            original(scheduler, metric)
+
+
+class _StepDropped(Exception):
+    """Leaves the optimiser before it steps."""
+
+
+class _BatchState:
+    """What a training step changes as it runs, as it was before.
+
+    Buffers (running statistics: a batch that holds NaN would leave NaN there), and, to see the
+    same noise again, torch's random streams and the count of the module's own (``stream_count``).
+    """
+
+    def __init__(self, module: LightningModule, *, streams: bool) -> None:
+        self._module = module
+        self._buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        self._count = getattr(module, "stream_count", None)
+        self._on_cuda = module.device.type == "cuda"
+        if streams:
+            self._cpu = torch.get_rng_state()
+            self._cuda = torch.cuda.get_rng_state(module.device) if self._on_cuda else None
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+
+    def restore(self) -> None:
+        self.restore_buffers()
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._module.device)
+        if self._count is not None:
+            self._module.stream_count = self._count
+
+
+def _loss(output: Any) -> Tensor:
+    loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+    return loss

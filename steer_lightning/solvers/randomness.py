@@ -1,0 +1,139 @@
+"""Fields that have no solution: their value changes while their arguments stay."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.solvers.base import SolveStats, VectorField
+
+Report = Callable[[SolveStats | None, VectorField, str], None]
+
+
+class ProbingSolve:
+    """A solver's ``solve`` that first asks whether the field has the same value twice.
+
+    Args:
+        solve: The method.
+        report: Called with the block's counts, the field, and what is wrong with it in words.
+    """
+
+    def __init__(self, solve: Callable[..., Any], report: Report) -> None:
+        self.solve = solve
+        self.report = report
+
+    def __call__(
+        self,
+        vector_field: VectorField,
+        y0: Any,
+        t_eval: Tensor,
+        *,
+        stats: SolveStats | None = None,
+    ) -> Any:
+        """Look, then solve; see :meth:`steer_lightning.solvers.Solver.solve`."""
+        trouble = randomness(vector_field, t_eval[0], y0)
+        if trouble is not None:
+            self.report(stats, vector_field, trouble)
+        return self.solve(vector_field, y0, t_eval, stats=stats)
+
+
+def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:
+    """What keeps a field from having one value at one point, in words; ``None`` if nothing does.
+
+    The field is evaluated twice. Random streams (torch's, and generators that its modules hold),
+    buffers, and counts of evaluations that hooks keep are as before afterwards.
+
+    Args:
+        vector_field: ``f(t, y)``.
+        t: Time, shape ``()``.
+        y: State, a tensor or a tuple of tensors.
+
+    Example:
+        >>> class Noisy(nn.Module):
+        ...     def forward(self, t, y):
+        ...         return -y + torch.randn_like(y)
+        >>> randomness(Noisy(), torch.zeros(()), torch.ones(2))
+        'two evaluations at one point differ'
+        >>> randomness(lambda t, y: -y, torch.zeros(()), torch.ones(2)) is None
+        True
+    """
+    modules = list(vector_field.modules()) if isinstance(vector_field, nn.Module) else []
+    with _undisturbed(modules, y):
+        first = _copies(vector_field(t, y))
+        between = [b.clone() for m in modules for b in m.buffers(recurse=False)]
+        second = _copies(vector_field(t, y))
+        after = [b for m in modules for b in m.buffers(recurse=False)]
+        if any(map(_differ, first, second)):
+            return "two evaluations at one point differ"
+        if any(map(_differ, between, after)):
+            return "every evaluation changes its buffers"
+    return None
+
+
+def suspects(vector_field: VectorField) -> list[nn.Module]:
+    """Layers of a field, as it is now, that are known for such values.
+
+    Example:
+        >>> suspects(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
+        [Dropout(p=0.1, inplace=False)]
+    """
+    if not isinstance(vector_field, nn.Module):
+        return []
+    return [m for m in vector_field.modules() if m.training and _is_suspect(m)]
+
+
+def _is_suspect(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RReLU):
+        return True
+    # Dropout's layers have a rate `p`; recurrent layers and attention one named `dropout`.
+    rate = getattr(module, "dropout", None)
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        rate = module.p
+    return isinstance(rate, float) and rate > 0
+
+
+@contextmanager
+def _undisturbed(modules: list[nn.Module], y: Any) -> Iterator[None]:
+    """Put back what an evaluation in training changes besides its value."""
+    device = (y[0] if isinstance(y, tuple) else y).device
+    buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    generators = [
+        (g, g.get_state()) for m in modules for g in vars(m).values()
+        if isinstance(g, torch.Generator)
+    ]  # fmt: skip
+    counts = [
+        (stats, vars(stats).copy())
+        for m in modules
+        for hook in m._forward_hooks.values()
+        if isinstance(stats := getattr(hook, "stats", None), SolveStats)
+    ]
+    devices = [] if device.type == "cpu" else [device]
+    kind = "cuda" if device.type == "cpu" else device.type
+    with torch.random.fork_rng(devices, device_type=kind):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for generator, state in generators:
+                generator.set_state(state)
+            for stats, values in counts:
+                vars(stats).update(values)
+
+
+def _copies(dy: Any) -> list[Tensor]:
+    return [part.detach().clone() for part in (dy if isinstance(dy, tuple) else (dy,))]
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two values differ by more than the order of a sum may change them."""
+    if not a.is_floating_point():
+        return not torch.equal(a, b)
+    error = (a - b)[a.isfinite() & b.isfinite()].abs()
+    if error.numel() == 0:
+        return False
+    scale = a[a.isfinite()].abs().max()
+    return bool(error.max() > max(1e-5, 8.0 * torch.finfo(a.dtype).eps) * scale)

@@ -1,0 +1,152 @@
+"""What an error of a solver carries, and what is added on its way up."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from steer_lightning.solvers import (
+    DenseSolver,
+    NFEBudgetExceededError,
+    NonFiniteStateError,
+    RepeatedFailureError,
+    SolverError,
+    SolveStats,
+    StepSizeUnderflowError,
+    TorchdiffeqSolver,
+)
+from tests.helpers.problems import CosineField, initial_state, times
+
+
+def test_a_bare_error_says_what_it_said():
+    error = StepSizeUnderflowError(1e-17, 0.5, "backward")
+    assert str(error) == error.args[0]
+    assert (error.dt, error.t, error.phase) == (1e-17, 0.5, "backward")
+
+
+def test_context_is_added_on_the_way_up_and_the_first_to_know_stays():
+    error = NonFiniteStateError(0.5, "forward")
+    assert error.with_context(nfe=7, rtol=1e-3, atol=None) is error
+    error.with_context(nfe=9, atol=1e-4, block="flow", stage="training", batch_idx=0, rank=0)
+    assert (error.nfe, error.rtol, error.atol, error.block) == (7, 1e-3, 1e-4, "flow")
+    assert str(error) == (
+        f"{error.args[0]} Where: block 'flow', t = 0.5, NFE = 7, rtol = 0.001, atol = 0.0001, "
+        f"training, batch 0, rank 0."
+    )
+
+
+def test_a_name_that_is_no_context_is_refused():
+    with pytest.raises(TypeError, match=r"Expected names among \['atol', .* but got 'blok'"):
+        NonFiniteStateError(0.5, "forward").with_context(blok="flow")
+
+
+def test_errors_travel_between_processes_without_the_counts():
+    error = NFEBudgetExceededError(10, 0.5, "forward").with_context(
+        block="flow", dtype=torch.float32, stats=SolveStats()
+    )
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is NFEBudgetExceededError
+    assert str(copy) == str(error)
+    assert (copy.block, copy.t, copy.dtype, copy.stats) == ("flow", 0.5, torch.float32, None)
+
+
+def test_repeated_failures_name_the_first_and_the_last():
+    error = RepeatedFailureError(3, "A.", "B.")
+    assert isinstance(error, SolverError)
+    with pytest.raises(SolverError, match=r"3 training .* The first, A\. The last, B\. .*raise"):
+        raise error
+
+
+@pytest.mark.parametrize("solver", [TorchdiffeqSolver(max_nfe=20), DenseSolver(max_nfe=20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_forward_solve_fills_in_what_it_knows(solver, dtype):
+    stats = SolveStats()
+    field = CosineField().to(dtype)
+    with pytest.raises(NFEBudgetExceededError, match=r"Where: t = .*NFE = 20, torch\.") as caught:
+        solver.solve(field, initial_state(dtype=dtype), times(0.0, 50.0), stats=stats)
+    error = caught.value
+    assert (error.nfe, error.dtype, error.phase) == (20, dtype, "forward")
+    assert (error.rtol, error.atol) == (solver.rtol, solver.atol)
+    assert error.stats is stats
+    assert 0.0 < error.dt < 50.0
+    assert error.block is error.batch_idx is None
+
+
+def test_the_evaluations_are_those_of_the_solve_and_not_of_the_block():
+    stats = SolveStats(nfe_forward=1000)
+    with pytest.raises(NonFiniteStateError, match=r"t = 0, .*NFE = \d, ") as caught:
+        TorchdiffeqSolver().solve(
+            CosineField(), float("nan") * initial_state(), times(0.0, 1.0), stats=stats
+        )
+    assert caught.value.nfe == 2
+
+
+def test_a_fixed_grid_has_no_tolerances_to_name():
+    solver = TorchdiffeqSolver("rk4", max_nfe=5, options={"step_size": 0.1})
+    with pytest.raises(NFEBudgetExceededError, match=r"NFE = 5, torch\.float64\.") as caught:
+        solver.solve(CosineField(), initial_state(), times(0.0, 1.0))
+    assert caught.value.rtol is caught.value.atol is None
+
+
+def test_an_adjoint_fills_it_in_too():
+    class Broken(nn.Module):
+        """Fine in the forward solve; the state's adjoint is infinite."""
+
+        def forward(self, t, y):
+            return (y - y.detach()).sqrt() - y.detach()
+
+    y0, stats = torch.ones(1, requires_grad=True), SolveStats()
+    solver = TorchdiffeqSolver(gradient="adjoint")
+    solution = solver.solve(Broken(), y0, times(0.0, 1.0), stats=stats)
+    with pytest.raises(NonFiniteStateError, match=r"backward solve.*Where: .*NFE = ") as caught:
+        solution.ys[-1].sum().backward()
+    error = caught.value
+    assert (error.phase, error.dtype, error.rtol) == ("backward", torch.float32, 1e-5)
+    assert error.nfe == stats.nfe_backward
+    assert error.stats is stats
+
+
+@pytest.mark.parametrize("solver", [TorchdiffeqSolver(), DenseSolver(1e-5, 1e-5)])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_smallest_step_is_that_of_the_narrowest_place(solver, backwards):
+    """A kink after a smooth start."""
+
+    def field(t, y):
+        return torch.where(t < 0.5, 0.0, 30.0 * torch.cos(30.0 * t)) * torch.ones_like(y)
+
+    ends = times(1.0, 0.0) if backwards else times(0.0, 1.0)
+    stats, smooth = SolveStats(), SolveStats()
+    solver.solve(field, initial_state(), ends, stats=stats)
+    solver.solve(CosineField(), initial_state(), times(0.0, 1.0), stats=smooth)
+    assert 0.0 < stats.smallest_dt < 0.5 * smooth.smallest_dt < 1.0
+    stats.reset()
+    assert stats.smallest_dt == float("inf")
+
+
+def test_the_smallest_step_of_an_adjoint_counts():
+    class Kink(nn.Module):
+        """Slow in the forward solve, quick in the adjoint's."""
+
+        def forward(self, t, y):
+            return 30.0 * torch.cos(100.0 * t) * (y - y.detach()) + 0.1 * y.detach()
+
+    y0 = initial_state().requires_grad_()
+    solution = TorchdiffeqSolver(gradient="adjoint").solve(Kink(), y0, times(0.0, 1.0))
+    forward = solution.stats.smallest_dt
+    solution.ys[-1].sum().backward()
+    assert 0.0 < solution.stats.smallest_dt < 0.2 * forward
+
+
+def test_a_last_step_cut_short_is_no_small_step():
+    solver, stats = DenseSolver(1e-5, 1e-5), SolveStats()
+    knots = solver.solve(CosineField(), initial_state(), times(0.0, 1.0)).knots
+    end = float(knots[-3]) + 1e-9
+    solver.solve(CosineField(), initial_state(), times(0.0, end), stats=stats)
+    assert stats.smallest_dt > 1e-4
+
+
+def test_fixed_grids_have_no_smallest_step():
+    solver, stats = TorchdiffeqSolver("rk4", options={"step_size": 0.1}), SolveStats()
+    solver.solve(CosineField(), initial_state(), times(0.0, 1.0), stats=stats)
+    assert stats.smallest_dt == float("inf")
