@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
@@ -149,29 +149,61 @@ def like(template: BatchT, values: Sequence[Tensor]) -> BatchT:
     return cast(BatchT, tuple(values))
 
 
-class LazyLoader(DataLoader[Any]):
-    """A loader that looks at its sampler when the first batch is asked for, not before.
+class ResumableLoader(DataLoader[Any]):
+    """A loader that goes on in the middle of an epoch, and begins only when a batch is asked for.
+
+    Its ``state_dict``, which Lightning saves and restores, says how many batches of which epoch
+    were read; after a restore that epoch goes on behind them. The order of an epoch must depend on
+    nothing but its number, as a sampler's with ``set_epoch`` does.
 
     Lightning creates the iterator of a run's first epoch before it tells the sampler the epoch.
     Workers would start at once, and a resumed run would begin with the order of epoch 0.
 
     Example:
-        >>> batches = iter(LazyLoader([1, 2, 3], batch_size=2))
+        >>> loader = ResumableLoader([1, 2, 3, 4, 5], batch_size=2)
+        >>> batches = iter(loader)
         >>> next(batches)
         tensor([1, 2])
+        >>> again = ResumableLoader([1, 2, 3, 4, 5], batch_size=2)
+        >>> again.load_state_dict(loader.state_dict())
+        >>> list(again)
+        [tensor([3, 4]), tensor([5])]
+        >>> len(list(again))  # the next epoch is whole
+        3
     """
 
+    _read = 0
+    _resume: Mapping[str, int] | None = None
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
+        resume, self._resume = self._resume, None
+        here = resume is not None and resume["epoch"] == self._epoch
+        skip = resume["batches"] % len(self) if resume is not None and here else 0
+        # Read and thrown away: the batches that workers hold follow the sampler.
+        for self._read, batch in enumerate(super().__iter__(), start=1):
+            if self._read > skip:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and how many of its batches were read."""
+        return {"epoch": self._epoch, "batches": self._read}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on behind the batches that were read, in that epoch."""
+        self._resume = dict(state)
+
+    @property
+    def _epoch(self) -> int:
+        return int(getattr(self.sampler, "epoch", 0))
 
 
 class TensorDataModule(LightningDataModule, ABC):
     r"""Base of data that fits in memory: a subclass only says how to build a split.
 
     ``setup`` builds what a stage needs and nothing else; ``predict`` uses the test set. The order
-    of training samples depends on ``(seed, epoch)`` alone: it is the same after a resume at an
-    epoch's start, with or without workers, and with several ranks each rank reads its own part of
-    it. The last batch of an epoch may be smaller.
+    of training samples depends on ``(seed, epoch)`` alone: it is the same after a resume, which
+    goes on behind the last batch, with or without workers, and with several ranks each rank reads
+    its own part of it. The last batch of an epoch may be smaller.
 
     Args:
         batch_size: Samples in a training batch, on each rank.
@@ -287,7 +319,7 @@ class TensorDataModule(LightningDataModule, ABC):
         batch_size: int,
         sampler: DistributedSampler[Any] | None = None,
     ) -> DataLoader[Any]:
-        return LazyLoader(
+        return ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,

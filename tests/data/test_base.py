@@ -7,7 +7,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.base import LazyLoader, Split, TensorData, TensorDataModule, keep_batch
+from datamodules.base import ResumableLoader, Split, TensorData, TensorDataModule, keep_batch
 
 FIRST = {"train": 0, "val": 100, "test": 200}
 
@@ -214,7 +214,7 @@ def test_resume_continues_with_the_next_epochs_order(tmp_path, num_workers):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_iterator_reads_its_sampler_with_the_first_batch(num_workers):
     sampler = DistributedSampler(range(50), num_replicas=1, rank=0)
-    loader = LazyLoader(range(50), batch_size=50, sampler=sampler, num_workers=num_workers)
+    loader = ResumableLoader(range(50), batch_size=50, sampler=sampler, num_workers=num_workers)
     batches = iter(loader)
     sampler.set_epoch(1)
     assert next(batches).tolist() == list(sampler)

@@ -1,0 +1,129 @@
+"""A run that stops anywhere and goes on ends where an unbroken one does, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from datamodules import PeriodicDataModule
+from datamodules.base import ResumableLoader
+from steer_lightning.callbacks import SteerCallback
+from steer_lightning.modules import LatentODEModule
+from steer_lightning.nn import LatentODE
+from tests.helpers.models import seeded
+
+EPOCHS, BATCHES = 2, 4
+
+
+class Seen(Callback):
+    """The first times of every training batch, and the end times in force."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, batch_idx, batch.values[:, 0, 0].tolist()))
+
+
+def run(folder, ckpt_path=None, *, num_workers=0, limit=1.0, every=1):
+    """Train; a checkpoint after each batch. Gives the module and the batches it saw."""
+    module = LatentODEModule(seeded(lambda: LatentODE(1, 2, 3, "rnn", 4, (4,), (4,))), n_draws=2)
+    data = PeriodicDataModule(
+        25, n_points=6, n_observed=3, val_size=4, batch_size=4, num_workers=num_workers
+    )
+    module._noise_seed = 0  # not the initial seed of this process
+    seen = Seen()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        limit_train_batches=limit,
+        callbacks=[
+            seen,
+            SteerCallback(b=None, seed=0),
+            ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every),
+        ],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return module, seen.batches
+
+
+def state(module):
+    optimizer = module.trainer.optimizers[0].state_dict()["state"]
+    moments = [value for part in optimizer.values() for value in part.values()]
+    return [*module.state_dict().values(), *map(torch.as_tensor, moments)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, *run(folder)
+
+
+@pytest.mark.parametrize("step", range(1, EPOCHS * BATCHES))
+def test_a_resume_after_any_batch(unbroken, tmp_path, step):
+    folder, module, batches = unbroken
+    assert len(batches) == EPOCHS * BATCHES
+    resumed, rest = run(tmp_path, folder / f"step={step}.ckpt")
+    assert rest == batches[step:]
+    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
+
+
+def test_a_resume_with_workers(unbroken, tmp_path):
+    folder, module, batches = unbroken
+    resumed, rest = run(tmp_path, folder / "step=2.ckpt", num_workers=2)
+    assert rest == batches[2:]
+    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_resume_of_epochs_that_are_cut_short(tmp_path, step):
+    module, batches = run(tmp_path, limit=2)
+    assert len(batches) == 2 * EPOCHS
+    resumed, rest = run(tmp_path / "resumed", tmp_path / f"step={step}.ckpt", limit=2)
+    assert rest == batches[step:]
+    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
+
+
+def test_a_run_that_is_killed_goes_on(unbroken, tmp_path):
+    _, module, batches = unbroken
+    code = f"""
+import os, signal
+from pathlib import Path
+from tests import test_resume
+
+class Kill(test_resume.Seen):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+test_resume.Seen = Kill
+test_resume.run(Path({str(tmp_path)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    resumed, rest = run(tmp_path / "resumed", tmp_path / "step=3.ckpt")
+    assert rest == batches[3:]
+    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
+
+
+def test_a_position_of_another_epoch_is_not_taken():
+    loader = ResumableLoader([1, 2, 3], batch_size=1)
+    loader.load_state_dict({"epoch": 7, "batches": 2})
+    assert len(list(loader)) == 3
+
+
+def test_a_position_at_the_end_of_an_epoch_does_not_skip_the_next():
+    loader = ResumableLoader([1, 2, 3], batch_size=1)
+    assert len(list(loader)) == 3
+    again = ResumableLoader([1, 2, 3], batch_size=1)
+    again.load_state_dict(loader.state_dict())
+    assert len(list(again)) == 3
