@@ -50,6 +50,7 @@ def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
+            "plugins": [{"class_path": "steer_lightning.plugins.AtomicCheckpointIO"}],
             "logger": {
                 "class_path": "TensorBoardLogger",
                 "init_args": {"save_dir": "logs", "name": "run"},

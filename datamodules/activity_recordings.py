@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.files import download, replacing
+from datamodules.files import download
 from datamodules.tables import TextTable
+from steer_lightning.files import replacing
 
 # The archive's present form, and the one it had before.
 URLS = (

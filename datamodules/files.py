@@ -1,10 +1,7 @@
 """Files that appear whole or not at all: downloads and caches."""
 
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
@@ -13,37 +10,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from steer_lightning.files import replacing
+
 _TIMEOUT_SECONDS = 60
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    r"""Write a file under a temporary name beside its own, which it gets if all goes well.
-
-    Any number of processes may write the same file at once: each writes its own, and the last
-    one stays. Nobody ever sees a part of a file.
-
-    Args:
-        path: Name of the finished file; missing folders are made.
-
-    Yields:
-        Path to write to.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder, "a")) as temporary:
-        ...         _ = temporary.write_text("whole")
-        ...     [path.name for path in Path(folder).iterdir()]
-        ['a']
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def cached_tensors(

@@ -21,6 +21,7 @@ PURE = (
     "targets.py",
     "steering.py",
     "batch.py",
+    "files.py",
 )
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.files import cached_tensors, download, replacing
+from datamodules.files import cached_tensors, download
+from steer_lightning.files import replacing
 from tests.helpers.http_server import serving
 
 
