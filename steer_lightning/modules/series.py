@@ -1,5 +1,6 @@
 """What the tasks of irregular series share: losses, metrics, checks of a batch."""
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -62,6 +63,8 @@ class SeriesModule(StochasticTaskModule):
             batch, if it breaks the contract or has other features or labels than the model.
     """
 
+    logged: tuple[str, ...] = ("log_likelihood",)
+
     def __init__(
         self,
         network: nn.Module,
@@ -99,13 +102,9 @@ class SeriesModule(StochasticTaskModule):
             readout.requires_grad_(False)  # DDP waits for gradients that never come
         if classifier is not None:
             self.cross_entropy = StageMetrics(MeanMetric)
-            self.accuracy = StageMetrics(
-                lambda: MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
-            )
+            self.accuracy = StageMetrics(partial(MulticlassAccuracy, num_classes, average="micro"))
             if num_classes == 2:
                 self.auc = StageMetrics(DefinedAUROC)
-
-    logged: tuple[str, ...] = ("log_likelihood",)
 
     def forecast(self, batch: SeriesBatch, generator: torch.Generator) -> Forecast:
         """Predictions of a batch."""
