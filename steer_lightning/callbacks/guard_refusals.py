@@ -6,17 +6,20 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 
+from steer_lightning.callbacks.agreement import can_agree
 from steer_lightning.solvers.replacing import on_fixed_grid, replaced_solvers
 
 
 def refuse_unguardable(trainer: Trainer, pl_module: LightningModule, policy: str) -> None:
     """Raise if batches cannot be dropped or solved again."""
     asked = f"SolverGuard(policy={policy!r})"
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and not can_agree(trainer, pl_module):
         raise MisconfigurationException(
-            f"Expected a single process with {asked}, but got {trainer.world_size}: the ranks "
-            f"would have to agree on dropping a step before the optimiser takes it, or those "
-            f"without a failure wait for ever. Use policy='raise'."
+            f"Expected DistributedDataParallel (strategy='ddp') without synchronised batch norm "
+            f"for {asked} on {trainer.world_size} processes, but got the strategy "
+            f"{type(trainer.strategy).__name__} with {type(pl_module).__name__}: its ranks meet "
+            f"inside the training step, where one whose solve failed would be missing. Use "
+            f"strategy='ddp' and layers that do not synchronise, or policy='raise'."
         )
     if not pl_module.automatic_optimization:
         raise MisconfigurationException(

@@ -1,18 +1,18 @@
 """Training batches whose solve failed: dropped, or solved again, under automatic optimisation."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import wraps
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from steer_lightning.callbacks.agreement import LateLogs, Outcome, agree, can_agree, worst
 from steer_lightning.solvers import SolverError
-from steer_lightning.solvers.replacing import on_fixed_grid, replaced_solvers
-
-Outcome = Literal["fine", "skipped", "fallback"]
+from steer_lightning.solvers.replacing import on_fixed_grid, replaced_solvers, wrapped_solves
+from steer_lightning.solvers.rescued import Gradients, RescuedAdjoint
 
 DROPPED = "solver_dropped"  # in the outputs of a batch whose forward pass failed
 
@@ -21,21 +21,25 @@ class GuardedTraining:
     """The training hooks of a module, wrapped on the instance until :meth:`release`.
 
     A solve may fail in ``training_step`` or, of an adjoint, in ``backward``. What is dropped is
-    the whole optimiser step, with every batch that was accumulated for it: the gradients of a
-    backward pass that broke off are of no use. It is dropped before the optimiser begins, so that
-    nothing that follows steps sees one: not the optimiser, its moments and hooks, not a schedule
-    that counts steps, and not what follows ``trainer.global_step``.
+    the whole optimiser step, with every batch that was accumulated for it: gradients of a failed
+    backward pass are of no use. It is dropped before the optimiser begins, so that nothing that
+    follows steps sees one: not the optimiser, its moments and hooks, not a schedule that counts
+    steps, and not what follows ``trainer.global_step``.
+
+    With several ranks all of them hear of a failure before anything is decided: after the
+    training step, and again after the backward pass, which no failure breaks off.
 
     Args:
         trainer: The trainer.
         module: The module to wrap.
         around: Makes a context to be entered for each batch, around the first attempt.
-        failed: Called with each failure; may raise to end the training. Without it failures pass
-            through and nothing but ``training_step`` is wrapped.
+        place: Called with each error on the rank where it happened.
+        failed: Called once for each failed batch, on all ranks; may raise to end the training.
+            Without it failures pass through and nothing but ``training_step`` is wrapped.
         fallback_steps: Steps of the fixed grid to try again on; ``None`` to drop at once.
 
     Attributes:
-        outcome: What became of the batch in hand.
+        outcome: What became of the batch in hand, on the rank where it went worst.
     """
 
     def __init__(
@@ -43,18 +47,22 @@ class GuardedTraining:
         trainer: Trainer,
         module: LightningModule,
         around: Callable[[], AbstractContextManager[Any]],
+        place: Callable[[SolverError], None],
         failed: Callable[[SolverError], None] | None = None,
         fallback_steps: int | None = None,
     ) -> None:
         self.trainer = trainer
         self.module = module
         self.around = around
+        self.place = place
         self.failed = failed
         self.fallback_steps = fallback_steps
         self.outcome: Outcome = "fine"
+        self._agrees = can_agree(trainer, module)
         self._window: Outcome = "fine"  # the worst outcome of the batches accumulated so far
+        self._here: Outcome = "fine"  # of the pass in hand, on this rank
+        self._error: SolverError | None = None  # the first of that pass
         self._step_dropped = False
-        self._again: Callable[[], Any] | None = None
         self._before: _BatchState | None = None
         self._kept: dict[str, Any] = {}
         self._wrap("training_step", self._training_step)
@@ -65,14 +73,15 @@ class GuardedTraining:
 
     def start_batch(self, batch_idx: int) -> None:
         """A batch begins."""
-        self.outcome = "fine"
+        self.outcome = self._here = "fine"
+        self._error = None
         self._step_dropped = False
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._window = "fine"
 
     def end_batch(self) -> None:
-        """Forget what was kept to try again."""
-        self._again = self._before = None
+        """Forget what was kept to put back."""
+        self._before = None
 
     def release(self) -> None:
         """Put the module's own methods back."""
@@ -99,73 +108,98 @@ class GuardedTraining:
         if self.failed is None:
             with self.around():
                 return original(*args, **kwargs)
-        self._again = lambda: original(*args, **kwargs)
         self._before = _BatchState(self.module, streams=self.fallback_steps is not None)
-        try:
-            with self.around():
-                return original(*args, **kwargs)
-        except SolverError as error:
-            self.failed(error)
-        output = self._try_again()
-        if output is not None:
-            return output
-        self._drop()
-        # Connected to every parameter, as a reduction of gradients over processes expects it.
-        parts = [p.flatten()[:0].sum() for p in self.module.parameters() if p.requires_grad]
-        return {"loss": torch.stack([part.float() for part in parts]).sum(), DROPPED: True}
+        logs = LateLogs(self.module) if self._agrees else None
+        with ExitStack() as stack:
+            if logs is not None:
+                stack.enter_context(logs)
+            stack.enter_context(wrapped_solves(self.module, self._rescued))
+            try:
+                with self.around():
+                    output = original(*args, **kwargs)
+            except SolverError as error:
+                self._note(error)
+                if logs is not None:
+                    logs.forget()
+                output = self._try_again(lambda: original(*args, **kwargs))
+        self._settle()
+        if self.outcome == "skipped":
+            # Connected to every parameter, as a reduction of gradients over processes expects.
+            parts = [p.flatten()[:0].sum() for p in self.module.parameters() if p.requires_grad]
+            return {"loss": torch.stack([part.float() for part in parts]).sum(), DROPPED: True}
+        if logs is not None:
+            logs.replay()
+        return output
 
-    def _backward(
-        self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any
-    ) -> None:
-        parameters = list(self.module.parameters())
-        gradients = None
-        if self.fallback_steps is not None and self._window != "skipped":
-            gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
-        try:
-            original(loss, *args, **kwargs)
-            return
-        except SolverError as error:
-            assert self.failed is not None
-            self.failed(error)
-        if gradients is not None:
-            for p, gradient in zip(parameters, gradients, strict=True):
-                p.grad = gradient
-            output = self._try_again(logging=False)
-            if output is not None:
-                again = _loss(output) / self.trainer.accumulate_grad_batches
-                scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-                original(again if scaler is None else scaler.scale(again), *args, **kwargs)
-                return
-        self._drop()
+    def _backward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        self._settle()
 
-    def _try_again(self, *, logging: bool = True) -> Any:
+    def _rescued(self, solver: Any, solve: Callable[..., Any]) -> Callable[..., Any]:
+        """A solver's ``solve``; where it has an adjoint, one whose failure breaks nothing off."""
+        if getattr(solver, "gradient", None) != "adjoint":
+            return solve
+
+        def rescue(error: SolverError, gradients_by: Callable[..., Gradients]) -> Gradients | None:
+            self._note(error)
+            gradients = None
+            if self._may_try_again:
+                assert self.fallback_steps is not None
+                try:
+                    gradients = gradients_by(on_fixed_grid(self.fallback_steps)(solver).solve)
+                except SolverError as again:
+                    self._note(again)
+            if gradients is None or not all(g is None or g.isfinite().all() for g in gradients):
+                self._here = "skipped"
+                return None
+            self._here = "fallback"
+            return gradients
+
+        return RescuedAdjoint(solve, rescue)
+
+    def _note(self, error: SolverError) -> None:
+        """A solve failed on this rank."""
+        self.place(error)
+        if self.fallback_steps is not None:
+            error.__traceback__ = None  # it holds the graph of the attempt; another follows
+        self._error = self._error or error
+
+    @property
+    def _may_try_again(self) -> bool:
+        return self.fallback_steps is not None and worst(self._window, self._here) != "skipped"
+
+    def _try_again(self, step: Callable[[], Any]) -> Any:
         """Output of the training step on a fixed grid; ``None`` if that is no better."""
+        self._here = "skipped"
         if self.fallback_steps is None or self._window == "skipped":
             return None
-        assert self._again is not None
         assert self._before is not None
         self._before.restore()
-        if not logging:  # what the step logs was logged when its forward pass went well
-            self._wrap("log", lambda original, *args, **kwargs: None)
         try:
-            with (
-                replaced_solvers(self.module, on_fixed_grid(self.fallback_steps)),
-                self.trainer.precision_plugin.train_step_context(),
-            ):
-                output = self._again()
-        except SolverError:
+            with replaced_solvers(self.module, on_fixed_grid(self.fallback_steps)):
+                output = step()
+        except SolverError as error:
+            self._note(error)
             return None
-        finally:
-            if not logging:
-                del self.module.__dict__["log"]
-                own = self._kept.pop("log")
-                if own is not None:
-                    self.module.__dict__["log"] = own
         if output is None or not bool(_loss(output).isfinite()):
             return None
-        self.outcome = "fallback"
-        self._window = "fallback" if self._window == "fine" else self._window
+        self._here = "fallback"
         return output
+
+    def _settle(self) -> None:
+        """What became of this pass, on all ranks."""
+        outcome, error = self._here, self._error
+        self._here, self._error = "fine", None
+        if self._agrees:
+            outcome, error = agree(self.trainer, outcome, error)
+        is_first = self.outcome == "fine"
+        self.outcome = worst(self.outcome, outcome)
+        self._window = worst(self._window, outcome)
+        if outcome == "skipped":
+            self._drop()
+        if error is not None and is_first:
+            assert self.failed is not None
+            self.failed(error)
 
     def _drop(self) -> None:
         self.outcome = self._window = "skipped"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +11,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
+from steer_lightning.callbacks.agreement import can_agree
 from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.callbacks.guard_refusals import refuse_unguardable
+from steer_lightning.callbacks.guarded_evaluation import GuardedEvaluation
 from steer_lightning.callbacks.guarded_training import GuardedTraining
 from steer_lightning.callbacks.solver_health import FieldCheck, RandomFields, StepWatch
 from steer_lightning.functional.choices import check_choice
@@ -34,8 +37,10 @@ class SolverGuard(Callback):
       accumulated for the step are dropped with it;
     - ``"fallback"`` runs the training step again with rk4 on a fixed grid in place of every
       adaptive solver, at the same end times and with the same noise (of torch's random streams
-      and of the module's own). The step's logged values and metrics may count that batch twice.
-      A batch whose loss or gradient is not finite even then is dropped as by ``"skip"``.
+      and of the module's own). Metrics that the step updates itself may count that batch twice.
+      Where only an adjoint failed, its gradients alone are replaced, by those through a solve on
+      the fixed grid. A batch whose loss or gradient is not finite even then is dropped as by
+      ``"skip"``.
 
     What draws by a count of batches (STEER, the noise of this library's modules) counts a dropped
     batch too. A batch whose forward pass failed has a loss of zero and ``"solver_dropped"`` among
@@ -48,9 +53,12 @@ class SolverGuard(Callback):
     twice more before each solve of that batch, without trace in torch's random streams, buffers
     and counts.
 
-    Several processes must take one decision for a step, which ``"skip"`` and ``"fallback"`` do
-    not reach yet: every rank would have to hear of a failure before the optimiser steps. They are
-    refused there; ``"raise"`` works with any number.
+    On several processes under DDP a failure on one rank is every rank's failure within the step:
+    all raise, or all drop the step, or the rank where it failed solves again while the others
+    wait. For this the ranks reduce one number after each training step and one after each
+    backward pass, and values are logged a moment later. A failure in validation or test ends the
+    run on all ranks once the evaluation is over. With other strategies, and with synchronised
+    batch norm, ``"raise"`` raises on one rank alone, and the launcher has to end the others.
 
     Args:
         policy: ``"raise"``, ``"skip"`` or ``"fallback"``.
@@ -67,8 +75,8 @@ class SolverGuard(Callback):
         ValueError: If a value is out of range or a name unknown; in the first training batch if a
             field is random and ``random_fields="raise"``.
         MisconfigurationException: At the start of ``fit`` if ``policy`` does not go with manual
-            optimisation, LBFGS or several processes, there is no solver to replace, or the
-            training step cannot be run again.
+            optimisation, LBFGS or the strategy, there is no solver to replace, or the training
+            step cannot be run again.
         SolverError: If a solve failed, by policy; its subclass ``RepeatedFailureError`` after
             ``max_consecutive`` failures.
 
@@ -104,6 +112,7 @@ class SolverGuard(Callback):
         self._steps = StepWatch(min_dt, max_rejected)
         self._fields = FieldCheck(random_fields)
         self._training: GuardedTraining | None = None
+        self._evaluation: GuardedEvaluation | None = None
         self._in_hand: _BatchInHand | None = None
         self._failures: list[str] = []  # in a row
         self._warned = False
@@ -137,9 +146,7 @@ class SolverGuard(Callback):
             with self._fields.watching(pl_module):
                 yield
 
-        def failed(error: SolverError) -> None:
-            self._failed(trainer, pl_module, error)
-
+        passes_through = self.policy == "raise" and not can_agree(trainer, pl_module)
         self._failures = []
         self._fields.arm()
         self._steps.start_epoch(pl_module)  # a resume in mid-epoch has no start of its own
@@ -147,7 +154,8 @@ class SolverGuard(Callback):
             trainer,
             pl_module,
             around,
-            None if self.policy == "raise" else failed,
+            partial(self._place, trainer, pl_module),
+            None if passes_through else self._failed,
             self.fallback_steps if self.policy == "fallback" else None,
         )
 
@@ -206,13 +214,45 @@ class SolverGuard(Callback):
         """Know which batch it is."""
         self._in_hand = _BatchInHand("predict", batch_idx, batch)
 
-    def on_validation_batch_end(self, *_: Any) -> None:
-        """Let go of the batch."""
-        self._in_hand = None
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let no rank wait for one that fails."""
+        self._evaluate(trainer, pl_module)
 
-    def on_test_batch_end(self, *_: Any) -> None:
-        """Let go of the batch."""
-        self._in_hand = None
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let no rank wait for one that fails."""
+        self._evaluate(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let go of the batch, or end the run on all ranks."""
+        self._evaluated(batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let go of the batch, or end the run on all ranks."""
+        self._evaluated(batch_idx, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the module's own step back."""
+        self._release_evaluation()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the module's own step back."""
+        self._release_evaluation()
 
     def on_predict_batch_end(self, *_: Any) -> None:
         """Let go of the batch."""
@@ -230,9 +270,25 @@ class SolverGuard(Callback):
         """Leave the model as it was found."""
         self._release()
 
-    def _failed(self, trainer: Trainer, pl_module: LightningModule, error: SolverError) -> None:
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            place = partial(self._place, trainer, pl_module)
+            self._evaluation = GuardedEvaluation(trainer, pl_module, place)
+
+    def _evaluated(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._in_hand = None
+        if self._evaluation is not None:
+            self._evaluation.end_batch(batch_idx, dataloader_idx)
+
+    def _release_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.release()
+            self._evaluation = None
+
+    def _failed(self, error: SolverError) -> None:
         """A training batch failed: one more in a row."""
-        self._place(trainer, pl_module, error)
+        if self.policy == "raise":
+            raise error
         self._failures.append(str(error))
         if len(self._failures) >= self.max_consecutive:
             raise RepeatedFailureError(
@@ -249,7 +305,9 @@ class SolverGuard(Callback):
             )
 
     def _place(self, trainer: Trainer, pl_module: LightningModule, error: SolverError) -> None:
-        """Add to an error what only the Trainer knows, and save the batch."""
+        """Add to an error what only the Trainer knows, and save the batch, where it failed."""
+        if error.rank is not None or isinstance(error, RepeatedFailureError):
+            return
         error.with_context(block=_path_of(pl_module, error.stats), rank=trainer.global_rank)
         if self._in_hand is None:
             return
@@ -265,6 +323,7 @@ class SolverGuard(Callback):
         if self._training is not None:
             self._training.release()
             self._training = None
+        self._release_evaluation()
         self._in_hand = None
 
 

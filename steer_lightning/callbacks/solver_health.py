@@ -112,7 +112,7 @@ class FieldCheck:
             return
         self._pending = False
         report = _Report(model, self.reaction)
-        with wrapped_solves(model, lambda solve: ProbingSolve(solve, report)):
+        with wrapped_solves(model, lambda _, solve: ProbingSolve(solve, report)):
             yield
 
 

@@ -49,7 +49,7 @@ def replaced_solvers(model: nn.Module, replace: Callable[[Any], Any]) -> Iterato
 
 @contextmanager
 def wrapped_solves(
-    model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    model: nn.Module, wrap: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
     """Wrap the method ``solve`` of every solver that a model's modules hold, and unwrap it.
 
@@ -57,13 +57,13 @@ def wrapped_solves(
 
     Args:
         model: Any model.
-        wrap: From a method ``solve`` to what is called in its place.
+        wrap: From a solver and its method ``solve`` to what is called in its place.
     """
     solvers = {id(solver): solver for _, _, _, solver in _solvers(model)}.values()
     own = [(vars(solver), vars(solver).get("solve")) for solver in solvers]
     try:
         for solver in solvers:
-            vars(solver)["solve"] = wrap(solver.solve)
+            vars(solver)["solve"] = wrap(solver, solver.solve)
         yield
     finally:
         for attributes, before in own:

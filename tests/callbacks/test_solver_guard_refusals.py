@@ -1,8 +1,12 @@
 """Ways of training that a policy does not go with."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from steer_lightning.callbacks import SolverGuard
 from steer_lightning.callbacks.guard_refusals import refuse_unguardable
@@ -50,14 +54,22 @@ def test_lbfgs(policy):
 
 
 @policies
-def test_several_processes(policy):
+@pytest.mark.parametrize("reason", ["sharded", "synchronised"])
+def test_ranks_that_meet_inside_the_step(policy, reason, monkeypatch):
     class Two:
         world_size = 2
+        strategy = SimpleNamespace(model=None)
 
+    model = seeded(FaultyModel)
+    if reason == "synchronised":
+        Two.strategy.model = DistributedDataParallel.__new__(DistributedDataParallel)
+        model.norm = nn.SyncBatchNorm.convert_sync_batchnorm(model.norm)
     with pytest.raises(
-        MisconfigurationException, match=r"single process with .*, but got 2: .*wait for ever"
+        MisconfigurationException,
+        match=r"DistributedDataParallel .*without synchronised batch norm .*on 2 processes, but "
+        r"got the strategy SimpleNamespace with FaultyModel: .*policy='raise'",
     ):
-        refuse_unguardable(Two(), seeded(FaultyModel), policy)
+        refuse_unguardable(Two(), model, policy)
 
 
 def test_nothing_to_put_on_a_fixed_grid():

@@ -52,7 +52,7 @@ def test_a_wrapped_solver_is_still_itself():
     solver, calls = StubSolver(), []
     model = nn.ModuleList([ODEBlock(MLPField(2, (4,)), solver) for _ in range(2)])
 
-    def wrap(solve):
+    def wrap(_, solve):
         return lambda *args, **kwargs: (calls.append(args[2]), solve(*args, **kwargs))[1]
 
     with wrapped_solves(model, wrap):
@@ -65,6 +65,6 @@ def test_a_wrapped_solver_is_still_itself():
 def test_a_solve_of_the_solver_s_own_comes_back():
     solver = StubSolver()
     solver.solve = own = solver.solve
-    with wrapped_solves(ODEBlock(ClockField(), solver), lambda solve: None):
+    with wrapped_solves(ODEBlock(ClockField(), solver), lambda solver, solve: None):
         assert solver.solve is None
     assert solver.solve is own

@@ -1,0 +1,133 @@
+"""One rank of the runs in test_guard.py: faults in the batches of rank 1 alone."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+
+from steer_lightning import SteerCallback
+from steer_lightning.callbacks import SolverGuard
+from steer_lightning.solvers import FixedGridSolver, SolverError
+from tests.helpers.faults import FAULTS, FaultyModel, Steps, batches, state_of, untouched
+from tests.helpers.models import seeded, tiny_trainer
+
+RANK = int(os.environ.get("RANK", "0"))
+Q = {"devices": 2, "use_distributed_sampler": False}
+
+
+class Shared(FaultyModel):
+    """Logs a value that is reduced over the ranks within the step, behind the solve."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.log("mean", float(batch_idx + 10 * RANK), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self(batch).mean(), sync_dist=True)
+
+    test_step = validation_step
+
+
+class OnAGrid(Shared):
+    """Rank 1 has a fixed grid for its second batch."""
+
+    fault = "budget"
+
+    def training_step(self, batch, batch_idx):
+        self.is_fixed = batch_idx == 1 and RANK == 1
+        return super().training_step(batch, batch_idx)
+
+    def forward(self, y0):
+        if not self.is_fixed:
+            return self.block(y0)
+        own, self.block.solver = self.block.solver, FixedGridSolver("rk4", 8)
+        y = self.block(y0)
+        self.block.solver = own
+        return y if self.fault == "budget" else self.block(y0).detach() + (y - y.detach())
+
+
+class ForAdjoint(OnAGrid):
+    fault = "adjoint"
+
+
+def share(*faults):
+    """This rank's batches; where rank 1 has a fault, rank 0 has none."""
+    found = batches(*faults)
+    if RANK == 0:
+        (tame,) = batches("none")
+        found = [b if f == "none" else tame for b, f in zip(found, faults, strict=True)]
+    return DataLoader(found, batch_size=None)
+
+
+def run(guard, *faults, gradient="autograd", model=Shared, end="fit", steer=False, **settings):
+    """What a rank saw of a run whose faults are those of rank 1."""
+    own = share(*faults)
+    module, steps = seeded(model, gradient), Steps()
+    callbacks = [SteerCallback(0.5, seed=0)] * steer + [guard] * (guard is not None) + [steps]
+    # find_unused_parameters is False: the zero loss of a dropped batch reaches every parameter.
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
+    trainer = tiny_trainer(*callbacks, **{**Q, "strategy": strategy, **settings})
+    found = {"error": None, "steps": steps.logged}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            if end == "validation in fit":
+                trainer.fit(module, share("none", "none"), own)
+            else:
+                getattr(trainer, end)(module, own)
+        except SolverError as error:
+            found["error"] = (type(error).__name__, str(error), error.rank, error.batch_idx)
+    found["warnings"] = [str(w.message) for w in caught if "SolverGuard" in str(w.message)]
+    if found["error"] is None and end == "fit":
+        found["state"] = state_of(trainer)
+    if guard is not None:
+        found["counts"] = guard.state_dict()
+    found["untouched"] = untouched(module)
+    found["ends"] = module.ends
+    return found
+
+
+def scenarios():
+    """Every run by name."""
+    three = ("none", "none", "none")
+    for gradient in ("autograd", "adjoint"):
+        yield f"reference {gradient}", run(None, *three, gradient=gradient)
+        yield (
+            f"reference accumulated {gradient}",
+            run(None, *three[:2], gradient=gradient, accumulate_grad_batches=2),
+        )
+    for fault, (gradient, _, _) in FAULTS.items():
+        yield f"raise {fault}", run(SolverGuard(), "none", fault, "none", gradient=gradient)
+        faults = ("none", fault, "none", "none")
+        yield f"skip {fault}", run(SolverGuard("skip"), *faults, gradient=gradient)
+        yield (
+            f"skip accumulated {fault}",
+            run(
+                SolverGuard("skip"), "none", "none", "none", fault,
+                gradient=gradient, accumulate_grad_batches=2,
+            ),
+        )  # fmt: skip
+    yield "first", run(SolverGuard("skip"), "nan", "none")
+    yield "steer", run(SolverGuard("skip"), *three[:2], "nan", "none", steer=True)
+    for fault, model in (("budget", OnAGrid), ("adjoint", ForAdjoint)):
+        guard = SolverGuard("fallback", fallback_steps=8)
+        yield f"fallback {fault}", run(guard, "none", fault, "none", gradient="adjoint")
+        yield (
+            f"on a grid {fault}",
+            run(None, "none", fault, "none", gradient="adjoint", model=model),
+        )
+    yield "fallback nan", run(SolverGuard("fallback"), "none", "nan", "none", "none")
+    yield "in a row", run(SolverGuard("skip", max_consecutive=2), "none", "nan", "nan", "none")
+    for end in ("validation in fit", "validate", "test"):
+        yield end, run(SolverGuard("skip"), "none", "budget", "none", end=end)
+        yield f"first of {end}", run(SolverGuard(), "budget", "none", end=end)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.save(dict(scenarios()), Path(sys.argv[1]) / f"rank{RANK}.pt")

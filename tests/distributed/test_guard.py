@@ -1,0 +1,124 @@
+"""A solve fails on rank 1 of two, and both ranks do the same; the runs are in guard_worker.py."""
+
+import pytest
+
+from tests.helpers.faults import FAULTS, assert_same
+from tests.helpers.ranks import run_ranks
+
+pytestmark = pytest.mark.slow
+each_fault = pytest.mark.parametrize("fault", FAULTS)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What both ranks saw of each run; a rank that waits for ever fails this."""
+    return run_ranks("tests.distributed.guard_worker", tmp_path_factory.mktemp("guard"))
+
+
+def both(runs, name):
+    return [rank[name] for rank in runs]
+
+
+def without_statistics(state):
+    """Running statistics are each rank's own until the next forward pass."""
+    return {k: v for k, v in state.items() if not k.startswith("model.norm.")}
+
+
+@each_fault
+def test_raise_ends_all_ranks_within_the_step(runs, fault):
+    for found in both(runs, f"raise {fault}"):
+        name, message, rank, batch_idx = found["error"]
+        assert name == FAULTS[fault][1].__name__
+        assert "block 'block'" in message
+        assert "training, epoch 0, batch 1, rank 1." in message
+        assert (rank, batch_idx) == (1, 1)
+        assert len(found["steps"]) == 1  # the batch before
+        assert found["untouched"]
+
+
+@each_fault
+def test_skip_is_a_run_that_never_saw_the_batch(runs, fault):
+    expected = both(runs, f"reference {FAULTS[fault][0]}")
+    for found, reference in zip(both(runs, f"skip {fault}"), expected, strict=True):
+        assert_same(without_statistics(found["state"]), without_statistics(reference["state"]))
+        assert found["counts"] == {"skipped": 1, "fallbacks": 0}
+        assert [logged["solver/skipped"] for logged in found["steps"]] == [0.0, 1.0, 1.0, 1.0]
+        assert found["untouched"]
+    first, second = both(runs, f"skip {fault}")
+    assert len(first["warnings"]) == 1
+    assert "batch 1, rank 1." in first["warnings"][0]
+    assert second["warnings"] == []
+
+
+@each_fault
+def test_statistics_of_rank_0_never_saw_the_batch(runs, fault):
+    found = runs[0][f"skip {fault}"]["state"]
+    assert_same(found, runs[0][f"reference {FAULTS[fault][0]}"]["state"])
+
+
+@each_fault
+def test_accumulation_drops_the_whole_window_on_all_ranks(runs, fault):
+    expected = runs[0][f"reference accumulated {FAULTS[fault][0]}"]["state"]
+    for found in both(runs, f"skip accumulated {fault}"):
+        assert_same(without_statistics(found["state"]), without_statistics(expected))
+        assert found["counts"] == {"skipped": 1, "fallbacks": 0}
+
+
+@each_fault
+def test_values_that_are_reduced_in_the_step_are_logged_for_whole_batches_alone(runs, fault):
+    for found in both(runs, f"skip {fault}"):
+        # The mean over the ranks of the batch's number and ten times the rank; not of the second.
+        assert [logged["mean"] for logged in found["steps"]] == (
+            [5.0, 6.0, 7.0, 8.0] if fault == "adjoint" else [5.0, 5.0, 7.0, 8.0]
+        )
+
+
+def test_the_first_batch_may_be_dropped(runs):
+    for found in both(runs, "first"):
+        assert found["counts"] == {"skipped": 1, "fallbacks": 0}
+
+
+def test_end_times_stay_equal(runs):
+    first, second = both(runs, "steer")
+    key = "steer/block.horizon/end_time"
+    ends = [logged[key] for logged in first["steps"]]
+    assert ends == [logged[key] for logged in second["steps"]]
+    assert len(set(ends)) == 4
+    assert_same(without_statistics(first["state"]), without_statistics(second["state"]))
+
+
+@pytest.mark.parametrize("fault", ["budget", "adjoint"])
+def test_fallback_takes_the_step_of_a_fixed_grid_on_one_rank(runs, fault):
+    expected = both(runs, f"on a grid {fault}")
+    for found, reference in zip(both(runs, f"fallback {fault}"), expected, strict=True):
+        assert_same(found["state"], reference["state"])
+        assert found["counts"] == {"skipped": 0, "fallbacks": 1}
+
+
+def test_what_a_fixed_grid_cannot_solve_either_is_dropped_on_all_ranks(runs):
+    expected = runs[0]["reference autograd"]["state"]
+    for found in both(runs, "fallback nan"):
+        assert_same(without_statistics(found["state"]), without_statistics(expected))
+        assert found["counts"] == {"skipped": 1, "fallbacks": 0}
+
+
+def test_failures_in_a_row_end_all_ranks(runs):
+    for found in both(runs, "in a row"):
+        name, message, _, _ = found["error"]
+        assert name == "RepeatedFailureError"
+        assert "batch 1, rank 1. The last," in message
+        assert "batch 2, rank 1." in message
+        assert len(found["steps"]) == 2
+
+
+@pytest.mark.parametrize("batch_idx", [0, 1])
+@pytest.mark.parametrize("end", ["validation in fit", "validate", "test"])
+def test_evaluation_ends_all_ranks(runs, end, batch_idx):
+    name = end if batch_idx else f"first of {end}"
+    stage = "test" if end == "test" else "validation"
+    for found in both(runs, name):
+        error, message, rank, found_idx = found["error"]
+        assert error == "NFEBudgetExceededError"
+        assert f"{stage}, epoch 0, batch {batch_idx}, rank 1." in message
+        assert (rank, found_idx) == (1, batch_idx)
+        assert found["untouched"]
