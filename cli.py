@@ -3,7 +3,7 @@
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
 # Imported so that short class names resolve on the command line.
 import datamodules  # noqa: F401
@@ -11,9 +11,11 @@ import steer_lightning.callbacks.end_time_sweep
 import steer_lightning.callbacks.feature_picture
 import steer_lightning.callbacks.samples
 import steer_lightning.modules  # noqa: F401
+from steer_lightning.callbacks import LastCheckpoint
+from steer_lightning.command_line import VersionedCLI
 
 
-class SteerCLI(LightningCLI):
+class SteerCLI(VersionedCLI):
     """LightningCLI with model and data chosen by class, and the defaults of this project."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -25,9 +27,8 @@ class SteerCLI(LightningCLI):
             "(convolutions only) if not given.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"}
-        )
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.set_defaults({"checkpoint.filename": "{epoch}-{step}"})
 
     def _parse_ckpt_path(self) -> None:
         """Let config and command line hold; Lightning lets a checkpoint overrule them."""

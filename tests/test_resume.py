@@ -1,6 +1,7 @@
 """A run that stops anywhere and goes on ends where an unbroken one does, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from datamodules import PeriodicDataModule
 from datamodules.base import ResumableLoader
-from steer_lightning.callbacks import SteerCallback
+from steer_lightning import NFEMonitor, SteerCallback
+from steer_lightning.callbacks import LastCheckpoint, SolverGuard
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import LatentODE
+from steer_lightning.plugins import AtomicCheckpointIO
 from tests.helpers.models import seeded
+from tests.modules.cases import CASES
 
 EPOCHS, BATCHES = 2, 4
 
@@ -75,6 +79,78 @@ def test_a_resume_after_any_batch(unbroken, tmp_path, step):
     resumed, rest = run(tmp_path, folder / f"step={step}.ckpt")
     assert rest == batches[step:]
     assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
+
+
+class Copies(LastCheckpoint):
+    """Keeps a copy of every ``last.ckpt``, by number."""
+
+    n = 0
+
+    def _save(self, trainer):
+        super()._save(trainer)
+        self.n += 1
+        shutil.copy(self.path, self.path.with_name(f"{self.n}.ckpt"))
+
+
+class Log(Callback):
+    """What is logged after each training batch and each validation, but for means over epochs."""
+
+    def __init__(self):
+        self.logged = []
+
+    def keep(self, trainer, when):
+        found = {k: v.item() for k, v in trainer.callback_metrics.items() if "_epoch" not in k}
+        # In the first batches of a resumed run nothing is validated yet.
+        found = {k: v for k, v in found.items() if k.startswith("val/") == (when == "val")}
+        self.logged.append((when, trainer.global_step, found))
+
+    def on_train_batch_end(self, trainer, *_):
+        self.keep(trainer, "train")
+
+    def on_validation_end(self, trainer, *_):
+        if not trainer.sanity_checking:
+            self.keep(trainer, "val")
+
+
+def run_task(case, folder, ckpt_path=None):
+    """Train a task with all that draws and counts; gives its state, logs and checkpoints."""
+    data, module, log = case.data(), case.build(), Log()
+    data.batch_size = 2
+    copies = Copies(1, folder)
+    callbacks = [SteerCallback(seed=0), NFEMonitor(), SolverGuard("skip"), log, copies]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=3,
+        val_check_interval=2,
+        limit_val_batches=2,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    torch.manual_seed(0)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+    return state(module), log.logged, copies.n
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_task_goes_on_from_every_checkpoint(name, tmp_path):
+    """Weights, moments, end times, noise, evaluations, metrics; after steps and after checks."""
+    expected, logged, n = run_task(CASES[name], tmp_path)
+    log = [("train", 1), ("train", 2), ("val", 2), ("train", 3)]
+    log += [(when, step + 3) for when, step in log]
+    assert [(when, step) for when, step, _ in logged] == log
+    steps = [1, 2, 3, 3, 4, 5, 6, 6]  # after a step, a check, a step, an epoch
+    assert n == len(steps)
+    for i, step in enumerate(steps, start=1):
+        found, rest, _ = run_task(CASES[name], tmp_path / str(i), tmp_path / f"{i}.ckpt")
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), i
+        assert rest == logged[len(logged) - len(rest) :], i
+        assert len(rest) == sum(at > step for _, at in log), i
 
 
 def test_a_resume_with_workers(unbroken, tmp_path):

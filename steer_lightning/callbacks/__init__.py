@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from steer_lightning.callbacks.last_checkpoint import LastCheckpoint
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
 from steer_lightning.callbacks.solver_guard import SolverGuard
 from steer_lightning.callbacks.steer import SteerCallback
@@ -19,6 +20,7 @@ __all__ = [
     "EndTimeSweep",
     "FeaturePicture",
     "FlowPicture",
+    "LastCheckpoint",
     "NFEMonitor",
     "SampleGrid",
     "SampleWriter",

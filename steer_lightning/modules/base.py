@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from steer_lightning import __version__
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.functional.random_streams import default_seed, stream
+from steer_lightning.modules.compatibility import check_same_network, warn_of_changes
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRInterval = Literal["epoch", "step"]
@@ -65,6 +67,7 @@ class TaskModule(LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
+        self._goes_on = False
 
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
         """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
@@ -82,6 +85,26 @@ class TaskModule(LightningModule):
         """Log the norm of the gradient, before it is clipped."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def setup(self, stage: str) -> None:
+        """Know whether a checkpoint is one to go on from, or to be evaluated."""
+        self._goes_on = stage == "fit"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep by which version of this library it was written."""
+        checkpoint["steer_lightning_version"] = __version__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another network, and say how the configs differ.
+
+        Raises:
+            ValueError: If names or shapes of the weights differ, unless ``strict_loading`` is
+                off.
+        """
+        if self.strict_loading:
+            check_same_network(self, checkpoint)
+        if self._goes_on:
+            warn_of_changes(self, checkpoint)
 
     def save_plain_hyperparameters(self) -> None:
         """Save the constructor's arguments in checkpoints, as plain values only.
@@ -122,6 +145,7 @@ class StochasticTaskModule(TaskModule):
 
     def setup(self, stage: str) -> None:
         """Agree on the seed of the noise."""
+        super().setup(stage)
         if self._noise_seed is None:
             self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
 
@@ -146,10 +170,12 @@ class StochasticTaskModule(TaskModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep where the random streams are."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["noise"] = {"seed": self._noise_seed, "batches": self._train_batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the random streams."""
+        super().on_load_checkpoint(checkpoint)
         noise = checkpoint.get("noise")
         if noise is not None:
             self._noise_seed, self._train_batches = noise["seed"], noise["batches"]

@@ -134,10 +134,12 @@ class StiffODEModule(TaskModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history of checks."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["mse_checks"] = {"minimum": self._minimum, "recent": list(self._recent)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the history of checks."""
+        super().on_load_checkpoint(checkpoint)
         checks = checkpoint.get("mse_checks", {"minimum": float("inf"), "recent": []})
         self._minimum = checks["minimum"]
         self._recent.clear()

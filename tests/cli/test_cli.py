@@ -9,6 +9,7 @@ import yaml
 
 import cli
 from datamodules import ToyDensityDataModule
+from steer_lightning import __version__
 from steer_lightning.callbacks import SteerCallback
 from steer_lightning.modules import CNFModule
 from tests.cli.running import QUIET, refuse
@@ -137,7 +138,7 @@ def test_print_config_can_be_read_back(capsys):
 
     printed = print_config(write(toy_config()))
     assert printed["seed_everything"] == 0
-    assert printed["checkpoint"]["save_last"] is True
+    assert printed["last"] == {"every_n_train_steps": None, "dirpath": None}
     assert printed["trainer"]["logger"]["class_path"].endswith("TensorBoardLogger")
     assert printed["trainer"]["callbacks"][0]["init_args"]["b"] == 0.5
     solver = printed["model"]["init_args"]["flow"]["init_args"]
@@ -207,6 +208,54 @@ def test_fit_then_test(folder):
     saved = str(run / "config.yaml")  # the run's own record is enough to run it again
     again = cli.main(["test", "--config", saved, "--ckpt_path", str(last), *QUIET])
     assert again.trainer.callback_metrics["test/nll"].item() == expected
+
+
+def test_last_is_the_newest_and_the_best_is_kept():
+    config = toy_config(checkpoint={"monitor": "val/nll", "mode": "max"})  # the first is the best
+    arguments = ["--trainer.max_epochs=3", "--last.every_n_train_steps=1", *QUIET]
+    fit = cli.main(["fit", "--config", write(config), *arguments])
+    folder = Path("logs/run/version_0/checkpoints")
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    (best,) = folder.glob("epoch=*.ckpt")
+    assert last["global_step"] == fit.trainer.global_step == 6
+    assert torch.load(best, weights_only=True)["global_step"] == 2
+
+
+def test_a_saved_config_says_which_version_wrote_it(capsys):
+    cli.main(["fit", "--config", write(toy_config()), "--trainer.max_epochs=0", *QUIET])
+    saved = Path("logs/run/version_0/config.yaml")
+    text = saved.read_text()
+    assert text.startswith(f"# steer_lightning=={__version__}\n# pytorch_lightning==")
+    misspelt = "\nold_option: 1\n"
+    saved.write_text(text + misspelt)
+    assert "note:" not in refuse(["fit", "--config", str(saved)], capsys)
+    saved.write_text(text.replace(__version__, "0.0.7", 1) + misspelt)
+    for arguments in (["--config", str(saved)], [f"--config={saved}"], ["-c", str(saved)]):
+        message = refuse(["fit", *arguments], capsys)
+        assert "old_option" in message
+        assert f"note: {saved} was written by steer_lightning 0.0.7, and this is" in message
+
+
+def test_a_checkpoint_of_another_config_is_refused_in_words(capsys):
+    config = write(toy_config())
+    cli.main(["fit", "--config", config, *QUIET])
+    last = "logs/run/version_0/checkpoints/last.ckpt"
+    wider = "--model.init_args.flow.init_args.vector_field.init_args.hidden=[9]"
+    with pytest.raises(
+        ValueError,
+        match=r"same network as CNFModule has now.* The configs differ in "
+        r"flow\.vector_field\.hidden \(was \[8\], is \[9\]\)\. The checkpoint was written by",
+    ):
+        cli.main(["test", "--config", config, "--ckpt_path", last, wider, *QUIET])
+
+
+def test_going_on_with_another_config_is_warned_of():
+    config = write(toy_config())
+    cli.main(["fit", "--config", config, *QUIET])
+    last = "logs/run/version_0/checkpoints/last.ckpt"
+    weight = "--model.init_args.kinetic_weight=0.5"
+    with pytest.warns(UserWarning, match=r"kinetic_weight \(was 0\.0, is 0\.5\)"):
+        cli.main(["fit", "--config", config, "--ckpt_path", last, weight, *QUIET])
 
 
 def test_fit_is_reproducible_and_seeds_differ():

@@ -4,11 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules import SeriesDataModule, StiffODEDataModule, ToyDensityDataModule
+from datamodules import (
+    SeriesDataModule,
+    StiffODEDataModule,
+    TensorDataModule,
+    ToyDensityDataModule,
+)
+from datamodules.base import TensorData
 from steer_lightning.batch import make_series
 from steer_lightning.modules import (
     ClassifierModule,
@@ -32,27 +37,26 @@ from steer_lightning.nn import (
 from tests.helpers.models import image_flow, lively
 
 
-class Digits(LightningDataModule):
+class Digits(TensorDataModule):
     """Random images with labels; no files."""
+
+    def __init__(self):
+        super().__init__(batch_size=4)
 
     def images(self, generator):
         return torch.rand(8, 1, 4, 4, generator=generator)
 
-    def loader(self):
+    def build(self, split):
         images = self.images(torch.Generator().manual_seed(0))
-        return DataLoader(TensorDataset(images, torch.arange(8) % 3), batch_size=4)
-
-    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+        return TensorData((images, torch.arange(8) % 3))
 
 
 class Rings(Digits):
     """Points of the plane with their distance from zero; no files."""
 
-    def loader(self):
+    def build(self, split):
         points = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-        return DataLoader(TensorDataset(points, points.norm(dim=1, keepdim=True)), batch_size=4)
-
-    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+        return TensorData((points, points.norm(dim=1, keepdim=True)))
 
 
 class GreyDigits(Digits):

@@ -1,0 +1,152 @@
+"""The newest state of a run, always."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
+
+from steer_lightning.callbacks.folders import run_folder
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep ``last.ckpt`` at the newest state, so that a run that stops loses little or nothing.
+
+    It is written after each validation and each epoch, at the end of training, and every
+    ``every_n_train_steps`` optimiser steps if asked, over the one before: with
+    :class:`~steer_lightning.plugins.AtomicCheckpointIO` there is a whole one at any time. (The
+    ``save_last`` of Lightning's ``ModelCheckpoint`` follows the best ones, and may be older.)
+    Where a validation follows a step, it is written after that.
+
+    Ctrl-C stops a run of one process as soon as it can be written: after the batch in hand, and
+    the validation that follows it if one does. Pressed again, it stops at once. Runs of several
+    processes stop at once, with what was last written.
+
+    Args:
+        every_n_train_steps: Write it every so many optimiser steps besides.
+        dirpath: Its folder; that of the first ``ModelCheckpoint`` of the Trainer if not given,
+            or else ``checkpoints`` in the run's folder.
+
+    Raises:
+        ValueError: If ``every_n_train_steps`` is smaller than 1.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from pytorch_lightning.callbacks import ModelCheckpoint
+        >>> best = ModelCheckpoint(monitor="val/loss")
+        >>> trainer = Trainer(callbacks=[best, LastCheckpoint(100)], logger=False)
+    """
+
+    def __init__(
+        self, every_n_train_steps: int | None = None, dirpath: str | Path | None = None
+    ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(
+                f"Expected `every_n_train_steps` to be None or >= 1, but got "
+                f"{every_n_train_steps}."
+            )
+        self.every_n_train_steps = every_n_train_steps
+        self.dirpath = dirpath
+        self.path: Path | None = None
+        self._saved_at = 0
+        self._interrupted = False
+        self._handler: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on a folder."""
+        folder = self.dirpath
+        for callback in trainer.checkpoint_callbacks:
+            if folder is None and isinstance(callback, ModelCheckpoint):
+                folder = callback.dirpath
+        own = run_folder(trainer) / "checkpoints"  # asked for on every rank
+        self.path = (own if folder is None else Path(folder)) / "last.ckpt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for Ctrl-C."""
+        self._interrupted = False
+        self._saved_at = trainer.global_step  # there is nothing new in it yet
+        alone = trainer.world_size == 1 and not getattr(trainer, "fast_dev_run", False)
+        if alone and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write it if it is time to, or if the run is to stop.
+
+        Not before a validation that is due, which a resumed run would leave out.
+        """
+        n, step = self.every_n_train_steps, trainer.global_step
+        is_time = n is not None and step % n == 0 and step != self._saved_at
+        if (is_time or self._interrupted) and not _validation_follows(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, unless the epoch ends here and writes it."""
+        if not (trainer.sanity_checking or trainer.is_last_batch):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it if the last step is not in it; listen no more."""
+        if trainer.global_step != self._saved_at:
+            self._save(trainer)
+        self._release()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Listen no more."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen no more."""
+        self._release()
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or getattr(trainer, "fast_dev_run", False):
+            return
+        assert self.path is not None
+        trainer.save_checkpoint(self.path)
+        self._saved_at = trainer.global_step
+        if self._interrupted:
+            rank_zero_info(f"Stopped. Go on from here with --ckpt_path {self.path}")
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The first Ctrl-C; the next one is the handler's that was there before."""
+        self._interrupted = True
+        self._release()
+        rank_zero_info("\nCtrl-C: stopping after this batch. Press it again to stop at once.")
+
+    def _release(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+
+def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the Trainer validates after this training batch, by its settings."""
+    every, n_batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or n_batches is None:  # none, or by the clock
+        return False
+    if every is None:
+        return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % n_batches == 0
+    if (trainer.current_epoch + 1) % every:
+        return False
+    if n_batches == float("inf"):  # at the end of a loader of unknown length
+        return trainer.is_last_batch
+    return (batch_idx + 1) % n_batches == 0

@@ -1,0 +1,94 @@
+"""Checkpoints of another config: what differs, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
+
+from steer_lightning import __version__
+
+_MOST = 6  # that a message names of each kind
+
+
+def check_same_network(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Check that the weights of a checkpoint are those of a module, by names and shapes.
+
+    Args:
+        module: Module to load into.
+        checkpoint: What was saved.
+
+    Raises:
+        ValueError: If they are not; it says how the two configs differ.
+    """
+    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if saved == own:
+        return
+    shared = saved.keys() & own.keys()
+    changed = sorted(name for name in shared if saved[name] != own[name])
+    found = [
+        _some([f"{name} {saved[name]} where the model has {own[name]}" for name in changed]),
+        _some(sorted(own.keys() - saved.keys()), "not in the checkpoint: "),
+        _some(sorted(saved.keys() - own.keys()), "not in the model: "),
+    ]
+    differences = _some(config_differences(checkpoint.get("hyper_parameters", {}), module.hparams))
+    version = checkpoint.get("steer_lightning_version", "an older version")
+    raise ValueError(
+        f"Expected a checkpoint of the same network as {type(module).__name__} has now, but got "
+        f"other weights: {'; '.join(filter(None, found))}. "
+        + (f"The configs differ in {differences}. " if differences else "")
+        + f"The checkpoint was written by steer_lightning {version}, this is {__version__}. Run "
+        f"it with the config.yaml that was saved beside its folder, or train anew."
+    )
+
+
+def warn_of_changes(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Warn of a run that goes on with another config than it began with.
+
+    Args:
+        module: Module that goes on.
+        checkpoint: What was saved.
+    """
+    differences = _some(config_differences(checkpoint.get("hyper_parameters", {}), module.hparams))
+    if differences:
+        rank_zero_warn(
+            f"The run goes on with another config than the checkpoint's: {differences}. The "
+            f"optimiser's own settings, such as its learning rate, are the checkpoint's."
+        )
+
+
+def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Each plain value that differs between two nested configs, in words.
+
+    Example:
+        >>> config_differences({"flow": {"hidden": [8, 8]}}, {"flow": {"hidden": [16]}})
+        ['flow.hidden (was [8, 8], is [16])']
+    """
+    before, after = _flat(saved), _flat(now)
+    return [
+        f"{name} (was {before.get(name, 'absent')}, is {after.get(name, 'absent')})"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name, _ABSENT) != after.get(name, _ABSENT)
+    ]
+
+
+_ABSENT = object()
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if str(name).startswith("_"):  # how LightningCLI builds the module again
+            continue
+        path = f"{prefix}{name}".replace(".init_args", "")
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{path}.")
+        elif isinstance(value, bool | int | float | str | list | tuple | type(None)):
+            flat[path] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _some(items: list[str], what: str = "") -> str:
+    more = f", and {len(items) - _MOST} more" if len(items) > _MOST else ""
+    return f"{what}{', '.join(items[:_MOST])}{more}" if items else ""

@@ -1,0 +1,144 @@
+"""The newest state on the disk; that it goes on exactly is in tests/test_resume.py."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from steer_lightning.callbacks import LastCheckpoint
+from tests.helpers.models import OwnModel, seeded, tiny_loader, tiny_trainer
+
+
+class Worse(OwnModel):
+    """Validates to a number that only grows, so that the first checkpoint stays the best."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", float(self.global_step))
+
+
+def trainer_in(folder, *callbacks, **settings):
+    return tiny_trainer(
+        *callbacks, enable_checkpointing=True, default_root_dir=folder, max_epochs=3, **settings
+    )
+
+
+def step_of(path):
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_last_is_the_newest_and_lies_beside_the_best(tmp_path):
+    best = ModelCheckpoint(tmp_path / "both", monitor="val", filename="best")
+    trainer = trainer_in(tmp_path, best, LastCheckpoint())
+    trainer.fit(seeded(Worse), tiny_loader(), tiny_loader())
+    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert step_of(tmp_path / "both" / "best.ckpt") == 2
+    assert step_of(tmp_path / "both" / "last.ckpt") == 6
+    again = trainer_in(tmp_path, ModelCheckpoint(tmp_path / "both"), LastCheckpoint())
+    again.fit_loop.max_epochs = 4
+    again.fit(seeded(Worse), tiny_loader(), tiny_loader(), ckpt_path="last")
+    assert again.global_step == 8
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_alone_it_finds_a_folder(tmp_path, given):
+    own = tmp_path / "mine" if given else None
+    trainer_in(tmp_path, LastCheckpoint(dirpath=own)).fit(seeded(OwnModel), tiny_loader())
+    folder = own or tmp_path / "checkpoints"
+    assert step_of(folder / "last.ckpt") == 6
+
+
+class Watch(Callback):
+    """The step in the file as each batch begins."""
+
+    def __init__(self, path):
+        self.path = path
+        self.steps = []
+
+    def on_train_batch_start(self, *_):
+        self.steps.append(step_of(self.path) if self.path.exists() else None)
+
+
+@pytest.mark.parametrize(
+    ("every", "settings", "expected"),
+    [
+        (None, {}, [None, None, None, None, 4, 4]),
+        (1, {}, [None, 1, 2, 3, 4, 5]),
+        (3, {}, [None, None, None, 3, 4, 4]),
+        (1, {"accumulate_grad_batches": 2}, [None, None, 1, 1, 2, 2]),
+        (None, {"val_check_interval": 2}, [None, None, 2, 2, 4, 4]),
+        (2, {"val_check_interval": 3, "check_val_every_n_epoch": None}, [None, None, 2, 3, 4, 4]),
+        (1, {"limit_val_batches": 0}, [None, 1, 2, 3, 4, 5]),
+        (1, {"check_val_every_n_epoch": 2}, [None, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_when_it_is_written(tmp_path, every, settings, expected):
+    """Four batches in an epoch, and two more."""
+    watch = Watch(tmp_path / "checkpoints" / "last.ckpt")
+    trainer = trainer_in(
+        tmp_path, watch, LastCheckpoint(every), **{"num_sanity_val_steps": 1, **settings}
+    )
+    trainer.fit_loop.epoch_loop.max_steps = 6 // settings.get("accumulate_grad_batches", 1)
+    trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
+    assert watch.steps == expected
+    assert step_of(watch.path) == trainer.global_step
+
+
+def test_nothing_is_written_but_in_training(tmp_path):
+    model, data = seeded(OwnModel), tiny_loader()
+    trainer_in(tmp_path, LastCheckpoint(1), fast_dev_run=True).fit(model, data)
+    trainer_in(tmp_path, LastCheckpoint(1)).validate(model, data, verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="`every_n_train_steps` to be None or >= 1, but got 0"):
+        LastCheckpoint(0)
+
+
+PROGRAM = """
+import os, signal, sys
+from pytorch_lightning import Callback
+from steer_lightning.callbacks import LastCheckpoint
+from tests.callbacks.test_last_checkpoint import trainer_in
+from tests.helpers.models import OwnModel, seeded, tiny_loader
+
+class Press(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 1:
+            for _ in range({times}):
+                os.kill(os.getpid(), signal.SIGINT)
+
+trainer = trainer_in({folder!r}, Press(), LastCheckpoint())
+trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c(tmp_path, times):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(times=times, folder=str(tmp_path))],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        timeout=120,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "Ctrl-C: stopping after this batch. Press it again to stop at once." in output
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    if times == 2:
+        assert not path.exists()
+        return
+    assert f"Stopped. Go on from here with --ckpt_path {path}" in output
+    assert step_of(path) == 2
+
+
+def test_ctrl_c_is_python_s_own_again_afterwards(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    trainer_in(tmp_path, LastCheckpoint()).fit(seeded(OwnModel), tiny_loader())
+    assert signal.getsignal(signal.SIGINT) is before
