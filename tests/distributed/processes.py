@@ -1,6 +1,7 @@
 """Starts processes that find each other as those of torchrun do, and ends those that hang."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -66,3 +67,25 @@ def run_ranks(arguments: list[str], logs: Path, n_ranks: int = 2, limit_s: float
             f"Expected {n_ranks} ranks to end well within {limit_s:g} s, but got exit codes "
             f"{codes} (None: killed). What they printed last:\n" + "\n---\n".join(outputs)
         )
+
+
+def run_launcher(arguments: list[str], folder: Path, limit_s: float = 240) -> str:
+    """Run ``python <arguments>``, which starts processes itself; gives what they printed.
+
+    Raises:
+        RuntimeError: If it fails, or is not done within ``limit_s`` seconds.
+    """
+    launched = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=quiet_environment(), cwd=folder, start_new_session=True,
+    )  # fmt: skip
+    code: int | None = None
+    try:
+        output, _ = launched.communicate(timeout=limit_s)
+        code = launched.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(launched.pid, signal.SIGKILL)  # the session that was started above
+        output, _ = launched.communicate()
+    if code != 0:
+        raise RuntimeError(f"Expected exit code 0, but got {code} (None: killed):\n{output}")
+    return output
