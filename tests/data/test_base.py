@@ -142,7 +142,7 @@ def test_ranks_share_an_epoch_without_overlap():
 def test_ranks_take_as_many_training_steps_and_repeat_samples_for_it():
     parts = [values(on_rank(rank, 3).train_dataloader()) for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 4]
-    assert set(sum(parts, [])) == set(range(10))
+    assert {x for part in parts for x in part} == set(range(10))
 
 
 @pytest.mark.parametrize("split", ["val", "test", "predict"])
@@ -163,7 +163,7 @@ def test_a_set_of_one_sample_is_evaluated_by_every_rank():
 def test_fewer_samples_than_ranks_raise_on_all_of_them():
     for rank in range(3):
         with pytest.raises(
-            ValueError, match="a sample for each of the 3 ranks in the val set of Numbers.* got 2"
+            ValueError, match=r"a sample for each of the 3 ranks in the val set of Numbers.* got 2"
         ):
             on_rank(rank, 3, 2).val_dataloader()
 

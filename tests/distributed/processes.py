@@ -18,8 +18,9 @@ def free_port() -> int:
 
 
 def quiet_environment(**variables: object) -> dict[str, str]:
-    """This process's environment without what says which rank it is or which seed it has."""
-    kept = {k: v for k, v in os.environ.items() if "RANK" not in k and k != "PL_GLOBAL_SEED"}
+    """This process's environment without what launchers and seeds have left there."""
+    launchers = ("SLURM", "TORCHELASTIC", "MASTER_", "WORLD_SIZE", "PL_GLOBAL_SEED")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(launchers) and "RANK" not in k}
     return {
         **kept,
         "OMP_NUM_THREADS": "1",
