@@ -52,7 +52,7 @@ class FeedforwardModule(TaskModule):
         self.metrics = nn.ModuleDict({name: StageMetrics(make) for name, make in metrics.items()})
         # A metric, because Lightning's own mean over ranks whose batches differ in number is
         # wrong. A loss of NaN stays NaN.
-        self.loss = StageMetrics(lambda: MeanMetric(nan_strategy=math.nan))
+        self.mean_loss = StageMetrics(lambda: MeanMetric(nan_strategy=math.nan))
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise a ``ValueError`` unless outputs and targets of a batch fit each other."""
@@ -125,8 +125,8 @@ class FeedforwardModule(TaskModule):
         x, targets = batch
         outputs = self(x)
         self.check(outputs, targets)
-        self.loss[stage].update(self.scores(outputs, targets)["loss"], len(targets))
-        self.log(f"{stage}/loss", self.loss[stage])
+        self.mean_loss[stage].update(self.scores(outputs, targets)["loss"], len(targets))
+        self.log(f"{stage}/loss", self.mean_loss[stage])
         predicted = self.prediction(outputs)
         for name, metric in self.metrics.items():
             of_stage = cast(StageMetrics, metric)[stage]

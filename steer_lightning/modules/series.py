@@ -137,7 +137,12 @@ class SeriesModule(StochasticTaskModule):
         self.log("train/loss", metrics["loss"], prog_bar=True, batch_size=size)
         rest = {f"train/{k}": v for k, v in metrics.items() if k != "loss"}
         self.log_dict(rest, batch_size=size)
-        return metrics["loss"]
+        loss = metrics["loss"]
+        if torch.distributed.is_initialized():
+            # DDP waits for all gradients, also where a batch needs no decoder: its labels are
+            # those of series, or each of its series has a single time.
+            loss = loss + sum(p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad)
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add to the validation metrics."""
@@ -186,10 +191,7 @@ class SeriesModule(StochasticTaskModule):
     def _metrics(self, forecast: Forecast, label_share: Tensor | None = None) -> dict[str, Tensor]:
         loss = forecast.mean.new_zeros(())
         found = {}
-        if self.likelihood_weight == 0:
-            # DDP waits for the gradients of all that leads to the states, labels or not.
-            loss = loss + forecast.along.flatten()[:0].sum()
-        else:
+        if self.likelihood_weight > 0:
             bound, terms = self.likelihood(forecast)
             loss = loss - self.likelihood_weight * bound.mean()
             found = {name: term.mean() for name, term in terms.items()}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from datamodules.base import TensorData, TensorDataModule
 from datamodules.series import SeriesData
 from datamodules.stiff import StiffODEDataModule
-from steer_lightning import NFEMonitor, SteerCallback
+from steer_lightning import SteerCallback
 from steer_lightning.batch import make_series
 from steer_lightning.functional import stream
 from steer_lightning.modules.base import StochasticTaskModule
@@ -33,6 +33,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in CASES},
     "latent ode that classifies": ("latent ode", {"likelihood_weight": 0.0}),
     "ode rnn that classifies": ("ode rnn", {"likelihood_weight": 0.0}),
+    # The second half of its samples has one time each: nothing is solved there.
+    "latent ode of lone times": ("latent ode", {}),
+    "ode rnn of lone times": ("ode rnn", {}),
 }
 MODES = [
     (variant, gradient)
@@ -90,6 +93,8 @@ def samples(variant: str, n: int) -> Any:
     # One span for all, so that a fixed grid is the same whatever is in the batch.
     times = [torch.cat([torch.zeros(1), rand(2 + i % 3).sort()[0], torch.ones(1)]).double()
              for i in range(n)]  # fmt: skip
+    if variant.endswith("lone times"):
+        times[n // 2 :] = [t[:1] for t in times[n // 2 :]]
     values = [torch.sin((3 + 2 * (i % 2)) * t)[:, None] for i, t in enumerate(times)]
     labels = [torch.tensor(i % 2) for i in range(n)]
     if name == "ode rnn":  # of some times: the first half of the samples has more
@@ -181,22 +186,27 @@ class KeepsGradients(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if not self.gradients:
             self.gradients = {
-                name: p.grad.clone() for name, p in pl_module.named_parameters() if p.requires_grad
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for name, p in pl_module.named_parameters()
+                if p.requires_grad
             }
 
 
-def gradients(folder, variant, gradient, chosen: slice, n_ranks: int = 1) -> dict[str, Any]:
+def gradients(
+    folder, variant, gradient, chosen: slice, n_ranks: int = 1, n_accumulated: int = 1
+) -> dict[str, Any]:
     """Train two steps on some of ``2 * HALF`` samples; what the first step's gradients were."""
     keep = KeepsGradients()
     batch = rows(samples(variant, 2 * HALF), chosen)
     steered = () if VARIANTS[variant][0] in SERIES else (SteerCallback(b=0.2, seed=0),)
     trainer = make_trainer(
-        folder, keep, *steered, n_ranks=n_ranks, max_steps=2, use_distributed_sampler=False
-    )
+        folder, keep, *steered, n_ranks=n_ranks, max_steps=2, use_distributed_sampler=False,
+        accumulate_grad_batches=n_accumulated,
+    )  # fmt: skip
     module = build(variant, gradient)
     module._noise_seed = 0 if isinstance(module, StochasticTaskModule) else None
-    trainer.fit(module, DataLoader([batch, batch], batch_size=None))
-    assert trainer.global_step == 2  # DDP tells of unused parameters in the second one
+    trainer.fit(module, DataLoader([batch] * 2 * n_accumulated, batch_size=None))
+    assert trainer.global_step == 2  # the second one fails if DDP waited for a gradient in vain
     return keep.gradients
 
 
@@ -204,7 +214,7 @@ def gradients(folder, variant, gradient, chosen: slice, n_ranks: int = 1) -> dic
 def evaluation(folder, variant, n_ranks: int = 1) -> tuple[dict[str, float], Any]:
     """Metrics of validation and test, and predictions."""
     module, data = build(variant), Samples(variant)
-    trainer = make_trainer(folder, NFEMonitor(), n_ranks=n_ranks)
+    trainer = make_trainer(folder, n_ranks=n_ranks)
     (val,) = trainer.validate(module, data, verbose=False)
     (test,) = trainer.test(module, data, verbose=False)
     return {**val, **test}, trainer.predict(module, data)

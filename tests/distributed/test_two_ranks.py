@@ -44,6 +44,12 @@ def test_gradients_are_those_of_the_joined_batch(variant, gradient, found, tmp_p
         same(found[rank]["all_gradients"][variant, gradient], joined)
 
 
+def test_accumulated_gradients_are_those_of_the_joined_batches(found, tmp_path):
+    joined = tasks.gradients(tmp_path, "cnf", "autograd", slice(2 * tasks.HALF), n_accumulated=2)
+    for rank in RANKS:
+        same(found[rank]["all_gradients"]["cnf", "accumulated"], joined)
+
+
 @pytest.mark.parametrize("variant", ["cnf", "ode rnn"])
 def test_halves_weigh_as_much_as_they_should(variant, found, tmp_path):
     # Else the test above could not tell a mean of means from the mean.

@@ -40,6 +40,8 @@ def all_gradients() -> dict[str, Any]:
     for variant, gradient in tasks.MODES:
         with tasks.same_noise():
             found[variant, gradient] = tasks.gradients(FOLDER, variant, gradient, mine, 2)
+    with tasks.same_noise():
+        found["cnf", "accumulated"] = tasks.gradients(FOLDER, "cnf", "autograd", mine, 2, 2)
     for variant in ("image flow", "latent ode"):
         found[variant, "own noise"] = tasks.gradients(FOLDER, variant, "autograd", mine, 2)
     return found
