@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.base import (
     ResumableLoader,
-    ShareSampler,
     Split,
     TensorData,
     TensorDataModule,
     keep_batch,
 )
+from datamodules.samplers import ShareSampler
 
 FIRST = {"train": 0, "val": 100, "test": 200}
 
