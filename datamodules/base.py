@@ -10,6 +10,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from datamodules.samplers import ShareSampler
+
 Split = Literal["train", "val", "test"]
 BatchT = TypeVar("BatchT", bound="tuple[Tensor, ...]")
 
@@ -202,8 +204,13 @@ class TensorDataModule(LightningDataModule, ABC):
 
     ``setup`` builds what a stage needs and nothing else; ``predict`` uses the test set. The order
     of training samples depends on ``(seed, epoch)`` alone: it is the same after a resume, which
-    goes on behind the last batch, with or without workers, and with several ranks each rank reads
-    its own part of it. The last batch of an epoch may be smaller.
+    goes on behind the last batch, with or without workers. The last batch of an epoch may be
+    smaller.
+
+    With several ranks each reads its own part of a set. In training they take the same number of
+    equally large steps, for which a few samples of an epoch are repeated if the ranks do not
+    divide it. In validation, test and predict none is repeated: rank ``r`` of ``W`` reads samples
+    ``r, r + W, r + 2 W, ..``; a set of one sample is read by every rank.
 
     Args:
         batch_size: Samples in a training batch, on each rank.
@@ -213,7 +220,8 @@ class TensorDataModule(LightningDataModule, ABC):
         seed: Key of splits, draws and shuffling.
 
     Raises:
-        ValueError: If a size is smaller than 1, ``num_workers`` is negative or a split is empty.
+        ValueError: If a size is smaller than 1, ``num_workers`` is negative or a split is empty;
+            when it is loaded, if a split has fewer samples than there are ranks.
 
     Example:
         >>> class Line(TensorDataModule):
@@ -275,27 +283,28 @@ class TensorDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         """Load the training set in an order keyed by ``(seed, epoch)``."""
         dataset = self._dataset("train")
+        n_ranks, rank = self._ranks()
         # Lightning leaves a DistributedSampler as it is and tells it the epoch. Used for one
         # rank too, so that one rule holds everywhere.
         sampler = self.sampler_class(
             dataset,
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
+            num_replicas=n_ranks,
+            rank=rank,
             shuffle=True,
             seed=derive_seed(self.seed, "order"),
         )
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Load the validation set in order."""
-        return self._loader(self._dataset("val"), self.eval_batch_size)
+        """Load the validation set in order, each sample once."""
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Load the test set in order."""
-        return self._loader(self._dataset("test"), self.eval_batch_size)
+        """Load the test set in order, each sample once."""
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Load the test set in order."""
+        """Load the test set in order, each sample once."""
         return self.test_dataloader()
 
     @property
@@ -304,6 +313,24 @@ class TensorDataModule(LightningDataModule, ABC):
         if self.trainer is None:
             return torch.cuda.is_available()
         return self.trainer.strategy.root_device.type == "cuda"
+
+    def _ranks(self) -> tuple[int, int]:
+        """Number of ranks, and which one this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Any]:
+        dataset = self._dataset(split)
+        n_samples, (n_ranks, rank) = len(cast(Sized, dataset)), self._ranks()
+        if n_ranks == 1:
+            return self._loader(dataset, self.eval_batch_size)
+        if n_samples == 1:  # means over ranks that read the same are right too
+            n_ranks, rank = 1, 0
+        if n_samples < n_ranks:
+            raise ValueError(
+                f"Expected a sample for each of the {n_ranks} ranks in the {split} set of "
+                f"{type(self).__name__}, but got {n_samples}. Use fewer processes or more samples."
+            )
+        return self._loader(dataset, self.eval_batch_size, ShareSampler(dataset, n_ranks, rank))
 
     def _dataset(self, split: Split) -> Dataset[Any]:
         if split not in self._datasets:

@@ -22,8 +22,8 @@ class ToyDensityDataModule(TensorDataModule):
     .. math:: -\int p(x) \log q(x)\, dx \approx -\sum_i p(x_i)\, \Delta x \log q(x_i)
 
     Each set is drawn once, from its own random stream; training reads the same ``n_train`` points
-    in a new order each epoch. Predict uses the test set. Test points keep their order, and on one
-    device none is repeated (a distributed test may repeat some to give each rank as many).
+    in a new order each epoch. Predict uses the test set. Test points keep their order, and none
+    is repeated.
 
     Args:
         name: Name of the density, a key of ``datamodules.toy_densities.DENSITIES``.

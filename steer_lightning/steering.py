@@ -215,7 +215,8 @@ def steer(
         distribution: ``"uniform"`` or ``"normal"``.
         scope: ``"batch"``, ``"rank"`` or ``"sample"``.
         warmup_steps: Steps over which ``b`` grows from zero.
-        seed: Seed of the draws; torch's initial seed if not given. The global random stream is
+        seed: Seed of the draws; torch's initial seed if not given, that of the first process if
+            there are several, all of which then have to come here. The global random stream is
             not touched.
         rank: Rank of this process; taken from ``torch.distributed`` if not given.
         horizons: Dotted paths of the parts of the model whose own horizons are moved; all of it
@@ -254,7 +255,7 @@ def steer(
     steering = Steering(model, settings, owner=f"steer(step={step}) #{next(_CONTEXTS)}")
     try:
         steering.perturb(
-            seed=torch.initial_seed() if seed is None else seed,
+            seed=agreed_seed() if seed is None else seed,
             step=step,
             rank=current_rank() if rank is None else rank,
         )
@@ -299,6 +300,14 @@ def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
             horizon.reset()
             if draw is not None:
                 horizon.perturb(draw)
+
+
+def agreed_seed() -> int:
+    """Torch's initial seed, that of the first process if there are several."""
+    seeds = [torch.initial_seed()]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(seeds)
+    return seeds[0]
 
 
 def current_rank() -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
@@ -17,8 +18,9 @@ class NFEMonitor(Callback):
 
     In training ``train/nfe_forward`` and ``train/nfe_backward`` are those of the batch, and with
     ``_epoch`` after these names the means over the batches of the epoch; in evaluation
-    ``val/nfe_forward`` and ``test/nfe_forward`` are means over the batches. Models with several
-    blocks have ``train/nfe_forward/<path>`` besides.
+    ``val/nfe_forward`` and ``test/nfe_forward`` are means over the batches, those of all ranks.
+    Models with several blocks have ``train/nfe_forward/<path>`` besides. What is logged for a
+    training batch is that of the first rank.
 
     Args:
         vector_fields: Dotted paths of vector fields of a foreign model, whose calls are counted;
@@ -39,6 +41,8 @@ class NFEMonitor(Callback):
         self.steps = steps
         self._stats: dict[str, SolveStats] = {}
         self._handles: list[Any] = []
+        self._totals: dict[str, int] = {}
+        self._batches = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing is known of the model before ``configure_model``; see :meth:`_find`."""
@@ -67,14 +71,36 @@ class NFEMonitor(Callback):
         for stats in self._stats.values():
             stats.reset()
 
-    def _log(self, pl_module: LightningModule, stage: str, names: Sequence[str]) -> None:
+    def _counts(self, stage: str, names: Sequence[str]) -> dict[str, int]:
+        """Counts since the start of the batch, by the names they are logged under."""
+        found = {}
         for name in names:
-            counts = {path: float(getattr(s, name)) for path, s in self._stats.items()}
-            values = {f"{stage}/{name}": sum(counts.values())}
+            counts = {path: getattr(stats, name) for path, stats in self._stats.items()}
+            found[f"{stage}/{name}"] = sum(counts.values())
             if len(counts) > 1:
-                values |= {f"{stage}/{name}/{path}": n for path, n in counts.items()}
-            # Batches count alike, whatever their size.
-            pl_module.log_dict(values, batch_size=1, sync_dist=stage != "train")
+                found |= {f"{stage}/{name}/{path}": n for path, n in counts.items()}
+        return found
+
+    def _start_evaluation(self) -> None:
+        self._totals = {}
+        self._batches = 0
+
+    def _add(self, stage: str) -> None:
+        for name, count in self._counts(stage, self._names("nfe_forward")).items():
+            self._totals[name] = self._totals.get(name, 0) + count
+        self._batches += 1
+
+    def _log_means(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log means over the batches of all ranks, which may have different numbers of them.
+
+        Batches count alike, whatever their size.
+        """
+        sums = torch.tensor([*self._totals.values(), self._batches], device=pl_module.device)
+        reduced = trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(reduced, torch.Tensor)
+        *totals, n = reduced.tolist()
+        means = {name: total / n for name, total in zip(self._totals, totals, strict=True)}
+        pl_module.log_dict(means, sync_dist=True)
 
     def _names(self, *names: str) -> list[str]:
         return [*names, *(("accepted", "rejected") if self.steps else ())]
@@ -94,13 +120,18 @@ class NFEMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Log the batch's counts, its backward pass included."""
-        self._log(pl_module, "train", self._names("nfe_forward", "nfe_backward"))
+        counts = self._counts("train", self._names("nfe_forward", "nfe_backward"))
+        pl_module.log_dict({name: float(n) for name, n in counts.items()})
         for name in ("nfe_forward", "nfe_backward"):
             total = float(sum(getattr(stats, name) for stats in self._stats.values()))
             pl_module.log(
                 f"train/{name}_epoch", total,
                 on_step=False, on_epoch=True, batch_size=1, sync_dist=True,
             )  # fmt: skip
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that broke off has left."""
+        self._start_evaluation()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any
@@ -111,16 +142,28 @@ class NFEMonitor(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any
     ) -> None:
-        """Add to the means over the epoch."""
-        self._log(pl_module, "val", self._names("nfe_forward"))
+        """Add the batch's counts."""
+        self._add("val")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means."""
+        self._log_means(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that broke off has left."""
+        self._start_evaluation()
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count from zero."""
         self._start(pl_module)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Add to the means over the epoch."""
-        self._log(pl_module, "test", self._names("nfe_forward"))
+        """Add the batch's counts."""
+        self._add("test")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means."""
+        self._log_means(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -43,7 +43,9 @@ class TaskModule(LightningModule):
     """Base of the tasks.
 
     Subclasses call :meth:`save_plain_hyperparameters` in ``__init__``, give their metrics of one
-    batch in :meth:`evaluate`, and have the attribute ``optimizer``.
+    batch in :meth:`evaluate`, and have the attribute ``optimizer``. Several ranks average their
+    gradients. A loss that is a mean over the samples of a batch is then one over those of all
+    ranks; where it is a mean over something else, see :meth:`loss_weight`.
 
     Args:
         optimizer: Makes the optimiser from the parameters.
@@ -55,6 +57,7 @@ class TaskModule(LightningModule):
     """
 
     flops_per_batch = None  # asked for by Lightning's ThroughputMonitor
+    rank_share: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -72,6 +75,25 @@ class TaskModule(LightningModule):
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
         """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
         raise NotImplementedError
+
+    def loss_weight(self, batch: Any) -> torch.Tensor | None:
+        """What the loss of a batch is divided by, if that is not its number of samples.
+
+        With several ranks ``training_step`` has to multiply by :attr:`rank_share`, this weight
+        relative to the mean over the ranks: the gradient is then that of the joined batch.
+        """
+        return None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Compare the batch's weight with that of the other ranks."""
+        # Here and not in the training step, which may fail on one rank, or run twice.
+        self.rank_share = None
+        weight = self.loss_weight(batch) if self.trainer.world_size > 1 else None
+        if weight is not None:
+            weight = weight.detach().double()
+            mean = self.trainer.strategy.reduce(weight.clone(), reduce_op="mean")
+            assert isinstance(mean, torch.Tensor)
+            self.rank_share = weight / mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and the schedule if there is one."""

@@ -89,6 +89,11 @@ class CNFModule(StochasticTaskModule):
         """What is minimised and reported, for each sample, from its log-density."""
         return -log_p
 
+    def loss_weight(self, batch: Any) -> Tensor | None:
+        """Sum of the weights, if there are any."""
+        _, weight = self.points(batch, None)
+        return None if weight is None else weight.sum()
+
     def evaluate(self, batch: Any) -> dict[str, Tensor]:
         """Weighted mean score of a batch."""
         generator = self.noise_stream("evaluate", 0)
@@ -112,7 +117,7 @@ class CNFModule(StochasticTaskModule):
         if regularize:
             self.log("train/loss", loss)
         self.log(f"train/{self.metric}", score, prog_bar=True)
-        return loss
+        return loss if self.rank_share is None else self.rank_share.to(loss) * loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add to the validation score."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.modules.base import (
@@ -50,6 +50,9 @@ class FeedforwardModule(TaskModule):
         self.block = block
         self.head = head
         self.metrics = nn.ModuleDict({name: StageMetrics(make) for name, make in metrics.items()})
+        # A metric, because Lightning's own mean over ranks whose batches differ in number is
+        # wrong. A loss of NaN stays NaN.
+        self.mean_loss = StageMetrics(lambda: MeanMetric(nan_strategy=math.nan))
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise a ``ValueError`` unless outputs and targets of a batch fit each other."""
@@ -122,8 +125,8 @@ class FeedforwardModule(TaskModule):
         x, targets = batch
         outputs = self(x)
         self.check(outputs, targets)
-        loss = self.scores(outputs, targets)["loss"]
-        self.log(f"{stage}/loss", loss, batch_size=len(targets), sync_dist=True)
+        self.mean_loss[stage].update(self.scores(outputs, targets)["loss"], len(targets))
+        self.log(f"{stage}/loss", self.mean_loss[stage])
         predicted = self.prediction(outputs)
         for name, metric in self.metrics.items():
             of_stage = cast(StageMetrics, metric)[stage]

@@ -92,6 +92,9 @@ class ImageFlowModule(CNFModule):
         u = torch.rand(grey.shape, generator=generator, dtype=grey.dtype, device=grey.device)
         return dequantize(grey, u), None
 
+    def loss_weight(self, batch: Any) -> None:
+        """Images have no weights."""
+
     def score(self, log_p: Tensor) -> Tensor:
         """Bits per dimension."""
         return bits_per_dim(log_p, prod(self.flow.event_shape))
@@ -99,6 +102,7 @@ class ImageFlowModule(CNFModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first images of each epoch."""
         self._check(batch, batch_idx)
+        super().on_train_batch_start(batch, batch_idx)
 
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0

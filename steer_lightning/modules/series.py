@@ -125,14 +125,24 @@ class SeriesModule(StochasticTaskModule):
         """Loss, its terms, squared error and accuracy of a batch."""
         return self._metrics(self.forecast(batch, self.noise_stream("evaluate", 0)))
 
+    def loss_weight(self, batch: Any) -> Tensor | None:
+        """Number of labels, of which the cross-entropy is a mean; the rest is one of series."""
+        return None if self.classifier is None else (batch.labels >= 0).sum()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Weighted negative likelihood and cross-entropy."""
-        metrics = self._metrics(self.forecast(batch, self.next_training_stream()))
+        forecast = self.forecast(batch, self.next_training_stream())
+        metrics = self._metrics(forecast, self.rank_share)
         size = len(batch.times)
         self.log("train/loss", metrics["loss"], prog_bar=True, batch_size=size)
         rest = {f"train/{k}": v for k, v in metrics.items() if k != "loss"}
         self.log_dict(rest, batch_size=size)
-        return metrics["loss"]
+        loss = metrics["loss"]
+        if torch.distributed.is_initialized():
+            # DDP waits for all gradients, also where a batch needs no decoder: its labels are
+            # those of series, or each of its series has a single time.
+            loss = loss + sum(p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad)
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add to the validation metrics."""
@@ -162,6 +172,7 @@ class SeriesModule(StochasticTaskModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first batch of each epoch."""
         self._check(batch, batch_idx)
+        super().on_train_batch_start(batch, batch_idx)
 
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -177,7 +188,7 @@ class SeriesModule(StochasticTaskModule):
         """Check the first batch."""
         self._check(batch, batch_idx)
 
-    def _metrics(self, forecast: Forecast) -> dict[str, Tensor]:
+    def _metrics(self, forecast: Forecast, label_share: Tensor | None = None) -> dict[str, Tensor]:
         loss = forecast.mean.new_zeros(())
         found = {}
         if self.likelihood_weight > 0:
@@ -187,8 +198,10 @@ class SeriesModule(StochasticTaskModule):
             found["mse"] = F.mse_loss(*_target_pairs(forecast))
         if self.classifier is not None:
             logits, labels = self._logits(forecast), forecast.batch.labels
-            found["cross_entropy"] = _cross_entropy(logits, labels)
-            loss = loss + self.classification_weight * found["cross_entropy"]
+            found["cross_entropy"] = cross_entropy = _cross_entropy(logits, labels)
+            if label_share is not None:
+                cross_entropy = label_share.to(loss) * cross_entropy
+            loss = loss + self.classification_weight * cross_entropy
             right = (logits.softmax(-1).mean(0).argmax(-1) == labels)[labels >= 0]
             found["accuracy"] = right.to(loss.dtype).mean()
         return {"loss": loss, **found}

@@ -7,7 +7,14 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.base import ResumableLoader, Split, TensorData, TensorDataModule, keep_batch
+from datamodules.base import (
+    ResumableLoader,
+    Split,
+    TensorData,
+    TensorDataModule,
+    keep_batch,
+)
+from datamodules.samplers import ShareSampler
 
 FIRST = {"train": 0, "val": 100, "test": 200}
 
@@ -116,20 +123,49 @@ def test_workers_yield_the_same_batches_and_stay():
     assert values(loader) == values(plain.train_dataloader())
 
 
-def on_rank(rank: int, world_size: int) -> Numbers:
-    data = Numbers(batch_size=2)
+def on_rank(rank: int, world_size: int, n: int = 10) -> Numbers:
+    data = Numbers(n, batch_size=2)
     data.trainer = SimpleNamespace(
         world_size=world_size,
         global_rank=rank,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
-    data.setup("fit")
+    data.setup()
     return data
 
 
 def test_ranks_share_an_epoch_without_overlap():
     parts = [values(on_rank(rank, 2).train_dataloader()) for rank in range(2)]
     assert sorted(parts[0] + parts[1]) == list(range(10))
+
+
+def test_ranks_take_as_many_training_steps_and_repeat_samples_for_it():
+    parts = [values(on_rank(rank, 3).train_dataloader()) for rank in range(3)]
+    assert [len(part) for part in parts] == [4, 4, 4]
+    assert {x for part in parts for x in part} == set(range(10))
+
+
+@pytest.mark.parametrize("split", ["val", "test", "predict"])
+@pytest.mark.parametrize("n", [10, 11, 3])
+def test_ranks_evaluate_every_sample_once(split, n):
+    loaders = [getattr(on_rank(rank, 3, n), f"{split}_dataloader")() for rank in range(3)]
+    parts = [values(loader) for loader in loaders]
+    first = FIRST["val" if split == "val" else "test"]
+    assert parts == [[float(first + i) for i in range(rank, n, 3)] for rank in range(3)]
+    assert [len(loader.sampler) for loader in loaders] == [len(part) for part in parts]
+    assert all(isinstance(loader.sampler, ShareSampler) for loader in loaders)
+
+
+def test_a_set_of_one_sample_is_evaluated_by_every_rank():
+    assert [values(on_rank(rank, 3, 1).val_dataloader()) for rank in range(3)] == [[100.0]] * 3
+
+
+def test_fewer_samples_than_ranks_raise_on_all_of_them():
+    for rank in range(3):
+        with pytest.raises(
+            ValueError, match=r"a sample for each of the 3 ranks in the val set of Numbers.* got 2"
+        ):
+            on_rank(rank, 3, 2).val_dataloader()
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])

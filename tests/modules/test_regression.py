@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -45,6 +46,12 @@ def test_metrics_over_batches_of_unequal_size(module, trainer, stage):
         f"{stage}/mse": pytest.approx(mse, rel=1e-6),
         f"{stage}/mae": pytest.approx(errors(module).abs().mean().item(), rel=1e-6),
     }
+
+
+def test_a_loss_of_nan_is_reported(module, trainer):
+    loader = DataLoader(TensorDataset(X, TARGETS * torch.tensor([[1.0], [torch.nan], [1.0]])))
+    (found,) = trainer.validate(module, loader, verbose=False)
+    assert math.isnan(found["val/loss"])
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -1,0 +1,221 @@
+"""Everything that is checked on two ranks, run in one pair of processes; keeps what it found.
+
+``python worker.py FOLDER``, started on each rank by ``processes.run_ranks``.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
+
+from datamodules import PhysioNetDataModule, ToyDensityDataModule, files, physionet_records
+from datamodules import physionet as physionet_module
+from datamodules.base import TensorData, TensorDataModule
+from steer_lightning import NFEMonitor, SteerCallback, steer
+from steer_lightning.callbacks import (
+    EndTimeSweep,
+    FlowPicture,
+    SampleGrid,
+    SampleWriter,
+    TrainingClock,
+)
+from steer_lightning.solvers import SolveStats
+from tests.distributed import tasks
+from tests.helpers.models import OwnModel, seeded, tiny_data
+
+RANK = int(os.environ.get("RANK", "0"))  # pytest imports this file, too
+FOLDER = Path(sys.argv[-1])
+
+
+def all_gradients() -> dict[str, Any]:
+    found = {}
+    mine = slice(RANK * tasks.HALF, (RANK + 1) * tasks.HALF)
+    for variant, gradient in tasks.MODES:
+        with tasks.same_noise():
+            found[variant, gradient] = tasks.gradients(FOLDER, variant, gradient, mine, 2)
+    with tasks.same_noise():
+        found["cnf", "accumulated"] = tasks.gradients(FOLDER, "cnf", "autograd", mine, 2, 2)
+    for variant in ("image flow", "latent ode"):
+        found[variant, "own noise"] = tasks.gradients(FOLDER, variant, "autograd", mine, 2)
+    return found
+
+
+def all_evaluations() -> dict[str, Any]:
+    found = {}
+    for variant in tasks.VARIANTS:
+        with tasks.same_noise():
+            found[variant] = tasks.evaluation(FOLDER, variant, 2)
+    return found
+
+
+def end_times(scope: str, seed: int | None = None) -> tuple[list[float], int | None]:
+    """End times of two epochs of training, and the seed they were drawn with."""
+    callback, model = SteerCallback(b=0.5, scope=scope, seed=seed), seeded(OwnModel)
+    trainer = tasks.make_trainer(FOLDER, callback, n_ranks=2, max_epochs=2, precision=32)
+    trainer.fit(model, torch.utils.data.DataLoader(tiny_data(8), batch_size=2))
+    return model.ends, callback.seed
+
+
+def all_end_times() -> dict[str, Any]:
+    torch.manual_seed(100 + RANK)
+    found = {scope: end_times(scope) for scope in ("batch", "rank")}
+    model = seeded(OwnModel)
+    with steer(model, b=0.5, step=0) as ends:
+        model(tiny_data(2))
+        found["steer"] = dict(ends)
+    os.environ["PL_GLOBAL_SEED"] = str(7 + RANK)
+    found["global seed"] = end_times("batch")
+    del os.environ["PL_GLOBAL_SEED"]
+    return found
+
+
+class Costs(LightningModule):
+    """A block that says it needed as many evaluations as the first number of the batch says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(1, 1)
+        self.block.stats = SolveStats()
+
+    def validation_step(self, batch, batch_idx):
+        for _ in range(int(batch[0][0])):
+            self.block.stats.count_evaluation("forward")
+
+    test_step = validation_step
+
+
+class Numbers(TensorDataModule):
+    def __init__(self, n: int, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.n = n
+
+    def build(self, split):
+        return TensorData((torch.arange(self.n, dtype=torch.float32)[:, None],))
+
+
+def nfe() -> dict[str, float]:
+    trainer = tasks.make_trainer(FOLDER, NFEMonitor(), n_ranks=2, precision=32)
+    model, data = Costs(), Numbers(tasks.N, batch_size=2)
+    (val,) = trainer.validate(model, data, verbose=False)
+    (test,) = trainer.test(model, data, verbose=False)
+    return {**val, **test}
+
+
+def fit_with_buffers() -> dict[str, float]:
+    """Train with validation, in which one rank has one batch more, of a model with buffers."""
+    trainer = tasks.make_trainer(FOLDER, NFEMonitor(), n_ranks=2, max_epochs=2)
+    trainer.fit(tasks.normed_classifier(), tasks.Samples("classifier"))
+    metrics = trainer.callback_metrics
+    return {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
+
+
+def prepared() -> dict[str, int]:
+    """How often a rank reads the raw files, and writes one."""
+    physionet_records.N_RECORDS = 40
+    counts = {"read": 0, "written": 0, "samples": 0}
+
+    def counted(name, function):
+        def count(*args, **kwargs):
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return count
+
+    physionet_module.read_records = counted("read", physionet_module.read_records)
+    files.replacing = counted("written", files.replacing)
+    data = PhysioNetDataModule(
+        str(FOLDER / "physionet"), str(FOLDER / "cache"), time_bin=1.0, val_size=8, batch_size=4
+    )
+
+    class Looks(Costs):
+        def validation_step(self, batch, batch_idx):
+            counts["samples"] += len(batch.lengths)
+
+    trainer = tasks.make_trainer(FOLDER, n_ranks=2, precision=32)
+    trainer.validate(Looks(), data, verbose=False)
+    return counts
+
+
+def pictures() -> int:
+    """Draw and write everything; how many figures this rank has saved."""
+    saved, savefig = [], Figure.savefig
+    Figure.savefig = lambda self, *args, **kwargs: (
+        saved.append(1),
+        savefig(self, *args, **kwargs),
+    )
+    run = FOLDER / "pictures"
+    callbacks = (FlowPicture(), EndTimeSweep(0.2, n_points=3), NFEMonitor(), TrainingClock())
+    trainer = tasks.make_trainer(
+        run, *callbacks, n_ranks=2, max_epochs=1, precision=32, logger=CSVLogger(run, name="cnf"),
+        log_every_n_steps=1,
+    )  # fmt: skip
+    data = ToyDensityDataModule(n_train=16, n_val=13, n_test=13, batch_size=4, eval_batch_size=2)
+    module = tasks.build("cnf").float()
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    trainer = tasks.make_trainer(
+        run, SampleGrid(2, (1.0,)), SampleWriter(), n_ranks=2, logger=CSVLogger(run, name="images")
+    )
+    module, images = tasks.build("image flow"), tasks.Samples("image flow")
+    trainer.validate(module, images, verbose=False)
+    trainer.predict(module, images)
+    Figure.savefig = savefig
+    return len(saved)
+
+
+class Watches(Callback):
+    """What tells the batches apart, and the weights at the end."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.found.append(batch[0].sum().item())
+
+    def on_train_end(self, trainer, pl_module):
+        self.weights = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+
+def resumed() -> dict[str, Any]:
+    """Two epochs at a stretch, and again from the middle of the first one."""
+
+    def run(ckpt_path=None):
+        watch = Watches()
+        saves = ModelCheckpoint(FOLDER / "steps", "{step}", save_top_k=-1, every_n_train_steps=1)
+        steered = SteerCallback(b=0.3, seed=0)
+        trainer = tasks.make_trainer(
+            FOLDER, steered, watch, saves, n_ranks=2, max_epochs=2, enable_checkpointing=True
+        )
+        module = tasks.build("image flow")
+        module._noise_seed = 0
+        trainer.fit(module, tasks.Samples("image flow"), ckpt_path=ckpt_path)
+        return watch
+
+    whole = run()
+    part = run(FOLDER / "steps" / "step=1.ckpt")
+    return {"whole": whole.found, "part": part.found, "weights": (whole.weights, part.weights)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = {}
+    for job in (
+        all_gradients,
+        all_evaluations,
+        all_end_times,
+        nfe,
+        fit_with_buffers,
+        prepared,
+        pictures,
+        resumed,
+    ):
+        print(f"--- {job.__name__}", flush=True)
+        found[job.__name__] = job()
+    torch.save(found, FOLDER / f"{RANK}.pt")
