@@ -89,7 +89,8 @@ class Copies(LastCheckpoint):
     def _save(self, trainer):
         super()._save(trainer)
         self.n += 1
-        shutil.copy(self.path, self.path.with_name(f"{self.n}.ckpt"))
+        if trainer.is_global_zero:
+            shutil.copy(self.path, self.path.with_name(f"{self.n}.ckpt"))
 
 
 class Log(Callback):
@@ -112,12 +113,12 @@ class Log(Callback):
             self.keep(trainer, "val")
 
 
-def run_task(case, folder, ckpt_path=None):
+def run_task(case, folder, ckpt_path=None, *callbacks, **settings):
     """Train a task with all that draws and counts; gives its state, logs and checkpoints."""
     data, module, log = case.data(), case.build(), Log()
     data.batch_size = 2
     copies = Copies(1, folder)
-    callbacks = [SteerCallback(seed=0), NFEMonitor(), SolverGuard("skip"), log, copies]
+    callbacks = [SteerCallback(seed=0), NFEMonitor(), SolverGuard("skip"), log, *callbacks, copies]
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -131,6 +132,7 @@ def run_task(case, folder, ckpt_path=None):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
+        **settings,
     )
     torch.manual_seed(0)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)

@@ -1,9 +1,10 @@
 """A solve fails on rank 1 of two, and both ranks do the same; the runs are in guard_worker.py."""
 
 import pytest
+import torch
 
+from tests.distributed.processes import run_ranks
 from tests.helpers.faults import FAULTS, assert_same
-from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 each_fault = pytest.mark.parametrize("fault", FAULTS)
@@ -12,7 +13,9 @@ each_fault = pytest.mark.parametrize("fault", FAULTS)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """What both ranks saw of each run; a rank that waits for ever fails this."""
-    return run_ranks("tests.distributed.guard_worker", tmp_path_factory.mktemp("guard"))
+    folder = tmp_path_factory.mktemp("guard")
+    run_ranks(["-m", "tests.distributed.guard_worker", str(folder)], folder, limit_s=200)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def both(runs, name):
