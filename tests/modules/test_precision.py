@@ -8,10 +8,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from steer_lightning import SteerCallback
-from steer_lightning.nn import (
-    ODERNN,
-    LatentODE,
-)
+from steer_lightning.nn import ODERNN, LatentODE, MLPField, ODEBlock
+from steer_lightning.solvers import DenseGridSolver, DenseSolver, TorchdiffeqSolver
 from steer_lightning.solvers.replacing import wrapped_solves
 from tests.helpers.faults import scaled
 from tests.modules.cases import CASES
@@ -166,3 +164,31 @@ def test_weights_in_half_precision_are_refused(case, precision, dtype, tmp_path)
     trainer = make_trainer(tmp_path, precision=precision)
     with pytest.raises(TypeError, match=f"float32 or float64, but got torch.{dtype}: .*autocast"):
         trainer.fit(module, case.data())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("solver", [DenseSolver(), DenseGridSolver()], ids=repr)
+def test_solvers_with_dense_output_refuse_half_precision(solver, dtype):
+    """As those of ``tests/solvers/test_contract.py`` do."""
+    with pytest.raises(TypeError, match=f"but got {dtype}: solvers add small steps"):
+        solver.solve(lambda t, y: -y, torch.ones(2, 1, dtype=dtype), torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_ode_rnn_refuses_half_precision(dtype):
+    rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=2, n_states=4).to(dtype)
+    values = torch.ones(1, 3, 2, dtype=dtype)
+    with pytest.raises(TypeError, match=f"but got {dtype}: solvers add small steps"):
+        rnn(torch.tensor([[0.0, 0.3, 1.0]]), values, values, torch.tensor([3]))
+
+
+def test_an_adjoint_goes_back_in_full_precision():
+    model, watch = ODEBlock(MLPField(2, (4,)), TorchdiffeqSolver(gradient="adjoint")), Watch()
+    with watch.solves(model), watch:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.ones(3, 2)).square().mean()
+        assert watch.products == {torch.bfloat16}
+        loss.backward()  # outside of autocast, as Lightning calls it
+    assert watch.products == {torch.bfloat16, torch.float32}
+    assert (watch.states, watch.times) == ({torch.float32}, {torch.float32})
+    assert all(p.grad.isfinite().all() for p in model.parameters())

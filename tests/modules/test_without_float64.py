@@ -1,5 +1,7 @@
 """On a device without float64 the library makes no float64 tensor."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from pytorch_lightning import Callback
@@ -18,15 +20,18 @@ class OnDevice(Callback):
     def __init__(self, device):
         self.device = device
         self.batches = 0
+        self.watching = ExitStack()
 
     def start(self, trainer, pl_module, batch, *_):
         self.device.put(list(pl_module.parameters()), list(pl_module.buffers()), batch)
-        self.watching = self.device.watch()
-        self.watching.__enter__()
+        self.watching.enter_context(self.device.watch())
 
     def end(self, *_):
-        self.watching.__exit__(None, None, None)
+        self.watching.close()
         self.batches += 1
+
+    def on_exception(self, *_):
+        self.watching.close()
 
     on_train_batch_start = on_validation_batch_start = start
     on_train_batch_end = on_validation_batch_end = end
