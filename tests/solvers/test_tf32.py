@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from steer_lightning.nn import ConvField, MLPField
+from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.horizon.base import WarpedField
+from steer_lightning.nn import CompiledField, ConvField, ConvFlowField, MLPField
+from steer_lightning.nn.divergence import DivergenceField
 from steer_lightning.solvers import DenseSolver, TorchdiffeqSolver, tf32
 from steer_lightning.solvers.tf32 import TF32_ROUNDING, TF32Check, tf32_message
 
@@ -99,6 +102,20 @@ def test_it_is_said_once_however_many_blocks_there_are():
     assert said(field, on_gpu(), 1e-5, check=check) == []
     assert said(field, on_gpu(), 1e-5) == []  # another block's
     assert len(said(field, on_gpu(), 1e-6)) == 1
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        WarpedField(ConvField(1, 4), TimeWarp(0.0, 0.0, torch.tensor(1.1))),
+        CompiledField(ConvField(1, 4)),
+        DivergenceField(ConvFlowField(1, (3,)), None),
+    ],
+    ids=lambda field: type(field).__name__,
+)
+def test_convolutions_are_found_inside_of_other_fields(field):
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    assert len(said(field, on_gpu(), 1e-5)) == 1
 
 
 def test_the_older_switch_counts_too():
