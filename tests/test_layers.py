@@ -22,6 +22,7 @@ PURE = (
     "steering.py",
     "batch.py",
     "files.py",
+    "doctor",
 )
 
 
@@ -79,8 +80,32 @@ def test_every_file_keeps_to_its_layer(source):
         assert "modules" not in layers(source)
 
 
+def test_only_the_doctor_names_a_module_of_the_repository_and_as_a_plug_in():
+    """A name that is tried at run time escapes the scan of imports, so it is looked for here.
+
+    It is no dependency: ``tests/test_doctor.py`` runs the package alone, without the plug-in.
+    """
+    named = {
+        (source.relative_to(PACKAGE).as_posix(), node.value)
+        for source in SOURCES
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and str(node.value).startswith("datamodules")
+    }
+    assert named == {("doctor/__main__.py", "datamodules.intact")}
+
+
+def test_nothing_depends_on_the_doctor():
+    assert {layer(source) for source in SOURCES if "doctor" in layers(source)} == {"doctor"}
+
+
 @pytest.mark.parametrize(
-    "module", ["steer_lightning", "steer_lightning.nn", "steer_lightning.steering"]
+    "module",
+    [
+        "steer_lightning",
+        "steer_lightning.nn",
+        "steer_lightning.steering",
+        "steer_lightning.doctor.devices",
+    ],
 )
 def test_the_pure_layers_load_without_lightning(module):
     code = f"""

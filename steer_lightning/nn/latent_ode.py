@@ -173,9 +173,10 @@ class LatentODE(nn.Module):
         return Forecast(asked, self.readout(z), z, z0, belief)
 
     def encode(self, batch: SeriesBatch) -> Belief:
-        """Posterior of the latent state, given what is observed."""
+        """Posterior of the latent state, given what is observed, in the dtype of the values."""
         belief: Belief = self.encoder(observations(batch))
-        return belief
+        # Cast because autocast lowers what an encoder's last layer gives.
+        return Belief(*(part.to(batch.values.dtype) for part in belief))
 
     def draw(self, belief: Belief, n_draws: int, generator: torch.Generator | None) -> Tensor:
         """Latent states, shape ``(S, B, L)``."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from steer_lightning.functional.walk import WalkPlan, plan_walk
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.solvers import SolveStats
+from steer_lightning.solvers.base import check_state
 
 
 def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:
@@ -186,7 +187,12 @@ class ODERNN(nn.Module):
 
         Returns:
             The belief at the end of the walk, and the means on the way.
+
+        Raises:
+            TypeError: If the values, whose dtype the state has, are neither float32 nor float64.
         """
+        belief = Belief(*values.new_zeros(2, len(times), self.n_states))
+        check_state(belief)
         plan = self.plan(times, lengths)
         inputs = _at_steps(torch.cat([values * mask, mask], dim=2), plan)
         inputs = inputs.transpose(0, 1).contiguous()
@@ -196,7 +202,6 @@ class ODERNN(nn.Module):
         starts, observes = plan.t.t().unbind(0), observed[..., None].unbind(0)
         dts = plan.dt.t()[..., None].to(values.dtype).unbind(0)
         some_observe, all_observe = observed.any(1).tolist(), observed.all(1).tolist()
-        belief = Belief(*values.new_zeros(2, len(times), self.n_states))
         arrivals, departures = [], []
         for m, dt in enumerate(dts):
             slope = self.vector_field(starts[m], belief.mean).to(dt.dtype)

@@ -198,8 +198,8 @@ def default_times(y0: Any, *times: float) -> Tensor:
     return torch.tensor(times, dtype=dtype, device=part.device)
 
 
-def check_problem(y0: Any, t_eval: Tensor) -> None:
-    """Check initial state and times before anything is evaluated; see :meth:`Solver.solve`."""
+def check_state(y0: Any) -> None:
+    """Raise unless a state is float32, float64 or complex, and its batch not empty."""
     for part in y0 if isinstance(y0, tuple) else (first_part(y0),):
         if part.dtype in (torch.float16, torch.bfloat16) or not (
             part.is_floating_point() or part.is_complex()
@@ -214,6 +214,11 @@ def check_problem(y0: Any, t_eval: Tensor) -> None:
                 f"Expected a batch of at least one sample, but got a state of shape "
                 f"{tuple(part.shape)}."
             )
+
+
+def check_problem(y0: Any, t_eval: Tensor) -> None:
+    """Check initial state and times before anything is evaluated; see :meth:`Solver.solve`."""
+    check_state(y0)
     if t_eval.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"Expected `t_eval` to be float32 or float64, but got {t_eval.dtype}.")
     if t_eval.ndim != 1 or len(t_eval) < 2:

@@ -14,6 +14,7 @@ from steer_lightning.solvers.base import (
     has_float64,
 )
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
+from steer_lightning.solvers.tf32 import TF32Check
 
 # Stage times and weights of the 5(4) pair, the last row the solution's; error weights; weights of
 # each slope in the powers 1 to 4 of the quartic interpolant.
@@ -143,6 +144,7 @@ class DenseSolver:
         self.rtol = rtol
         self.atol = atol
         self.max_nfe = max_nfe
+        self._check_tf32 = TF32Check()
 
     def __repr__(self) -> str:
         return f"DenseSolver(rtol={self.rtol:g}, atol={self.atol:g})"
@@ -180,6 +182,7 @@ class DenseSolver:
                 f"{shape} and {len(t_span)} times. Ask for states in between afterwards: "
                 f"solution.at(t)."
             )
+        self._check_tf32(vector_field, y0, self.rtol)
         stats = SolveStats() if stats is None else stats
         counted = CountedField(vector_field, stats, self.max_nfe, (self.rtol, self.atol))
         field = _FieldAtNumbers(counted, t_span)

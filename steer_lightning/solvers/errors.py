@@ -107,8 +107,8 @@ class NFEBudgetExceededError(SolverError):
             f"The {phase} solve needs more than max_nfe = {max_nfe} evaluations of the vector "
             f"field; it had reached t = {t:.6g}. The problem is stiff, the field is random within "
             f"a solve (dropout, batch norm in training mode), or the tolerances are tighter than "
-            f"the state's dtype can resolve. Loosen rtol and atol, regularise the field, use a "
-            f"fixed grid, or raise max_nfe."
+            f"the state's dtype, or autocast in the field, can resolve. Loosen rtol and atol, "
+            f"regularise the field, use a fixed grid, or raise max_nfe."
         )
         self.phase, self.t = phase, t
 

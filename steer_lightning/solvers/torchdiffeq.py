@@ -20,18 +20,11 @@ from steer_lightning.solvers.base import (
     trainable_tensors,
 )
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
+from steer_lightning.solvers.tf32 import TF32Check
 
 ADAPTIVE_METHODS: Final = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED_METHODS: Final = (
-    "euler",
-    "midpoint",
-    "heun2",
-    "heun3",
-    "rk4",
-    "explicit_adams",
-    "implicit_adams",
-    "fixed_adams",
-)
+ADAMS_METHODS: Final = ("explicit_adams", "implicit_adams", "fixed_adams")
+FIXED_METHODS: Final = ("euler", "midpoint", "heun2", "heun3", "rk4", *ADAMS_METHODS)
 METHODS: Final = (*ADAPTIVE_METHODS, *FIXED_METHODS, "scipy_solver")
 GRADIENTS: Final = ("autograd", "adjoint")
 
@@ -101,6 +94,7 @@ class TorchdiffeqSolver(Solver):
         self.seminorm = seminorm
         self.max_nfe = max_nfe
         self.options = dict(options or {})
+        self._check_tf32 = TF32Check()
 
     def __repr__(self) -> str:
         return (
@@ -118,6 +112,15 @@ class TorchdiffeqSolver(Solver):
     ) -> Solution:
         """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
+        if self.method in ADAPTIVE_METHODS:
+            self._check_tf32(vector_field, y0, self.rtol)
+        device = first_part(y0).device
+        if self.method in ADAMS_METHODS and not has_float64(device):
+            raise TypeError(
+                f"Expected a device with float64 for method={self.method!r}, whose coefficients "
+                f"torchdiffeq keeps in it, but got a state on {device}. Use 'rk4', or an adaptive "
+                f"method."
+            )
         stats = SolveStats() if stats is None else stats
         counted = _SteppingField(
             vector_field, stats, self.max_nfe, (self.rtol, self.atol), self.method

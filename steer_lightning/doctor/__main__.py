@@ -1,0 +1,106 @@
+"""The command: looks at everything, prints it, and exits with 1 if something is wrong."""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from steer_lightning.doctor import Finding, in_words
+from steer_lightning.doctor.installation import check_compiler, check_packages, check_python
+
+# Modules with a function `check_data(data_dir)` that gives findings; used where they are there.
+# A plug-in and no dependency: the wheel does not hold it, and nothing else is lost without it.
+PLUG_INS = ("datamodules.intact",)
+
+
+def diagnose(data_dir: Path) -> Iterator[Finding]:
+    """Look at everything; what raises becomes a finding itself."""
+    yield from guarded("python", lambda: [check_python()])
+    yield from guarded("packages", check_packages)
+    yield from guarded("devices", _check_devices)
+    yield from guarded("C++ compiler", lambda: [check_compiler()])
+    for plug_in in PLUG_INS:
+        yield from guarded("data", partial(check_data, data_dir, plug_in))
+
+
+def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The findings of a check, and its own failure as one more."""
+    try:
+        yield from check()
+    except Exception as error:  # to go on, whatever is broken
+        yield Finding(name, "fault", f"could not be looked at ({in_words(error)}).")
+
+
+def _check_devices() -> Iterable[Finding]:
+    # Not at the top: torch may be what is broken.
+    from steer_lightning.doctor.devices import check_devices
+
+    return check_devices()
+
+
+def check_data(data_dir: Path, plug_in: str) -> Iterator[Finding]:
+    """What a plug-in says about the data sets in a folder."""
+    try:
+        module = import_module(plug_in)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{plug_in}.".startswith(f"{error.name}."):
+            sentence = (
+                f"not looked at: {plug_in} cannot be imported from here. It is part of the "
+                f"repository and not of the installed package: run the doctor there."
+            )
+            yield Finding("data", "note", sentence)
+            return
+        raise
+    yield from module.check_data(data_dir)
+
+
+def report(finding: Finding) -> str:
+    """A finding as lines of text.
+
+    Example:
+        >>> print(report(Finding("scipy", "note", "not installed.")))
+        note   scipy              not installed.
+    """
+    state = finding.state.upper() if finding.state == "fault" else finding.state
+    head = f"{state:6} {finding.name:18} "
+    return textwrap.fill(
+        head + finding.sentence,
+        width=100,
+        subsequent_indent=" " * 26,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print all findings; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m steer_lightning.doctor",
+        description="Look at packages, devices and data sets, and say what is wrong.",
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path(os.environ.get("STEER_DATA_DIR", "data")),
+        help="folder of the data sets; the environment variable STEER_DATA_DIR, else ./data",
+    )
+    data_dir = parser.parse_args(arguments).data_dir
+    counts = {"ok": 0, "note": 0, "fault": 0}
+    for finding in diagnose(data_dir):
+        counts[finding.state] += 1
+        print(report(finding), flush=True)
+    faults = _counted(counts["fault"], "fault") if counts["fault"] else "Nothing is wrong"
+    print(f"\n{faults}, {_counted(counts['note'], 'note')}.")
+    return 1 if counts["fault"] else 0
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Devices: which dtypes work there, and whether a solve and its gradients are right."""
+
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.doctor import Finding, in_words
+from steer_lightning.solvers import TorchdiffeqSolver
+from steer_lightning.solvers.base import default_times, has_float64
+
+DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+GRADIENTS: Final[tuple[Literal["autograd", "adjoint"], ...]] = ("autograd", "adjoint")
+# Of the solver, and of what is compared.
+TOLERANCES: Final = {torch.float32: (1e-6, 1e-4), torch.float64: (1e-9, 1e-6)}
+
+
+class Decay(nn.Module):
+    """``y' = -a y``, whose solution is ``y0 exp(-a t)``."""
+
+    def __init__(self, a: Tensor) -> None:
+        super().__init__()
+        self.a = nn.Parameter(a)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.a * y
+
+
+def check_devices() -> Iterator[Finding]:
+    """Every device that torch sees: its dtypes, and a solve."""
+    devices = find_devices()
+    for device in devices:
+        yield check_dtypes(device)
+        yield from check_solves(device)
+    if len(devices) == 1:
+        yield check_hidden_gpus(nvidia_gpus())
+    yield check_threads(torch.get_num_threads(), _processors())
+
+
+def find_devices() -> list[torch.device]:
+    """The CPU, and the accelerators that torch sees."""
+    found = [torch.device("cpu")]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        count = torch.accelerator.device_count()
+        found += [torch.device(accelerator.type, number) for number in range(count)]
+    return found
+
+
+def check_dtypes(device: torch.device) -> Finding:
+    """In which dtypes a device multiplies matrices."""
+    works, errors = [], {}
+    for dtype in DTYPES:
+        try:
+            x = torch.ones(8, 8, dtype=dtype, device=device)
+            product = (x @ x).tolist()
+            if product != [[8.0] * 8] * 8:
+                raise ArithmeticError(f"a matrix product of ones has {product[0][0]} for 8")
+            works.append(dtype)
+        except Exception as error:  # a driver may raise anything
+            errors[dtype] = in_words(error)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "torch's kernels"
+    if torch.float32 in errors:
+        return Finding(
+            str(device),
+            "fault",
+            f"{name}: float32 does not work ({errors[torch.float32]}). Install a build of torch "
+            f"for this device and its driver, or train on the CPU (--trainer.accelerator=cpu).",
+        )
+    sentence = f"{name}: {_names(works)} work"
+    return Finding(str(device), "ok", sentence + (f", {_names(errors)} not" if errors else ""))
+
+
+def check_solves(device: torch.device) -> Iterator[Finding]:
+    """A solve by each gradient in each dtype against the closed form."""
+    dtypes = [torch.float32, *([torch.float64] if has_float64(device) else [])]
+    faults = [
+        Finding(f"solve on {device}", "fault", wrong)
+        for dtype in dtypes
+        for gradient in GRADIENTS
+        if (wrong := wrong_solve(device, dtype, gradient))
+    ]
+    yield from faults
+    if not faults:
+        yield Finding(
+            f"solve on {device}",
+            "ok",
+            f"y' = -a y in {_names(dtypes)}: solution and gradients, by autograd and adjoint, are "
+            f"those of the closed form",
+        )
+
+
+def wrong_solve(
+    device: torch.device, dtype: torch.dtype, gradient: Literal["autograd", "adjoint"]
+) -> str | None:
+    """What is wrong with a solve of ``y' = -a y``; ``None`` if nothing is.
+
+    Example:
+        >>> wrong_solve(torch.device("cpu"), torch.float64, "adjoint") is None
+        True
+    """
+    a, t1, start, weights = 0.7, 1.5, (1.0, -2.0), (1.0, 3.0)
+    tolerance, allowed = TOLERANCES[dtype]
+    remedy = (
+        "Do not train on this device: try another version of torch, and report it with what "
+        "this command prints."
+    )
+    where = f"dopri5 in {_names([dtype])} by {gradient}"
+    try:
+        field = Decay(torch.tensor(a, dtype=dtype, device=device))
+        y0 = torch.tensor(start, dtype=dtype, device=device, requires_grad=True)
+        solver = TorchdiffeqSolver("dopri5", tolerance, tolerance, gradient)
+        y = solver.solve(field, y0, default_times(y0, 0.0, t1)).ys[-1]
+        (y * torch.tensor(weights, dtype=dtype, device=device)).sum().backward()
+        assert field.a.grad is not None
+        assert y0.grad is not None
+        found = {
+            "y(t1)": y.detach().tolist(),
+            "the gradient in y(t0)": y0.grad.tolist(),
+            "the gradient in a": [field.a.grad.item()],
+        }
+    except Exception as error:  # a driver may raise anything
+        return f"{where} fails ({in_words(error)}). {remedy}"
+    decay = math.exp(-a * t1)
+    exact = {
+        "y(t1)": [y * decay for y in start],
+        "the gradient in y(t0)": [w * decay for w in weights],
+        "the gradient in a": [
+            -t1 * decay * sum(w * y for w, y in zip(weights, start, strict=True))
+        ],
+    }
+    for name, values in exact.items():
+        pairs = zip(found[name], values, strict=True)
+        if not all(math.isclose(x, y, rel_tol=allowed) for x, y in pairs):
+            shown = (", ".join(f"{x:.7g}" for x in numbers) for numbers in (found[name], values))
+            return f"{where}: {name} is {' in place of '.join(shown)}. {remedy}"
+    return None
+
+
+def nvidia_gpus() -> list[str]:
+    """The GPUs that NVIDIA's driver lists; none without the driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    try:
+        done = subprocess.run(
+            [command, "-L"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def check_hidden_gpus(gpus: Sequence[str]) -> Finding:
+    """Whether there are GPUs that torch, which sees none, should see."""
+    built = torch.version.cuda
+    build = f"torch {torch.__version__}, built " + (
+        f"for CUDA {built}" if built else "without CUDA"
+    )
+    if not gpus:
+        return Finding("GPU", "note", f"none was found; {build}. Everything runs on a CPU.")
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        hidden = os.environ["CUDA_VISIBLE_DEVICES"]
+        return Finding("GPU", "note", f"hidden from torch by CUDA_VISIBLE_DEVICES={hidden!r}.")
+    remedy = (
+        f"Update NVIDIA's driver to one for CUDA {built}, or install a torch for the driver."
+        if built
+        else "Install a build for CUDA, with its torchvision: `pip install --force-reinstall "
+        "torch torchvision`."
+    )
+    return Finding(
+        "GPU", "fault", f"nvidia-smi lists {len(gpus)}, but torch sees none: {build}. {remedy}"
+    )
+
+
+def check_threads(n_threads: int, n_processors: int) -> Finding:
+    """Whether torch's threads have processors to run on."""
+    if n_threads > n_processors:
+        return Finding(
+            "threads",
+            "note",
+            f"torch uses {n_threads} on {n_processors} processors, and they wait for each other. "
+            f"Set the environment variable OMP_NUM_THREADS={n_processors}.",
+        )
+    return Finding("threads", "ok", f"torch uses {n_threads} of {n_processors} processors")
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _names(dtypes: Sequence[torch.dtype] | dict[torch.dtype, str]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -1,0 +1,87 @@
+"""The same seed gives the same run, bit for bit, also where torch is told to be deterministic."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback, seed_everything
+
+from steer_lightning import SteerCallback
+from tests.modules.cases import CASES
+from tests.modules.test_common import make_trainer
+
+
+@pytest.fixture(params=sorted(CASES))
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def global_state(monkeypatch):
+    """What a seed and ``deterministic=True`` change in the process, put back afterwards."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+class Record(Callback):
+    """End times in force and everything logged, after each training batch."""
+
+    def __init__(self):
+        self.logged = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def run(case, tmp_path, seed=7, **settings):
+    """Weights, optimiser state and logs of three steps with validation and test."""
+    seed_everything(seed, verbose=False)
+    module = case.module(**case.objects(), **case.plain)
+    record, data = Record(), case.data()
+    callbacks = [SteerCallback(b=0.2), record]
+    settings = {"max_steps": 3, "val_check_interval": 1, **settings}
+    trainer = make_trainer(tmp_path, callbacks=callbacks, **settings)
+    trainer.fit(module, data)
+    metrics = trainer.test(module, data, verbose=False)
+    state = dict(module.state_dict())
+    for number, moments in trainer.optimizers[0].state_dict()["state"].items():
+        state |= {f"{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    return state, record.logged, metrics
+
+
+def end_times(logged):
+    return [{k: v for k, v in step.items() if k.startswith("steer/")} for step in logged]
+
+
+def test_the_same_seed_gives_the_same_run(case, tmp_path):
+    first, second, other = (run(case, tmp_path, seed) for seed in (7, 7, 8))
+    assert first[0].keys() == second[0].keys()
+    assert [k for k, v in first[0].items() if not torch.equal(v, second[0][k])] == []
+    assert first[1:] == second[1:]
+    assert len(first[1]) == 3
+    assert len({tuple(step.items()) for step in end_times(first[1])}) == 3  # a draw for each step
+    assert end_times(other[1]) != end_times(first[1])
+    assert any(not torch.equal(v, other[0][k]) for k, v in first[0].items())
+
+
+def test_deterministic_algorithms_serve_every_task(case, tmp_path):
+    plain = run(case, tmp_path)
+    found = run(case, tmp_path, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    again = run(case, tmp_path, deterministic=True)
+    assert [k for k, v in found[0].items() if not torch.equal(v, again[0][k])] == []
+    assert found[1:] == again[1:]
+    for key, value in plain[0].items():
+        torch.testing.assert_close(found[0][key], value)
+
+
+def test_an_operation_without_a_deterministic_form_would_be_seen():
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)

@@ -1,0 +1,200 @@
+"""Mixed precision lowers networks alone, and a state in half precision is refused."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from steer_lightning import SteerCallback
+from steer_lightning.nn import ODERNN, LatentODE, MLPField, ODEBlock
+from steer_lightning.solvers import DenseGridSolver, DenseSolver, TorchdiffeqSolver
+from steer_lightning.solvers.replacing import wrapped_solves
+from tests.helpers.faults import scaled
+from tests.modules.cases import CASES
+from tests.modules.test_common import make_trainer
+
+LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRODUCTS = {F.linear, F.conv2d, torch.addmm, torch.mm, torch.matmul, torch.bmm}
+
+
+@pytest.fixture(params=sorted(CASES))
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(params=sorted(LOW))
+def precision(request):
+    return request.param
+
+
+def mixed(precision):
+    """Settings of a Trainer; a gradient scaler of its own, as the default one is for GPUs."""
+    return scaled()[0] if precision == "16-mixed" else {"precision": precision}
+
+
+def parts(y):
+    return y if isinstance(y, tuple) else (y,)
+
+
+class Watched(nn.Module):
+    """A vector field that notes what it is given."""
+
+    def __init__(self, field, watch):
+        super().__init__()
+        self.field, self.watch = field, watch
+        self.controlled_parts = getattr(field, "controlled_parts", None)
+        self.autonomous = getattr(field, "autonomous", False)
+
+    def forward(self, t, y):
+        self.watch.enter(None, (t, y))
+        dy = self.field(t, y)
+        self.watch.leave()
+        return dy
+
+
+class Watch(TorchFunctionMode):
+    """Dtypes of states, of times, and of the products inside vector fields."""
+
+    def __init__(self):
+        super().__init__()
+        self.states, self.times, self.products = set(), set(), set()
+        self.inside = False
+
+    def enter(self, module, arguments):
+        t, y = arguments
+        self.times.add(t.dtype)
+        self.states.update(part.dtype for part in parts(y))
+        self.inside = True
+
+    def leave(self, *_):
+        self.inside = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.inside and func in PRODUCTS:
+            self.products.add(out.dtype)
+        return out
+
+    def solves(self, model):
+        """Watch all solves of a model, and the fields that an ODE-RNN evaluates by itself."""
+        for rnn in model.modules():
+            if isinstance(rnn, ODERNN):
+                rnn.vector_field.register_forward_pre_hook(self.enter)
+                rnn.vector_field.register_forward_hook(self.leave)
+
+        def wrap(solve):
+            def watched(field, y0, t_eval, **settings):
+                self.times.add(t_eval.dtype)
+                solution = solve(Watched(field, self), y0, t_eval, **settings)
+                self.states.update(part.dtype for part in parts(getattr(solution, "ys", y0)))
+                return solution
+
+            return watched
+
+        return wrapped_solves(model, wrap)
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        self.values.append(float(outputs["loss"]))
+
+
+def test_networks_alone_compute_in_low_precision(case, precision, tmp_path):
+    module, losses, watch = case.build(), Losses(), Watch()
+    before = [p.detach().clone() for p in module.parameters()]
+    trainer = make_trainer(
+        tmp_path,
+        callbacks=[SteerCallback(b=0.2), losses],
+        limit_val_batches=0,
+        **mixed(precision),
+    )
+    with watch.solves(module), watch:
+        trainer.fit(module, case.data())
+    assert watch.products == {LOW[precision]}
+    assert watch.states == {torch.float32}
+    assert watch.times == {torch.float32}
+    assert len(losses.values) == 2
+    assert torch.tensor(losses.values).isfinite().all()
+    for p in module.parameters():
+        assert p.dtype == torch.float32
+        assert p.isfinite().all()
+    assert any(not torch.equal(*pair) for pair in zip(module.parameters(), before, strict=True))
+
+
+def test_without_autocast_the_watch_sees_float32(tmp_path):
+    case, watch = CASES["latent ode"], Watch()
+    module = case.build()
+    with watch.solves(module), watch:
+        make_trainer(tmp_path, limit_val_batches=0).fit(module, case.data())
+    assert watch.products == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["cnf", "image flow", "stiff"])
+def test_densities_and_rollouts_are_evaluated_in_full_precision(name, precision, tmp_path):
+    case = CASES[name]
+    module, data = case.build(), case.data()
+    found, expected = (
+        make_trainer(tmp_path, **settings).validate(module, data, verbose=False)
+        for settings in (mixed(precision), {})
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("encoder", ["rnn", "ode_rnn"])
+def test_a_latent_state_has_the_dtype_of_the_values(encoder):
+    data = CASES["latent ode"].data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    with torch.autocast("cpu", torch.bfloat16):
+        forecast = LatentODE(1, 3, 4, encoder, 5, (6,), (6,), 0.2)(batch)
+    belief, along, whole = forecast.belief, forecast.along, forecast.whole
+    assert {part.dtype for part in (*belief, along, whole)} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("16-true", "float16"), ("bf16-true", "bfloat16")]
+)
+def test_weights_in_half_precision_are_refused(case, precision, dtype, tmp_path):
+    module = case.build()
+    trainer = make_trainer(tmp_path, precision=precision)
+    with pytest.raises(TypeError, match=f"float32 or float64, but got torch.{dtype}: .*autocast"):
+        trainer.fit(module, case.data())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("solver", [DenseSolver(), DenseGridSolver()], ids=repr)
+def test_solvers_with_dense_output_refuse_half_precision(solver, dtype):
+    """As those of ``tests/solvers/test_contract.py`` do."""
+    with pytest.raises(TypeError, match=f"but got {dtype}: solvers add small steps"):
+        solver.solve(lambda t, y: -y, torch.ones(2, 1, dtype=dtype), torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_ode_rnn_refuses_half_precision(dtype):
+    rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=2, n_states=4).to(dtype)
+    values = torch.ones(1, 3, 2, dtype=dtype)
+    with pytest.raises(TypeError, match=f"but got {dtype}: solvers add small steps"):
+        rnn(torch.tensor([[0.0, 0.3, 1.0]]), values, values, torch.tensor([3]))
+
+
+def test_an_adjoint_goes_back_in_full_precision():
+    """Lightning calls backward outside of autocast."""
+    model, watch = ODEBlock(MLPField(2, (4,)), TorchdiffeqSolver(gradient="adjoint")), Watch()
+    outputs = []
+    model.vector_field.network[0].register_forward_hook(
+        lambda *args: outputs.append(args[2].dtype)
+    )
+    with watch.solves(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.ones(3, 2)).square().mean()
+        n_forward = len(outputs)
+        loss.backward()
+    assert set(outputs[:n_forward]) == {torch.bfloat16}
+    assert set(outputs[n_forward:]) == {torch.float32}
+    assert (watch.states, watch.times) == ({torch.float32}, {torch.float32})
+    assert all(p.grad.isfinite().all() for p in model.parameters())

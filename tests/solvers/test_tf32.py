@@ -1,0 +1,155 @@
+"""A tolerance that TF32 cannot hold is warned of, where it matters, once."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.horizon.base import WarpedField
+from steer_lightning.nn import CompiledField, ConvField, ConvFlowField, MLPField
+from steer_lightning.nn.divergence import DivergenceField
+from steer_lightning.solvers import DenseSolver, TorchdiffeqSolver, tf32
+from steer_lightning.solvers.tf32 import TF32_ROUNDING, TF32Check, tf32_message
+
+BAD = {
+    "rtol": 1e-5,
+    "device_type": "cuda",
+    "dtype": torch.float32,
+    "autocast": False,
+    "matmul": "tf32",
+    "conv": "tf32",
+    "convolves": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def backends():
+    """Full float32, and nothing said yet; afterwards everything as it was."""
+    both = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in both]
+    for backend in both:
+        backend.fp32_precision = "ieee"
+    tf32._warn_once.cache_clear()
+    yield
+    for backend, precision in zip(both, before, strict=True):
+        backend.fp32_precision = precision
+    tf32._warn_once.cache_clear()
+
+
+def on_gpu(dtype=torch.float32):
+    """A tensor that says it is on a GPU, and has no values."""
+    with FakeTensorMode():
+        return torch.empty(2, 2, device="cuda", dtype=dtype)
+
+
+def said(*arguments, check=None):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (TF32Check() if check is None else check)(*arguments)
+    return [str(warning.message) for warning in caught]
+
+
+def test_the_rounding_is_that_of_ten_bits_of_mantissa():
+    # Between 1 and 2, numbers of ten bits are 2^-10 apart.
+    numbers = 1 + torch.arange(2**10 + 1) / 2**10
+    x = torch.linspace(1, 2, 99_991, dtype=torch.float64)
+    error = (x[:, None] - numbers).abs().amin(1) / x
+    assert float(error.max()) == pytest.approx(TF32_ROUNDING, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rounded"),
+    [
+        ({}, "matrix products and convolutions"),
+        ({"convolves": False}, "matrix products"),
+        ({"conv": "ieee"}, "matrix products"),
+        ({"matmul": "none"}, "convolutions"),
+        ({"matmul": "ieee", "rtol": 4e-4}, "convolutions"),
+    ],
+)
+def test_the_message_names_what_rounds_and_what_to_do(changes, rounded):
+    message = tf32_message(**{**BAD, **changes})
+    rtol = changes.get("rtol", 1e-5)
+    assert f"as rtol = {rtol:g} asks for, but its {rounded} round to TF32" in message
+    assert "up to 0.0005" in message
+    assert "--tf32 false" in message
+    assert "set rtol to 1e-3" in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rtol": 1e-3},
+        {"device_type": "cpu"},
+        {"device_type": "mps"},
+        {"dtype": torch.float64},
+        {"autocast": True},
+        {"matmul": "none", "conv": "none"},
+        {"matmul": "ieee", "convolves": False},  # torch's default, and a field without any
+    ],
+)
+def test_nothing_is_said_where_it_does_not_matter(changes):
+    assert tf32_message(**{**BAD, **changes}) is None
+
+
+def test_it_is_said_once_however_many_blocks_there_are():
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    field, check = ConvField(1, 4), TF32Check()
+    assert len(said(field, (on_gpu(), on_gpu()), 1e-5, check=check)) == 1
+    assert said(field, on_gpu(), 1e-5, check=check) == []
+    assert said(field, on_gpu(), 1e-5) == []  # another block's
+    assert len(said(field, on_gpu(), 1e-6)) == 1
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        WarpedField(ConvField(1, 4), TimeWarp(0.0, 0.0, torch.tensor(1.1))),
+        CompiledField(ConvField(1, 4)),
+        DivergenceField(ConvFlowField(1, (3,)), None),
+    ],
+    ids=lambda field: type(field).__name__,
+)
+def test_convolutions_are_found_inside_of_other_fields(field):
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    assert len(said(field, on_gpu(), 1e-5)) == 1
+
+
+def test_the_older_switch_counts_too():
+    matmul = torch.backends.cuda.matmul
+    assert said(MLPField(2), on_gpu(), 1e-5) == []
+    matmul.allow_tf32 = True
+    assert "its matrix products round" in said(MLPField(2), on_gpu(), 1e-5)[0]
+
+
+def test_only_a_gpus_first_float32_solve_is_looked_at(monkeypatch):
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    check = TF32Check()
+    assert said(ConvField(1, 4), torch.zeros(2, 2), 1e-5, check=check) == []
+    assert len(said(ConvField(1, 4), on_gpu(), 1e-5, check=check)) == 1
+    assert said(lambda t, y: y, on_gpu(), 1e-5) == []
+    assert said(ConvField(1, 4), on_gpu(torch.float64), 1e-5) == []
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: True)
+    assert said(ConvField(1, 4), on_gpu(), 1e-5) == []
+
+
+@pytest.mark.parametrize(
+    ("solver", "looks"),
+    [
+        (TorchdiffeqSolver(rtol=1e-6), True),
+        (TorchdiffeqSolver("bosh3", rtol=1e-6, gradient="adjoint"), True),
+        (TorchdiffeqSolver("rk4"), False),
+        (DenseSolver(rtol=1e-6), True),
+    ],
+    ids=repr,
+)
+def test_solvers_that_adapt_their_steps_look(solver, looks, monkeypatch):
+    asked = []
+    monkeypatch.setattr(solver, "_check_tf32", lambda field, y0, rtol: asked.append((field, rtol)))
+    field = nn.Sequential()
+    field.forward = lambda t, y: -y
+    solver.solve(field, torch.ones(2, 2), torch.tensor([0.0, 1.0]))
+    assert asked == ([(field, 1e-6)] if looks else [])
