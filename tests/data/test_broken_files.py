@@ -6,14 +6,17 @@ outcomes) and Activity, a change to other valid text, such as one digit for anot
 whole lines at the end.
 """
 
+import inspect
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
+import datamodules
 from datamodules.hopper_simulator import load_hopper
 from tests.helpers.data_sets import DATA_SETS, DOWNLOADED, all_batches, same
+from tests.helpers.hopper_files import without_dm_control, write_hopper
 from tests.helpers.http_server import serving
 from tests.helpers.threats import threat
 
@@ -146,3 +149,29 @@ def test_a_legacy_file_of_torchvision_is_not_opened(tmp_path, monkeypatch):
 def test_the_threat_is_real(tmp_path):
     pickle.loads(threat(tmp_path / MARKER)).close()
     assert Path(tmp_path, MARKER).exists()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_trajectories_that_cannot_be_simulated_are_named(
+    tmp_path, monkeypatch, caplog, damage
+):
+    without_dm_control(monkeypatch)
+    write_hopper(tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(DAMAGES[damage](path.read_bytes(), tmp_path / MARKER))
+    message = "install dm-control.*, or copy the file of a machine that has simulated it"
+    with caplog.at_level("INFO"), pytest.raises(ModuleNotFoundError, match=message):
+        load_hopper(tmp_path / "cache", 40, 20)
+    assert f"The cache {path} is broken and is made again." in caplog.messages
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_no_data_set_is_left_out(tmp_path):
+    public = [getattr(datamodules, name) for name in datamodules.__all__]
+    from_files = {
+        cls
+        for cls in public
+        if "data_dir" in inspect.signature(cls).parameters and not inspect.isabstract(cls)
+    }
+    tried = {type(data_set.build(tmp_path, tmp_path)) for data_set in DATA_SETS.values()}
+    assert tried == from_files
