@@ -1,6 +1,7 @@
 """The recordings of Localization Data for Person Activity (UCI): file to tensors."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.files import download
+from datamodules.files import download, download_members
 from datamodules.tables import TextTable
-from steer_lightning.files import replacing
 
 # The archive's present form, and the one it had before.
 URLS = (
@@ -96,7 +96,11 @@ def read_rows(path: Path) -> TextTable:
     Raises:
         ValueError: If there are none, or a line has not 8 fields.
     """
-    table = TextTable(path.read_bytes(), _COLUMNS, str(path), has_header=False)
+    return _rows(path.read_bytes(), path)
+
+
+def _rows(content: bytes, path: Path) -> TextTable:
+    table = TextTable(content, _COLUMNS, str(path), has_header=False)
     if not len(table):
         raise ValueError(f"Expected rows in {path}, but it is empty. Get the file again.")
     return table
@@ -152,13 +156,17 @@ def _merge(
     )
 
 
-def check_complete(path: Path) -> None:
+def check_complete(content: bytes, path: Path) -> None:
     """Raise unless a file is all of the data set.
+
+    Args:
+        content: Content of the file.
+        path: Where it comes from, for messages.
 
     Raises:
         ValueError: If it is broken, or has more or fewer than 164,860 rows.
     """
-    table = read_rows(path)
+    table = _rows(content, path)
     if len(table) != N_ROWS:
         raise ValueError(
             f"Expected {N_ROWS} rows in the downloaded {FILE_NAME}, but got {len(table)}. Try "
@@ -180,11 +188,9 @@ def download_activity(path: Path) -> None:
     for url in URLS:
         try:
             if url.endswith(".zip"):
-                archive = path.with_suffix(".zip")
-                download(url, archive, lambda temporary: unzip(temporary, path))
-                archive.unlink()
+                download_members(url, path.parent, lambda archive: {path.name: unzip(archive)})
             else:
-                download(url, path, check_complete)
+                download(url, path, lambda file: check_complete(file.read_bytes(), file))
             return
         except (OSError, ValueError) as error:
             failures.append(str(error))
@@ -194,12 +200,11 @@ def download_activity(path: Path) -> None:
     )
 
 
-def unzip(archive: Path, path: Path) -> None:
-    """Take the one text file of the data set out of a zip archive; no other is written.
+def unzip(archive: Path) -> bytes:
+    """Read the one text file of the data set in a zip archive; nothing is extracted.
 
     Args:
         archive: The zip archive.
-        path: Name of the finished file.
 
     Raises:
         ValueError: If the archive is broken, or does not hold the file once.
@@ -214,10 +219,9 @@ def unzip(archive: Path, path: Path) -> None:
                     "Get the file by hand."
                 )
             content = members.read(found[0])
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"Expected {archive} to be a zip archive, but got: {error}. Delete it and try again."
+            f"Expected {archive} to be a zip archive, but got: {error}. Try again."
         ) from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-        check_complete(temporary)
+    check_complete(content, archive)
+    return content

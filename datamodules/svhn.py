@@ -1,5 +1,7 @@
 """Street View House Numbers as a LightningDataModule that holds all images in memory."""
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +9,11 @@ from torch import Tensor
 from torchvision.datasets import SVHN
 
 from datamodules.checked_images import CheckedImageDataModule
+from datamodules.files import download
 from datamodules.images import Pixels
+
+# Torchvision's address, over https.
+URL = "https://ufldl.stanford.edu/housenumbers/"
 
 _SPLITS = ("train", "test")
 
@@ -35,13 +41,14 @@ class SVHNDataModule(CheckedImageDataModule):
         pixels: ``"unit"`` gives values in [0, 1], colour values divided by 255. ``"grey"`` gives
             whole numbers from 0 to 255, for flows that add noise to them; averages over windows
             are then rounded to whole numbers (halves to the even one).
-        download: Download missing or broken files with torchvision.
+        download: Download missing or broken files.
         num_workers: Loader processes.
         seed: Key of the split and the order.
 
     Raises:
         ValueError: If an argument is outside its range, or a file is broken.
         FileNotFoundError: If a file is missing.
+        OSError: If a download fails or a file cannot be written.
 
     References:
         Netzer et al., *Reading digits in natural images with unsupervised feature learning*, NIPS
@@ -92,17 +99,14 @@ class SVHNDataModule(CheckedImageDataModule):
     def layout(self) -> str:
         return " and ".join(f"`{name}`" for name in self.checksums())
 
-    @property
-    def leftovers(self) -> str:
-        return "the file"
-
     def checksums(self) -> dict[str, str]:
         """Official MD5 checksum of each file, by name."""
         return {name: md5 for _, name, md5 in (SVHN.split_list[split] for split in _SPLITS)}
 
-    def fetch(self) -> None:
-        for split in _SPLITS:
-            SVHN(self.data_dir, split, download=True)
+    def fetch(self, names: Collection[str]) -> None:
+        for name in names:
+            check = partial(self.check_download, md5=self.checksums()[name])
+            download(f"{URL}{name}", self.folder / name, check)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         files = SVHN(self.data_dir, "train" if train else "test")

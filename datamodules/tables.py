@@ -11,10 +11,11 @@ _AGAIN = "Get the file from its official source again."
 class TextTable:
     r"""Columns of a text of lines with a fixed number of fields between commas.
 
-    There is no quoting. Empty lines at the end are left out.
+    There is no quoting. Empty lines at the end are left out. Bytes that are no UTF-8 are an error,
+    wherever they are.
 
     Args:
-        content: The text; bytes that are no UTF-8 become an error of the field they are in.
+        content: The text.
         columns: Name of each column.
         source: Name of the file, for messages.
         has_header: Whether the first line has to be the columns' names.
@@ -42,6 +43,10 @@ class TextTable:
                     f"Expected {source} to start with the line {','.join(columns)!r}, but got "
                     f"{header[:80]!r}. {_AGAIN}"
                 )
+        broken = text.find("\ufffd")
+        if broken >= 0:
+            i = text.count("\n", 0, broken)
+            raise self._error("UTF-8 text", i, text.split("\n")[i])
         self._fields = dict(zip(columns, self._split(text, len(columns)), strict=True))
         self._length = len(self._fields[columns[0]])
 

@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and are read only if they are whole."""
 
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -13,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Any number of processes may write the same file at once: each writes its own, and the last
     one stays. Nobody ever sees a part of a file, even if the process is killed: the file that was
-    there before stays.
+    there before stays. A killed process leaves its temporary file, whose name starts with a dot.
 
     Args:
         path: Name of the finished file; missing folders are made.
@@ -38,3 +42,33 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def load_plain(path: str | Path) -> Any:
+    r"""Read what ``torch.save`` wrote, without running code from the file.
+
+    Unlike :func:`torch.load`, it compares the checksums that the file holds, so that no flipped
+    bit goes unseen; files from before PyTorch 1.6 have none.
+
+    Args:
+        path: The file; it may hold tensors and plain values.
+
+    Returns:
+        Its content, on the CPU.
+
+    Raises:
+        Exception: Of nearly any kind, if the file is broken or asks for code to be run.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"x": torch.ones(2)}, f"{folder}/a.pt")
+        ...     load_plain(f"{folder}/a.pt")
+        {'x': tensor([1., 1.])}
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            broken = members.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)

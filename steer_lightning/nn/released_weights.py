@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer_lightning.files import load_plain
 from steer_lightning.nn.cnf import CNF
 from steer_lightning.nn.conv_flow_field import ConvFlowField
 from steer_lightning.nn.multiscale import MultiScaleCNF
@@ -34,14 +35,17 @@ def read_released_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: If it is no such checkpoint, or asks for code to be run.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
+        raise FileNotFoundError(
+            f"Expected a checkpoint at {path}, but there is no such file. Give the path of a file "
+            "that the public code saved."
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = load_plain(path)
     except Exception as error:  # torch raises many kinds
         raise ValueError(
             f"Expected {path} to be a checkpoint of tensors and plain values, but reading it "
-            f"without running its code failed: {error}"
+            f"without running its code failed: {error}. Get the file from its source again."
         ) from error
     found = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):

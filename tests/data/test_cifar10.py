@@ -1,4 +1,4 @@
-import pickle
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -7,8 +7,17 @@ import torchvision
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
+from datamodules import cifar10
 from datamodules.cifar10 import CIFAR10DataModule
-from tests.helpers.cifar_files import META_NAME, TEST_NAME, accept_cifar10, write_cifar10
+from tests.helpers.cifar_files import (
+    META_NAME,
+    TEST_NAME,
+    accept_cifar10,
+    pack_cifar10,
+    write_cifar10,
+)
+from tests.helpers.http_server import serving
+from tests.helpers.threats import threat
 
 STAGES = ("fit", "validate", "test", "predict")
 
@@ -69,7 +78,7 @@ def test_complete_files_are_neither_written_nor_downloaded(folder, monkeypatch, 
     def content() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
-    monkeypatch.setattr(CIFAR10, "download", lambda self: pytest.fail("Nothing is missing."))
+    monkeypatch.setattr(cifar10, "download_members", lambda *_: pytest.fail("Nothing is missing."))
     before = content()
     data = module(folder, download=download)
     data.prepare_data()
@@ -80,21 +89,53 @@ def test_complete_files_are_neither_written_nor_downloaded(folder, monkeypatch, 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
 @pytest.mark.parametrize("name", ["data_batch_3", META_NAME])
 def test_download_repairs_files_in_prepare_data_only(folder, monkeypatch, damage, name):
-    monkeypatch.setattr(CIFAR10, "download", lambda self: write_cifar10(folder))
-    damage(folder / CIFAR10.base_folder / name)
+    archive = pack_cifar10(folder)
+    path = folder / CIFAR10.base_folder / name
+    before, content = (
+        {other: other.stat().st_mtime_ns for other in others(path)},
+        path.read_bytes(),
+    )
+    damage(path)
     data = module(folder, download=True)
     with pytest.raises((FileNotFoundError, ValueError), match=name):
         data.setup("fit")
-    data.prepare_data()
+    with serving({CIFAR10.filename: archive}) as address:
+        monkeypatch.setattr(CIFAR10, "url", f"{address}{CIFAR10.filename}")
+        data.prepare_data()
+    assert path.read_bytes() == content
+    assert {other: other.stat().st_mtime_ns for other in others(path)} == before
     data.setup("fit")
 
 
-def test_download_that_leaves_files_broken_raises(folder, monkeypatch):
-    monkeypatch.setattr(CIFAR10, "download", lambda self: None)
-    (folder / CIFAR10.base_folder / META_NAME).unlink()
-    message = r"complete the CIFAR-10 files in .*-py, but got: Dataset .* Delete the folder, and c"
-    with pytest.raises(ValueError, match=message):
-        module(folder, download=True).prepare_data()
+def others(path: Path) -> list[Path]:
+    return sorted(other for other in path.parent.iterdir() if other != path)
+
+
+@pytest.mark.parametrize("cut", [-1, 1000])
+def test_a_broken_archive_leaves_what_was_there(folder, monkeypatch, cut):
+    path = folder / CIFAR10.base_folder / META_NAME
+    archive = pack_cifar10(folder)[:cut]
+    path.write_bytes(b"old")
+    message = (
+        r"cifar-10-python\.tar\.gz to have the MD5 checksum .* of CIFAR-10's .*; it was not op"
+    )
+    with serving({CIFAR10.filename: archive}) as address:
+        monkeypatch.setattr(CIFAR10, "url", f"{address}{CIFAR10.filename}")
+        with pytest.raises(ValueError, match=message):
+            module(folder, download=True).prepare_data()
+    assert path.read_bytes() == b"old"
+    assert len(others(path)) == 6
+
+
+def test_a_file_that_the_archive_lacks_raises(folder, monkeypatch):
+    path = folder / CIFAR10.base_folder / META_NAME
+    path.unlink()
+    archive = pack_cifar10(folder)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
+    with serving({CIFAR10.filename: archive}) as address:
+        monkeypatch.setattr(CIFAR10, "url", f"{address}{CIFAR10.filename}")
+        with pytest.raises(FileNotFoundError, match=f"{META_NAME}, but it does not exist"):
+            module(folder, download=True).prepare_data()
 
 
 @pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", TEST_NAME, META_NAME])
@@ -120,25 +161,15 @@ def test_broken_file_raises_for_every_stage(folder, name):
             module(folder).setup(stage)
 
 
-class Threat:
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self):
-        return open, (str(self.victim), "w")
-
-
-@pytest.mark.parametrize("name", ["data_batch_1", TEST_NAME, META_NAME])
-@pytest.mark.parametrize("download", [False, True])
-def test_a_foreign_pickle_is_never_opened(folder, monkeypatch, name, download):
-    monkeypatch.setattr(CIFAR10, "download", lambda self: None)
-    victim = folder / "victim"
-    (folder / CIFAR10.base_folder / name).write_bytes(pickle.dumps(Threat(victim)))
-    data = module(folder, download=download)
-    for step in (data.prepare_data, data.setup):
-        with pytest.raises(ValueError, match="CIFAR-10"):
-            step()
-    assert not victim.exists()
+def test_no_code_is_run_even_with_the_right_checksum(folder, monkeypatch):
+    marker = folder / "marker"
+    (folder / CIFAR10.base_folder / TEST_NAME).write_bytes(threat(marker))
+    accept_cifar10(monkeypatch, folder)
+    with pytest.raises(
+        ValueError, match=rf"{TEST_NAME} to be a pickle of .*, but it asks for \w+\."
+    ):
+        module(folder).setup("test")
+    assert not marker.exists()
 
 
 def test_official_checksums_are_looked_for(tmp_path):
@@ -146,6 +177,10 @@ def test_official_checksums_are_looked_for(tmp_path):
     message = "data_batch_1 to have the MD5 checksum c99cafc152244af753f735de768cd75f of CIFAR-10"
     with pytest.raises(ValueError, match=message):
         module(tmp_path).prepare_data()
+
+
+def test_the_official_address():
+    assert CIFAR10.url.startswith("https://")
 
 
 def check_real_files(data: CIFAR10DataModule) -> None:

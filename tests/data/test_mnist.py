@@ -8,8 +8,9 @@ import torchvision
 from torch import Tensor
 
 from datamodules import mnist
-from datamodules.mnist import MNISTDataModule, read_idx_shape
-from tests.helpers.mnist_files import idx_bytes, write_mnist
+from datamodules.mnist import OFFICIAL, MNISTDataModule, read_idx_shape
+from tests.helpers.http_server import serving
+from tests.helpers.mnist_files import accept_mnist, idx_bytes, pack_mnist, write_mnist
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
@@ -128,17 +129,58 @@ def test_folder_is_not_written_to(folder, stage):
     assert content() == before
 
 
-@pytest.mark.parametrize(("download", "calls"), [(True, 1), (False, 0)])
-def test_download_goes_through_torchvision_in_prepare_data_only(
-    folder, monkeypatch, download, calls
-):
-    downloads = []
-    monkeypatch.setattr(mnist.MNIST, "download", lambda self: downloads.append(self.root))
-    data = module(folder, download=download)
-    data.prepare_data()
-    assert downloads == [str(folder)] * calls
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_download_repairs_files_in_prepare_data_only(folder, monkeypatch, damage, name):
+    accept_mnist(monkeypatch, folder)
+    path = folder / "MNIST" / "raw" / name
+    content, archives = path.read_bytes(), pack_mnist(folder)
+    damage(path)
+    data = module(folder, download=True)
+    with pytest.raises((FileNotFoundError, ValueError), match=name):
+        data.setup("fit")
+    with serving({f"{name}.gz": archives[f"{name}.gz"]}) as address:  # The others are not missed.
+        monkeypatch.setattr(mnist, "URL", address)
+        data.prepare_data()
+    assert path.read_bytes() == content
+    assert {path.name for path in path.parent.iterdir()} == set(OFFICIAL)
     data.setup("fit")
-    assert len(downloads) == calls
+
+
+def test_a_broken_archive_leaves_what_was_there(folder, monkeypatch):
+    accept_mnist(monkeypatch, folder)
+    path = folder / "MNIST" / "raw" / TRAIN_LABELS
+    path.write_bytes(b"old")
+    broken = pack_mnist(folder)[f"{TRAIN_LABELS}.gz"]
+    message = (
+        rf"{TRAIN_LABELS}\.gz to have the MD5 checksum .* of MNIST's own.*; it was not opened"
+    )
+    with serving({f"{TRAIN_LABELS}.gz": broken}) as address:
+        monkeypatch.setattr(mnist, "URL", address)
+        with pytest.raises(ValueError, match=message):
+            module(folder, download=True).prepare_data()
+    assert path.read_bytes() == b"old"
+    assert {path.name for path in path.parent.iterdir()} == set(OFFICIAL)
+
+
+def test_files_as_long_as_the_official_ones_have_to_be_those(folder, monkeypatch):
+    counts = {name: (40 if "train" in name else 12, md5) for name, (_, md5) in OFFICIAL.items()}
+    monkeypatch.setattr(mnist, "OFFICIAL", counts)
+    message = rf"{TRAIN_IMAGES} to have the MD5 checksum 6bbc9ace898e44ae57da46a324031adb of MNIST"
+    with pytest.raises(ValueError, match=message):
+        module(folder).prepare_data()
+
+
+def test_labels_past_the_last_class_raise(folder):
+    labels = torch.arange(40, dtype=torch.uint8) % 11
+    (folder / "MNIST" / "raw" / TRAIN_LABELS).write_bytes(idx_bytes(labels))
+    with pytest.raises(ValueError, match=f"labels 0 to 9 in .*{TRAIN_LABELS}, but got 10. Delete"):
+        module(folder).setup("fit")
+
+
+def test_the_official_address():
+    assert mnist.URL in torchvision.datasets.MNIST.mirrors
+    assert mnist.URL.startswith("https://")
 
 
 @pytest.mark.parametrize("name", sum(mnist._FILES.values(), ()))

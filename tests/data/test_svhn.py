@@ -6,7 +6,9 @@ import torchvision
 from torch import Tensor
 from torchvision.datasets import SVHN
 
+from datamodules import svhn
 from datamodules.svhn import SVHNDataModule
+from tests.helpers.http_server import serving
 from tests.helpers.svhn_files import NAMES, accept_svhn, write_svhn
 
 STAGES = ("fit", "validate", "test", "predict")
@@ -69,7 +71,7 @@ def test_complete_files_are_neither_written_nor_downloaded(folder, monkeypatch, 
     def content() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
-    monkeypatch.setattr(SVHN, "download", lambda self: pytest.fail("Nothing is missing."))
+    monkeypatch.setattr(svhn, "download", lambda *_: pytest.fail("Nothing is missing."))
     before = content()
     data = module(folder, download=download)
     data.prepare_data()
@@ -80,24 +82,36 @@ def test_complete_files_are_neither_written_nor_downloaded(folder, monkeypatch, 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
 @pytest.mark.parametrize("name", NAMES.values())
 def test_download_repairs_files_in_prepare_data_only(folder, monkeypatch, damage, name):
-    genuine = {name: (folder / name).read_bytes() for name in NAMES.values()}
-    monkeypatch.setattr(
-        SVHN, "download", lambda self: (folder / self.filename).write_bytes(genuine[self.filename])
-    )
+    content = (folder / name).read_bytes()
     damage(folder / name)
     data = module(folder, download=True)
     with pytest.raises((FileNotFoundError, ValueError), match=name):
         data.setup("fit")
-    data.prepare_data()
+    with serving({name: content}) as address:  # The other file is not missed.
+        monkeypatch.setattr(svhn, "URL", address)
+        data.prepare_data()
+    assert (folder / name).read_bytes() == content
+    assert {path.name for path in folder.iterdir()} == set(NAMES.values())
     data.setup("fit")
 
 
-def test_download_that_leaves_files_broken_raises(folder, monkeypatch):
-    monkeypatch.setattr(SVHN, "download", lambda self: None)
-    (folder / NAMES["test"]).unlink()
-    message = r"complete the SVHN files in .*, but got: Dataset not .* Delete the file and try"
-    with pytest.raises(ValueError, match=message):
-        module(folder, download=True).prepare_data()
+def test_a_broken_download_leaves_what_was_there(folder, monkeypatch):
+    path = folder / NAMES["test"]
+    path.write_bytes(b"old")
+    with serving({path.name: b"broken"}) as address:
+        monkeypatch.setattr(svhn, "URL", address)
+        with pytest.raises(
+            ValueError, match=r"to have the MD5 checksum .* of SVHN's own.* Try aga"
+        ):
+            module(folder, download=True).prepare_data()
+    assert path.read_bytes() == b"old"
+    assert {path.name for path in folder.iterdir()} == set(NAMES.values())
+
+
+def test_the_official_address():
+    urls = [url for url, *_ in SVHN.split_list.values()]
+    assert all(url.startswith(svhn.URL.replace("https", "http")) for url in urls)
+    assert svhn.URL.startswith("https://")
 
 
 @pytest.mark.parametrize("name", NAMES.values())

@@ -1,7 +1,10 @@
-"""Tiny CIFAR-10 files in the official format, and a torchvision that takes them for genuine."""
+"""Tiny CIFAR-10 files in the official format, and checksums that take them for genuine."""
 
+import gzip
 import hashlib
+import io
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +42,16 @@ def write_cifar10(data_dir: Path, n_train: int = 40, n_test: int = 12) -> None:
     )
 
 
+def pack_cifar10(data_dir: Path) -> bytes:
+    """Pack the files that are there as the official archive does."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(data_dir / CIFAR10.base_folder, CIFAR10.base_folder)
+    return gzip.compress(buffer.getvalue(), 1, mtime=0)
+
+
 def accept_cifar10(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
-    """Make the checksums of the files that are there the ones torchvision looks for."""
+    """Make the checksums of the files that are there, and of their archive, the official ones."""
 
     def entry(name: str) -> list[str]:
         content = (data_dir / CIFAR10.base_folder / name).read_bytes()
@@ -50,3 +61,5 @@ def accept_cifar10(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
     monkeypatch.setattr(CIFAR10, "test_list", [entry(TEST_NAME)])
     name, md5 = entry(META_NAME)
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"filename": name, "md5": md5})
+    md5 = hashlib.md5(pack_cifar10(data_dir)).hexdigest()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)

@@ -1,4 +1,4 @@
-"""Tiny SVHN files in the official format, and a torchvision that takes them for genuine."""
+"""Tiny SVHN files in the official format, and checksums that take them for genuine."""
 
 import hashlib
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_svhn(data_dir: Path, n_train: int = 40, n_test: int = 12) -> None:
 
 
 def accept_svhn(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
-    """Make the checksums of the files that are there the ones torchvision looks for."""
+    """Make the checksums of the files that are there the official ones."""
     accepted = {
         split: [url, name, hashlib.md5((data_dir / name).read_bytes()).hexdigest()]
         for split, (url, name, _) in SVHN.split_list.items()

@@ -144,7 +144,9 @@ def test_checkpoints_are_read_in_both_file_formats(tmp_path, bare, zipped):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Expected a checkpoint at .*weights\.pth, but"):
+    with pytest.raises(
+        FileNotFoundError, match=r"Expected a checkpoint at .*weights\.pth, but .* Give"
+    ):
         read_released_weights(tmp_path / "weights.pth")
 
 
@@ -169,6 +171,19 @@ def test_a_file_of_something_else(tmp_path, content, got):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=rf"to hold a `state_dict` of tensors, but got {got}"):
         read_released_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_a_damaged_file(tmp_path, damage):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1000)}, path)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content[: -1 if damage == "truncated" else None])
+    message = r"Expected .*weights\.pth to be a checkpoint .*\. Get the file from its source again"
+    with pytest.raises(ValueError, match=message):
+        read_released_weights(path)
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path):

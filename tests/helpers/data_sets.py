@@ -1,0 +1,189 @@
+"""Every data set that is read from files, on tiny ones, for tests of what can befall files."""
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+
+from datamodules import activity, activity_recordings, mnist, physionet, svhn
+from datamodules.activity import HumanActivityDataModule
+from datamodules.activity_recordings import FILE_NAME
+from datamodules.base import TensorDataModule
+from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.imagenet32 import ImageNet32DataModule
+from datamodules.mnist import MNISTDataModule
+from datamodules.physionet import PhysioNetDataModule
+from datamodules.physionet_records import ARCHIVE_NAME, OUTCOMES_NAME
+from datamodules.svhn import SVHNDataModule
+from tests.helpers.activity_files import tiny_rows, write_activity
+from tests.helpers.cifar_files import (
+    META_NAME,
+    TEST_NAME,
+    TRAIN_NAMES,
+    accept_cifar10,
+    pack_cifar10,
+    write_cifar10,
+)
+from tests.helpers.imagenet_files import Format, accept_imagenet32, write_imagenet32
+from tests.helpers.mnist_files import accept_mnist, pack_mnist, write_mnist
+from tests.helpers.physionet_files import FIRST_ID, accept_physionet, write_physionet
+from tests.helpers.svhn_files import NAMES, accept_svhn, write_svhn
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set in one format.
+
+    ``write`` makes complete files that count as genuine in a folder; ``files`` are their names;
+    ``build`` makes the datamodule of a folder and a cache folder; ``pack`` gives what the server
+    has, by name, and ``move`` makes an address the server's.
+    """
+
+    files: tuple[str, ...]
+    write: Callable[[pytest.MonkeyPatch, Path], None]
+    build: Callable[..., TensorDataModule]
+    pack: Callable[[Path], Mapping[str, bytes]] | None = None
+    move: Callable[[pytest.MonkeyPatch, str], None] | None = None
+
+
+def _write_mnist(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    write_mnist(folder)
+    accept_mnist(monkeypatch, folder)
+
+
+def _write_cifar10(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    write_cifar10(folder)
+    accept_cifar10(monkeypatch, folder)
+
+
+def _write_svhn(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    write_svhn(folder)
+    accept_svhn(monkeypatch, folder)
+
+
+def _write_imagenet32(form: Format, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    write_imagenet32(folder, form=form)
+    accept_imagenet32(monkeypatch)
+
+
+def _write_physionet(form: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    accept_physionet(monkeypatch)
+    write_physionet(folder, form=form)
+
+
+def _write_activity(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    for module in (activity, activity_recordings):
+        monkeypatch.setattr(module, "N_ROWS", len(tiny_rows()))
+    write_activity(folder)
+
+
+def _images(
+    cls: Callable[..., TensorDataModule], folder: Path, cache: Path, **arguments
+) -> TensorDataModule:
+    return cls(data_dir=str(folder), val_size=10, batch_size=8, **arguments)
+
+
+def _physionet(folder: Path, cache: Path, **arguments) -> TensorDataModule:
+    return PhysioNetDataModule(str(folder), str(cache), val_size=8, **arguments)
+
+
+def _activity(folder: Path, cache: Path, **arguments) -> TensorDataModule:
+    sizes = {"window": 20, "stride": 10, "val_size": 4}
+    return HumanActivityDataModule(str(folder), **sizes, **arguments)
+
+
+def _pack_physionet(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in PHYSIONET_NAMES}
+
+
+def _pack_activity(folder: Path) -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(folder / FILE_NAME, FILE_NAME)
+    return {"a.zip": buffer.getvalue()}
+
+
+PHYSIONET_NAMES = (ARCHIVE_NAME, OUTCOMES_NAME)
+IMAGENET_NAMES = ("train_data_batch_1", "train_data_batch_10", "val_data")
+imagenet32_module = partial(_images, partial(ImageNet32DataModule, "official"))
+
+DATA_SETS = {
+    "mnist": DataSet(
+        files=tuple(f"MNIST/raw/{name}" for name in mnist.OFFICIAL),
+        write=_write_mnist,
+        build=partial(_images, MNISTDataModule),
+        pack=pack_mnist,
+        move=lambda monkeypatch, address: monkeypatch.setattr(mnist, "URL", address),
+    ),
+    "cifar10": DataSet(
+        files=tuple(
+            f"{CIFAR10.base_folder}/{name}" for name in (*TRAIN_NAMES, TEST_NAME, META_NAME)
+        ),
+        write=_write_cifar10,
+        build=partial(_images, CIFAR10DataModule),
+        pack=lambda folder: {CIFAR10.filename: pack_cifar10(folder)},
+        move=lambda monkeypatch, address: monkeypatch.setattr(
+            CIFAR10, "url", f"{address}{CIFAR10.filename}"
+        ),
+    ),
+    "svhn": DataSet(
+        files=tuple(NAMES.values()),
+        write=_write_svhn,
+        build=partial(_images, SVHNDataModule),
+        pack=lambda folder: {name: (folder / name).read_bytes() for name in NAMES.values()},
+        move=lambda monkeypatch, address: monkeypatch.setattr(svhn, "URL", address),
+    ),
+    "imagenet32": DataSet(
+        files=IMAGENET_NAMES,
+        write=partial(_write_imagenet32, "pickle"),
+        build=imagenet32_module,
+    ),
+    "imagenet32_npz": DataSet(
+        files=tuple(f"{name}.npz" for name in IMAGENET_NAMES),
+        write=partial(_write_imagenet32, "npz"),
+        build=imagenet32_module,
+    ),
+    "physionet": DataSet(
+        files=PHYSIONET_NAMES,
+        write=partial(_write_physionet, "archive"),
+        build=_physionet,
+        pack=_pack_physionet,
+        move=lambda monkeypatch, address: monkeypatch.setattr(physionet, "URL", address),
+    ),
+    "physionet_unpacked": DataSet(
+        files=(f"set-a/{FIRST_ID}.txt", OUTCOMES_NAME),
+        write=partial(_write_physionet, "folder"),
+        build=_physionet,
+    ),
+    "activity": DataSet(
+        files=(FILE_NAME,),
+        write=_write_activity,
+        build=_activity,
+        pack=_pack_activity,
+        move=lambda monkeypatch, address: monkeypatch.setattr(
+            activity_recordings, "URLS", (f"{address}a.zip",)
+        ),
+    ),
+}
+
+DOWNLOADED = [name for name, data_set in DATA_SETS.items() if data_set.pack]
+
+
+def all_batches(data: TensorDataModule) -> list[Tensor]:
+    """Prepare a datamodule and read every tensor of every split."""
+    data.prepare_data()
+    data.setup()
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    return [tensor for loader in loaders for batch in loader for tensor in batch]
+
+
+def same(first: list[Tensor], other: list[Tensor]) -> bool:
+    """Say whether two lists of tensors are equal bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
