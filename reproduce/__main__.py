@@ -198,5 +198,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last check of each run.")
+        print("Stopped. The same command goes on from the last epoch of each run.")
         sys.exit(130)

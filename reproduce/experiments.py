@@ -18,7 +18,8 @@ NETWORK = f"{MODEL}.network.init_args"
 
 # Two optimisation steps, a check after each, one batch everywhere else.
 SMOKE = (
-    f"{TRAINER}.max_steps=2",
+    f"{TRAINER}.max_epochs=1",
+    f"{TRAINER}.max_steps=-1",
     f"{TRAINER}.limit_train_batches=2",
     f"{TRAINER}.val_check_interval=1",
     f"{TRAINER}.limit_val_batches=1",

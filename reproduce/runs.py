@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from reproduce.experiments import DATA, TRAINER, Arm, Check, Record, Scale
 from reproduce.history import History
 from reproduce.machine import describe_machine
+from steer_lightning.callbacks.pictures import EvaluationPicture
 from steer_lightning.files import replacing
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # What a datamodule says when its data is not there.
 ABSENT = (FileNotFoundError, ModuleNotFoundError)
+_NEVER = 10**9
 # Folders of what a datamodule keeps, by class.
 _CACHES = {
     "datamodules.MuJoCoHopperDataModule": "hopper",
@@ -62,8 +65,7 @@ class Run:
     def folder(self) -> Path:
         """Where its files go."""
         arm = self.arm
-        config = yaml.safe_load(self._path.read_text())
-        key = json.dumps([config, arm.overrides, self.settings.overrides, arm.weights])
+        key = json.dumps([self._config, arm.overrides, self.settings.overrides, arm.weights])
         name = f"{arm.config.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         folder = self.settings.output / "runs" / self.settings.scale / name / f"seed{self.seed}"
         return folder.resolve()
@@ -73,14 +75,19 @@ class Run:
         return CONFIGS / f"{self.arm.config}.yaml"
 
     @property
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = yaml.safe_load(self._path.read_text())
+        return config
+
+    @property
     def data_key(self) -> str:
         """Equal for runs that read the same data."""
-        data = yaml.safe_load(self._path.read_text())["data"]
+        data = self._config["data"]
         return json.dumps([data, [a for a in self.arguments() if a.startswith("--data")]])
 
     def arguments(self) -> list[str]:
         """Config, overrides and seed, with the data in this machine's folders."""
-        data = yaml.safe_load(self._path.read_text())["data"]
+        data = self._config["data"]
         arguments = ["--config", str(self._path)]
         if "data_dir" in data.get("init_args", {}):
             name = Path(data["init_args"]["data_dir"]).name
@@ -103,21 +110,45 @@ class Run:
         """All arguments of ``cli.py fit``; the checkpoint to go on from is the one left behind."""
         checkpoints = self.folder / "checkpoints"
         resume = checkpoints / "resume.ckpt"
+        monitor = self._config["checkpoint"]
+        _, config, *rest = self.arguments()
         return [
-            *self.arguments(),
+            *("--config", config),
+            *("--config", str(self.write_callbacks())),
+            *rest,
             f"{TRAINER}.logger.init_args.save_dir={self.folder}",
             f"{TRAINER}.logger.init_args.name=",
             f"{TRAINER}.logger.init_args.version=logs",
-            f"--checkpoint.dirpath={checkpoints}",
             f"{TRAINER}.callbacks+=reproduce.history.History",
-            # After each check, whatever it gave: the config's own keeps the best ones, and its
-            # last.ckpt is the last of those.
+            # The best weights of any check; and the state to go on from, at the end of an epoch,
+            # from which Lightning goes on exactly. The config's last.ckpt is neither: it is the
+            # last that was the best.
             f"{TRAINER}.callbacks+=pytorch_lightning.callbacks.ModelCheckpoint",
             f"{TRAINER}.callbacks.dirpath={checkpoints}",
-            f"{TRAINER}.callbacks.filename=resume",
+            f"{TRAINER}.callbacks.filename=best",
+            f"{TRAINER}.callbacks.monitor={monitor['monitor']}",
+            f"{TRAINER}.callbacks.mode={monitor.get('mode', 'min')}",
             f"{TRAINER}.callbacks.enable_version_counter=false",
+            f"--checkpoint.dirpath={checkpoints}",
+            "--checkpoint.filename=resume",
+            "--checkpoint.monitor=null",
+            "--checkpoint.mode=min",
+            "--checkpoint.save_last=false",
+            "--checkpoint.save_on_train_epoch_end=true",
+            "--checkpoint.enable_version_counter=false",
             *([f"--ckpt_path={resume}"] if resume.is_file() else []),
         ]
+
+    def write_callbacks(self) -> Path:
+        """Write the config's callbacks, with pictures in test alone: they take long."""
+        callbacks = self._config["trainer"]["callbacks"]
+        for callback in callbacks:
+            module, _, name = callback["class_path"].rpartition(".")
+            if module and issubclass(getattr(import_module(module), name), EvaluationPicture):
+                callback.setdefault("init_args", {})["every_n_checks"] = _NEVER
+        path = self.folder / "callbacks.yaml"
+        path.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+        return path
 
     def record(self) -> Record:
         """What is known of this run."""
@@ -163,7 +194,7 @@ def prepare(run: Run) -> None:
 def execute(run: Run) -> None:
     """Train and test, and write ``run.json`` or, if something fails, ``failure.json``.
 
-    A stopped run goes on from its last check. Ctrl-C leaves it resumable.
+    A stopped run goes on from the end of its last epoch. Ctrl-C leaves it resumable.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "failure.json").unlink(missing_ok=True)
@@ -187,13 +218,14 @@ def _execute(run: Run) -> None:
     fit = _cli(["fit", *arguments])
     trainer = fit.trainer
     (history,) = (c for c in trainer.callbacks if isinstance(c, History))
+    checks = history.checks  # now: a test restores the callbacks of the checkpoint it loads
     (best,) = (
         c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None
     )
     path = best.best_model_path if run.arm.weights == "best" else None
     (tested,) = trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
     sweep = _read_sweep(run.folder / "logs" / "pictures")
-    values = {**(history.checks[-1].metrics if history.checks else {}), **tested}
+    values = {**(checks[-1].metrics if checks else {}), **tested}
     for i, end_time in enumerate(sweep.get("end_time", [])):
         for name, column in sweep.items():
             values[f"sweep/{name}@{end_time:g}"] = column[i]
@@ -206,7 +238,7 @@ def _execute(run: Run) -> None:
             "arguments": arguments,
             "values": {name: float(value) for name, value in values.items()},
             "sweep": sweep,
-            "checks": [check._asdict() for check in history.checks],
+            "checks": [check._asdict() for check in checks],
             "monitor": best.monitor,
             "mode": best.mode,
             "sessions": sessions,
@@ -218,8 +250,11 @@ def _cli(arguments: Sequence[str], run: bool = True) -> Any:
     # Late: it is slow to import, and reading results needs none of it.
     from cli import main
 
-    sys.argv = sys.argv[:1]  # Lightning warns of arguments beside those given
-    return main(list(arguments), run=run)
+    given, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns of others beside those it is given
+    try:
+        return main(list(arguments), run=run)
+    finally:
+        sys.argv = given
 
 
 def _read_sweep(folder: Path) -> dict[str, list[float]]:
