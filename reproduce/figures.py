@@ -1,0 +1,164 @@
+"""Pictures of experiments, from their records and from what callbacks drew."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from reproduce.experiments import Experiment, Record, Results
+
+
+def draw_curves(experiment: Experiment, results: Results) -> Figure:
+    """The validation metric against seconds of training, a panel for each comparison."""
+    parts = experiment.comparisons
+    figure, axes = _panels(len(parts))
+    for axis, part in zip(axes, parts, strict=True):
+        for i, arm in enumerate(part.arms):
+            for j, record in enumerate(_finished(results[arm])):
+                axis.plot(
+                    [getattr(check, record.clock) for check in record.checks],
+                    [check.metrics.get(record.monitor, math.nan) for check in record.checks],
+                    color=f"C{i}", lw=1.0, marker="o", ms=2, label=None if j else arm.label,
+                )  # fmt: skip
+                axis.set_ylabel(record.monitor)
+        axis.set(title=part.setting, xlabel="seconds of training")
+        _legend(axis)
+    return figure
+
+
+def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
+    """The first metric against the end time of evaluation, mean and range over seeds."""
+    name = experiment.metrics[0].key.removeprefix("sweep/").partition("@")[0]
+    factor = experiment.metrics[0].factor
+    figure, axes = _panels(len(experiment.comparisons))
+    for axis, part in zip(axes, experiment.comparisons, strict=True):
+        for i, arm in enumerate(part.arms):
+            sweeps = [record.sweep for record in _finished(results[arm]) if name in record.sweep]
+            if not sweeps:
+                continue
+            times = sweeps[0]["end_time"]
+            columns = list(zip(*(sweep[name] for sweep in sweeps), strict=True))
+            _band(axis, times, [[factor * v for v in c] for c in columns], i, arm.label)
+        axis.set(title=part.setting, xlabel="end time of evaluation", ylabel=name)
+        _legend(axis)
+    return figure
+
+
+def montage(experiment: Experiment, results: Results, name: str) -> Figure:
+    """Pictures that a callback drew in the test of each arm's first seed, a row for each arm."""
+    found: list[tuple[str, Path]] = []
+    for part in experiment.comparisons:
+        for arm in part.arms:
+            for record in _finished(results[arm])[:1]:
+                path = record.folder / "logs" / "pictures" / f"{name}.png"
+                if path.is_file():
+                    found.append((f"{part.setting}: {arm.label}", path))
+    images = [(label, imread(path)) for label, path in found]
+    width = 9.0
+    heights = [width * image.shape[0] / image.shape[1] + 0.3 for _, image in images] or [1.0]
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for axis in axes:
+        axis.axis("off")
+    for axis, (label, image) in zip(axes, images, strict=False):
+        axis.imshow(image)
+        axis.set_title(label, loc="left", fontsize=9)
+    return figure
+
+
+def draw_flows(experiment: Experiment, results: Results) -> Figure:
+    """Flow fields, or densities with particle paths."""
+    return montage(experiment, results, "flow_test")
+
+
+def draw_trajectories(experiment: Experiment, results: Results) -> Figure:
+    """True against predicted trajectories."""
+    return montage(experiment, results, "trajectory_test")
+
+
+def draw_series(experiment: Experiment, results: Results) -> Figure:
+    """Reconstructed and extrapolated series."""
+    return montage(experiment, results, "series_test")
+
+
+def draw_against_numbers(experiment: Experiment, results: Results, axis_name: str) -> Figure:
+    """Every metric against a number that each arm's label or setting ends with.
+
+    Settings ``"<panel>, <axis_name> = <number>"`` give a line for each label; else labels
+    ``"<axis_name> = <number>"`` give one line.
+    """
+    lines: dict[str, dict[str, dict[float, Sequence[Record]]]] = {}
+    for part in experiment.comparisons:
+        for arm in part.arms:
+            panel, number = _number(part.setting, axis_name)
+            line = arm.label.partition(f", {axis_name} = ")[0]
+            if number is None:
+                line, number = "", _number(arm.label, axis_name)[1]
+            if number is not None:
+                records = _finished(results[arm])
+                lines.setdefault(panel, {}).setdefault(line, {})[number] = records
+    metrics = experiment.metrics
+    figure = Figure(
+        figsize=(4.0 * len(lines), 2.8 * len(metrics)), layout="constrained"
+    )  # fmt: skip
+    grid = figure.subplots(len(metrics), max(1, len(lines)), squeeze=False)
+    for axes, metric in zip(grid, metrics, strict=True):
+        for axis, (panel, found) in zip(axes, lines.items(), strict=False):
+            for i, (line, by_number) in enumerate(found.items()):
+                columns = {
+                    x: [metric.factor * r.values[metric.key] for r in rs if metric.key in r.values]
+                    for x, rs in sorted(by_number.items())
+                }
+                columns = {x: column for x, column in columns.items() if column}
+                _band(axis, list(columns), list(columns.values()), i, line)
+            axis.set(title=panel, xlabel=axis_name, ylabel=metric.label)
+            if metric.ratio:
+                axis.set(xscale="log", yscale="log")
+            _legend(axis)
+    return figure
+
+
+def draw_stiffness(experiment: Experiment, results: Results) -> Figure:
+    """Errors against the stiffness ratio."""
+    return draw_against_numbers(experiment, results, "r")
+
+
+def draw_against_b(experiment: Experiment, results: Results) -> Figure:
+    """Metrics and evaluations against the half-width."""
+    return draw_against_numbers(experiment, results, "b")
+
+
+def _number(text: str, name: str) -> tuple[str, float | None]:
+    before, found, number = text.rpartition(f"{name} = ")
+    return (before.rstrip(", "), float(number)) if found else (text, None)
+
+
+def _finished(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.status == "finished"]
+
+
+def _panels(n: int) -> tuple[Figure, list[Axes]]:
+    columns = min(3, max(1, n))
+    rows = max(1, math.ceil(n / columns))
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[n:]:
+        axis.axis("off")
+    return figure, axes[:n]
+
+
+def _band(
+    axis: Axes, x: Sequence[float], columns: Sequence[Sequence[float]], i: int, label: str
+) -> None:
+    axis.plot(x, [mean(c) for c in columns], color=f"C{i}", marker="o", ms=3, label=label)
+    low, high = ([f(c) for c in columns] for f in (min, max))
+    axis.fill_between(x, low, high, color=f"C{i}", alpha=0.2, lw=0)
+
+
+def _legend(axis: Axes) -> None:
+    if any(axis.get_legend_handles_labels()[1]):
+        axis.legend(fontsize=7)

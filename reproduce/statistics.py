@@ -1,0 +1,122 @@
+"""Means, paired differences over seeds, and the time to reach a metric."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Literal, NamedTuple
+
+from scipy.stats import t as student
+
+from reproduce.experiments import Better, Check, Record
+
+Verdict = Literal[
+    "gain", "loss", "no difference", "one seed: no verdict", "no pairs", "not finite: no verdict"
+]
+
+
+class Summary(NamedTuple):
+    """Mean and sample standard deviation, which is NaN for fewer than two values."""
+
+    mean: float
+    deviation: float
+    n: int
+
+
+class Paired(NamedTuple):
+    """Mean difference of pairs, its confidence interval (NaN for one pair) and what it says."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    verdict: Verdict
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Mean and spread.
+
+    Example:
+        >>> summary([1.0, 3.0])
+        Summary(mean=2.0, deviation=1.4142135623730951, n=2)
+    """
+    if not values:
+        return Summary(math.nan, math.nan, 0)
+    deviation = _deviation(values) if len(values) > 1 else math.nan
+    return Summary(mean(values), deviation, len(values))
+
+
+def paired(
+    baseline: Mapping[int, float],
+    other: Mapping[int, float],
+    better: Better,
+    level: float = 0.95,
+) -> Paired:
+    r"""Compare two arms seed by seed, with Student's interval of the mean difference.
+
+    .. math:: \bar d \pm t_{n-1} \, s_d / \sqrt{n}, \qquad d_k = \text{other}_k - \text{baseline}_k
+
+    Args:
+        baseline: Values by seed.
+        other: Values by seed; seeds of one arm alone are left out.
+        better: Which direction is a gain.
+        level: Confidence.
+
+    Example:
+        >>> paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 3.1, 2: 4.2}, "higher").verdict
+        'gain'
+        >>> paired({0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, "higher").verdict
+        'no difference'
+    """
+    differences = [other[seed] - value for seed, value in baseline.items() if seed in other]
+    n = len(differences)
+    if n == 0:
+        return Paired(math.nan, math.nan, math.nan, 0, "no pairs")
+    middle = mean(differences)
+    if n == 1:
+        return Paired(middle, math.nan, math.nan, 1, "one seed: no verdict")
+    half = float(student.ppf(0.5 + level / 2, n - 1)) * _deviation(differences) / math.sqrt(n)
+    low, high = middle - half, middle + half
+    if math.isnan(half):
+        return Paired(middle, low, high, n, "not finite: no verdict")
+    verdict: Verdict = "no difference"
+    if low > 0:
+        verdict = "gain" if better == "higher" else "loss"
+    elif high < 0:
+        verdict = "loss" if better == "higher" else "gain"
+    return Paired(middle, low, high, n, verdict)
+
+
+def first_reaching(checks: Sequence[Check], name: str, target: float, mode: str) -> Check | None:
+    """The first check whose metric is at least as good as a target; ``None`` if none is.
+
+    Args:
+        checks: In order.
+        name: Of the metric.
+        target: The value to reach.
+        mode: ``"max"`` if larger is better, else ``"min"``.
+    """
+    for check in checks:
+        value = check.metrics.get(name, math.nan)
+        if value >= target if mode == "max" else value <= target:
+            return check
+    return None
+
+
+def reached(baseline: Sequence[Record], arm: Sequence[Record]) -> dict[int, Check | None]:
+    """By seed, the check at which an arm has the *last* check's metric of its baseline.
+
+    Seeds that either of them did not finish, or checked never, are left out.
+    """
+    others = {record.seed: record for record in arm if record.status == "finished"}
+    found = {}
+    for record in baseline:
+        other = others.get(record.seed)
+        if record.status != "finished" or other is None or not record.checks:
+            continue
+        target = record.checks[-1].metrics.get(record.monitor, math.nan)
+        found[record.seed] = first_reaching(other.checks, record.monitor, target, record.mode)
+    return found
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if all(map(math.isfinite, values)) else math.nan

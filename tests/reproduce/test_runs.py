@@ -1,0 +1,187 @@
+"""One run: resumed, failed, without its data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reproduce.experiments import Arm, steer
+from reproduce.flows import figure3
+from reproduce.runs import CONFIGS, Run, Settings, execute, prepare
+from reproduce.workers import execute_all
+
+ROOT = CONFIGS.parent
+TINY = figure3("smoke").comparisons[0]
+# Six steps, a check after each.
+EPOCHS = ("--trainer.max_epochs=3",)
+
+
+def make(arm=TINY.baseline, seed=0, overrides=(), output="results"):
+    arm = replace(arm, overrides=(*arm.overrides, *EPOCHS))
+    return Run(arm, seed, Settings("smoke", Path(output), Path("data"), overrides))
+
+
+def numbers(run):
+    """What has to be equal: all but the clocks."""
+    record = run.record()
+    assert record.status == "finished", record.message
+    checks = [check._replace(seconds=0.0, cpu_seconds=0.0) for check in record.checks]
+    return record.values, checks
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["reproduce"])
+        run = make(TINY.others[0], output=tmp_path_factory.mktemp("unbroken"))
+        execute(run)
+    return run
+
+
+def test_what_a_finished_run_leaves(unbroken):
+    saved = json.loads((unbroken.folder / "run.json").read_text())
+    assert set(saved["values"]) >= {"test/nll", "test/nfe_forward", "val/nll", "sweep/nll@0.625"}
+    assert [check["step"] for check in saved["checks"]] == [1, 2, 3, 4, 5, 6]
+    assert (saved["monitor"], saved["mode"], saved["scale"]) == ("val/nll", "min", "smoke")
+    (session,) = saved["sessions"]
+    assert {"versions", "cpu", "cores", "threads", "gpu", "commit", "dirty"} <= set(session)
+    config = yaml.safe_load((unbroken.folder / "logs" / "config.yaml").read_text())
+    classes = [c["class_path"].rpartition(".")[2] for c in config["trainer"]["callbacks"]]
+    assert classes[-3:] == ["SteerCallback", "History", "ModelCheckpoint"]
+    pictures = {path.name for path in (unbroken.folder / "logs" / "pictures").glob("*.png")}
+    assert pictures == {"flow_test.png", "end_time_sweep_test.png"}  # none of validation
+    assert unbroken.record().clock == "cpu_seconds"
+
+
+CODE = """
+import os, signal, sys
+from pathlib import Path
+from tests.reproduce.test_runs import TINY, make
+from reproduce.history import History
+from reproduce.runs import execute
+
+output, name = sys.argv[1:]
+kept = History.on_train_batch_start
+def stop(self, trainer, *rest):
+    if trainer.global_step == 3:
+        os.kill(os.getpid(), getattr(signal, name))
+    kept(self, trainer, *rest)
+
+History.on_train_batch_start = stop
+if __name__ == "__main__":
+    execute(make(TINY.others[0], output=output))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, tmp_path, name):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, tmp_path, name],
+        cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in (
+        {-signal.SIGKILL} if name == "SIGKILL" else {1, 130, -signal.SIGINT}
+    )
+    run = make(TINY.others[0], output=tmp_path)
+    assert run.record().status == "pending"
+    assert (run.folder / "checkpoints" / "resume.ckpt").is_file()
+    execute(run)
+    assert numbers(run) == numbers(unbroken)
+    assert len(json.loads((run.folder / "run.json").read_text())["sessions"]) == 2
+
+
+def test_a_run_stopped_between_training_and_test_is_tested(unbroken, tmp_path, monkeypatch):
+    run = make(TINY.others[0], output=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pytorch_lightning.Trainer.test", lambda *a, **k: 1 / 0)
+        execute(run)
+    assert run.record().status == "failed"
+    assert run.record().message == "ZeroDivisionError: division by zero"
+    execute(run)
+    assert numbers(run) == numbers(unbroken)
+
+
+def test_seeds_differ():
+    runs = [make(seed=seed) for seed in (0, 1)]
+    for run in runs:
+        execute(run)
+    first, second = (numbers(run)[0]["test/nll"] for run in runs)
+    assert first != second
+
+
+def test_the_folder_says_what_is_trained():
+    base = make()
+    assert base.folder == Path("results/runs/smoke").resolve() / base.folder.parent.name / "seed0"
+    assert base.folder.parent.name.startswith("cnf-toy1d-")
+    relabelled = make(replace(TINY.baseline, label="other", paper="7"))
+    assert relabelled.folder == base.folder
+    for other in (
+        make(TINY.others[0]),
+        make(overrides=("--data.n_val=4",)),
+        make(replace(TINY.baseline, weights="last")),
+    ):
+        assert other.folder.parent != base.folder.parent
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("--data.n_trian=3",), "cli.py refuses the arguments"),
+        (("--data.name=8gausians",), "8gaussians"),
+        (("--trainer.max_epochs=-7",), "max_epochs"),
+    ],
+)
+def test_a_run_that_fails_says_why_and_can_be_mended(overrides, message, monkeypatch):
+    run = make(overrides=overrides)
+    execute(run)
+    record = run.record()
+    assert record.status == "failed"
+    assert message in record.message
+    assert record.folder == run.folder
+    assert not (run.folder / "run.json").exists()
+
+
+def test_a_failure_is_tried_again(monkeypatch):
+    run = make()
+    with monkeypatch.context() as patch:
+        patch.setattr("cli.main", lambda *a, **k: 1 / 0)
+        execute(run)
+    assert run.record().status == "failed"
+    execute(run)
+    assert run.record().status == "finished"
+    assert not (run.folder / "failure.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("classifier/mnist_node_small", "Expected the MNIST file data/mnist/MNIST/raw"),
+        ("latent_ode/mujoco_interp", "Expected dm_control to simulate the hopper"),
+    ],
+)
+def test_absent_data_is_no_failure(config, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+    run = Run(Arm("x", config), 0, Settings("smoke", Path("results"), Path("data")))
+    with pytest.raises((FileNotFoundError, ModuleNotFoundError), match=words):
+        prepare(run)
+    execute(run)
+    assert run.record().status == "not run"
+    assert words in run.record().message
+
+
+def test_one_failing_run_ends_no_other():
+    runs = [make(overrides=("--data.name=no",)), make(TINY.others[0])]
+    seen = []
+    execute_all(runs, 0, lambda run: seen.append(run.record().status))
+    assert seen == ["failed", "finished"]
+
+
+def test_steer_arguments():
+    assert steer(b=0.5)[1:] == ("--trainer.callbacks.b=0.5",)
+    assert steer(horizons=["a.b", "c"])[1:] == ("--trainer.callbacks.horizons=[a.b,c]",)

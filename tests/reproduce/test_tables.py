@@ -1,0 +1,125 @@
+import math
+
+import pytest
+
+from reproduce.experiments import Metric
+from reproduce.tables import caption, metric_table, write_table
+from tests.reproduce.records import ACCURACY, BASELINE, MACHINE, STEER, experiment, record
+
+RESULTS = {
+    BASELINE: [record(0, 0.5, (0.1, 0.4)), record(1, 0.6, (0.2, 0.5))],
+    STEER: [record(0, 0.61, (0.4, 0.6)), record(1, 0.7099, (0.5, 0.6))],
+}
+
+PAGE = """\
+## Table 9: an example
+
+    python -m reproduce table9
+
+**Scale `short`, not a reproduction.** One epoch of ten. Seeds 0, 1 (weights, noise and end \
+times; the data and its split are the same). Mean +- sample deviation over the seeds. A \
+difference is to the baseline of the same seed, with Student's paired 95 % interval; where that \
+holds zero, the words are "no difference".
+
+accuracy, % (higher is better):
+
+| setting | arm | paper | accuracy, % | n | difference [95 %] | verdict |
+|---|---|---|---|---|---|---|
+| MNIST | without | 0.50 | 55.0 +- 7.1 | 2 |  |  |
+| MNIST | STEER | 0.60 | 66.0 +- 7.1 | 2 | +11.0 [+10.9, +11.1] | gain |
+
+Work in training, means over the seeds: evaluations of the vector field, summed over the batches; \
+seconds in training batches (on CPU processor seconds), without validation. "To reach": until the \
+first check at which `val/accuracy` is as good as the baseline's at its last check, with the same \
+seed.
+
+| setting | arm | NFE forward | backward | s | NFE of a test batch | NFE to reach | s to reach \
+| difference in s [95 %] | verdict |
+|---|---|---|---|---|---|---|---|---|---|
+| MNIST | without | 200 | 100 | 20 | 26.0 | 300 | 20 |  |  |
+| MNIST | STEER | 200 | 100 | 20 | 26.0 | 150 | 10 | -10 [-10, -10] | gain |
+
+Made by commit 0123456789 on Some CPU, 1 of 2 threads; Python 3.11.7, torch 2.15.0.
+"""
+
+
+def cells(table, row):
+    """The cells of a row, counted from the end if negative."""
+    return [cell.strip() for cell in table.splitlines()[row].split("|")[1:-1]]
+
+
+def test_a_whole_page():
+    page = write_table(experiment(), RESULTS, "short", "python -m reproduce table9")
+    assert page == PAGE
+
+
+def test_only_the_papers_scale_is_called_a_reproduction():
+    for scale in ("smoke", "short"):
+        text = caption(experiment(), RESULTS, scale)
+        assert text.startswith(f"**Scale `{scale}`, not a reproduction.** One epoch of ten.")
+    text = caption(experiment(notes=("A note.",)), RESULTS, "paper")
+    assert text.startswith("Reproduction at the paper's scale. One epoch of ten. Seeds 0, 1 ")
+    assert text.endswith("\n\nA note.")
+
+
+def test_one_seed_gives_no_verdict():
+    results = {arm: records[:1] for arm, records in RESULTS.items()}
+    row = cells(metric_table(experiment(), ACCURACY, results), -1)
+    assert row == ["MNIST", "STEER", "0.60", "61.0", "1", "+11.0", "one seed: no verdict"]
+    assert "Seed 0 (" in caption(experiment(), results, "short")
+
+
+def test_other_metrics_stand_alone():
+    other = Metric("test/nfe_forward", "NFE", "lower", digits=0)
+    shown = experiment((ACCURACY, other))
+    table = metric_table(shown, other, RESULTS)
+    assert table.startswith("NFE (lower is better):")
+    assert cells(table, 2) == ["setting", "arm", "NFE", "n", "difference [95 %]", "verdict"]
+    assert cells(table, -1) == ["MNIST", "STEER", "26 +- 0", "2", "+0 [+0, +0]", "no difference"]
+
+
+def test_ratios_of_what_spans_decades():
+    errors = Metric("mse", "MSE", "lower", ratio=True)
+    results = {
+        BASELINE: [record(s, 0.5, values={"mse": v}) for s, v in enumerate([1.0, 100.0])],
+        STEER: [record(s, 0.5, values={"mse": v}) for s, v in enumerate([0.1, 10.0])],
+    }
+    table = metric_table(experiment((errors,)), errors, results)
+    assert table.startswith("MSE (lower is better; geometric means, spread as a factor):")
+    spread = math.exp(math.log(100.0) / math.sqrt(2.0))
+    assert cells(table, -2)[3] == f"10 */ {spread:.2g}"
+    assert cells(table, -1)[3:] == [f"1 */ {spread:.2g}", "2", "0.1 [0.1, 0.1]", "gain"]
+
+
+def test_a_target_that_is_not_reached():
+    late = {**RESULTS, STEER: [record(0, 0.6, (0.1, 0.2)), record(1, 0.7, (0.1, 0.6))]}
+    table = write_table(experiment(), late, "short")
+    row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
+    assert row.endswith("| 300 | 20 not reached (1 of 2) |  | not reached by all: no verdict |")
+    never = {**RESULTS, STEER: [record(s, 0.6, (0.1, 0.2)) for s in (0, 1)]}
+    table = write_table(experiment(), never, "short")
+    row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
+    assert row.endswith("|  | not reached (2 of 2) |  | not reached |")
+
+
+def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
+    on_gpu = {
+        arm: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]
+        for arm, records in RESULTS.items()
+    }
+    table = write_table(experiment(), on_gpu, "short")
+    assert "| MNIST | without | 200 | 100 | 40 |" in table
+    assert "on A GPU," in table
+
+
+@pytest.mark.parametrize("status", ["failed", "not run"])
+def test_what_did_not_run_is_named(status):
+    gone = [record(s, 0.0, status=status, message="No\nfile | here") for s in (0, 1)]
+    table = write_table(experiment(), {**RESULTS, STEER: gone}, "short")
+    assert f"| MNIST | STEER | 0.60 | {status} | 0 |  |  |" in table
+    assert f"- {status}: No file / here -- MNIST, STEER (seed 0) and 1 more" in table
+
+
+def test_nothing_has_run():
+    gone = {arm: [record(0, 0.0, status="pending")] for arm in (BASELINE, STEER)}
+    assert write_table(experiment(), gone, "short").endswith("Nothing has run.\n")
