@@ -7,6 +7,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from steer_lightning.callbacks.wrapped_methods import WrappedMethods
 from steer_lightning.solvers import SolverError
 
 Outcome = Literal["fine", "fallback", "skipped"]
@@ -72,18 +73,14 @@ class LateLogs:
 
     def __init__(self, module: LightningModule) -> None:
         self._module = module
+        self._methods = WrappedMethods(module)
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def __enter__(self) -> None:
-        attributes = vars(self._module)
-        self._own = attributes.get("log")
-        attributes["log"] = lambda *args, **kwargs: self._calls.append((args, kwargs))
+        self._methods.wrap("log", lambda _, *args, **kwargs: self._calls.append((args, kwargs)))
 
     def __exit__(self, *_: object) -> None:
-        attributes = vars(self._module)
-        del attributes["log"]
-        if self._own is not None:
-            attributes["log"] = self._own
+        self._methods.release()
 
     def forget(self) -> None:
         """Drop what is kept: the step runs again, or was for nothing."""

@@ -1,12 +1,12 @@
 """Evaluation on several ranks, of which one may fail."""
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
 from steer_lightning.callbacks.agreement import agree
+from steer_lightning.callbacks.wrapped_methods import WrappedMethods
 from steer_lightning.solvers import SolverError
 
 
@@ -31,10 +31,9 @@ class GuardedEvaluation:
         self.module = module
         self.place = place
         self._error: SolverError | None = None
-        self._kept: dict[str, Any] = {}
+        self._methods = WrappedMethods(module)
         for name in ("validation_step", "test_step"):
-            self._kept[name] = vars(module).get(name)
-            vars(module)[name] = self._guarded(getattr(module, name))
+            self._methods.wrap(name, self._guarded)
 
     def end_batch(self, batch_idx: int, dataloader_idx: int) -> None:
         """Raise on all ranks what failed on one, if this was the last batch of a loader."""
@@ -52,24 +51,13 @@ class GuardedEvaluation:
 
     def release(self) -> None:
         """Put the module's own methods back."""
-        for name, own in self._kept.items():
-            del vars(self.module)[name]
-            if own is not None:
-                vars(self.module)[name] = own
-        self._kept = {}
+        self._methods.release()
 
-    def _guarded(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(step)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self._error is not None:
-                return None
+    def _guarded(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._error is None:
             try:
                 return step(*args, **kwargs)
             except SolverError as error:
                 self.place(error)
                 self._error = error
-                return None
-
-        # Lightning reads the signature, and looks behind one wrapper.
-        guarded.__wrapped__ = getattr(step, "__wrapped__", step)
-        return guarded
+        return None

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from functools import wraps
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from steer_lightning.callbacks.agreement import LateLogs, Outcome, agree, can_agree, worst
+from steer_lightning.callbacks.wrapped_methods import WrappedMethods
 from steer_lightning.solvers import SolverError
 from steer_lightning.solvers.replacing import on_fixed_grid, replaced_solvers, wrapped_solves
 from steer_lightning.solvers.rescued import Gradients, RescuedAdjoint
@@ -64,12 +64,12 @@ class GuardedTraining:
         self._error: SolverError | None = None  # the first of that pass
         self._step_dropped = False
         self._before: _BatchState | None = None
-        self._kept: dict[str, Any] = {}
-        self._wrap("training_step", self._training_step)
+        self._methods = WrappedMethods(module)
+        self._methods.wrap("training_step", self._training_step)
         if failed is not None:
-            self._wrap("backward", self._backward)
-            self._wrap("optimizer_step", self._optimizer_step)
-            self._wrap("lr_scheduler_step", self._lr_scheduler_step)
+            self._methods.wrap("backward", self._backward)
+            self._methods.wrap("optimizer_step", self._optimizer_step)
+            self._methods.wrap("lr_scheduler_step", self._lr_scheduler_step)
 
     def start_batch(self, batch_idx: int) -> None:
         """A batch begins."""
@@ -85,24 +85,8 @@ class GuardedTraining:
 
     def release(self) -> None:
         """Put the module's own methods back."""
-        for name, own in self._kept.items():
-            del self.module.__dict__[name]
-            if own is not None:
-                self.module.__dict__[name] = own
-        self._kept = {}
+        self._methods.release()
         self.end_batch()
-
-    def _wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        original = getattr(self.module, name)
-        self._kept[name] = vars(self.module).get(name)
-
-        @wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs)
-
-        # Lightning reads the signature, and looks behind one wrapper.
-        wrapped.__wrapped__ = getattr(original, "__wrapped__", original)
-        self.module.__dict__[name] = wrapped
 
     def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.failed is None:

@@ -46,8 +46,9 @@ def test_an_error_is_told_to_all(monkeypatch):
     assert agree(trainer, "skipped", own) == ("skipped", other)
 
 
-class Module:
+class Module(nn.Module):
     def __init__(self):
+        super().__init__()
         self.logged = []
 
     def log(self, name, value, **settings):
