@@ -120,7 +120,7 @@ def test_any_other_import_that_fails_is_a_fault(monkeypatch):
             "tasks",
             "note",
             "not installed. The command line and the experiments need it: "
-            "`pip install 'steer-lightning[tasks]'`.",
+            "`pip install 'no-such-thing>=2'`.",
         ),
     ],
 )

@@ -116,7 +116,6 @@ def check_package(requirement: Requirement) -> Finding:
         if extra is None:
             sentence = f"not installed, but steer_lightning does not work without it: {install}."
             return Finding(name, "fault", sentence)
-        install = f"`pip install '{DISTRIBUTION}[{extra}]'`"
         return Finding(name, "note", f"not installed. {PURPOSES[extra]}: {install}.")
     if not satisfies(version, bounds):
         return Finding(name, "fault", f"{version}, but {bounds} is needed: {install}.")
