@@ -353,7 +353,7 @@ def test_a_truncated_file_sets_the_exit_status(quick, tmp_path, capsys):
     words = " ".join(capsys.readouterr().out.split())
     assert "FAULT mnist Expected" in words
     assert "train-labels-idx1-ubyte to have 48 bytes for its shape (40,), but got 47." in words
-    assert "set `--data.download true`" in words
+    assert "Set `--data.download true` to replace it" in words
 
 
 def test_the_data_folder_of_the_environment(quick, tmp_path, monkeypatch, capsys):
