@@ -11,7 +11,7 @@ import steer_lightning.callbacks.end_time_sweep
 import steer_lightning.callbacks.feature_picture
 import steer_lightning.callbacks.samples
 import steer_lightning.modules  # noqa: F401
-from steer_lightning.callbacks import LastCheckpoint
+from steer_lightning.callbacks import LastCheckpoint, SolverGuard
 from steer_lightning.command_line import VersionedCLI
 
 
@@ -28,6 +28,7 @@ class SteerCLI(VersionedCLI):
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(SolverGuard, "guard")
         parser.set_defaults({"checkpoint.filename": "{epoch}-{step}"})
 
     def _parse_ckpt_path(self) -> None:

@@ -12,6 +12,7 @@ from datamodules import ToyDensityDataModule
 from steer_lightning import __version__
 from steer_lightning.callbacks import SteerCallback
 from steer_lightning.modules import CNFModule
+from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
 from tests.cli.running import QUIET, refuse
 from tests.helpers.mnist_files import write_mnist
 
@@ -219,6 +220,24 @@ def test_last_is_the_newest_and_the_best_is_kept():
     (best,) = folder.glob("epoch=*.ckpt")
     assert last["global_step"] == fit.trainer.global_step == 6
     assert torch.load(best, weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_the_guard_is_always_there(policy):
+    budget = "--model.init_args.flow.init_args.solver.init_args.max_nfe=3"
+    solver = "--model.init_args.flow.init_args.solver=steer_lightning.solvers.TorchdiffeqSolver"
+    arguments = ["fit", "--config", write(toy_config()), solver, budget, *QUIET]
+    arguments += [f"--guard.policy={policy}", "--guard.max_consecutive=2"]
+    arguments += ["--trainer.num_sanity_val_steps=0"]
+    if policy == "raise":
+        with pytest.raises(NFEBudgetExceededError, match=r"block 'flow', .*batch 0, rank 0"):
+            cli.main(arguments)
+    else:
+        with (
+            pytest.warns(UserWarning, match="a batch is dropped"),
+            pytest.raises(RepeatedFailureError, match="2 training batches in a row"),
+        ):
+            cli.main(arguments)
 
 
 def test_a_saved_config_says_which_version_wrote_it(capsys):
