@@ -63,7 +63,7 @@ def table2(scale: Scale) -> Experiment:
     overrides: dict[Scale, tuple[str, ...]] = {
         # The whole file by name: a partial one, which is taken otherwise, is refused.
         "paper": (f"{DATA}.file_name=ConfLongDemo_JSI.txt",),
-        "short": (f"{TRAINER}.max_epochs=15",),
+        "short": (f"{TRAINER}.max_epochs=12",),
         "smoke": (*_SMALL, f"{DATA}.val_size=4"),
     }
     return Experiment(
@@ -82,7 +82,7 @@ def table2(scale: Scale) -> Experiment:
         cut={
             "paper": "The configs as they are: the whole file, 200 epochs.",
             "short": (
-                "15 of 200 epochs; where the folder holds only a part of the file, that part (a "
+                "12 of 200 epochs; where the folder holds only a part of the file, that part (a "
                 "tenth: the first 16,486 rows)."
             ),
             "smoke": "Two batches of four windows: that it runs, and nothing else.",
@@ -102,7 +102,7 @@ def table3(scale: Scale) -> Experiment:
     )
     overrides: dict[Scale, tuple[str, ...]] = {
         "paper": (),
-        "short": (f"{TRAINER}.max_epochs=8",),
+        "short": (f"{TRAINER}.max_epochs=6",),
         "smoke": (*_SMALL, f"{DATA}.val_size=8", f"{DATA}.time_bin=1.0"),
     }
     return Experiment(
@@ -120,7 +120,7 @@ def table3(scale: Scale) -> Experiment:
         ),
         cut={
             "paper": "The configs as they are: 4,000 records, 100 epochs.",
-            "short": "All 4,000 records, 8 of 100 epochs.",
+            "short": "All 4,000 records, 6 of 100 epochs.",
             "smoke": "Two batches of four records in bins of an hour: that it runs, no more.",
         }[scale],
         seeds={"paper": 3, "short": 2, "smoke": 1}[scale],
