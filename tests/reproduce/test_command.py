@@ -84,11 +84,13 @@ def test_a_failing_run_ends_no_other(tmp_path, monkeypatch):
 
 
 def test_tables_of_what_is_there(tmp_path):
-    run("sweep_b", "--tables_only", "--output", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(GROUPS["sweep_b"])
-    table = (tmp_path / "sweep_b_flow" / "smoke" / "table.md").read_text()
-    assert "| b = 0 | pending | 0 |" in table
-    assert "- pending: not trained yet" in table
+    run("all", "--tables_only", "--output", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(EXPERIMENTS)
+    for name in EXPERIMENTS:
+        table = (tmp_path / name / "smoke" / "table.md").read_text()
+        assert "| without | " in table or "| b = 0 | pending | 0 |" in table
+        assert "- pending: not trained yet -- " in table
+        assert (tmp_path / name / "smoke" / "figure.png").is_file()
 
 
 def test_overrides_reach_every_run(tmp_path, monkeypatch):

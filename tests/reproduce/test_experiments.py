@@ -122,9 +122,7 @@ FEW = ["--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=4"]
 SHAPED = [
     ("table5", "CIFAR-10, NODE", FEW),
     ("table5", "SVHN, ANODE", FEW),
-    ("table1", "MNIST, RNODE", FEW),
     ("table1", "CIFAR-10, RNODE", FEW),
-    ("table1", "ImageNet-32 (official), RNODE", FEW),
     *(
         (
             "table4",
