@@ -116,7 +116,7 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
                 columns = {x: column for x, column in columns.items() if column}
                 _band(axis, list(columns), list(columns.values()), i, line)
             axis.set(title=panel, xlabel=axis_name, ylabel=metric.label)
-            if metric.ratio:
+            if metric.ratio and len(axis.lines):
                 axis.set(xscale="log", yscale="log")
             _legend(axis)
     return figure
@@ -154,6 +154,8 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
 def _band(
     axis: Axes, x: Sequence[float], columns: Sequence[Sequence[float]], i: int, label: str
 ) -> None:
+    if not columns:
+        return
     axis.plot(x, [mean(c) for c in columns], color=f"C{i}", marker="o", ms=3, label=label)
     low, high = ([f(c) for c in columns] for f in (min, max))
     axis.fill_between(x, low, high, color=f"C{i}", alpha=0.2, lw=0)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -210,6 +211,7 @@ def execute(run: Run) -> None:
 
 
 def _execute(run: Run) -> None:
+    started = time.perf_counter(), time.process_time()
     sessions_file = run.folder / "sessions.json"
     sessions = json.loads(sessions_file.read_text()) if sessions_file.is_file() else []
     sessions.append(describe_machine())
@@ -241,6 +243,9 @@ def _execute(run: Run) -> None:
             "checks": [check._asdict() for check in checks],
             "monitor": best.monitor,
             "mode": best.mode,
+            # Of this session in all: evaluation and pictures too.
+            "session_seconds": time.perf_counter() - started[0],
+            "session_cpu_seconds": time.process_time() - started[1],
             "sessions": sessions,
         },
     )

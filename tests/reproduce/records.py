@@ -1,8 +1,10 @@
 """Hand-written records and an experiment to compare them."""
 
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from pytorch_lightning import Callback
 
 from reproduce.experiments import Arm, Check, Comparison, Experiment, Metric, Record
 
@@ -62,3 +64,10 @@ def experiment(metrics=(ACCURACY,), **changes):
         "draw": lambda experiment, results: Figure(),
     }
     return Experiment(**{**fields, **changes})
+
+
+class Crash(Callback):
+    """Ends the process at once."""
+
+    def on_train_start(self, trainer, pl_module):
+        os._exit(3)

@@ -1,0 +1,126 @@
+"""The command: every experiment at scale smoke, what it writes, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from reproduce import __main__ as command
+from reproduce.registry import EXPERIMENTS, GROUPS
+from reproduce.runs import Run
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """One folder for all experiments, which share runs."""
+    return tmp_path_factory.mktemp("results")
+
+
+def run(*arguments):
+    command.main([*map(str, arguments), "--scale", "smoke", "--jobs", "0"])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_smoke(name, output, data_dir):
+    run(name, "--output", output, "--data_dir", data_dir)
+    folder = output / name / "smoke"
+    experiment = EXPERIMENTS[name]("smoke")
+    records = json.loads((folder / "records.json").read_text())
+    assert len(records) == sum(len(part.arms) for part in experiment.comparisons)
+    for record in records:
+        assert record["status"] == "finished", record["message"]
+        for metric in experiment.metrics:
+            assert math.isfinite(record["values"][metric.key]), metric.key
+        assert record["last_check"]["nfe_forward"] > 0
+        assert record["last_check"]["cpu_seconds"] > 0
+    table = (folder / "table.md").read_text()
+    assert table.startswith(f"## {experiment.title}\n\n    python -m reproduce {name} ")
+    assert "**Scale `smoke`, not a reproduction.**" in table
+    for part in experiment.comparisons:
+        for arm in part.arms:
+            assert f"| {part.setting} | {arm.label} |" in table
+    assert "nan" not in table
+    assert imread(folder / "figure.png")[..., :3].std() > 0.01  # something is drawn
+
+
+def test_a_second_command_trains_nothing(output, data_dir, monkeypatch, capsys):
+    where = ("--output", output, "--data_dir", data_dir)
+    run("figure3", *where)
+    left = []
+    monkeypatch.setattr(command, "execute_all", lambda runs, jobs, done: left.extend(runs))
+    run("figure3", *where)
+    assert left == []
+    assert "figure3: " in capsys.readouterr().out
+    run("figure3", *where, "--seeds", "2")
+    assert {r.seed for r in left} == {1}
+    assert len(left) == 3
+
+
+def test_absent_data_is_named_and_ends_nothing(tmp_path):
+    run("table5", "--output", tmp_path, "--data_dir", tmp_path / "nothing")
+    table = (tmp_path / "table5" / "smoke" / "table.md").read_text()
+    assert "| MNIST, NODE | without | 97.2 +- 0.2 | not run | 0 |" in table
+    assert "- not run: Expected the MNIST file" in table
+    assert "-- MNIST, NODE, without (seed 0) and 3 more" in table
+
+
+def test_a_failing_run_ends_no_other(tmp_path, monkeypatch):
+    arms = EXPERIMENTS["figure3"]("smoke").arms
+
+    def fail(self):
+        if self.arm == arms[1]:
+            raise RuntimeError("a fault")
+        return arguments(self)
+
+    arguments = Run.fit_arguments
+    monkeypatch.setattr(Run, "fit_arguments", fail)
+    run("figure3", "--output", tmp_path)
+    table = (tmp_path / "figure3" / "smoke" / "table.md").read_text()
+    assert f"| mixture | {arms[1].label} | failed | 0 |" in table
+    assert f"- failed: RuntimeError: a fault -- mixture, {arms[1].label} (seed 0)" in table
+    assert table.count("| 1 | ") == 2 * len(EXPERIMENTS["figure3"]("smoke").metrics)
+
+
+def test_tables_of_what_is_there(tmp_path):
+    run("all", "--tables_only", "--output", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(EXPERIMENTS)
+    for name in EXPERIMENTS:
+        table = (tmp_path / name / "smoke" / "table.md").read_text()
+        assert "| without | " in table or "| b = 0 | pending | 0 |" in table
+        assert "- pending: not trained yet -- " in table
+        assert (tmp_path / name / "smoke" / "figure.png").is_file()
+
+
+def test_overrides_reach_every_run(tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(command, "execute_all", lambda runs, jobs, done: left.extend(runs))
+    run("figure1", "--output", tmp_path, "--override=--data.n_val=4")
+    assert all("--data.n_val=4" in r.arguments() for r in left)
+    assert left
+
+
+def test_list(capsys):
+    run("--list")
+    text = capsys.readouterr().out
+    for name in (*EXPERIMENTS, *GROUPS):
+        assert f"{name} " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name an experiment, or `all`, or ask for --list"),
+        (["table9"], "Expected the name of an experiment, but got 'table9'. Use all, sweep_b, "),
+        (["table5", "--seeds", "0"], "expected --seeds of at least 1, but got 0"),
+        (["table5", "--jobs", "-1"], "expected --jobs of at least 0, but got -1"),
+        (["table5", "--scale", "huge"], "invalid choice: 'huge'"),
+    ],
+)
+def test_refusals(arguments, message, capsys):
+    with pytest.raises(SystemExit) as done:
+        command.main(arguments)
+    assert done.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []

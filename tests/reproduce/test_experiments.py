@@ -1,0 +1,148 @@
+"""What the experiments compare."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cli
+from reproduce.experiments import SCALES, TRAINER
+from reproduce.registry import EXPERIMENTS, names_of
+from reproduce.runs import CONFIGS, Run, Settings
+
+ALL = [
+    pytest.param(make(scale), id=f"{name}-{scale}")
+    for name, make in EXPERIMENTS.items()
+    for scale in SCALES
+]
+ROOT = CONFIGS.parent
+
+
+def steers(arm):
+    """The settings of every STEER callback of an arm."""
+    config = yaml.safe_load((CONFIGS / f"{arm.config}.yaml").read_text())
+    found = [
+        callback["init_args"]
+        for callback in config["trainer"]["callbacks"]
+        if callback["class_path"].endswith("SteerCallback")
+    ]
+    for i, argument in enumerate(arm.overrides):
+        if argument.endswith("+=steer_lightning.SteerCallback"):
+            rest = dict(a.split("=") for a in arm.overrides[i + 1 :] if ".callbacks." in a)
+            found.append({key.rpartition(".")[2]: yaml.safe_load(v) for key, v in rest.items()})
+    return found
+
+
+@pytest.mark.parametrize("experiment", ALL)
+def test_arms_differ_from_their_baseline_by_the_callback_alone(experiment):
+    for part in experiment.comparisons:
+        baseline = part.baseline
+        assert steers(baseline) == []
+        for arm in part.others:
+            (settings,) = steers(arm)
+            assert arm.config.removesuffix("_steer") == baseline.config
+            rest = [a for a in arm.overrides if not a.startswith(f"{TRAINER}.callbacks")]
+            assert tuple(rest) == baseline.overrides
+            assert arm.weights == baseline.weights
+            if labelled := re.search(r"b = ([\d.]+)", arm.label):
+                assert settings["b"] == float(labelled[1])
+            else:
+                assert settings.get("b") is None
+                assert settings.get("horizons", []) == (
+                    ["network.encoder"] if "encoder alone" in arm.label else []
+                )
+
+
+@pytest.mark.parametrize("experiment", ALL)
+def test_settings_and_labels_tell_arms_apart(experiment):
+    settings = [part.setting for part in experiment.comparisons]
+    assert len(set(settings)) == len(settings)
+    for part in experiment.comparisons:
+        assert len({arm.label for arm in part.arms}) == len(part.arms)
+
+
+@pytest.mark.parametrize("make", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_the_papers_scale_cuts_nothing(make):
+    cuts = ("limit_", "hidden", "filters", "image_size", "n_train", "batch_size", "n_traj")
+    for arm in make("paper").arms:
+        assert not [a for a in arm.overrides if any(word in a for word in cuts)]
+        assert "_small" not in arm.config
+
+
+def test_the_stiff_equation_has_the_papers_iterations():
+    config = yaml.safe_load((CONFIGS / "stiff/chapra.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 3000
+    for arm in EXPERIMENTS["figure5"]("paper").arms:
+        assert f"{TRAINER}.max_epochs=60" in arm.overrides  # of 1,000 starts in batches of 20
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [("figure2", "table5"), ("figure4", "figure5")],
+)
+def test_figures_share_the_runs_of_tables(scale, part, whole):
+    settings = Settings(scale, Path("results"), Path("data"))
+    folders = [
+        {Run(arm, 0, settings).folder for arm in EXPERIMENTS[name](scale).arms}
+        for name in (part, whole)
+    ]
+    assert folders[0] <= folders[1]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "other", "shared"),
+    [("sweep_b_flow", "figure1", 2), ("sweep_b_classifier", "table5", 2)],
+)
+def test_sweeps_share_runs(sweep, other, shared):
+    settings = Settings("short", Path("results"), Path("data"))
+    folders = [
+        {Run(arm, 0, settings).folder for arm in EXPERIMENTS[name]("short").arms}
+        for name in (sweep, other)
+    ]
+    assert len(folders[0] & folders[1]) == shared
+    assert len(folders[0]) == 7
+
+
+def test_groups_are_spelled_out():
+    assert names_of(["all"]) == list(EXPERIMENTS)
+    assert names_of(["table5", "all"])[0] == "table5"
+    paper = {f"table{i}" for i in range(1, 6)} | {f"figure{i}" for i in range(1, 7)}
+    assert paper <= set(EXPERIMENTS)
+
+
+def short_arm(name, setting):
+    (part,) = (p for p in EXPERIMENTS[name]("short").comparisons if p.setting == setting)
+    return part.baseline
+
+
+# Tiny batches of what is cut in shape: other sides and widths must still fit together.
+FEW = ["--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=4"]
+SHAPED = [
+    ("table5", "CIFAR-10, NODE", FEW),
+    ("table5", "SVHN, ANODE", FEW),
+    (
+        "table1",
+        "CIFAR-10, RNODE",
+        [*FEW, "--model.init_args.flow.init_args.eval_solver.init_args.method=euler"],
+    ),
+    *(
+        (
+            "table4",
+            f"{task}, 10%, {model}",
+            ["--data.n_trajectories=40", "--data.n_points=20", "--data.val_size=8"],
+        )
+        for task, model in (
+            ("interpolation", "latent ODE, ODE-RNN encoder"),
+            ("extrapolation", "ODE-RNN"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "few"), SHAPED, ids=lambda x: str(x)[:40])
+def test_short_shapes_fit_together(name, setting, few, data_dir):
+    run = Run(short_arm(name, setting), 0, Settings("short", Path("results"), data_dir))
+    main = cli.main(["fit", *run.arguments(), f"{TRAINER}.fast_dev_run=1", *few])
+    assert main.trainer.global_step == 1
