@@ -147,7 +147,7 @@ _SMOKE_TOY = (
 
 def figure1(scale: Scale) -> Experiment:
     """Flow fields in two dimensions."""
-    densities = {"paper": _DENSITIES, "short": _DENSITIES[:2], "smoke": _DENSITIES[:1]}[scale]
+    densities = {"paper": _DENSITIES, "short": _DENSITIES[:3], "smoke": _DENSITIES[:1]}[scale]
     return Experiment(
         name="figure1",
         title="Figure 1: flow fields in two dimensions",
@@ -166,7 +166,7 @@ def figure1(scale: Scale) -> Experiment:
         ),
         cut={
             "paper": "The config as it is: 500 steps of batch 256.",
-            "short": "300 steps of batch 128, two of seven densities.",
+            "short": "300 steps of batch 128, three of seven densities.",
             "smoke": "Two steps of four points: that it runs, and nothing else.",
         }[scale],
         seeds={"paper": 3, "short": 2, "smoke": 1}[scale],
@@ -178,7 +178,7 @@ def figure3(scale: Scale) -> Experiment:
     """Five Gaussians in one dimension."""
     overrides: dict[Scale, tuple[str, ...]] = {
         "paper": (f"{TRAINER}.max_epochs=100",),
-        "short": (f"{TRAINER}.max_epochs=6",),
+        "short": (f"{TRAINER}.max_epochs=8",),
         "smoke": _SMOKE_TOY,
     }
     baseline = Arm("without", "cnf/toy1d", overrides[scale])
@@ -197,7 +197,7 @@ def figure3(scale: Scale) -> Experiment:
         ),
         cut={
             "paper": "10,000 steps of batch 100; t1 = 1, which the paper does not state.",
-            "short": "600 steps of batch 100.",
+            "short": "800 steps of batch 100.",
             "smoke": "Two steps of four points: that it runs, and nothing else.",
         }[scale],
         seeds={"paper": 5, "short": 3, "smoke": 1}[scale],
