@@ -19,7 +19,7 @@ from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import LatentODE
 from steer_lightning.plugins import AtomicCheckpointIO
 from tests.helpers.models import seeded
-from tests.modules.cases import CASES
+from tests.modules.cases import CASES, Case
 
 EPOCHS, BATCHES = 2, 4
 
@@ -119,21 +119,21 @@ def run_task(case, folder, ckpt_path=None, *callbacks, **settings):
     data.batch_size = 2
     copies = Copies(1, folder)
     callbacks = [SteerCallback(seed=0), NFEMonitor(), SolverGuard("skip"), log, *callbacks, copies]
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        limit_train_batches=3,
-        val_check_interval=2,
-        limit_val_batches=2,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **settings,
-    )
+    defaults = {
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "limit_train_batches": 3,
+        "val_check_interval": 2,
+        "limit_val_batches": 2,
+        "num_sanity_val_steps": 0,
+        "callbacks": callbacks,
+        "plugins": [AtomicCheckpointIO()],
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    trainer = Trainer(**{**defaults, **settings})
     torch.manual_seed(0)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return state(module), log.logged, copies.n
@@ -153,6 +153,58 @@ def test_every_task_goes_on_from_every_checkpoint(name, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), i
         assert rest == logged[len(logged) - len(rest) :], i
         assert len(rest) == sum(at > step for _, at in log), i
+
+
+class Halving:
+    """A schedule that counts epochs, as a config gives it."""
+
+    def __call__(self, optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+
+def scheduled():
+    """A flow with noise in its loss and a learning rate that falls with the epochs."""
+    case = CASES["image flow"]
+    return Case(
+        case.module, case.objects, {**case.plain, "lr_scheduler": Halving()}, case.data, {}
+    )
+
+
+# Three batches make an epoch. `max_steps` ends in mid-epoch; checks may cross epochs.
+SCHEDULES = {
+    "epochs": {"max_epochs": 3, "val_check_interval": 1.0},
+    "checks in mid-epoch": {"max_epochs": 2},
+    "every other epoch": {
+        "max_epochs": 4, "val_check_interval": 1.0, "check_val_every_n_epoch": 2,
+    },
+    "steps": {"max_epochs": -1, "max_steps": 7},
+    "checks across epochs": {
+        "max_epochs": -1, "max_steps": 8, "val_check_interval": 4, "check_val_every_n_epoch": None,
+    },
+    "steps and epochs": {"max_epochs": 3, "max_steps": 7, "val_check_interval": 1.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_goes_on_from_every_checkpoint(name, tmp_path):
+    settings = SCHEDULES[name]
+    expected, logged, n = run_task(scheduled(), tmp_path, **settings)
+    assert n >= 6
+    for i in range(1, n):
+        path = tmp_path / f"{i}.ckpt"
+        found, rest, _ = run_task(scheduled(), tmp_path / str(i), path, **settings)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), i
+        assert rest == logged[len(logged) - len(rest) :], i
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 6])
+def test_a_run_that_reached_max_steps_goes_on_to_more(steps, tmp_path):
+    settings = SCHEDULES["checks across epochs"]
+    expected, logged, _ = run_task(scheduled(), tmp_path / "whole", **settings)
+    run_task(scheduled(), tmp_path, **{**settings, "max_steps": steps})
+    found, rest, _ = run_task(scheduled(), tmp_path / "more", tmp_path / "last.ckpt", **settings)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert rest == [entry for entry in logged if entry[1] > steps]
 
 
 def test_a_resume_with_workers(unbroken, tmp_path):

@@ -82,13 +82,15 @@ class LastCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Write it if it is time to, or if the run is to stop.
+        """Write it if it is time to, or if the run is to stop here.
 
-        Not before a validation that is due, which a resumed run would leave out.
+        Not before a validation that is due, which a resumed run would leave out; and not after
+        the hooks of an epoch that is cut short, from which it would begin another epoch.
         """
         n, step = self.every_n_train_steps, trainer.global_step
         is_time = n is not None and step % n == 0 and step != self._saved_at
-        if (is_time or self._interrupted) and not _validation_follows(trainer, batch_idx):
+        stops = self._interrupted or trainer.should_stop or step == trainer.max_steps
+        if (is_time or stops) and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,8 +99,9 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it."""
-        self._save(trainer)
+        """Write it at the end of a whole epoch."""
+        if trainer.is_last_batch:
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it if the last step is not in it; listen no more."""
@@ -115,6 +118,25 @@ class LastCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen no more."""
         self._release()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run with ``max_steps`` go on from the end of an epoch.
+
+        Lightning takes such a run to be within an epoch always, and would count the next one
+        wrong. It goes on exactly from the end of an epoch's last batch, so that is what is said.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        total = loop["epoch_progress"]["total"]
+        at_epoch_end = total["processed"] == total["started"] == total["completed"] + 1
+        if at_epoch_end and trainer.max_steps != -1:
+            for progress, count in (
+                (loop["epoch_progress"], "processed"),
+                (loop["epoch_loop.batch_progress"], "completed"),
+            ):
+                progress["total"][count] -= 1
+                progress["current"][count] -= 1
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.state.fn != TrainerFn.FITTING or getattr(trainer, "fast_dev_run", False):
