@@ -110,8 +110,7 @@ class Run:
     def fit_arguments(self) -> list[str]:
         """All arguments of ``cli.py fit``; the checkpoint to go on from is the one left behind."""
         checkpoints = self.folder / "checkpoints"
-        resume = checkpoints / "resume.ckpt"
-        monitor = self._config["checkpoint"]
+        last = checkpoints / "last.ckpt"
         _, config, *rest = self.arguments()
         return [
             *("--config", config),
@@ -121,23 +120,10 @@ class Run:
             f"{TRAINER}.logger.init_args.name=",
             f"{TRAINER}.logger.init_args.version=logs",
             f"{TRAINER}.callbacks+=reproduce.history.History",
-            # The best weights of any check; and the state to go on from, at the end of an epoch,
-            # from which Lightning goes on exactly. The config's last.ckpt is neither: it is the
-            # last that was the best.
-            f"{TRAINER}.callbacks+=pytorch_lightning.callbacks.ModelCheckpoint",
-            f"{TRAINER}.callbacks.dirpath={checkpoints}",
-            f"{TRAINER}.callbacks.filename=best",
-            f"{TRAINER}.callbacks.monitor={monitor['monitor']}",
-            f"{TRAINER}.callbacks.mode={monitor.get('mode', 'min')}",
-            f"{TRAINER}.callbacks.enable_version_counter=false",
             f"--checkpoint.dirpath={checkpoints}",
-            "--checkpoint.filename=resume",
-            "--checkpoint.monitor=null",
-            "--checkpoint.mode=min",
-            "--checkpoint.save_last=false",
-            "--checkpoint.save_on_train_epoch_end=true",
+            "--checkpoint.filename=best",
             "--checkpoint.enable_version_counter=false",
-            *([f"--ckpt_path={resume}"] if resume.is_file() else []),
+            *([f"--ckpt_path={last}"] if last.is_file() else []),
         ]
 
     def write_callbacks(self) -> Path:
@@ -195,7 +181,7 @@ def prepare(run: Run) -> None:
 def execute(run: Run) -> None:
     """Train and test, and write ``run.json`` or, if something fails, ``failure.json``.
 
-    A stopped run goes on from the end of its last epoch. Ctrl-C leaves it resumable.
+    A stopped run goes on from its last check, or where Ctrl-C stopped it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "failure.json").unlink(missing_ok=True)
@@ -221,9 +207,7 @@ def _execute(run: Run) -> None:
     trainer = fit.trainer
     (history,) = (c for c in trainer.callbacks if isinstance(c, History))
     checks = history.checks  # now: a test restores the callbacks of the checkpoint it loads
-    (best,) = (
-        c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None
-    )
+    (best,) = (c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     path = best.best_model_path if run.arm.weights == "best" else None
     (tested,) = trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
     sweep = _read_sweep(run.folder / "logs" / "pictures")
