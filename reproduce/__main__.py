@@ -1,6 +1,7 @@
 """``python -m reproduce table5 --scale short --seeds 3``: train, compare, write a table."""
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -130,11 +131,23 @@ class Command:
         folder = self.settings.output / experiment.name / self.settings.scale
         folder.mkdir(parents=True, exist_ok=True)
         table = write_table(experiment, results, self.settings.scale, self.line)
-        (folder / "table.md").write_text(f"{table}\n![{experiment.title}](figure.png)\n")
-        write_json(folder / "records.json", _raw(experiment, results))
+        table = self._without_folders(f"{table}\n![{experiment.title}](figure.png)\n")
+        (folder / "table.md").write_text(table)
+        raw = self._without_folders(json.dumps(_raw(experiment, results)))
+        write_json(folder / "records.json", json.loads(raw))
         experiment.draw(experiment, results).savefig(folder / "figure.png", dpi=120)
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
         return folder
+
+    def _without_folders(self, text: str) -> str:
+        """Text without this machine's absolute folders, to be shown to others."""
+        for folder, name in (
+            (self.settings.data_dir, "DATA"),
+            (self.settings.output.resolve(), "results"),
+        ):
+            if folder.is_absolute():
+                text = text.replace(str(folder), name)
+        return text
 
     def _has_data(self, run: Run) -> bool:
         """Let data be checked, once for all runs that read it; a run without it says why."""

@@ -40,6 +40,8 @@ def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
         "is to the baseline of the same seed, with Student's paired 95 % interval; where that "
         'holds zero, the words are "no difference".'
     )
+    if len(seeds) == 2:
+        rest += " Two seeds can show only differences that are far larger than their spread."
     return "\n\n".join([f"{first} {rest}".replace("  ", " "), *experiment.notes])
 
 
@@ -52,6 +54,8 @@ def metric_table(experiment: Experiment, metric: Metric, results: Results) -> st
     for part, arm in _arms(experiment):
         values = _values(results[arm], metric)
         found = summary([*values.values()])
+        if found.n == 0 and metric is not experiment.metrics[0]:
+            continue  # the first table says why
         row = [part.setting, arm.label, _show_summary(found, metric), str(found.n)]
         if found.n == 0:
             row[2] = _why(results[arm])

@@ -42,6 +42,9 @@ def test_smoke(name, output, data_dir):
         for arm in part.arms:
             assert f"| {part.setting} | {arm.label} |" in table
     assert "nan" not in table
+    for text in (table, (folder / "records.json").read_text()):  # nothing of this machine
+        assert str(output) not in text
+        assert str(data_dir) not in text
     assert imread(folder / "figure.png")[..., :3].std() > 0.01  # something is drawn
 
 
