@@ -198,5 +198,5 @@ def test_settings_hold_beside_a_checkpoint(trained, mnist):
 def test_a_checkpoint_of_another_width_is_refused(trained, mnist):
     path = f"--ckpt_path={trained.checkpoint}"
     width = f"{FLOW}.vector_field.init_args.hidden=[3]"
-    with pytest.raises(RuntimeError, match="size mismatch for flow"):
+    with pytest.raises(ValueError, match=r"weights: flow\.scales.* The configs differ in flow"):
         cli.main(arguments("test", "mnist_small_rnode", mnist, path, width))

@@ -84,7 +84,7 @@ class Watch(TorchFunctionMode):
                 rnn.vector_field.register_forward_pre_hook(self.enter)
                 rnn.vector_field.register_forward_hook(self.leave)
 
-        def wrap(solve):
+        def wrap(_, solve):
             def watched(field, y0, t_eval, **settings):
                 self.times.add(t_eval.dtype)
                 solution = solve(Watched(field, self), y0, t_eval, **settings)
