@@ -30,11 +30,13 @@ def can_agree(trainer: Trainer, module: LightningModule) -> bool:
 
     A rank whose solve fails leaves out what its training step would have done next. Under
     ``DistributedDataParallel`` the ranks meet after the step, in the backward pass; where they
-    meet inside it (synchronised batch norm, sharded parameters), it is too late.
+    meet inside it (manual optimisation, synchronised batch norm, sharded parameters), it is too
+    late.
     """
     return (
         trainer.world_size > 1
         and isinstance(trainer.strategy.model, DistributedDataParallel)
+        and module.automatic_optimization
         and not any(isinstance(m, nn.SyncBatchNorm) for m in module.modules())
     )
 

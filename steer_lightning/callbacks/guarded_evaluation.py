@@ -42,10 +42,17 @@ class GuardedEvaluation:
             n_batches = trainer.num_sanity_val_batches
         else:
             n_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        if batch_idx + 1 != n_batches[dataloader_idx]:
-            return
+        if batch_idx + 1 == n_batches[dataloader_idx]:
+            self.end()
+
+    def end(self) -> None:
+        """Raise on all ranks what failed on one; all ranks must call it.
+
+        At the end of an evaluation too, for loaders that are shorter than known, or of no known
+        length: an error is never lost.
+        """
         error, self._error = self._error, None
-        _, error = agree(trainer, "fine", error)
+        _, error = agree(self.trainer, "fine", error)
         if error is not None:
             raise error
 

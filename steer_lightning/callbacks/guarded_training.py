@@ -37,6 +37,7 @@ class GuardedTraining:
         failed: Called once for each failed batch, on all ranks; may raise to end the training.
             Without it failures pass through and nothing but ``training_step`` is wrapped.
         fallback_steps: Steps of the fixed grid to try again on; ``None`` to drop at once.
+        drops: Whether training goes on after a failure, so that buffers are to be kept.
 
     Attributes:
         outcome: What became of the batch in hand, on the rank where it went worst.
@@ -50,6 +51,8 @@ class GuardedTraining:
         place: Callable[[SolverError], None],
         failed: Callable[[SolverError], None] | None = None,
         fallback_steps: int | None = None,
+        *,
+        drops: bool = True,
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -57,6 +60,7 @@ class GuardedTraining:
         self.place = place
         self.failed = failed
         self.fallback_steps = fallback_steps
+        self.drops = drops
         self.outcome: Outcome = "fine"
         self._agrees = can_agree(trainer, module)
         self._window: Outcome = "fine"  # the worst outcome of the batches accumulated so far
@@ -92,7 +96,8 @@ class GuardedTraining:
         if self.failed is None:
             with self.around():
                 return original(*args, **kwargs)
-        self._before = _BatchState(self.module, streams=self.fallback_steps is not None)
+        if self.drops:
+            self._before = _BatchState(self.module, streams=self.fallback_steps is not None)
         logs = LateLogs(self.module) if self._agrees else None
         with ExitStack() as stack:
             if logs is not None:
@@ -187,8 +192,8 @@ class GuardedTraining:
 
     def _drop(self) -> None:
         self.outcome = self._window = "skipped"
-        assert self._before is not None
-        self._before.restore_buffers()
+        if self._before is not None:
+            self._before.restore_buffers()
 
     def _optimizer_step(
         self,
@@ -251,7 +256,11 @@ class _BatchState:
 
     def __init__(self, module: LightningModule, *, streams: bool) -> None:
         self._module = module
-        self._buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        self._buffers = [
+            (owner, name, buffer, buffer.clone())
+            for owner in module.modules()
+            for name, buffer in owner.named_buffers(recurse=False)
+        ]
         self._count = getattr(module, "stream_count", None)
         self._on_cuda = module.device.type == "cuda"
         if streams:
@@ -260,7 +269,8 @@ class _BatchState:
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        for buffer, before in self._buffers:
+        for owner, name, buffer, before in self._buffers:
+            setattr(owner, name, buffer)  # a step may have put another tensor there
             buffer.copy_(before)
 
     def restore(self) -> None:

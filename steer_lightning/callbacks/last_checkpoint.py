@@ -27,6 +27,10 @@ class LastCheckpoint(Checkpoint):
     the validation that follows it if one does. Pressed again, it stops at once. Runs of several
     processes stop at once, with what was last written.
 
+    It is not written within a window of accumulated gradients, which no checkpoint holds; a run
+    that a timer stops there loses the window. In a list of callbacks it belongs behind
+    ``ModelCheckpoint``, whose best scores it keeps.
+
     Args:
         every_n_train_steps: Write it every so many optimiser steps besides.
         dirpath: Its folder; that of the first ``ModelCheckpoint`` of the Trainer if not given,
@@ -57,17 +61,14 @@ class LastCheckpoint(Checkpoint):
         self._interrupted = False
         self._handler: Any = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on a folder."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Agree on a folder, which others have found by now; listen for Ctrl-C."""
         folder = self.dirpath
         for callback in trainer.checkpoint_callbacks:
             if folder is None and isinstance(callback, ModelCheckpoint):
                 folder = callback.dirpath
         own = run_folder(trainer) / "checkpoints"  # asked for on every rank
         self.path = (own if folder is None else Path(folder)) / "last.ckpt"
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for Ctrl-C."""
         self._interrupted = False
         self._saved_at = trainer.global_step  # there is nothing new in it yet
         alone = trainer.world_size == 1 and not getattr(trainer, "fast_dev_run", False)
@@ -89,14 +90,18 @@ class LastCheckpoint(Checkpoint):
         """
         n, step = self.every_n_train_steps, trainer.global_step
         is_time = n is not None and step % n == 0 and step != self._saved_at
-        stops = self._interrupted or trainer.should_stop or step == trainer.max_steps
+        if self._interrupted and not _accumulates(trainer, batch_idx):
+            is_time = True
+        stops = trainer.should_stop or step == trainer.max_steps
         if (is_time or stops) and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, unless the epoch ends here and writes it."""
-        if not (trainer.sanity_checking or trainer.is_last_batch):
-            self._save(trainer)
+        batch_idx = trainer.fit_loop.epoch_loop.batch_idx
+        if trainer.sanity_checking or trainer.is_last_batch or _accumulates(trainer, batch_idx):
+            return
+        self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it at the end of a whole epoch."""
@@ -158,6 +163,11 @@ class LastCheckpoint(Checkpoint):
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
+
+
+def _accumulates(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether there are gradients that no optimiser step has used."""
+    return not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches != 0
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:

@@ -1,5 +1,6 @@
 """What happens to a batch whose solve fails."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,7 +35,8 @@ class SolverGuard(Callback):
     - ``"skip"`` drops the batch, whether the forward solve failed or the adjoint's: weights,
       optimiser, schedules that count steps, buffers (running statistics) and
       ``trainer.global_step`` stay as they were. With gradient accumulation all batches that were
-      accumulated for the step are dropped with it;
+      accumulated for the step are dropped with it, but for what those before the failed one did
+      to buffers;
     - ``"fallback"`` runs the training step again with rk4 on a fixed grid in place of every
       adaptive solver, at the same end times and with the same noise (of torch's random streams
       and of the module's own). Metrics that the step updates itself may count that batch twice.
@@ -57,8 +59,10 @@ class SolverGuard(Callback):
     all raise, or all drop the step, or the rank where it failed solves again while the others
     wait. For this the ranks reduce one number after each training step and one after each
     backward pass, and values are logged a moment later. A failure in validation or test ends the
-    run on all ranks once the evaluation is over. With other strategies, and with synchronised
-    batch norm, ``"raise"`` raises on one rank alone, and the launcher has to end the others.
+    run on all ranks once the evaluation is over. With other strategies, manual optimisation, and
+    synchronised batch norm ``"raise"`` raises on one rank alone, and the launcher has to end the
+    others. What a step of your own reduces over the ranks by itself cannot be helped: log it
+    with ``self.log``, in evaluation with ``on_step=False``.
 
     Args:
         policy: ``"raise"``, ``"skip"`` or ``"fallback"``.
@@ -157,6 +161,7 @@ class SolverGuard(Callback):
             partial(self._place, trainer, pl_module),
             None if passes_through else self._failed,
             self.fallback_steps if self.policy == "fallback" else None,
+            drops=self.policy != "raise",
         )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,6 +251,16 @@ class SolverGuard(Callback):
         """Let go of the batch, or end the run on all ranks."""
         self._evaluated(batch_idx, dataloader_idx)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run on all ranks if one failed."""
+        if self._evaluation is not None:
+            self._evaluation.end()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run on all ranks if one failed."""
+        if self._evaluation is not None:
+            self._evaluation.end()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the module's own step back."""
         self._release_evaluation()
@@ -271,7 +286,9 @@ class SolverGuard(Callback):
         self._release()
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
+        # Evaluation alone does not wrap the model, so that the strategy has to say what it is.
+        is_ddp = any(base.__name__ == "DDPStrategy" for base in type(trainer.strategy).__mro__)
+        if trainer.world_size > 1 and is_ddp:
             place = partial(self._place, trainer, pl_module)
             self._evaluation = GuardedEvaluation(trainer, pl_module, place)
 
@@ -313,6 +330,9 @@ class SolverGuard(Callback):
             return
         stage, batch_idx, batch = self._in_hand
         error.with_context(stage=stage, epoch=trainer.current_epoch, batch_idx=batch_idx)
+        if trainer.world_size > 1 and (self.policy == "raise" or stage != "training"):
+            # At once, should something else keep the ranks from hearing of it.
+            sys.stderr.write(f"[rank {error.rank}] {type(error).__name__}: {error}\n")
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"{stage}_epoch{error.epoch}_batch{batch_idx}_rank{error.rank}.pt"

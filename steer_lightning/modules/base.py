@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -71,6 +71,7 @@ class TaskModule(LightningModule):
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
         self._goes_on = False
+        self._loading: Mapping[str, Any] | None = None
 
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
         """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
@@ -117,16 +118,24 @@ class TaskModule(LightningModule):
         checkpoint["steer_lightning_version"] = __version__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another network, and say how the configs differ.
-
-        Raises:
-            ValueError: If names or shapes of the weights differ, unless ``strict_loading`` is
-                off.
-        """
-        if self.strict_loading:
-            check_same_network(self, checkpoint)
+        """Say how the configs differ, if a run goes on with another one."""
+        self._loading = checkpoint
         if self._goes_on:
             warn_of_changes(self, checkpoint)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; those of a checkpoint have to be of the same network.
+
+        Raises:
+            ValueError: If names or shapes of a checkpoint's weights differ and ``strict`` is on.
+            RuntimeError: If those of another mapping do.
+        """
+        checkpoint, self._loading = self._loading, None
+        if checkpoint is not None and strict:
+            check_same_network(self, state_dict, checkpoint)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def save_plain_hyperparameters(self) -> None:
         """Save the constructor's arguments in checkpoints, as plain values only.

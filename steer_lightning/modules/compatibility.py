@@ -11,17 +11,20 @@ from steer_lightning import __version__
 _MOST = 6  # that a message names of each kind
 
 
-def check_same_network(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+def check_same_network(
+    module: LightningModule, state_dict: Mapping[str, Any], checkpoint: Mapping[str, Any]
+) -> None:
     """Check that the weights of a checkpoint are those of a module, by names and shapes.
 
     Args:
         module: Module to load into.
-        checkpoint: What was saved.
+        state_dict: The weights.
+        checkpoint: What else was saved.
 
     Raises:
         ValueError: If they are not; it says how the two configs differ.
     """
-    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    saved = {name: tuple(value.shape) for name, value in state_dict.items()}
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     if saved == own:
         return
@@ -39,7 +42,8 @@ def check_same_network(module: LightningModule, checkpoint: Mapping[str, Any]) -
         f"other weights: {'; '.join(filter(None, found))}. "
         + (f"The configs differ in {differences}. " if differences else "")
         + f"The checkpoint was written by steer_lightning {version}, this is {__version__}. Run "
-        f"it with the config.yaml that was saved beside its folder, or train anew."
+        f"it with the config.yaml that was saved beside its folder, train anew, or load what fits "
+        f"(strict_loading = False)."
     )
 
 

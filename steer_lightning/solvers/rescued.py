@@ -22,7 +22,8 @@ class RescuedAdjoint:
     An exception in a backward pass breaks it off, and with it whatever waits for its gradients: a
     reduction over processes, which other ranks are already in. Here the backward pass goes on
     with the gradients that ``rescue`` finds, or with zeros. The values of the solve are untouched,
-    and so are its gradients unless it fails.
+    and so are its gradients unless it fails. As an adjoint does, another solver evaluates the
+    field outside of autocast then.
 
     Args:
         solve: The method ``solve`` of a solver with ``gradient="adjoint"``.

@@ -19,15 +19,18 @@ def test_worst(outcomes, expected):
 
 
 @pytest.mark.parametrize(
-    ("world_size", "wrapped", "module", "expected"),
+    ("world_size", "wrapped", "layer", "automatic", "expected"),
     [
-        (1, True, nn.Linear(1, 1), False),
-        (2, True, nn.Linear(1, 1), True),
-        (2, False, nn.Linear(1, 1), False),
-        (2, True, nn.Sequential(nn.SyncBatchNorm(1)), False),
+        (1, True, nn.Linear(1, 1), True, False),
+        (2, True, nn.Linear(1, 1), True, True),
+        (2, False, nn.Linear(1, 1), True, False),
+        (2, True, nn.SyncBatchNorm(1), True, False),
+        (2, True, nn.Linear(1, 1), False, False),
     ],
 )
-def test_who_can_agree(world_size, wrapped, module, expected):
+def test_who_can_agree(world_size, wrapped, layer, automatic, expected):
+    module = nn.Sequential(layer)
+    module.automatic_optimization = automatic
     model = DistributedDataParallel.__new__(DistributedDataParallel) if wrapped else module
     trainer = SimpleNamespace(world_size=world_size, strategy=SimpleNamespace(model=model))
     assert can_agree(trainer, module) is expected

@@ -138,6 +138,29 @@ def test_ctrl_c(tmp_path, times):
     assert step_of(path) == 2
 
 
+@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 1}])
+def test_it_is_not_written_where_gradients_are_accumulated(tmp_path, settings):
+    """No checkpoint holds them; a run that is interrupted there stops at the window's end."""
+
+    class Press(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                signal.raise_signal(signal.SIGINT)
+
+    watch = Watch(tmp_path / "checkpoints" / "last.ckpt")
+    settings = {"accumulate_grad_batches": 2, "num_sanity_val_steps": 0, **settings}
+    trainer = trainer_in(tmp_path, watch, Press(), LastCheckpoint(), **settings)
+    with pytest.raises(SystemExit):  # what Lightning makes of an interruption
+        trainer.fit(
+            seeded(OwnModel), tiny_loader(16), tiny_loader() if len(settings) > 2 else None
+        )
+    assert watch.steps == [None, None]
+    checkpoint = torch.load(watch.path, weights_only=True)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert (checkpoint["global_step"], progress["processed"]) == (1, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+
+
 def test_ctrl_c_is_python_s_own_again_afterwards(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer_in(tmp_path, LastCheckpoint()).fit(seeded(OwnModel), tiny_loader())

@@ -68,6 +68,23 @@ def test_accumulation_drops_the_whole_window(fault, where):
     assert_same(weights, reference)
 
 
+def test_buffers_that_a_step_replaces_are_put_back():
+    class Averages(FaultyModel):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("average", torch.zeros(1))
+
+        def loss(self, batch):
+            self.average = 0.9 * self.average + 0.1 * batch[:, :1].mean(0)
+            return super().loss(batch)
+
+    expected = fit(None, "none", "none", "none", model=seeded(Averages))
+    with pytest.warns(UserWarning, match="a batch is dropped"):
+        found = fit(SolverGuard("skip"), "none", "nan", "none", "none", model=seeded(Averages))
+    assert_same(state_of(found), state_of(expected))
+    assert found.lightning_module.average.item() != 0.0
+
+
 def test_averaged_weights_see_no_step():
     def ema():
         return pl.callbacks.EMAWeightAveraging(decay=0.5)

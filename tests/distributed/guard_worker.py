@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from steer_lightning import SteerCallback
 from steer_lightning.callbacks import SolverGuard
@@ -64,6 +64,16 @@ def share(*faults):
     return DataLoader(found, batch_size=None)
 
 
+class Endless(IterableDataset):
+    """Batches of no known number."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def __iter__(self):
+        return iter(self.found)
+
+
 def run(guard, *faults, gradient="autograd", model=Shared, end="fit", steer=False, **settings):
     """What a rank saw of a run whose faults are those of rank 1."""
     own = share(*faults)
@@ -78,6 +88,8 @@ def run(guard, *faults, gradient="autograd", model=Shared, end="fit", steer=Fals
         try:
             if end == "validation in fit":
                 trainer.fit(module, share("none", "none"), own)
+            elif end == "unknown length":
+                trainer.validate(module, DataLoader(Endless(own.dataset), batch_size=None))
             else:
                 getattr(trainer, end)(module, own)
         except SolverError as error:
@@ -123,6 +135,10 @@ def scenarios():
         )
     yield "fallback nan", run(SolverGuard("fallback"), "none", "nan", "none", "none")
     yield "in a row", run(SolverGuard("skip", max_consecutive=2), "none", "nan", "nan", "none")
+    yield (
+        "unknown length",
+        run(SolverGuard(), "none", "budget", "none", end="unknown length"),
+    )
     for end in ("validation in fit", "validate", "test"):
         yield end, run(SolverGuard("skip"), "none", "budget", "none", end=end)
         yield f"first of {end}", run(SolverGuard(), "budget", "none", end=end)

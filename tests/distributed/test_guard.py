@@ -15,7 +15,8 @@ def runs(tmp_path_factory):
     """What both ranks saw of each run; a rank that waits for ever fails this."""
     folder = tmp_path_factory.mktemp("guard")
     run_ranks(["-m", "tests.distributed.guard_worker", str(folder)], folder, limit_s=200)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    found = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return [{**runs, "folder": folder} for runs in found]
 
 
 def both(runs, name):
@@ -112,6 +113,18 @@ def test_failures_in_a_row_end_all_ranks(runs):
         assert "batch 1, rank 1. The last," in message
         assert "batch 2, rank 1." in message
         assert len(found["steps"]) == 2
+
+
+def test_an_evaluation_of_unknown_length_loses_no_error(runs):
+    for found in both(runs, "unknown length"):
+        assert found["error"][0] == "NFEBudgetExceededError"
+
+
+def test_the_failed_rank_says_so_at_once(runs):
+    """Should something else keep the others from hearing of it."""
+    texts = [(found["folder"] / f"{rank}.txt").read_text() for rank, found in enumerate(runs)]
+    assert "[rank 1] NFEBudgetExceededError: The forward solve needs more" in texts[1]
+    assert "[rank" not in texts[0]
 
 
 @pytest.mark.parametrize("batch_idx", [0, 1])

@@ -68,6 +68,21 @@ def test_one_may_look_away(trainer, path):
     trainer.test(module, Digits(), ckpt_path=path, verbose=False)
 
 
+def test_loading_without_strictness(path):
+    module = build(hidden=0)
+    parts = {"block": module.block, "head": module.head}
+    torch.nn.init.zeros_(module.head[0].weight)
+    module.head.extra = torch.nn.Linear(1, 1)
+    loaded = ClassifierModule.load_from_checkpoint(path, strict=False, num_classes=3, **parts)
+    assert loaded.head[0].weight.any()
+    with pytest.raises(
+        ValueError, match=r"not in the checkpoint: head\.extra\.bias.*load what fits"
+    ):
+        ClassifierModule.load_from_checkpoint(path, num_classes=3, **parts)
+    with pytest.raises(RuntimeError, match="Missing key"):  # torch's own, of any other weights
+        loaded.load_state_dict({})
+
+
 def test_going_on_with_other_settings_is_warned_of(trainer, path):
     with pytest.warns(
         UserWarning,

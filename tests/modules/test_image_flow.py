@@ -230,7 +230,7 @@ def test_a_run_resumed_in_mid_epoch_continues_the_noise(tmp_path):
 
 def test_the_state_of_the_noise_is_plain_and_may_be_missing():
     module, checkpoint = make_module(), {}
-    module.on_load_checkpoint({"state_dict": module.state_dict()})
+    module.on_load_checkpoint(checkpoint)
     module.on_save_checkpoint(checkpoint)
     assert checkpoint["noise"] == {"seed": None, "batches": 0}
 
