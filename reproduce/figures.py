@@ -163,4 +163,4 @@ def _band(
 
 def _legend(axis: Axes) -> None:
     if any(axis.get_legend_handles_labels()[1]):
-        axis.legend(fontsize=7)
+        axis.legend(loc="upper right", fontsize=7)

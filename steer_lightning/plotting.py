@@ -58,7 +58,7 @@ def plot_flow_1d(
         range=(-limit, limit), density=True, orientation="horizontal", alpha=0.4, label="data",
     )  # fmt: skip
     right.set(xlabel="density at the data", ylim=(-limit, limit))
-    right.legend()
+    right.legend(loc="lower right")
     return figure
 
 
@@ -120,7 +120,7 @@ def plot_trajectory(t: Tensor, true: Tensor, predicted: Mapping[str, Tensor]) ->
     for label, states in predicted.items():
         axis.plot(_array(t), _array(states), ls="--", label=label)
     axis.set(xlabel="t", ylabel="y")
-    axis.legend()
+    axis.legend(loc="lower right")
     return figure
 
 
@@ -163,7 +163,7 @@ def plot_series(
             )
     for axis in axes[-1]:
         axis.set_xlabel("t")
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(loc="upper left", fontsize=7)
     return figure
 
 
@@ -200,7 +200,7 @@ def plot_sweep(
         axis.plot(end_times, values, marker="o", ms=3)
         axis.axvline(t1, color="grey", ls=":", label="t1")
         axis.set(xlabel="evaluation end time T", ylabel=name)
-        axis.legend()
+        axis.legend(loc="lower right")
     return figure
 
 
@@ -234,12 +234,12 @@ def plot_features(
         right.plot(_array(t), path[:, 0], color=colour, lw=0.6, alpha=0.6)
     left.scatter(*paths[at_end].T, c=colours(scale(_array(targets))), s=12, label="t1", zorder=3)
     left.set(xlabel="first component at t1", ylabel="second component", title="features to t1 + b")
-    left.legend()
+    left.legend(loc="upper left")
     t1 = float(t[at_end])
     for time, name in {t1 - b: "t1 - b", t1: "t1"}.items():
         right.axvline(time, color="grey", ls=":" if name == "t1" else "--", label=name)
     right.set(xlabel="t", ylabel="first component at t1", title="the same against time")
-    right.legend()
+    right.legend(loc="upper left")
     return figure
 
 
