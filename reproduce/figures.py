@@ -14,7 +14,8 @@ from reproduce.experiments import Experiment, Record, Results
 
 def draw_curves(experiment: Experiment, results: Results) -> Figure:
     """The validation metric against seconds of training, a panel for each comparison."""
-    parts = experiment.comparisons
+    parts = [p for p in experiment.comparisons if any(_finished(results[a]) for a in p.arms)]
+    parts = parts or [*experiment.comparisons[:1]]  # an empty panel says that nothing has run
     figure, axes = _panels(len(parts))
     for axis, part in zip(axes, parts, strict=True):
         for i, arm in enumerate(part.arms):
@@ -163,4 +164,4 @@ def _band(
 
 def _legend(axis: Axes) -> None:
     if any(axis.get_legend_handles_labels()[1]):
-        axis.legend(loc="upper right", fontsize=7)
+        axis.legend(fontsize=7)

@@ -28,7 +28,6 @@ class GuardedEvaluation:
         self, trainer: Trainer, module: LightningModule, place: Callable[[SolverError], None]
     ) -> None:
         self.trainer = trainer
-        self.module = module
         self.place = place
         self._error: SolverError | None = None
         self._methods = WrappedMethods(module)
