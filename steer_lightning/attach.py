@@ -93,7 +93,7 @@ class AttachedHorizon(SpanHorizon):
             return None
         key = (x.device, x.dtype)
         if key not in self._warps:
-            self._warps[key] = self.warp(x)
+            self._warps[key] = self.time_warp(x)
         return self._warps[key]
 
     def _watch(self, t: Tensor) -> None:

@@ -15,7 +15,7 @@ from steer_lightning.callbacks.pictures import pictures_folder, save_picture
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.plotting import plot_sweep
-from steer_lightning.solvers import SolverError, SolveStats, TorchdiffeqSolver
+from steer_lightning.solvers import AdaptiveSolver, SolverError, SolveStats, TorchdiffeqSolver
 from steer_lightning.steering import end_time_offset_at
 
 
@@ -136,7 +136,7 @@ def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
         for module in model.modules()
         for name in ("solver", "eval_solver")
     ]
-    budgets = {s: s.max_nfe for s in solvers if isinstance(s, TorchdiffeqSolver)}
+    budgets = {s: s.max_nfe for s in solvers if isinstance(s, AdaptiveSolver | TorchdiffeqSolver)}
     try:
         for solver, budget in budgets.items():
             solver.max_nfe = max_nfe if budget is None else min(budget, max_nfe)

@@ -10,9 +10,9 @@ from torch import nn
 
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers import SolveStats
-from steer_lightning.solvers.base import VectorField
 from steer_lightning.solvers.randomness import ProbingSolve, suspects
 from steer_lightning.solvers.replacing import wrapped_solves
+from steer_lightning.solvers.runge_kutta import VectorField
 from steer_lightning.targets import find_stats
 
 RandomFields = Literal["warn", "raise", "ignore"]

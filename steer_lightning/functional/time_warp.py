@@ -20,7 +20,7 @@ class TimeWarp(NamedTuple):
     Args:
         anchor: Nominal time :math:`s_0` that maps to ``start``; a number.
         start: Actual time at the anchor, a number or a tensor of shape ``()`` or ``(B,)``.
-        rate: :math:`\rho`, shape ``()`` or ``(B,)``.
+        rate: :math:`\rho`, a number or a tensor of shape ``()`` or ``(B,)``.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4, after the substitution
@@ -35,7 +35,7 @@ class TimeWarp(NamedTuple):
 
     anchor: float | Tensor
     start: float | Tensor
-    rate: Tensor
+    rate: float | Tensor
 
     @property
     def is_shared(self) -> bool:
@@ -48,11 +48,15 @@ class TimeWarp(NamedTuple):
 
     def scale(self, dy: State) -> State:
         """Turn the field's derivative in actual time into one in nominal time."""
+        if not isinstance(self.rate, Tensor) and self.rate == 1.0:
+            return dy
         if isinstance(dy, tuple):
             return tuple(_along_batch(self.rate, part) * part for part in dy)
         return _along_batch(self.rate, dy) * dy
 
 
-def _along_batch(rate: Tensor, y: Tensor) -> Tensor:
+def _along_batch(rate: float | Tensor, y: Tensor) -> float | Tensor:
     """View a rate of shape ``(B,)`` so that it broadcasts along axis 0 of ``y``."""
-    return rate.view(-1, *(1,) * (y.ndim - 1)) if rate.ndim else rate
+    if isinstance(rate, Tensor) and rate.ndim:
+        return rate.view(-1, *(1,) * (y.ndim - 1))
+    return rate

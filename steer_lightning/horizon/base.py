@@ -1,18 +1,14 @@
 """What every horizon is: something that STEER can perturb, and reset."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from steer_lightning.functional.end_time import Draw
 from steer_lightning.functional.time_warp import TimeWarp
-from steer_lightning.solvers.base import (
-    Solution,
-    Solver,
-    SolveStats,
-    VectorField,
-    check_is_module,
-)
+
+VectorField = Callable[[Tensor, Any], Any]
 
 
 class WarpedField(nn.Module):
@@ -40,13 +36,18 @@ class WarpedField(nn.Module):
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))
 
     def trainable_tensors(self) -> list[Tensor]:
-        """What an adjoint must differentiate besides the parameters: a learnable end time.
-
-        Raises:
-            TypeError: If the field is not an ``nn.Module``, as its parameters cannot be found.
-        """
-        check_is_module(self.vector_field)
+        """What an adjoint must differentiate besides the parameters: a learnable end time."""
         return [x for x in self.warp if isinstance(x, Tensor) and x.requires_grad]
+
+
+class PiecewiseField(NamedTuple):
+    """Fields to be solved one after another, each from one time to the next.
+
+    Args:
+        fields: A field for each interval between neighbouring times.
+    """
+
+    fields: list[WarpedField]
 
 
 class Horizon(nn.Module):
@@ -96,15 +97,21 @@ class Horizon(nn.Module):
         """What is in force now, by the names it is logged under."""
         raise NotImplementedError
 
-    def solve(
-        self,
-        solver: Solver,
-        vector_field: VectorField,
-        y0: Any,
-        t_eval: Tensor | None = None,
-        *,
-        t_start: Tensor | None = None,
-        stats: SolveStats | None = None,
-    ) -> Solution:
-        """Solve with the end times in force; see :meth:`steer_lightning.solvers.Solver.solve`."""
+    def times(self, y0: Any) -> Tensor:
+        """The nominal times of a solve that asks for none, shape ``(2,)``."""
+        raise NotImplementedError
+
+    def warp(
+        self, vector_field: VectorField, t_eval: Tensor, y0: Any
+    ) -> tuple[VectorField | PiecewiseField, Tensor]:
+        """The field and the times of the solve that is in force, for those of the nominal one.
+
+        Args:
+            vector_field: ``f(t, y)``.
+            t_eval: Nominal times, shape ``(T,)``.
+            y0: State at the first time, for its batch size, dtype and device.
+
+        Returns:
+            What to solve, at times of shape ``(T,)``; both untouched if nothing is in force.
+        """
         raise NotImplementedError

@@ -8,15 +8,8 @@ from torch import Tensor
 from steer_lightning.functional.end_time import Draw
 from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.functional.walk import walking_order
-from steer_lightning.horizon.base import Horizon, WarpedField
-from steer_lightning.solvers.base import (
-    Solution,
-    Solver,
-    SolveStats,
-    VectorField,
-    check_problem,
-    first_part,
-)
+from steer_lightning.horizon.base import Horizon, PiecewiseField, VectorField, WarpedField
+from steer_lightning.solvers.checks import check_problem, first_part, has_float64
 
 
 class GridHorizon(Horizon):
@@ -26,7 +19,7 @@ class GridHorizon(Horizon):
     :math:`T_i` in place of :math:`t_{i+1}`; the next interval starts at :math:`t_{i+1}` again. A
     field without time (attribute ``autonomous = True``) cannot tell where an interval starts:
     the stretched intervals are added up to a new monotone grid and solved in one smooth solve.
-    Other fields are solved interval by interval.
+    Other fields are warped anew in each interval.
 
     ``b`` is cut to ``(1 - epsilon)`` times each gap, and the end times depend on the draw alone:
     asking again within a batch gives the same ones.
@@ -65,50 +58,34 @@ class GridHorizon(Horizon):
     def end_times(self, t_eval: Tensor, batch_size: int | None = None) -> Tensor:
         """End times in force, shape ``(T - 1,)``, or ``(B, T - 1)`` with one for each sample."""
         rates = self._rates(t_eval, batch_size)
-        return t_eval[1:] if rates is None else t_eval[:-1] + rates * t_eval.diff()
+        return t_eval[1:] if rates is None else t_eval[:-1] + rates.to(t_eval) * t_eval.diff()
 
-    def solve(
-        self,
-        solver: Solver,
-        vector_field: VectorField,
-        y0: Any,
-        t_eval: Tensor | None = None,
-        *,
-        t_start: Tensor | None = None,
-        stats: SolveStats | None = None,
-    ) -> Solution:
-        """Solve at ``t_eval`` with the end times in force.
+    def times(self, y0: Any) -> Tensor:
+        """Raise: a grid has no times of its own.
 
         Raises:
-            ValueError: If ``t_eval`` is not given: a grid has no times of its own; or if
-                ``t_start`` is: a grid's times are actual times.
+            ValueError: Always.
         """
-        if t_start is not None:
-            raise ValueError("Expected no `t_start` with a GridHorizon, whose times are actual.")
-        if t_eval is None:
-            raise ValueError(
-                "Expected `t_eval` with a GridHorizon, which has no times of its own."
-            )
+        raise ValueError("Expected `t_eval` with a GridHorizon, which has no times of its own.")
+
+    def warp(
+        self, vector_field: VectorField, t_eval: Tensor, y0: Any
+    ) -> tuple[VectorField | PiecewiseField, Tensor]:
+        """The field and times in force; see :meth:`Horizon.warp`."""
         self.solved = True
-        if self._draw is not None:
-            check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
-        rates = self._rates(t_eval, len(first_part(y0)))
+        if self._draw is None:
+            return vector_field, t_eval
+        check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
+        y = first_part(y0)
+        rates = self._rates(t_eval, len(y) if y.ndim else None)
         if rates is None:
-            return solver.solve(vector_field, y0, t_eval, stats=stats)
+            return vector_field, t_eval
         self._stretch = float(rates.mean())
         if rates.ndim == 1 and getattr(vector_field, "autonomous", False):
-            stretched = torch.cat([t_eval[:1], t_eval[0] + (rates * t_eval.diff()).cumsum(0)])
-            return solver.solve(vector_field, y0, stretched, stats=stats)
-        stats = SolveStats() if stats is None else stats
-        y, ys = y0, [y0]
-        for i in range(len(t_eval) - 1):
-            warp = TimeWarp(t_eval[i], t_eval[i], rates[..., i])
-            interval = solver.solve(
-                WarpedField(vector_field, warp), y, t_eval[i : i + 2], stats=stats
-            )
-            y = _last(interval.ys)
-            ys.append(y)
-        return Solution(_stack(ys), stats)
+            return vector_field, _stretched(t_eval, rates)
+        rates = rates.to(y.device, y.real.dtype)
+        warps = [TimeWarp(t, t, rates[..., i]) for i, t in enumerate(t_eval[:-1].tolist())]
+        return PiecewiseField([WarpedField(vector_field, warp) for warp in warps]), t_eval
 
     def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:
         """Stretch of each interval of series that have a time grid of their own.
@@ -130,7 +107,7 @@ class GridHorizon(Horizon):
         if self._draw is None:
             return None
         order = walking_order(lengths, times.shape[1], reverse)
-        gaps = times.detach().gather(1, order).diff(dim=1).cpu().double()
+        gaps = times.detach().gather(1, order).cpu().double().diff(dim=1)
         moved = gaps != 0
         if not bool(moved.any()):
             return None
@@ -149,16 +126,14 @@ class GridHorizon(Horizon):
     def _rates(self, t_eval: Tensor, batch_size: int | None) -> Tensor | None:
         if self._draw is None:
             return None
-        gaps = t_eval.detach().diff().cpu().double()
+        gaps = t_eval.detach().cpu().double().diff()
         offsets = self._draw.offsets(gaps, batch_size, clip=True)
-        return None if offsets is None else (1.0 + offsets / gaps).to(t_eval)
+        return None if offsets is None else 1.0 + offsets / gaps
 
 
-def _last(ys: Any) -> Any:
-    return tuple(part[-1] for part in ys) if isinstance(ys, tuple) else ys[-1]
-
-
-def _stack(states: list[Any]) -> Any:
-    if isinstance(states[0], tuple):
-        return tuple(torch.stack(parts) for parts in zip(*states, strict=True))
-    return torch.stack(states)
+def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:
+    """The times, with the stretched intervals added up."""
+    if has_float64(t_eval.device):
+        t_eval, rates = t_eval.double(), rates.to(t_eval.device)
+    gaps = rates.to(t_eval) * t_eval.diff()
+    return torch.cat([t_eval[:1], t_eval[0] + gaps.cumsum(0)])

@@ -7,15 +7,8 @@ from torch import Tensor, nn
 
 from steer_lightning.functional.end_time import Draw
 from steer_lightning.functional.time_warp import TimeWarp
-from steer_lightning.horizon.base import Horizon, WarpedField
-from steer_lightning.solvers.base import (
-    Solution,
-    Solver,
-    SolveStats,
-    VectorField,
-    default_times,
-    first_part,
-)
+from steer_lightning.horizon.base import Horizon, VectorField, WarpedField
+from steer_lightning.solvers.checks import default_times, first_part, has_float64
 
 
 class SpanHorizon(Horizon):
@@ -43,12 +36,11 @@ class SpanHorizon(Horizon):
 
     Example:
         >>> from steer_lightning.functional import FixedOffset
-        >>> from steer_lightning.solvers import TorchdiffeqSolver
-        >>> horizon = SpanHorizon(0.0, 1.0)
+        >>> horizon, y0 = SpanHorizon(0.0, 1.0), torch.zeros(1)
         >>> horizon.perturb(FixedOffset(0.5))
-        >>> field = lambda t, y: torch.ones_like(y)
-        >>> horizon.solve(TorchdiffeqSolver(), field, torch.zeros(1)).ys[-1]
-        tensor([1.5000])
+        >>> field, times = horizon.warp(lambda t, y: torch.ones_like(y), horizon.times(y0), y0)
+        >>> times
+        tensor([0.0000, 1.5000], dtype=torch.float64)
     """
 
     def __init__(self, t0: float = 0.0, t1: float = 1.0, learn_t1: bool = False) -> None:
@@ -94,59 +86,48 @@ class SpanHorizon(Horizon):
         """The nominal end time, or the learned one."""
         return self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
 
-    def warp(self, y0: Any) -> TimeWarp | None:
-        """The warp in force for a state; ``None`` if nominal time is actual time."""
-        y = first_part(y0)
+    def times(self, y0: Any) -> Tensor:
+        """From ``t0`` to ``t1``."""
+        return default_times(y0, self.t0, self.t1)
+
+    def warp(
+        self, vector_field: VectorField, t_eval: Tensor, y0: Any
+    ) -> tuple[VectorField, Tensor]:
+        """The field and times in force; see :meth:`Horizon.warp`.
+
+        Raises:
+            ValueError: If each sample is to have an end time, and the state has no batch axis.
+        """
+        self.solved = True
+        warp = self.time_warp(first_part(y0))
+        if warp is None:
+            return vector_field, t_eval
+        if warp.is_shared:  # the times move, and the field need not be wrapped
+            exact = t_eval.double() if has_float64(t_eval.device) else t_eval
+            return vector_field, warp.actual(exact)
+        return WarpedField(vector_field, warp), t_eval
+
+    def time_warp(self, y: Tensor) -> TimeWarp | None:
+        """The map of times in force for a state; ``None`` if nominal time is actual time."""
         if self._draw is not None and self._draw.per_sample:
+            if y.ndim == 0:
+                raise ValueError(
+                    "Expected a state with a batch along axis 0 for scope='sample', but got a "
+                    "scalar. Use scope='batch', or give the state an axis: y0[None]."
+                )
             self._offsets = self._draw.offsets(self._gap(), len(y), clip=False)
         if self._offsets is None and self.learned_t1 is None:
             return None
         offset = 0.0 if self._offsets is None else self._offsets.squeeze(-1)
-        if self.learned_t1 is None:
-            rate = 1.0 + torch.as_tensor(offset) / (self.t1 - self.t0)
-        else:
-            learned = self.learned_t1.double() if y.dtype == torch.float64 else self.learned_t1
+        if self.learned_t1 is not None:
             if isinstance(offset, Tensor):
-                offset = offset.to(learned)
-            rate = (learned + offset - self.t0) / (self.t1 - self.t0)
-        return TimeWarp(self.t0, self.t0, rate.to(default_times(y)))
-
-    def solve(
-        self,
-        solver: Solver,
-        vector_field: VectorField,
-        y0: Any,
-        t_eval: Tensor | None = None,
-        *,
-        t_start: Tensor | None = None,
-        stats: SolveStats | None = None,
-    ) -> Solution:
-        r"""Solve over the interval, or at the nominal times asked for.
-
-        Args:
-            solver: Integrator.
-            vector_field: ``f(t, y)``.
-            y0: State at ``t_eval[0]``.
-            t_eval: Nominal times, shape ``(T,)``; from ``t0`` to ``t1`` if not given.
-            t_start: Actual time of each sample at ``t0``, shape ``(B,)``: the samples run
-                through intervals of one length that begin at times of their own.
-            stats: Counts to add to.
-
-        Returns:
-            States at the images of ``t_eval`` under the warp, and the counts.
-        """
-        self.solved = True
-        if t_eval is None:
-            t_eval = default_times(y0, self.t0, self.t1)
-        warp = self.warp(y0)
-        if t_start is not None:
-            rate = torch.ones_like(t_start[0]) if warp is None else warp.rate
-            warp = TimeWarp(self.t0, t_start, rate)
-        if warp is None:
-            return solver.solve(vector_field, y0, t_eval, stats=stats)
-        if warp.is_shared:  # the times move, and the field need not be wrapped
-            return solver.solve(vector_field, y0, warp.actual(t_eval), stats=stats)
-        return solver.solve(WarpedField(vector_field, warp), y0, t_eval, stats=stats)
+                offset = offset.to(self.learned_t1.device)
+            rate = (self.learned_t1.to(y.real.dtype) + offset - self.t0) / (self.t1 - self.t0)
+        else:
+            rate = 1.0 + torch.as_tensor(offset) / (self.t1 - self.t0)
+            if rate.ndim == 0:
+                return TimeWarp(self.t0, self.t0, rate.item())
+        return TimeWarp(self.t0, self.t0, rate.to(y.device, y.real.dtype))
 
     def _gap(self) -> Tensor:
         return torch.tensor([self.end_time - self.t0], dtype=torch.float64)

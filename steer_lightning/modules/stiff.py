@@ -18,7 +18,7 @@ from steer_lightning.modules.base import (
     adam,
 )
 from steer_lightning.nn import MLPField, ODEBlock
-from steer_lightning.solvers import Solver, TorchdiffeqSolver
+from steer_lightning.solvers import AdaptiveSolver, Solver
 
 
 class StiffODEModule(TaskModule):
@@ -77,7 +77,7 @@ class StiffODEModule(TaskModule):
         self.time_input = time_input
         self.block = ODEBlock(
             vector_field,
-            TorchdiffeqSolver("dopri5", rtol=1e-7, atol=1e-9) if solver is None else solver,
+            AdaptiveSolver("dopri5", rtol=1e-7, atol=1e-9) if solver is None else solver,
             t_span=(0.0, interval),
         )
         self.mse = StageMetrics(MeanSquaredError)

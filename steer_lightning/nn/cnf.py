@@ -20,8 +20,10 @@ from steer_lightning.horizon import SpanHorizon
 from steer_lightning.nn.compiled import CompiledField
 from steer_lightning.nn.divergence import DivergenceField
 from steer_lightning.nn.flow import Flow, Transport, check_shape
-from steer_lightning.solvers import Solution, Solver, SolveStats, TorchdiffeqSolver
-from steer_lightning.solvers.base import default_times
+from steer_lightning.nn.integrate import solve_horizon
+from steer_lightning.solvers import AdaptiveSolver, Solution, Solver, SolveStats
+from steer_lightning.solvers.checks import default_times, first_part
+from steer_lightning.solvers.step_memory import StepMemory
 
 DATA_ENDS: Final = ("t0", "t1")
 
@@ -87,13 +89,14 @@ class CNF(Flow):
         if len(t_span) != 2:
             raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
         self.vector_field = vector_field
-        self.solver = TorchdiffeqSolver() if solver is None else solver
-        self.eval_solver = self.solver if eval_solver is None else eval_solver
+        self.solver = AdaptiveSolver() if solver is None else solver
+        self.eval_solver = eval_solver
         self.horizon = SpanHorizon(t_span[0], t_span[1], learn_t1=learn_t1)
         self.data_at = data_at
         self.trace_estimator = trace_estimator
         self.noise: Noise = noise
         self.stats = SolveStats()
+        self.step_memory = StepMemory()
         self._compile = compile
 
     @property
@@ -181,9 +184,9 @@ class CNF(Flow):
     def _integrate(self, field: nn.Module, state: Any, t_eval: Tensor) -> Solution:
         """Solve in training or in evaluation, which autocast does not lower the precision of."""
         if self.training:
-            return self.horizon.solve(self.solver, field, state, t_eval, stats=self.stats)
-        with torch.autocast(t_eval.device.type, enabled=False):
-            return self.horizon.solve(self.eval_solver, field, state, t_eval, stats=self.stats)
+            return solve_horizon(self, field, state, t_eval)
+        with torch.autocast(first_part(state).device.type, enabled=False):
+            return solve_horizon(self, field, state, t_eval)
 
     def _solve(
         self, state: tuple[Tensor, ...], t_eval: Tensor, generator: torch.Generator | None

@@ -12,9 +12,11 @@ from steer_lightning.horizon import GridHorizon
 from steer_lightning.nn.encoders import ODERNNEncoder, RNNEncoder, observations
 from steer_lightning.nn.fields import autonomous_field
 from steer_lightning.nn.forecast import Forecast
+from steer_lightning.nn.integrate import integrate
 from steer_lightning.nn.ode_rnn import Belief, tanh_network
-from steer_lightning.solvers import SolveStats
-from steer_lightning.solvers.dense import DenseSolver
+from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
+from steer_lightning.solvers.checks import default_times
+from steer_lightning.solvers.step_memory import StepMemory
 
 
 class LatentDecoder(nn.Module):
@@ -27,7 +29,9 @@ class LatentDecoder(nn.Module):
 
     Args:
         vector_field: ``f(t, z)`` that ignores ``t``.
-        solver: Adaptive integrator with dense output; ``rtol=1e-3, atol=1e-4`` if not given.
+        solver: Integrator that can be read between its steps; dopri5 at ``rtol=1e-3, atol=1e-4``
+            if not given.
+        eval_solver: Integrator in eval mode; ``solver`` if not given.
 
     Attributes:
         stats: Work done since its last reset; read by ``NFEMonitor``.
@@ -47,7 +51,12 @@ class LatentDecoder(nn.Module):
         torch.Size([5, 2, 3, 4])
     """
 
-    def __init__(self, vector_field: nn.Module, solver: DenseSolver | None = None) -> None:
+    def __init__(
+        self,
+        vector_field: nn.Module,
+        solver: Solver | None = None,
+        eval_solver: Solver | None = None,
+    ) -> None:
         super().__init__()
         if not getattr(vector_field, "autonomous", False):
             raise ValueError(
@@ -55,9 +64,11 @@ class LatentDecoder(nn.Module):
                 "samples with other times can share a solve. MLPField has `time_dependent=False`."
             )
         self.vector_field = vector_field
-        self.solver = DenseSolver() if solver is None else solver
+        self.solver = AdaptiveSolver(rtol=1e-3, atol=1e-4) if solver is None else solver
+        self.eval_solver = eval_solver
         self.horizon = GridHorizon()
         self.stats = SolveStats()
+        self.step_memory = StepMemory()
 
     def forward(self, z0: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
         """Follow ``z0`` from the first time of each sample.
@@ -75,17 +86,16 @@ class LatentDecoder(nn.Module):
         if rates is not None:
             stretched = (rates * times.diff(dim=1)).cumsum(1)
             elapsed = torch.cat([elapsed[:, :1], stretched], dim=1)
-        end = elapsed.detach().max()
+        end = float(elapsed.detach().max())
         n_draws, n_samples, n_latents = z0.shape
-        if not bool(end > 0):  # one time for each sample
+        if not end > 0:  # one time for each sample
             return z0[:, :, None].expand(-1, -1, times.shape[1], -1)
-        solution = self.solver.solve(
-            self.vector_field,
-            z0.flatten(0, 1),
-            torch.stack([torch.zeros_like(end), end]),
-            stats=self.stats,
+        ends = default_times(z0, 0.0, end)
+        nominal = default_times(z0, 0.0, float((times - times[:, :1]).max()))
+        solution = integrate(
+            self, self.vector_field, z0.flatten(0, 1), ends, nominal=nominal, dense=True
         )
-        z = solution.at(elapsed.repeat(n_draws, 1))
+        z: Tensor = solution.at(elapsed.repeat(n_draws, 1))
         return z.view(n_draws, n_samples, times.shape[1], n_latents)
 
 
@@ -136,7 +146,7 @@ class LatentODE(nn.Module):
         generative_hidden: Sequence[int] = (50, 50),
         max_step: float = 0.02,
         vector_field: nn.Module | None = None,
-        solver: DenseSolver | None = None,
+        solver: Solver | None = None,
     ) -> None:
         super().__init__()
         self.n_features = n_features

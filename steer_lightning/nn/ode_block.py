@@ -5,8 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steer_lightning.horizon import Horizon, SpanHorizon
-from steer_lightning.solvers import Solver, SolveStats, TorchdiffeqSolver
+from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.horizon import Horizon, SpanHorizon, WarpedField
+from steer_lightning.nn.integrate import solve_horizon
+from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
+from steer_lightning.solvers.step_memory import StepMemory
 
 
 class ODEBlock(nn.Module):
@@ -58,11 +61,12 @@ class ODEBlock(nn.Module):
         if t_span is not None and len(t_span) != 2:
             raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
         self.vector_field = vector_field
-        self.solver = TorchdiffeqSolver() if solver is None else solver
+        self.solver = AdaptiveSolver() if solver is None else solver
         self.eval_solver = eval_solver
         t0, t1 = (0.0, 1.0) if t_span is None else t_span
         self.horizon = SpanHorizon(t0, t1) if horizon is None else horizon
         self.stats = SolveStats()
+        self.step_memory = StepMemory()
 
     def forward(
         self, y0: Any, t_eval: Tensor | None = None, *, t_start: Tensor | None = None
@@ -79,11 +83,16 @@ class ODEBlock(nn.Module):
             The state at ``t1``, shape of ``y0``; with ``t_eval`` the states at all its times,
             shape ``(T, B, ...)``.
         """
-        solver = self.solver if self.training or self.eval_solver is None else self.eval_solver
-        solution = self.horizon.solve(
-            solver, self.vector_field, y0, t_eval, t_start=t_start, stats=self.stats
-        )
-        return _at_end(solution.ys) if t_eval is None else solution.ys
+        times = self.horizon.times(y0) if t_eval is None else t_eval
+        field: Any = self.vector_field
+        if t_start is not None:
+            if not isinstance(self.horizon, SpanHorizon):
+                raise ValueError(
+                    "Expected no `t_start` with a GridHorizon, whose times are actual."
+                )
+            field = WarpedField(field, TimeWarp(self.horizon.t0, t_start, 1.0))
+        ys = solve_horizon(self, field, y0, times).ys
+        return _at_end(ys) if t_eval is None else ys
 
 
 def _at_end(ys: Any) -> Any:

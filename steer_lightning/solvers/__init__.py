@@ -1,8 +1,7 @@
 """ODE solvers behind one contract; the only place that knows torchdiffeq."""
 
+from steer_lightning.solvers.adaptive import AdaptiveSolver
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.dense import DenseSolution, DenseSolver
-from steer_lightning.solvers.dense_grid import DenseGridSolver
 from steer_lightning.solvers.errors import (
     NFEBudgetExceededError,
     NonFiniteStateError,
@@ -11,12 +10,11 @@ from steer_lightning.solvers.errors import (
     StepSizeUnderflowError,
 )
 from steer_lightning.solvers.fixed_grid import FixedGridSolver
+from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
 
 __all__ = [
-    "DenseGridSolver",
-    "DenseSolution",
-    "DenseSolver",
+    "AdaptiveSolver",
     "FixedGridSolver",
     "NFEBudgetExceededError",
     "NonFiniteStateError",
@@ -26,5 +24,6 @@ __all__ = [
     "Solver",
     "SolverError",
     "StepSizeUnderflowError",
+    "Steps",
     "TorchdiffeqSolver",
 ]

@@ -1,18 +1,15 @@
-"""The contract between vector fields, solvers and whoever counts their work."""
+"""The contract between vector fields, solvers and blocks."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steer_lightning.functional.autograd import backward_pass
-from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
+from steer_lightning.solvers.runge_kutta import VectorField
+from steer_lightning.solvers.steps import Steps
 
-VectorField = Callable[[Tensor, Any], Any]
 Phase = Literal["forward", "backward"]
 
 
@@ -70,14 +67,36 @@ class Solution(NamedTuple):
         ys: State at each time of ``t_eval``, shape ``(T, *y0.shape)``; a tuple if ``y0`` was one.
         stats: The counts this solve was added to. The backward counts arrive with the backward
             pass.
+        steps: The steps taken, if ``dense=True`` asked for them.
+        next_step: Length of a good first step for a solve like this one; ``None`` if the solver
+            does not choose its steps.
     """
 
     ys: Any
     stats: SolveStats
+    steps: Steps | None = None
+    next_step: float | None = None
+
+    def at(self, t: Tensor) -> Any:
+        """States at any times between the first and the last; see :meth:`Steps.at`.
+
+        Raises:
+            ValueError: If the solve was not asked for ``dense=True``.
+        """
+        if self.steps is None:
+            raise ValueError("Expected a solve with dense=True, which can be read at any time.")
+        return self.steps.at(t)
 
 
 class Solver(ABC):
-    """An integrator made from plain settings, with one method."""
+    """An integrator made from plain settings, with one method.
+
+    Attributes:
+        remembers: Whether a block is to start each training solve with the step that the last
+            one found good.
+    """
+
+    remembers = False
 
     @abstractmethod
     def solve(
@@ -87,6 +106,8 @@ class Solver(ABC):
         t_eval: Tensor,
         *,
         stats: SolveStats | None = None,
+        dense: bool = False,
+        first_step: float | None = None,
     ) -> Solution:
         r"""Integrate :math:`dy/dt = f(t, y)` from ``t_eval[0]`` through every time of ``t_eval``.
 
@@ -95,171 +116,24 @@ class Solver(ABC):
         the way.
 
         Args:
-            vector_field: ``f(t, y)``, with ``t`` of shape ``()``, returning what ``y`` is like.
+            vector_field: ``f(t, y)``, with ``t`` of shape ``()`` in the precision of the state,
+                returning what ``y`` is like.
             y0: State at ``t_eval[0]``, a tensor or a tuple of tensors, batch along axis 0,
-                float32 or float64.
+                float32, float64 or complex.
             t_eval: Strictly monotone times, shape ``(T,)`` with ``T >= 2``, float32 or float64,
-                either direction.
+                either direction. Float64 keeps the lengths of intervals exact far from zero.
             stats: Counts to add to; fresh ones if not given.
+            dense: Keep the steps, so that the solution can be read at any time in between. No
+                state that is returned changes by it.
+            first_step: Length of the step to try first, in units of time; a solver that does
+                not choose its steps ignores it.
 
         Returns:
             The states at ``t_eval`` and the counts.
 
         Raises:
-            ValueError: If ``t_eval`` is not one-dimensional, too short or not monotone, or the
-                batch is empty.
+            ValueError: If ``t_eval`` is not one-dimensional, too short or not monotone, the
+                batch is empty, or the solver cannot be read between its steps.
             TypeError: If a dtype is not supported.
             SolverError: If the solve cannot be finished.
         """
-
-
-class CountedField:
-    """A vector field that counts its calls, for one solve, and stops at a budget.
-
-    It stays outside anything compiled: a counter inside a compiled module would be a guard on a
-    number that always changes. Calls after the forward solve belong to a backward pass: the
-    adjoint's, or a checkpoint's; the solver sets ``phase`` when it returns.
-
-    Args:
-        vector_field: ``f(t, y)``.
-        stats: Counts to add to.
-        max_nfe: Largest number of calls in the forward solve, and in each backward pass.
-        tolerances: ``(rtol, atol)`` of the solve, for the message of an error.
-
-    Attributes:
-        dt: Step that was tried last; the solver keeps it here, for the message of an error.
-
-    Raises:
-        NFEBudgetExceededError: On the call that exceeds ``max_nfe``.
-    """
-
-    def __init__(
-        self,
-        vector_field: VectorField,
-        stats: SolveStats,
-        max_nfe: int | None = None,
-        tolerances: tuple[float, float] | None = None,
-    ) -> None:
-        self.vector_field = vector_field
-        self.stats = stats
-        self.max_nfe = max_nfe
-        self.tolerances = tolerances
-        self.dt: float | None = None
-        self.phase: Phase = "forward"
-        self._spent = 0
-        self._spent_in: tuple[Phase, int] = (self.phase, backward_pass())
-
-    def __call__(self, t: Tensor, y: Any) -> Any:
-        now = (self.phase, backward_pass())
-        if now != self._spent_in:
-            self._spent, self._spent_in = 0, now
-        self._spent += 1
-        if self.max_nfe is not None and self._spent > self.max_nfe:
-            self._spent = self.max_nfe
-            raise self.place(
-                NFEBudgetExceededError(self.max_nfe, float(t.detach()), self.phase), y
-            )
-        self.stats.count_evaluation(self.phase)
-        return self.vector_field(t, y)
-
-    def place(self, error: Error, y: Any) -> Error:
-        """Add to an error what is known of this solve, whose state is like ``y``."""
-        rtol, atol = self.tolerances or (None, None)
-        return error.with_context(
-            dt=self.dt,
-            nfe=self._spent,
-            dtype=first_part(y).dtype,
-            rtol=rtol,
-            atol=atol,
-            stats=self.stats,
-        )
-
-
-def first_part(y: Any) -> Tensor:
-    """The state, or the first part of a state that is a tuple."""
-    part = y[0] if isinstance(y, tuple) else y
-    if not isinstance(part, Tensor):
-        raise TypeError(
-            f"Expected the state to be a tensor or a tuple of tensors, but got "
-            f"{type(part).__name__}."
-        )
-    return part
-
-
-def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64; some accelerators have float32 only."""
-    return device.type not in {"mps"}
-
-
-def default_times(y0: Any, *times: float) -> Tensor:
-    """Times for the state ``y0``, on its device: float64 if the state is, else float32."""
-    part = first_part(y0)
-    dtype = torch.float64 if part.dtype in (torch.float64, torch.complex128) else torch.float32
-    return torch.tensor(times, dtype=dtype, device=part.device)
-
-
-def check_state(y0: Any) -> None:
-    """Raise unless a state is float32, float64 or complex, and its batch not empty."""
-    for part in y0 if isinstance(y0, tuple) else (first_part(y0),):
-        if part.dtype in (torch.float16, torch.bfloat16) or not (
-            part.is_floating_point() or part.is_complex()
-        ):
-            raise TypeError(
-                f"Expected a state of float32 or float64, but got {part.dtype}: solvers add small "
-                f"steps to large states, which half precision loses. Keep the state in float32 "
-                f"and let autocast lower the precision of the network alone."
-            )
-        if part.numel() == 0:
-            raise ValueError(
-                f"Expected a batch of at least one sample, but got a state of shape "
-                f"{tuple(part.shape)}."
-            )
-
-
-def check_problem(y0: Any, t_eval: Tensor) -> None:
-    """Check initial state and times before anything is evaluated; see :meth:`Solver.solve`."""
-    check_state(y0)
-    if t_eval.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"Expected `t_eval` to be float32 or float64, but got {t_eval.dtype}.")
-    if t_eval.ndim != 1 or len(t_eval) < 2:
-        raise ValueError(
-            f"Expected `t_eval` of shape (T,) with T >= 2, but got shape {tuple(t_eval.shape)}."
-        )
-    gaps = t_eval.detach().diff()
-    if not bool((gaps > 0).all() | (gaps < 0).all()):
-        raise ValueError(
-            f"Expected `t_eval` to be strictly increasing or strictly decreasing, but got "
-            f"{t_eval.tolist()}. Sort the times and drop repeated ones."
-        )
-
-
-def check_is_module(vector_field: VectorField) -> nn.Module:
-    """The field, if it is an ``nn.Module``.
-
-    Raises:
-        TypeError: If it is not.
-    """
-    if not isinstance(vector_field, nn.Module):
-        raise TypeError(
-            f"Expected the vector field to be an nn.Module for gradient='adjoint', which must "
-            f"find its parameters, but got {type(vector_field).__name__}. Wrap it in an "
-            f"nn.Module, or use gradient='autograd'."
-        )
-    return vector_field
-
-
-def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
-    """Every tensor that a field's output depends on and that wants a gradient.
-
-    These are the parameters of an ``nn.Module`` and what its submodules list in a method
-    ``trainable_tensors`` (a warp with a learnable end time, say).
-
-    Raises:
-        TypeError: If the field is not an ``nn.Module``, as its parameters cannot be found.
-    """
-    module = check_is_module(vector_field)
-    found = [p for p in module.parameters() if p.requires_grad]
-    for part in module.modules():
-        extra = getattr(part, "trainable_tensors", None)
-        found.extend(extra() if callable(extra) else ())
-    return tuple(found)

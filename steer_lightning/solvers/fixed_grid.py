@@ -1,66 +1,43 @@
-"""Runge-Kutta on a fixed number of steps: a static graph that compiles once, whatever T is."""
+"""Explicit Runge-Kutta on a fixed number of steps: never fails, and costs the same each time."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from steer_lightning.functional.choices import check_choice
-from steer_lightning.functional.compiling import compiled
-from steer_lightning.solvers.base import (
-    Phase,
-    Solution,
-    Solver,
-    SolveStats,
-    VectorField,
-    check_problem,
-)
-
-
-class Tableau(NamedTuple):
-    """An explicit Runge-Kutta method: stage times, stage weights, solution weights."""
-
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-
-
-UNITS: Final = ("step", "solve")
-TABLEAUS: Final = {
-    "euler": Tableau((0.0,), ((),), (1.0,)),
-    "midpoint": Tableau((0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
-    "heun": Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
-    "rk4": Tableau(  # Kutta's 3/8 rule, as in torchdiffeq
-        (0.0, 1 / 3, 2 / 3, 1.0),
-        ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
-        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
-    ),
-}
+from steer_lightning.solvers.base import Solution, Solver, SolveStats
+from steer_lightning.solvers.checks import check_problem
+from steer_lightning.solvers.runge_kutta import Time, VectorField, stack
+from steer_lightning.solvers.stepper import Stepper
+from steer_lightning.solvers.steps import Steps
+from steer_lightning.solvers.tableaus import FIXED
+from steer_lightning.solvers.work import Work
 
 
 class FixedGridSolver(Solver):
     r"""Explicit Runge-Kutta with ``n_steps`` equal steps in each interval of ``t_eval``.
 
-    Times are tensors and the number of steps is a setting, so that shapes never change: a solve
-    compiled once serves every end time. Gradients are autograd's, through the steps and in the
-    times too.
+    Gradients are autograd's, through the steps and in the times too. Between the steps the
+    solution is read from the cubic that has the states and slopes of both ends of a step, for one
+    further evaluation at the end.
 
     Args:
         method: ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"rk4"`` (the 3/8 rule).
         n_steps: Steps in each interval of ``t_eval``.
-        compile: What to compile with :func:`torch.compile`: each ``"step"``, or the whole
-            ``"solve"``. All fields of one structure share a compilation. It needs a C++ compiler
-            and pays after some hundred steps of training; a step is compiled sooner than a solve.
-        cuda_graphs: Replay what is compiled as CUDA graphs; without effect on a CPU.
+        compile: Compile the step with :func:`torch.compile`; see
+            :class:`~steer_lightning.solvers.AdaptiveSolver`.
+        cuda_graphs: Replay the compiled step as a CUDA graph; without effect on a CPU.
         checkpoint: Keep only the state at each step and evaluate the step again in the backward
             pass: memory of one step instead of all, for one more forward pass of work.
 
     Raises:
-        ValueError: If ``method`` or ``compile`` is unknown, ``n_steps < 1``, a compiled solve is
-            to be checkpointed, or ``cuda_graphs`` is asked for without ``compile``.
+        ValueError: If ``method`` is unknown, ``n_steps < 1``, or ``cuda_graphs`` is asked for
+            without ``compile``.
+
+    References:
+        Hairer, Norsett and Wanner, *Solving ODEs I*, Section II.6, for the interpolant.
 
     Example:
         >>> solver = FixedGridSolver(method="rk4", n_steps=8)
@@ -73,24 +50,16 @@ class FixedGridSolver(Solver):
         self,
         method: Literal["euler", "midpoint", "heun", "rk4"] = "rk4",
         n_steps: int = 4,
-        compile: Literal["step", "solve"] | None = None,
+        compile: bool = False,
         cuda_graphs: bool = False,
         checkpoint: bool = False,
     ) -> None:
-        check_choice("method", method, TABLEAUS)
-        if compile is not None:
-            check_choice("compile", compile, UNITS)
+        check_choice("method", method, FIXED)
         if n_steps < 1:
             raise ValueError(f"Expected `n_steps` >= 1, but got {n_steps}.")
-        if compile == "solve" and checkpoint:
+        if cuda_graphs and not compile:
             raise ValueError(
-                "Expected one of compile='solve' and checkpoint, but got both: a compiled solve "
-                "plans its own memory. Compile the step, or turn checkpoint off."
-            )
-        if cuda_graphs and compile is None:
-            raise ValueError(
-                "Expected compile='step' or 'solve' with cuda_graphs=True, which replays what is "
-                "compiled, but got compile=None."
+                "Expected compile=True with cuda_graphs=True, which replays what is compiled."
             )
         self.method = method
         self.n_steps = n_steps
@@ -108,80 +77,39 @@ class FixedGridSolver(Solver):
         t_eval: Tensor,
         *,
         stats: SolveStats | None = None,
+        dense: bool = False,
+        first_step: float | None = None,
     ) -> Solution:
         """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
-        stats = SolveStats() if stats is None else stats
-        n_steps = self.n_steps * (len(t_eval) - 1)
-        if self.compile == "solve":
-            solve = compiled(integrate, self.cuda_graphs)
-            ys = solve(vector_field, y0, t_eval, self.method, self.n_steps)
-            stats.count_evaluation("forward", n_steps * len(TABLEAUS[self.method].c))
-        else:
-            counted = _CountedStep(self._step(), stats)
-            step: Callable[..., Any] = counted
-            if self.checkpoint and torch.is_grad_enabled():
-                step = partial(recompute_in_backward, counted, use_reentrant=False)
-            ys = integrate(vector_field, y0, t_eval, self.method, self.n_steps, step)
-            counted.phase = "backward"
-        stats.accepted += n_steps
-        return Solution(ys, stats)
-
-    def _step(self) -> Callable[..., Any]:
-        return compiled(runge_kutta_step, self.cuda_graphs) if self.compile else runge_kutta_step
-
-
-class _CountedStep:
-    """A step that counts its evaluations, outside of what is compiled."""
-
-    def __init__(self, step: Callable[..., Any], stats: SolveStats) -> None:
-        self.step = step
-        self.stats = stats
-        self.phase: Phase = "forward"
-
-    def __call__(
-        self, vector_field: VectorField, t: Tensor, dt: Tensor, y: Any, tableau: Tableau
-    ) -> Any:
-        self.stats.count_evaluation(self.phase, len(tableau.c))
-        return self.step(vector_field, t, dt, y, tableau)
-
-
-def runge_kutta_step(
-    vector_field: VectorField, t: Tensor, dt: Tensor, y: Any, tableau: Tableau
-) -> Any:
-    """One explicit Runge-Kutta step from ``t`` to ``t + dt``; returns the new state."""
-    stages: list[Any] = []
-    for c, row in zip(tableau.c, tableau.a, strict=True):
-        stages.append(vector_field(t + c * dt, _advance(y, dt, row, stages)))
-    return _advance(y, dt, tableau.b, stages)
-
-
-def integrate(
-    vector_field: VectorField,
-    y0: Any,
-    t_eval: Tensor,
-    method: str,
-    n_steps: int,
-    step: Callable[..., Any] = runge_kutta_step,
-) -> Any:
-    """Take ``n_steps`` steps in each interval of ``t_eval``; states at ``t_eval``, stacked."""
-    tableau = TABLEAUS[method]
-    y, ys = y0, [y0]
-    for i in range(len(t_eval) - 1):
-        t0, dt = t_eval[i], (t_eval[i + 1] - t_eval[i]) / n_steps
-        for j in range(n_steps):
-            y = step(vector_field, t0 + j * dt, dt, y, tableau)
-        ys.append(y)
-    if isinstance(y0, tuple):
-        return tuple(torch.stack(parts) for parts in zip(*ys, strict=True))
-    return torch.stack(ys)
-
-
-def _advance(y: Any, dt: Tensor, weights: tuple[float, ...], stages: list[Any]) -> Any:
-    """``y + dt * sum(weights * stages)``, for a tensor or part by part."""
-    if isinstance(y, tuple):
-        return tuple(
-            _advance(part, dt, weights, [stage[i] for stage in stages]) for i, part in enumerate(y)
+        work = Work(y0, stats)
+        tableau = FIXED[self.method]
+        if dense:
+            tableau = tableau.with_hermite_interpolant()
+        step = Stepper(
+            vector_field, tableau, work, self.compile, self.cuda_graphs, self.checkpoint
         )
-    terms = [w * k for w, k in zip(weights, stages, strict=True) if w != 0.0]
-    return y + dt * sum(terms[1:], start=terms[0]) if terms else y
+        knots = self._knots(t_eval)
+        states, stages, slope = [y0], [], None
+        for start, end in pairwise(knots):
+            y, ks = step(start, end, states[-1], slope)
+            states.append(y)
+            if dense:
+                stages.append(ks)
+                slope = ks[-1]
+        work.stats.accepted += len(knots) - 1
+        steps = None
+        if dense:
+            ends = torch.stack([torch.as_tensor(t, dtype=t_eval.dtype) for t in knots])
+            steps = Steps(tableau, ends.to(t_eval.device), states, stages)
+        return Solution(stack(states[:: self.n_steps]), work.stats, steps)
+
+    def _knots(self, t_eval: Tensor) -> list[Time]:
+        """Ends of all steps; numbers, unless they have a gradient."""
+        times: list[Time] = list(t_eval.unbind()) if t_eval.requires_grad else t_eval.tolist()
+        knots = [
+            start + (end - start) * (j / self.n_steps) if j else start
+            for start, end in pairwise(times)
+            for j in range(self.n_steps)
+        ]
+        return [*knots, times[-1]]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.solvers.base import SolveStats, VectorField
+from steer_lightning.solvers.base import SolveStats
+from steer_lightning.solvers.runge_kutta import VectorField
 
 Report = Callable[[SolveStats | None, VectorField, str], None]
 
@@ -31,12 +32,13 @@ class ProbingSolve:
         t_eval: Tensor,
         *,
         stats: SolveStats | None = None,
+        **options: Any,
     ) -> Any:
         """Look, then solve; see :meth:`steer_lightning.solvers.Solver.solve`."""
         trouble = randomness(vector_field, t_eval[0], y0)
         if trouble is not None:
             self.report(stats, vector_field, trouble)
-        return self.solve(vector_field, y0, t_eval, stats=stats)
+        return self.solve(vector_field, y0, t_eval, stats=stats, **options)
 
 
 def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:

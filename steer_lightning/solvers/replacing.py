@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from steer_lightning.solvers.adaptive import AdaptiveSolver
 from steer_lightning.solvers.base import Solver
-from steer_lightning.solvers.dense import DenseSolver
-from steer_lightning.solvers.dense_grid import DenseGridSolver
 from steer_lightning.solvers.fixed_grid import FixedGridSolver
 from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
 
@@ -31,7 +30,7 @@ def replaced_solvers(model: nn.Module, replace: Callable[[Any], Any]) -> Iterato
         ...     model.solver
         FixedGridSolver(method='rk4', n_steps=4)
         >>> model.solver
-        TorchdiffeqSolver(method='dopri5', rtol=1e-05, atol=1e-05, gradient='autograd')
+        AdaptiveSolver(method='dopri5', rtol=1e-05, atol=1e-05)
     """
     found = []
     for path, module, name, solver in _solvers(model):
@@ -78,7 +77,7 @@ def _solvers(model: nn.Module) -> list[tuple[str, nn.Module, str, Any]]:
         (path, module, name, value)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, Solver | DenseSolver)
+        if isinstance(value, Solver)
     ]
 
 
@@ -94,8 +93,8 @@ def on_fixed_grid(n_steps: int) -> Callable[[Any], Any]:
     """
 
     def replace(solver: Any) -> Any:
-        if isinstance(solver, DenseSolver):
-            return DenseGridSolver(n_steps)
+        if isinstance(solver, AdaptiveSolver):
+            return FixedGridSolver("rk4", n_steps, checkpoint=solver.checkpoint)
         if isinstance(solver, TorchdiffeqSolver):
             # Who solves by an adjoint has not the memory for all steps.
             return FixedGridSolver("rk4", n_steps, checkpoint=solver.gradient == "adjoint")

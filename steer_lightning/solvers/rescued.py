@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steer_lightning.solvers.base import Solution, SolveStats, VectorField, trainable_tensors
+from steer_lightning.solvers.base import Solution, SolveStats
+from steer_lightning.solvers.checks import trainable_tensors
 from steer_lightning.solvers.errors import SolverError
+from steer_lightning.solvers.runge_kutta import VectorField
 
 Gradients = Sequence[Tensor | None]
 # Given the error and a way to the gradients by another method `solve`; what it returns is taken
@@ -50,18 +52,21 @@ class RescuedAdjoint:
         t_eval: Tensor,
         *,
         stats: SolveStats | None = None,
+        **options: Any,
     ) -> Solution:
         """Solve; see :meth:`steer_lightning.solvers.Solver.solve`."""
         stats = SolveStats() if stats is None else stats
         if not torch.is_grad_enabled():
-            solution: Solution = self.solve(vector_field, y0, t_eval, stats=stats)
+            solution: Solution = self.solve(vector_field, y0, t_eval, stats=stats, **options)
             return solution
         is_tuple = isinstance(y0, tuple)
 
         def run(
             solve: Callable[..., Any], stats: SolveStats, t_eval: Tensor, parts: tuple[Tensor, ...]
         ) -> tuple[Tensor, ...]:
-            ys = solve(vector_field, parts if is_tuple else parts[0], t_eval, stats=stats).ys
+            ys = solve(
+                vector_field, parts if is_tuple else parts[0], t_eval, stats=stats, **options
+            ).ys
             return tuple(ys) if is_tuple else (ys,)
 
         ys = _Enclosed.apply(

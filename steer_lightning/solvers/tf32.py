@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from steer_lightning.solvers.base import VectorField, first_part
+from steer_lightning.solvers.checks import first_part
+from steer_lightning.solvers.runge_kutta import VectorField
 
 # Half a unit in the last of ten bits of mantissa, relative to the number.
 TF32_ROUNDING: Final = 2.0**-11

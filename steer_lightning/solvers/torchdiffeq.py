@@ -1,6 +1,7 @@
 """torchdiffeq behind our contract: every method by name, counted, bounded, with typed errors."""
 
-import math
+import warnings
+from functools import cache
 from typing import Any, Final, Literal
 
 import torch
@@ -8,25 +9,25 @@ from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning.functional.choices import check_choice
-from steer_lightning.solvers.base import (
-    CountedField,
-    Solution,
-    Solver,
-    SolveStats,
-    VectorField,
+from steer_lightning.solvers.base import Solution, Solver, SolveStats
+from steer_lightning.solvers.checks import (
     check_problem,
+    check_tolerances,
     first_part,
     has_float64,
     trainable_tensors,
 )
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
+from steer_lightning.solvers.runge_kutta import VectorField, parts
 from steer_lightning.solvers.tf32 import TF32Check
+from steer_lightning.solvers.work import CountedField, Work
 
 ADAPTIVE_METHODS: Final = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ADAMS_METHODS: Final = ("explicit_adams", "implicit_adams", "fixed_adams")
 FIXED_METHODS: Final = ("euler", "midpoint", "heun2", "heun3", "rk4", *ADAMS_METHODS)
 METHODS: Final = (*ADAPTIVE_METHODS, *FIXED_METHODS, "scipy_solver")
 GRADIENTS: Final = ("autograd", "adjoint")
+MANY_TIMES: Final = 8  # from which on the restarts of an adjoint cost more than its one solve
 
 
 class TorchdiffeqSolver(Solver):
@@ -72,11 +73,7 @@ class TorchdiffeqSolver(Solver):
     ) -> None:
         check_choice("method", method, METHODS)
         check_choice("gradient", gradient, GRADIENTS)
-        for name, tolerance in (("rtol", rtol), ("atol", atol)):
-            if not (math.isfinite(tolerance) and tolerance > 0):
-                raise ValueError(f"Expected `{name}` to be finite and > 0, but got {tolerance}.")
-        if max_nfe is not None and max_nfe < 1:
-            raise ValueError(f"Expected `max_nfe` to be None or >= 1, but got {max_nfe}.")
+        check_tolerances(rtol, atol, max_nfe)
         if seminorm and gradient != "adjoint":
             raise ValueError(
                 "Expected gradient='adjoint' with seminorm=True, the adjoint's error norm, but "
@@ -109,8 +106,15 @@ class TorchdiffeqSolver(Solver):
         t_eval: Tensor,
         *,
         stats: SolveStats | None = None,
+        dense: bool = False,
+        first_step: float | None = None,
     ) -> Solution:
         """Integrate; see :meth:`Solver.solve`."""
+        if dense:
+            raise ValueError(
+                "Expected a solver that can be read between its steps, but torchdiffeq returns "
+                "the times asked for alone. Use AdaptiveSolver or FixedGridSolver."
+            )
         check_problem(y0, t_eval)
         if self.method in ADAPTIVE_METHODS:
             self._check_tf32(vector_field, y0, self.rtol)
@@ -121,10 +125,11 @@ class TorchdiffeqSolver(Solver):
                 f"torchdiffeq keeps in it, but got a state on {device}. Use 'rk4', or an adaptive "
                 f"method."
             )
-        stats = SolveStats() if stats is None else stats
-        counted = _SteppingField(
-            vector_field, stats, self.max_nfe, (self.rtol, self.atol), self.method
-        )
+        if self.gradient == "adjoint" and len(t_eval) > MANY_TIMES:
+            _warn_of_restarts(len(t_eval))
+        tolerances = (self.rtol, self.atol) if self.method not in FIXED_METHODS else None
+        work = Work(y0, stats, self.max_nfe, tolerances)
+        counted = _SteppingField(vector_field, work, self.method)
         settings: dict[str, Any] = {
             "rtol": self.rtol,
             "atol": self.atol,
@@ -138,8 +143,7 @@ class TorchdiffeqSolver(Solver):
                 settings["adjoint_options"] = {**settings["options"], "norm": "seminorm"}
             params = trainable_tensors(vector_field) if torch.is_grad_enabled() else ()
             ys = odeint_adjoint(counted, y0, t_eval, adjoint_params=params, **settings)
-        counted.phase = "backward"
-        return Solution(ys, stats)
+        return Solution(ys, work.stats)
 
     def _options(self, vector_field: VectorField, y0: Any) -> dict[str, Any]:
         """The user's options, before those that the field and the device ask for."""
@@ -148,25 +152,27 @@ class TorchdiffeqSolver(Solver):
             if not has_float64(first_part(y0).device):
                 defaults["dtype"] = torch.float32
             controlled = getattr(vector_field, "controlled_parts", None)
-            if controlled is not None and controlled < len(_parts(y0)):
+            if controlled is not None and controlled < len(parts(y0)):
                 defaults["norm"] = _LeadingNorm(controlled)
         return {**defaults, **self.options}
+
+
+@cache
+def _warn_of_restarts(n_times: int) -> None:
+    """Once in a process for a number of times."""
+    warnings.warn(
+        f"gradient='adjoint' solves the adjoint anew between each two of {n_times} times: its "
+        f"backward pass costs as many solves, where autograd needs none. Use AdaptiveSolver, "
+        f"with checkpoint=True if memory is short, or ask for fewer times.",
+        stacklevel=2,
+    )
 
 
 class _SteppingField(CountedField):
     """A counted field that hears of every step of a Runge-Kutta or Adams method of torchdiffeq."""
 
-    def __init__(
-        self,
-        vector_field: VectorField,
-        stats: SolveStats,
-        max_nfe: int | None,
-        tolerances: tuple[float, float],
-        method: str,
-    ) -> None:
-        super().__init__(
-            vector_field, stats, max_nfe, tolerances if method not in FIXED_METHODS else None
-        )
+    def __init__(self, vector_field: VectorField, work: Work, method: str) -> None:
+        super().__init__(vector_field, work)
         # torchdiffeq looks these up by name, and warns where it cannot call them.
         if method in ADAPTIVE_METHODS:
             self.callback_step = self.callback_step_adjoint = self._try_step
@@ -177,28 +183,29 @@ class _SteppingField(CountedField):
 
     def _try_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         """Raise what torchdiffeq would only assert: a finite state, and time that advances."""
-        t, dt = t.detach(), dt.detach()
-        finite = torch.stack([part.isfinite().all() for part in _parts(y)]).all()
+        t, dt, phase = t.detach(), dt.detach(), self.work.phase
+        finite = torch.stack([part.isfinite().all() for part in parts(y)]).all()
         # One wait for a GPU, for all that is asked about the step.
         answers = torch.stack([dt, finite.to(dt), (t + dt != t).to(dt)])
-        self.dt, is_finite, advances = answers.tolist()
+        self.work.dt, is_finite, advances = answers.tolist()
         if is_finite and advances:
             return
         # torchdiffeq turns a step size that is not finite into zero.
-        if is_finite and self.dt != 0:
-            raise self.place(StepSizeUnderflowError(self.dt, float(t), self.phase), y)
-        raise self.place(NonFiniteStateError(float(t), self.phase), y)
+        if is_finite and self.work.dt != 0:
+            raise self.work.place(StepSizeUnderflowError(self.work.dt, float(t), phase))
+        raise self.work.place(NonFiniteStateError(float(t), phase))
 
     def _accept_trial(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        assert self.dt is not None
-        self.stats.smallest_dt = min(self.stats.smallest_dt, abs(self.dt))
+        assert self.work.dt is not None
+        stats = self.work.stats
+        stats.smallest_dt = min(stats.smallest_dt, abs(self.work.dt))
         self._accept_step(t, y, dt)
 
     def _accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        self.stats.count_step(self.phase, accepted=True)
+        self.work.stats.count_step(self.work.phase, accepted=True)
 
     def _reject_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        self.stats.count_step(self.phase, accepted=False)
+        self.work.stats.count_step(self.work.phase, accepted=False)
 
 
 class _LeadingNorm:
@@ -210,7 +217,3 @@ class _LeadingNorm:
     def __call__(self, parts: tuple[Tensor, ...]) -> Tensor:
         # Not a maximum of tensors: its gradient of zero times the root's infinite one is NaN.
         return max(part.abs().square().mean().sqrt() for part in parts[: self.n])
-
-
-def _parts(y: Any) -> tuple[Tensor, ...]:
-    return y if isinstance(y, tuple) else (y,)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.strategies import DDPStrategy
+from steer_lightning.solvers.dense import DenseSolver
+from steer_lightning.solvers.dense_grid import DenseGridSolver
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
@@ -19,8 +21,6 @@ from steer_lightning.functional import stream
 from steer_lightning.modules.base import StochasticTaskModule
 from steer_lightning.solvers import TorchdiffeqSolver
 from steer_lightning.solvers.base import Solver
-from steer_lightning.solvers.dense import DenseSolver
-from steer_lightning.solvers.dense_grid import DenseGridSolver
 from tests.helpers.models import lively
 from tests.modules.cases import CASES
 

@@ -1,0 +1,137 @@
+"""One explicit Runge-Kutta step, for every method, fixed grid or adaptive, eager or compiled."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer_lightning.solvers.tableaus import Row, Tableau
+
+VectorField = Callable[[Tensor, Any], Any]
+
+# A number where the time is constant: no operation turns it into a tensor, and no GPU is waited
+# for. A tensor of shape () where it has a gradient, and in what is compiled.
+Time = float | Tensor
+
+
+def runge_kutta_step(
+    vector_field: VectorField,
+    start: Time,
+    end: Time,
+    y: Any,
+    first_stage: Any | None,
+    tableau: Tableau,
+) -> tuple[Any, list[Any]]:
+    """State at ``end`` and the stages of the step, from the state ``y`` at ``start``.
+
+    Args:
+        vector_field: ``f(t, y)``.
+        start: Time of ``y``.
+        end: Time to step to, on either side.
+        y: State, a tensor or a tuple of tensors.
+        first_stage: ``f(start, y)`` if it is known.
+        tableau: The method.
+    """
+    h = end - start
+    stages = [] if first_stage is None else [first_stage]
+    y_stage = y
+    for c, row in zip(tableau.c[len(stages) :], tableau.a[len(stages) :], strict=True):
+        y_stage = advance(y, h, row, stages)
+        stages.append(evaluate(vector_field, end if c == 1.0 else start + c * h, y_stage))
+    if not tableau.first_same_as_last:
+        y_stage = advance(y, h, tableau.b, stages)
+    return y_stage, stages
+
+
+def evaluate(vector_field: VectorField, t: Time, y: Any) -> Any:
+    """The field at ``t``, which it gets in the precision of the state, as it gives its value."""
+    like = parts(y)[0]
+    dtype = like.real.dtype if like.is_complex() else like.dtype
+    if isinstance(t, Tensor):
+        time = t.to(like.device, dtype)
+    else:
+        time = torch.full((), t, dtype=dtype, device=like.device)
+    slope = vector_field(time, y)
+    if isinstance(y, tuple):  # autocast lowers what a network gives
+        return tuple(k.to(part.dtype) for k, part in zip(slope, y, strict=True))
+    return slope.to(like.dtype)
+
+
+def advance(y: Any, h: Time, weights: Row, stages: Sequence[Any]) -> Any:
+    """The state ``y + h sum(weights * stages)``; more weights than stages are zeros."""
+    if isinstance(y, tuple):
+        columns: Iterator[Any] = zip(*stages, strict=True) if stages else iter([()] * len(y))
+        return tuple(advance(p, h, weights, ks) for p, ks in zip(y, columns, strict=True))
+    for w, k in zip(weights, stages, strict=False):
+        if w != 0.0:
+            y = _add(y, k, w, h)
+    return y
+
+
+def error_ratio(
+    y: Any,
+    y_next: Any,
+    stages: Sequence[Any],
+    h: Time,
+    weights: Row,
+    tolerances: tuple[Time, Time],
+    controlled: int | None,
+) -> Tensor:
+    r"""Root mean square of a step's error estimate in units of the tolerance, shape ``()``.
+
+    .. math::
+        \mathrm{RMS}\left(\frac{h \sum_i e_i k_i}
+        {\mathrm{atol} + \mathrm{rtol} \max(|y|, |y_\mathrm{next}|)}\right)
+
+    Of the parts of a tuple the largest one counts.
+
+    Args:
+        y: State at the start.
+        y_next: State at the end.
+        stages: :math:`k_i`.
+        h: Length of the step.
+        weights: :math:`e_i`.
+        tolerances: ``(rtol, atol)``.
+        controlled: Look at so many leading parts; at all if ``None``.
+    """
+    rtol, atol = tolerances
+    ratios = []
+    ks = zip(*map(parts, stages), strict=True)
+    for part, part_next, k in list(zip(parts(y), parts(y_next), ks, strict=True))[:controlled]:
+        scale = atol + rtol * torch.maximum(part.abs(), part_next.abs())
+        ratios.append(rms(combine(k, weights, h) / scale))
+    return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax()
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square, whose gradient at zero is zero."""
+    size: Tensor = torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+    return size
+
+
+def combine(ks: Sequence[Tensor], weights: Row, h: Time = 1.0) -> Tensor:
+    """``h`` times the weighted sum of tensors; zero weights are passed over."""
+    (w, k), *rest = [(w, k) for w, k in zip(weights, ks, strict=True) if w != 0.0]
+    total = (w * h) * k
+    for w, k in rest:
+        total = _add(total, k, w, h)
+    return total
+
+
+def stack(states: Sequence[Any]) -> Any:
+    """States along a new first axis, part by part."""
+    if isinstance(states[0], tuple):
+        return tuple(torch.stack(column) for column in zip(*states, strict=True))
+    return torch.stack(list(states))
+
+
+def parts(y: Any) -> tuple[Tensor, ...]:
+    """The parts of a state that is a tuple; a tensor is one part."""
+    return y if isinstance(y, tuple) else (y,)
+
+
+def _add(y: Tensor, k: Tensor, w: float, h: Time) -> Tensor:
+    """``y + w h k``, one operation where ``h`` is a number."""
+    return y + (w * h) * k if isinstance(h, Tensor) else torch.add(y, k, alpha=w * h)

@@ -1,0 +1,125 @@
+"""How long a step is to be: the first one, and each after one that was tried."""
+
+import math
+from typing import Any, Final
+
+import torch
+
+from steer_lightning.solvers.errors import NonFiniteStateError
+from steer_lightning.solvers.runge_kutta import (
+    VectorField,
+    advance,
+    error_ratio,
+    evaluate,
+    parts,
+)
+from steer_lightning.solvers.work import Work
+
+SAFETY: Final = 0.9
+SHRINK, GROW = 0.2, 10.0  # in one step
+# Share of the error that came before; against steps that alternate between long and short.
+MEMORY: Final = 0.04
+
+
+class StepController:
+    r"""A proportional-integral controller of the step size.
+
+    .. math:: h_{n+1} = 0.9\, h_n\, \epsilon_n^{-1/p + 0.03}\, \epsilon_{n-1}^{0.04}
+
+    with the error ratios :math:`\epsilon` of this accepted step and of the one before, at most
+    tenfold and at least a fifth of it; after a rejected one, which has no :math:`\epsilon_{n-1}`,
+    at most its own length.
+
+    Args:
+        order: Order :math:`p` of the method, whose embedded error falls with :math:`h^p`.
+
+    References:
+        Hairer and Wanner, *Solving ODEs II*, Section IV.2; Gustafsson, *Control theoretic
+        techniques for stepsize selection in explicit Runge-Kutta methods*, 1991.
+
+    Example:
+        >>> controller = StepController(order=5)
+        >>> controller.next_step(0.1, 0.5), controller.next_step(0.1, 2.0) < 0.1
+        (0.069..., True)
+    """
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self._error_before = 1e-4
+        self._may_grow = True
+
+    def next_step(self, h: float, error: float) -> float:
+        """Length of the step after one of length ``h`` with an error ratio."""
+        if not math.isfinite(error):  # an overflow may be the fault of a step too long
+            self._may_grow = False
+            return SHRINK * h
+        error = max(error, 1e-10)
+        if error > 1.0:
+            self._may_grow = False
+            return h * max(SHRINK, SAFETY * math.pow(error, -1.0 / self.order))
+        factor = SAFETY * math.pow(error, -1.0 / self.order + 0.75 * MEMORY)
+        factor = max(SHRINK, factor * math.pow(self._error_before, MEMORY))
+        factor = min(factor, GROW if self._may_grow else 1.0)
+        self._error_before, self._may_grow = max(error, 1e-4), True
+        return h * factor
+
+
+@torch.no_grad()
+def find_first_step(
+    vector_field: VectorField,
+    t: float,
+    t1: float,
+    y: Any,
+    slope: Any,
+    order: int,
+    tolerances: tuple[float, float],
+    controlled: int | None,
+    work: Work,
+) -> float:
+    r"""Length of a first step, by one further evaluation near the start.
+
+    Along a slope of size :math:`d` in units of the tolerance, which turns at the relative rate
+    :math:`L`, the error of a step is taken to be :math:`10^{-3} d L^{p-1} h^p`; the step is to
+    have a tenth of what is allowed, and to be no longer than to change the state by its own size.
+
+    Args:
+        vector_field: ``f(t, y)``.
+        t: Start.
+        t1: End of the solve.
+        y: State at the start.
+        slope: The field there.
+        order: Order :math:`p` of the method.
+        tolerances: ``(rtol, atol)``.
+        controlled: Leading parts to look at; all if ``None``.
+        work: Counts the evaluation.
+
+    Raises:
+        NonFiniteStateError: If the field is NaN or infinite at the start.
+
+    References:
+        Hairer, Norsett and Wanner, *Solving ODEs I*, Section II.4, where the error is taken to be
+        of the size of the largest of the derivatives that are known.
+    """
+
+    def size(x: Any) -> float:
+        """In units of the tolerance."""
+        return float(error_ratio(y, y, [x], 1.0, (1.0,), tolerances, controlled))
+
+    span, state_size, slope_size = abs(t1 - t), size(y), size(slope)
+    if not (math.isfinite(state_size) and math.isfinite(slope_size)):
+        raise work.place(NonFiniteStateError(t, work.phase))
+    if slope_size == 0.0:
+        return span
+    # The time in which the state changes by its own size; a state of zero has none.
+    change = state_size / slope_size if state_size > 1e-5 else 0.1 * span
+    probe = min(0.01 * change, span)
+    h = math.copysign(probe, t1 - t)
+    work.spend(1, t)
+    turned = evaluate(vector_field, t + h, advance(y, h, (1.0,), [slope]))
+    turn = [a - b for a, b in zip(parts(turned), parts(slope), strict=True)]
+    rate = size(tuple(turn) if isinstance(y, tuple) else turn[0]) / (probe * slope_size)
+    if not math.isfinite(rate):
+        raise work.place(NonFiniteStateError(t, work.phase))
+    turning = math.pow(max(rate, 1e-10), order - 1)
+    wanted = math.pow(100.0 / (slope_size * turning), 1.0 / order)
+    return min(wanted, change, span)
