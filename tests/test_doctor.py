@@ -191,7 +191,7 @@ def test_an_old_python_is_a_fault(monkeypatch):
 class WrongGradient(TorchdiffeqSolver):
     """Solves rightly, and gives the adjoint's gradients three times as large."""
 
-    def solve(self, vector_field, y0, t_eval, *, stats=None):
+    def solve(self, vector_field, y0, t_eval, *, stats=None, dense=False, first_step=None):
         solution = super().solve(vector_field, y0, t_eval, stats=stats)
         if self.gradient == "adjoint":
             solution.ys.register_hook(lambda gradient: 3 * gradient)
@@ -199,12 +199,12 @@ class WrongGradient(TorchdiffeqSolver):
 
 
 class WrongSolution(TorchdiffeqSolver):
-    def solve(self, vector_field, y0, t_eval, *, stats=None):
+    def solve(self, vector_field, y0, t_eval, *, stats=None, dense=False, first_step=None):
         return super().solve(vector_field, y0, 1.001 * t_eval, stats=stats)
 
 
 class NoSolution(TorchdiffeqSolver):
-    def solve(self, vector_field, y0, t_eval, *, stats=None):
+    def solve(self, vector_field, y0, t_eval, *, stats=None, dense=False, first_step=None):
         raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors might")
 
 

@@ -18,6 +18,7 @@ from tests.helpers.problems import (
     initial_state,
     times,
 )
+from tests.helpers.solving import solve
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 GRIDS = [(0.0, 0.3, 1.0, 1.2), (1.2, 1.0, 0.3, 0.0), (-1.0, 2.0)]
@@ -51,7 +52,7 @@ def test_each_interval_runs_from_its_own_time_to_its_own_end(gradient, grid, fie
     field, y0, t_eval = field_class(), initial_state().requires_grad_(), times(*grid)
     horizon = perturbed(b=b)
     ends = horizon.end_times(t_eval)
-    ys = horizon.solve(TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
     expected = interval_by_interval(field, y0, t_eval[:-1], ends)
     torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
     params = list(field.parameters())
@@ -63,7 +64,7 @@ def test_each_interval_runs_from_its_own_time_to_its_own_end(gradient, grid, fie
 def test_a_field_without_time_takes_one_smooth_solve():
     stub, field, y0, t_eval = StubSolver(), LinearField(), initial_state(), times(0.0, 0.3, 1.0)
     horizon = perturbed()
-    horizon.solve(stub, field, y0, t_eval)
+    solve(horizon, stub, field, y0, t_eval)
     assert stub.fields == [field]
     stretched = stub.t_evals[0]
     assert stretched[0] == t_eval[0]
@@ -72,7 +73,7 @@ def test_a_field_without_time_takes_one_smooth_solve():
 
 def test_a_field_with_time_takes_one_solve_an_interval_from_unperturbed_starts():
     stub, y0, t_eval = StubSolver(), initial_state(), times(0.0, 0.3, 1.0)
-    perturbed().solve(stub, CosineField(), y0, t_eval)
+    solve(perturbed(), stub, CosineField(), y0, t_eval)
     assert [t.tolist() for t in stub.t_evals] == [[0.0, 0.3], [0.3, 1.0]]
     starts = [field.warp.actual(t[0]) for field, t in zip(stub.fields, stub.t_evals, strict=True)]
     assert torch.equal(torch.stack(starts), t_eval[:-1])
@@ -82,7 +83,7 @@ def test_states_may_be_tuples():
     field, y0, t_eval = OscillatorField(), (initial_state(), initial_state()), times(0.0, 0.5, 1.0)
     horizon = perturbed()
     total = (horizon.end_times(t_eval) - t_eval[:-1]).sum()
-    xs, vs = horizon.solve(TorchdiffeqSolver(**TIGHT), field, y0, t_eval).ys
+    xs, vs = solve(horizon, TorchdiffeqSolver(**TIGHT), field, y0, t_eval).ys
     assert xs.shape == (3, 3, 2)
     x, v = field.exact(y0, 0.0, total)
     torch.testing.assert_close(xs[-1], x, rtol=1e-7, atol=1e-7)
@@ -96,7 +97,7 @@ def test_end_times_for_each_sample(gradient, field_class):
     horizon = perturbed(scope="sample")
     ends = horizon.end_times(t_eval, batch_size=4)
     assert ends.shape == (4, 2)
-    ys = horizon.solve(TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
     singles = [interval_by_interval(field, y0[i : i + 1], t_eval[:-1], ends[i]) for i in range(4)]
     expected = torch.cat(singles, dim=1)
     torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
@@ -123,7 +124,7 @@ def test_the_same_draw_gives_the_same_ends_when_asked_again():
     first = horizon.end_times(t_eval)
     assert torch.equal(horizon.end_times(t_eval), first)
     results = [
-        horizon.solve(TorchdiffeqSolver(), CosineField(), initial_state(), t_eval).ys
+        solve(horizon, TorchdiffeqSolver(), CosineField(), initial_state(), t_eval).ys
         for _ in range(2)
     ]
     assert torch.equal(*results)
@@ -137,7 +138,7 @@ def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     horizon, stub, field, t_eval = GridHorizon(), StubSolver(), CosineField(), times(0.0, 0.3, 1.0)
     if draw is not None:
         horizon.perturb(draw)
-    horizon.solve(stub, field, initial_state(), t_eval)
+    solve(horizon, stub, field, initial_state(), t_eval)
     assert stub.fields == [field]
     assert stub.t_evals[0] is t_eval
     assert torch.equal(horizon.end_times(t_eval), t_eval[1:])
@@ -147,7 +148,7 @@ def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
 def test_a_fixed_grid_takes_as_many_steps_as_without(field_class):
     solver, field, t_eval = FixedGridSolver(n_steps=3), field_class(), times(0.0, 0.3, 1.0)
     plain = solver.solve(field, initial_state(), t_eval).stats
-    assert perturbed().solve(solver, field, initial_state(), t_eval).stats == plain
+    assert solve(perturbed(), solver, field, initial_state(), t_eval).stats == plain
 
 
 @pytest.mark.parametrize("field_class", [CosineField, LinearField])
@@ -156,7 +157,7 @@ def test_a_backward_pass_sees_the_ends_of_its_forward_pass(field_class):
     found = []
     for gradient in ("autograd", "adjoint"):
         horizon = perturbed()
-        ys = horizon.solve(TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
+        ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
         horizon.reset()
         found.append(gradients(ys, y0, *field.parameters()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
@@ -168,14 +169,14 @@ def test_times_have_gradients(field_class):
     t_eval, found = times(0.0, 0.3, 1.0).requires_grad_(), []
     for gradient in ("autograd", "adjoint"):
         solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
-        found.append(gradients(perturbed().solve(solver, field, y0, t_eval).ys, t_eval))
+        found.append(gradients(solve(perturbed(), solver, field, y0, t_eval).ys, t_eval))
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_in_force_is_the_mean_stretch_of_the_last_solve():
     horizon, t_eval = perturbed(), times(0.0, 0.3, 1.0)
     assert horizon.in_force() == {"stretch": 1.0}
-    horizon.solve(TorchdiffeqSolver(), CosineField(), initial_state(), t_eval)
+    solve(horizon, TorchdiffeqSolver(), CosineField(), initial_state(), t_eval)
     rates = (horizon.end_times(t_eval) - t_eval[:-1]) / t_eval.diff()
     assert horizon.in_force() == {"stretch": pytest.approx(float(rates.mean()))}
     assert copy.deepcopy(horizon).in_force() == {"stretch": 1.0}
@@ -196,16 +197,16 @@ def test_a_block_solves_over_a_grid():
 def test_a_grid_has_no_times_of_its_own():
     solver, field, y0 = TorchdiffeqSolver(), CosineField(), initial_state()
     with pytest.raises(ValueError, match="Expected `t_eval` with a GridHorizon"):
-        GridHorizon().solve(solver, field, y0)
+        solve(GridHorizon(), solver, field, y0)
     with pytest.raises(ValueError, match="Expected no `t_start` with a GridHorizon"):
-        GridHorizon().solve(solver, field, y0, times(0.0, 1.0), t_start=times(0.0, 0.0, 0.0))
+        ODEBlock(field, horizon=GridHorizon())(y0, times(0.0, 1.0), t_start=times(0.0, 0.0, 0.0))
 
 
 @pytest.mark.parametrize("t_eval", [(0.0, 1.0, 1.0), (0.0, 2.0, 1.0), (0.0,)])
 @pytest.mark.parametrize("field_class", [CosineField, LinearField])
 def test_bad_times_are_refused_while_a_draw_is_in_force(t_eval, field_class):
     with pytest.raises(ValueError, match="Expected `t_eval`"):
-        perturbed().solve(TorchdiffeqSolver(), field_class(), initial_state(), times(*t_eval))
+        solve(perturbed(), TorchdiffeqSolver(), field_class(), initial_state(), times(*t_eval))
 
 
 SHARED = times(0.0, 0.3, 1.0)

@@ -14,6 +14,7 @@ from steer_lightning.nn import CNF, ConcatSquashField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.models import RecordingField, StubSolver
 from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
+from tests.helpers.solving import solve
 
 SPANS = [(0.0, 1.0), (0.5, 2.0), (2.0, 0.5)]
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -37,7 +38,7 @@ def test_forward_solves_end_at_the_moved_end(gradient, span, offset):
     horizon = SpanHorizon(*span)
     horizon.perturb(FixedOffset(offset))
     assert horizon.in_force() == {"end_time": pytest.approx(span[1] + offset)}
-    ys = horizon.solve(TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0).ys
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0).ys
     expected = reference(field, y0, span[0], span[1] + offset)
     torch.testing.assert_close(ys, expected, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(
@@ -52,7 +53,7 @@ def test_reverse_solves_begin_at_the_moved_end(gradient, span):
     horizon = SpanHorizon(*span)
     horizon.perturb(FixedOffset(0.4))
     solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
-    ys = horizon.solve(solver, field, y0, times(span[1], span[0])).ys
+    ys = solve(horizon, solver, field, y0, times(span[1], span[0])).ys
     expected = reference(field, y0, span[1] + 0.4, span[0])
     torch.testing.assert_close(ys, expected, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(
@@ -64,7 +65,7 @@ def test_times_in_between_move_with_the_span():
     field, y0, offset = CosineField(), initial_state(), 0.5
     horizon = SpanHorizon(0.0, 2.0)
     horizon.perturb(FixedOffset(offset))
-    ys = horizon.solve(TorchdiffeqSolver(**TIGHT), field, y0, times(0.0, 0.5, 1.0, 2.0)).ys
+    ys = solve(horizon, TorchdiffeqSolver(**TIGHT), field, y0, times(0.0, 0.5, 1.0, 2.0)).ys
     expected = reference(field, y0, 0.0, 0.625, 1.25, 2.5)
     torch.testing.assert_close(ys, expected, rtol=1e-7, atol=1e-7)
 
@@ -74,7 +75,7 @@ def test_states_may_be_tuples(gradient):
     field, y0 = OscillatorField(), (initial_state(), initial_state())
     horizon = SpanHorizon(0.0, 1.0)
     horizon.perturb(FixedOffset(0.3))
-    ys = horizon.solve(TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0).ys
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0).ys
     for part, expected in zip(ys, field.exact(y0, 0.0, 1.3), strict=True):
         torch.testing.assert_close(part[-1], expected, rtol=1e-7, atol=1e-7)
 
@@ -86,7 +87,7 @@ def test_a_fixed_grid_takes_the_same_number_of_steps_to_the_moved_end(method, sp
     horizon = SpanHorizon(*span)
     horizon.perturb(FixedOffset(0.4))
     expected = solver.solve(field, y0, times(span[0], span[1] + 0.4))
-    found = horizon.solve(solver, field, y0)
+    found = solve(horizon, solver, field, y0)
     torch.testing.assert_close(found.ys, expected.ys, rtol=1e-12, atol=1e-12)
     assert found.stats == expected.stats
 
@@ -100,7 +101,7 @@ def test_an_end_time_for_each_sample_is_one_solve_of_its_own(gradient, t_eval):
     horizon.perturb(draw)
     recorded = RecordingField(field)
     solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
-    ys = horizon.solve(solver, recorded, y0, None if t_eval is None else times(*t_eval)).ys
+    ys = solve(horizon, solver, recorded, y0, None if t_eval is None else times(*t_eval)).ys
     ends = 1.0 + draw.offsets(times(1.0), 4, clip=False)[:, 0]
     assert {t.shape for t in recorded.times} == {(4,)}
     singles = [
@@ -120,7 +121,7 @@ def test_samples_may_start_at_times_of_their_own(offset):
     field, y0, t_start = CosineField(), initial_state(), times(0.0, 0.7, -1.0)
     horizon = SpanHorizon(0.0, 0.5)
     horizon.perturb(FixedOffset(offset))
-    ys = horizon.solve(TorchdiffeqSolver(**TIGHT), field, y0, t_start=t_start).ys
+    ys = solve(horizon, TorchdiffeqSolver(**TIGHT), field, y0, t_start=t_start).ys
     expected = field.exact(y0, t_start, t_start + 0.5 + offset)
     torch.testing.assert_close(ys[-1], expected, rtol=1e-7, atol=1e-7)
 
@@ -130,7 +131,7 @@ def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     horizon, stub, field, y0 = SpanHorizon(0.0, 1.0), StubSolver(), CosineField(), initial_state()
     if draw is not None:
         horizon.perturb(draw)
-    horizon.solve(stub, field, y0)
+    solve(horizon, stub, field, y0)
     assert stub.fields == [field]
     assert stub.y0s[0] is y0
     assert torch.equal(stub.t_evals[0], times(0.0, 1.0))
@@ -140,7 +141,7 @@ def test_one_end_time_moves_the_times_that_the_solver_is_asked_for():
     horizon, stub = SpanHorizon(0.0, 1.0), StubSolver()
     for key in range(3):
         horizon.perturb(EndTimeDraw(0.5, key=key))
-        horizon.solve(stub, CosineField(), initial_state())
+        solve(horizon, stub, CosineField(), initial_state())
         torch.testing.assert_close(
             stub.t_evals[-1], times(0.0, horizon.in_force()["end_time"]), rtol=0.0, atol=1e-12
         )
@@ -150,18 +151,18 @@ def test_end_times_of_samples_leave_the_solver_its_nominal_times():
     horizon, stub = SpanHorizon(0.0, 1.0), StubSolver()
     for key in range(3):
         horizon.perturb(EndTimeDraw(0.5, key=key, scope="sample"))
-        horizon.solve(stub, CosineField(), initial_state())
+        solve(horizon, stub, CosineField(), initial_state())
     assert all(torch.equal(t_eval, times(0.0, 1.0)) for t_eval in stub.t_evals)
 
 
 def test_reset_is_bit_for_bit_the_horizon_that_never_moved():
     solver, field, y0 = TorchdiffeqSolver(), CosineField(), initial_state()
     horizon = SpanHorizon(0.0, 1.0)
-    before = horizon.solve(solver, field, y0).ys
+    before = solve(horizon, solver, field, y0).ys
     horizon.perturb(EndTimeDraw(0.5, key=1))
-    assert not torch.equal(horizon.solve(solver, field, y0).ys, before)
+    assert not torch.equal(solve(horizon, solver, field, y0).ys, before)
     horizon.reset()
-    assert torch.equal(horizon.solve(solver, field, y0).ys, before)
+    assert torch.equal(solve(horizon, solver, field, y0).ys, before)
     assert horizon.in_force() == {"end_time": 1.0}
 
 
@@ -177,7 +178,7 @@ def test_a_backward_pass_sees_the_end_time_of_its_forward_pass(scope, then):
     ):
         horizon = SpanHorizon(0.0, 1.0)
         horizon.perturb(EndTimeDraw(0.5, scope=scope, key=1))
-        ys = horizon.solve(solver, field, y0).ys
+        ys = solve(horizon, solver, field, y0).ys
         if then == "reset":
             horizon.reset()
         else:
@@ -203,7 +204,7 @@ def test_a_learnable_end_has_the_gradient_of_finite_differences(gradient, revers
 
     with torch.no_grad():
         horizon.learned_t1.fill_(1.2)
-    ys = horizon.solve(solver, field, y0, t_eval).ys
+    ys = solve(horizon, solver, field, y0, t_eval).ys
     found = torch.autograd.grad(ys[-1].square().sum(), horizon.learned_t1)[0]
     expected = (loss(1.2 + eps) - loss(1.2 - eps)) / (2 * eps)
     assert float(found) == pytest.approx(expected, rel=1e-6)
@@ -268,7 +269,9 @@ def test_a_horizon_without_an_interval_is_no_horizon():
     with pytest.raises(NotImplementedError):
         Horizon().check(EndTimeDraw(0.5))
     with pytest.raises(NotImplementedError):
-        Horizon().solve(StubSolver(), CosineField(), initial_state())
+        Horizon().times(initial_state())
+    with pytest.raises(NotImplementedError):
+        Horizon().warp(CosineField(), times(0.0, 1.0), initial_state())
 
 
 @pytest.mark.parametrize("draw", [FixedOffset(0.2), EndTimeDraw(0.5, scope="sample", key=1)])
@@ -277,7 +280,7 @@ def test_the_adjoint_refuses_a_closure_while_an_end_time_is_in_force(draw):
     horizon = SpanHorizon(0.0, 1.0)
     horizon.perturb(draw)
     with pytest.raises(TypeError, match=r"nn.Module for gradient='adjoint'"):
-        horizon.solve(TorchdiffeqSolver(gradient="adjoint"), lambda t, y: a * y, initial_state())
+        solve(horizon, TorchdiffeqSolver(gradient="adjoint"), lambda t, y: a * y, initial_state())
 
 
 @pytest.mark.parametrize("data_at", ["t1", "t0"])

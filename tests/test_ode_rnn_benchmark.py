@@ -10,7 +10,7 @@ from benchmarks import ode_rnn
 from steer_lightning.batch import make_series
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import LatentODE, MLPField, Observations, ODERNNEncoder, observations
-from steer_lightning.solvers import DenseSolver
+from steer_lightning.solvers import AdaptiveSolver
 from tests.helpers.models import seeded
 
 GRID = torch.tensor([0.1, 0.13, 0.5, 0.9, 1.4], dtype=torch.float64)
@@ -27,7 +27,7 @@ def encoder(time_dependent=False):
 def module():
     def build():
         network = LatentODE(
-            2, n_latents=3, n_states=4, max_step=0.1, solver=DenseSolver(rtol=1e-9, atol=1e-9)
+            2, n_latents=3, n_states=4, max_step=0.1, solver=AdaptiveSolver(rtol=1e-9, atol=1e-9)
         )
         return LatentODEModule(network, noise_std=0.5, kl_wait_epochs=0)
 

@@ -12,8 +12,8 @@ from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers import SolveStats
 from steer_lightning.solvers.randomness import ProbingSolve, suspects
 from steer_lightning.solvers.replacing import wrapped_solves
-from steer_lightning.solvers.runge_kutta import VectorField
 from steer_lightning.targets import find_stats
+from steer_lightning.utils.problem import VectorField
 
 RandomFields = Literal["warn", "raise", "ignore"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steer_lightning.doctor import Finding, in_words
 from steer_lightning.solvers import TorchdiffeqSolver
-from steer_lightning.solvers.checks import default_times, has_float64
+from steer_lightning.utils.problem import default_times, has_float64
 
 DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS: Final[tuple[Literal["autograd", "adjoint"], ...]] = ("autograd", "adjoint")

@@ -1,14 +1,12 @@
 """What every horizon is: something that STEER can perturb, and reset."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from steer_lightning.functional.end_time import Draw
 from steer_lightning.functional.time_warp import TimeWarp
-
-VectorField = Callable[[Tensor, Any], Any]
+from steer_lightning.utils.problem import VectorField
 
 
 class WarpedField(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor
 from steer_lightning.functional.end_time import Draw
 from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.functional.walk import walking_order
-from steer_lightning.horizon.base import Horizon, PiecewiseField, VectorField, WarpedField
-from steer_lightning.solvers.checks import check_problem, first_part, has_float64
+from steer_lightning.horizon.base import Horizon, PiecewiseField, WarpedField
+from steer_lightning.utils.problem import VectorField, check_problem, first_part, has_float64
 
 
 class GridHorizon(Horizon):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from steer_lightning.functional.end_time import Draw
 from steer_lightning.functional.time_warp import TimeWarp
-from steer_lightning.horizon.base import Horizon, VectorField, WarpedField
-from steer_lightning.solvers.checks import default_times, first_part, has_float64
+from steer_lightning.horizon.base import Horizon, WarpedField
+from steer_lightning.utils.problem import VectorField, default_times, first_part, has_float64
 
 
 class SpanHorizon(Horizon):
@@ -121,7 +121,7 @@ class SpanHorizon(Horizon):
         offset = 0.0 if self._offsets is None else self._offsets.squeeze(-1)
         if self.learned_t1 is not None:
             if isinstance(offset, Tensor):
-                offset = offset.to(self.learned_t1.device)
+                offset = offset.to(y.real.dtype).to(self.learned_t1.device)
             rate = (self.learned_t1.to(y.real.dtype) + offset - self.t0) / (self.t1 - self.t0)
         else:
             rate = 1.0 + torch.as_tensor(offset) / (self.t1 - self.t0)

@@ -22,8 +22,8 @@ from steer_lightning.nn.divergence import DivergenceField
 from steer_lightning.nn.flow import Flow, Transport, check_shape
 from steer_lightning.nn.integrate import solve_horizon
 from steer_lightning.solvers import AdaptiveSolver, Solution, Solver, SolveStats
-from steer_lightning.solvers.checks import default_times, first_part
 from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.utils.problem import default_times, first_part
 
 DATA_ENDS: Final = ("t0", "t1")
 

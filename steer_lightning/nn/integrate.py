@@ -6,8 +6,9 @@ from torch import Tensor
 
 from steer_lightning.horizon import Horizon, PiecewiseField
 from steer_lightning.solvers import Solution, Solver, SolveStats
-from steer_lightning.solvers.runge_kutta import VectorField, stack
+from steer_lightning.solvers.runge_kutta import stack
 from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.utils.problem import VectorField
 
 
 class Block(Protocol):

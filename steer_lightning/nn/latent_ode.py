@@ -15,8 +15,8 @@ from steer_lightning.nn.forecast import Forecast
 from steer_lightning.nn.integrate import integrate
 from steer_lightning.nn.ode_rnn import Belief, tanh_network
 from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
-from steer_lightning.solvers.checks import default_times
 from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.utils.problem import default_times
 
 
 class LatentDecoder(nn.Module):

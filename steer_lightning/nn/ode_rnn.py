@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from steer_lightning.functional.walk import WalkPlan, plan_walk
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.solvers import SolveStats
-from steer_lightning.solvers.checks import check_state
+from steer_lightning.utils.problem import check_state
 
 
 def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:

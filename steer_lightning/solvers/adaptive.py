@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from steer_lightning.functional.choices import check_choice
-from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.checks import check_problem, check_tolerances
+from steer_lightning.solvers.base import Solution, Solver, SolveStats, check_tolerances
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
 from steer_lightning.solvers.runge_kutta import (
     Time,
-    VectorField,
     error_ratio,
     evaluate,
     stack,
@@ -23,6 +21,7 @@ from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import ADAPTIVE
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Work
+from steer_lightning.utils.problem import VectorField, check_problem
 
 
 class AdaptiveSolver(Solver):
@@ -165,10 +164,7 @@ class AdaptiveSolver(Solver):
                 stages.append(ks)
         if not (dense or between):
             return Solution(stack([y0, y]), work.stats, None, next_step)
-        ends_of_steps = torch.tensor(knots, dtype=t_eval.dtype, device=t_eval.device)
-        if t_eval.requires_grad:
-            ends_of_steps = torch.cat([t_eval[:1], ends_of_steps[1:-1], t_eval[-1:]])
-        steps = Steps(tableau, ends_of_steps, states, stages, tolerances, controlled)
+        steps = Steps(tableau, _knots(knots, t_eval), states, stages, tolerances, controlled)
         ys = _with_ends(y0, steps.at(t_eval[1:-1]), y) if between else stack([y0, y])
         return Solution(ys, work.stats, steps if dense else None, next_step)
 
@@ -194,6 +190,15 @@ def _end_of_step(t: float, t1: float, h: float) -> float:
     if h >= 0.99 * abs(left):
         return t1
     return t + (0.5 * left if h > 0.5 * abs(left) else math.copysign(h, left))
+
+
+def _knots(ends: list[float], t_eval: Tensor) -> Tensor:
+    """Ends of all steps, with the gradient of the first and the last one."""
+    knots = torch.tensor(ends, dtype=torch.float64)
+    if not t_eval.requires_grad:
+        return knots
+    t0, t1 = t_eval[:1].to(knots), t_eval[-1:].to(knots)
+    return torch.cat([t0, knots[1:-1], t1])
 
 
 def _with_ends(first: Any, between: Any, last: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from steer_lightning.solvers.runge_kutta import VectorField
 from steer_lightning.solvers.steps import Steps
+from steer_lightning.utils.problem import VectorField
 
 Phase = Literal["forward", "backward"]
 
@@ -137,3 +137,12 @@ class Solver(ABC):
             TypeError: If a dtype is not supported.
             SolverError: If the solve cannot be finished.
         """
+
+
+def check_tolerances(rtol: float, atol: float, max_nfe: int | None) -> None:
+    """Raise a ``ValueError`` unless tolerances and the budget are positive."""
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if not (math.isfinite(tolerance) and tolerance > 0):
+            raise ValueError(f"Expected `{name}` to be finite and > 0, but got {tolerance}.")
+    if max_nfe is not None and max_nfe < 1:
+        raise ValueError(f"Expected `max_nfe` to be None or >= 1, but got {max_nfe}.")

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.checks import check_problem
-from steer_lightning.solvers.runge_kutta import Time, VectorField, stack
+from steer_lightning.solvers.runge_kutta import Time, stack
 from steer_lightning.solvers.stepper import Stepper
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import FIXED
 from steer_lightning.solvers.work import Work
+from steer_lightning.utils.problem import VectorField, check_problem
 
 
 class FixedGridSolver(Solver):
@@ -100,8 +100,8 @@ class FixedGridSolver(Solver):
         work.stats.accepted += len(knots) - 1
         steps = None
         if dense:
-            ends = torch.stack([torch.as_tensor(t, dtype=t_eval.dtype) for t in knots])
-            steps = Steps(tableau, ends.to(t_eval.device), states, stages)
+            ends = torch.stack([torch.as_tensor(t).to("cpu", torch.float64) for t in knots])
+            steps = Steps(tableau, ends, states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 
     def _knots(self, t_eval: Tensor) -> list[Time]:

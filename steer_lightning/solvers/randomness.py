@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.solvers.base import SolveStats
-from steer_lightning.solvers.runge_kutta import VectorField
+from steer_lightning.solvers.runge_kutta import evaluate
+from steer_lightning.utils.problem import VectorField
 
 Report = Callable[[SolveStats | None, VectorField, str], None]
 
@@ -63,9 +64,9 @@ def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:
     """
     modules = list(vector_field.modules()) if isinstance(vector_field, nn.Module) else []
     with _undisturbed(modules, y):
-        first = _copies(vector_field(t, y))
+        first = _copies(evaluate(vector_field, t, y))
         between = [b.clone() for m in modules for b in m.buffers(recurse=False)]
-        second = _copies(vector_field(t, y))
+        second = _copies(evaluate(vector_field, t, y))
         after = [b for m in modules for b in m.buffers(recurse=False)]
         if any(map(_differ, first, second)):
             return "two evaluations at one point differ"

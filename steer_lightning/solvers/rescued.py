@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from steer_lightning.solvers.base import Solution, SolveStats
-from steer_lightning.solvers.checks import trainable_tensors
 from steer_lightning.solvers.errors import SolverError
-from steer_lightning.solvers.runge_kutta import VectorField
+from steer_lightning.utils.problem import VectorField, trainable_tensors
 
 Gradients = Sequence[Tensor | None]
 # Given the error and a way to the gradients by another method `solve`; what it returns is taken

@@ -1,15 +1,14 @@
 """One explicit Runge-Kutta step, for every method, fixed grid or adaptive, eager or compiled."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steer_lightning.solvers.tableaus import Row, Tableau
-
-VectorField = Callable[[Tensor, Any], Any]
+from steer_lightning.utils.problem import VectorField
 
 # A number where the time is constant: no operation turns it into a tensor, and no GPU is waited
 # for. A tensor of shape () where it has a gradient, and in what is compiled.

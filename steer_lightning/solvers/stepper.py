@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from steer_lightning.functional.compiling import compiled
-from steer_lightning.solvers.checks import default_times
-from steer_lightning.solvers.runge_kutta import Time, VectorField, runge_kutta_step
+from steer_lightning.solvers.runge_kutta import Time, runge_kutta_step
 from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.solvers.work import Work
+from steer_lightning.utils.problem import VectorField, default_times
 
 
 class Stepper:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from steer_lightning.solvers.runge_kutta import combine, error_ratio, parts, rms
 from steer_lightning.solvers.tableaus import Tableau
+from steer_lightning.utils.problem import has_float64
 
 
 class Steps:
@@ -138,19 +139,21 @@ class Steps:
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Number of the step that holds each time, and the time's place in it, in [0, 1]."""
-        knots = self.knots.detach()
+        precision = torch.float64 if has_float64(t.device) else torch.float32
+        knots = self.knots.detach().to(t.device, precision)
         first, last = float(knots[0]), float(knots[-1])
         rounding = 8.0 * torch.finfo(t.dtype).eps * max(abs(first), abs(last))
         t = t.to(knots)
-        outside = (t < min(first, last) - rounding) | (t > max(first, last) + rounding)
-        if bool(outside.any()):
+        inside = (t >= min(first, last) - rounding) & (t <= max(first, last) + rounding)
+        if not bool(inside.all()):
             raise ValueError(
                 f"Expected times between {first:g} and {last:g}, where the solve ran, but got "
-                f"{float(t[outside][0].detach()):g}."
+                f"{float(t[~inside][0].detach()):g}."
             )
         sign = 1.0 if last > first else -1.0
         step = torch.searchsorted(sign * knots[1:-1], (sign * t.detach()).contiguous())
-        return step, (t - self.knots[step]) / self.knots.diff()[step]
+        knots = self.knots.to(knots)  # with their gradient
+        return step, (t - knots[step]) / knots.diff()[step]
 
     def _coefficients(self) -> tuple[Tensor, ...]:
         """Of each part the polynomials in a step's own time, shape ``(N, B, P + 1, D)``."""
@@ -171,7 +174,7 @@ class Steps:
     ) -> Tensor:
         shape = (len(y), _batch_size(y[0]), -1)
         y, stages = y.reshape(shape), [k.reshape(shape) for k in stages]
-        h = self.knots.diff().to(y.real.dtype)[:, None, None]
+        h = self.knots.diff().to(y.device, y.real.dtype)[:, None, None]
         # Not a matrix product, whose precision autocast and TF32 lower.
         powers = [h * combine(stages, weights) for weights in columns]
         return torch.stack([y, *powers], dim=2)

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from steer_lightning.solvers.checks import first_part
-from steer_lightning.solvers.runge_kutta import VectorField
+from steer_lightning.utils.problem import VectorField, first_part
 
 # Half a unit in the last of ten bits of mantissa, relative to the number.
 TF32_ROUNDING: Final = 2.0**-11

@@ -9,18 +9,18 @@ from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning.functional.choices import check_choice
-from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.checks import (
+from steer_lightning.solvers.base import Solution, Solver, SolveStats, check_tolerances
+from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
+from steer_lightning.solvers.runge_kutta import parts
+from steer_lightning.solvers.tf32 import TF32Check
+from steer_lightning.solvers.work import CountedField, Work
+from steer_lightning.utils.problem import (
+    VectorField,
     check_problem,
-    check_tolerances,
     first_part,
     has_float64,
     trainable_tensors,
 )
-from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
-from steer_lightning.solvers.runge_kutta import VectorField, parts
-from steer_lightning.solvers.tf32 import TF32Check
-from steer_lightning.solvers.work import CountedField, Work
 
 ADAPTIVE_METHODS: Final = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ADAMS_METHODS: Final = ("explicit_adams", "implicit_adams", "fixed_adams")
@@ -127,6 +127,7 @@ class TorchdiffeqSolver(Solver):
             )
         if self.gradient == "adjoint" and len(t_eval) > MANY_TIMES:
             _warn_of_restarts(len(t_eval))
+        t_eval = _on_device(t_eval, device)
         tolerances = (self.rtol, self.atol) if self.method not in FIXED_METHODS else None
         work = Work(y0, stats, self.max_nfe, tolerances)
         counted = _SteppingField(vector_field, work, self.method)
@@ -155,6 +156,25 @@ class TorchdiffeqSolver(Solver):
             if controlled is not None and controlled < len(parts(y0)):
                 defaults["norm"] = _LeadingNorm(controlled)
         return {**defaults, **self.options}
+
+
+def _on_device(t_eval: Tensor, device: torch.device) -> Tensor:
+    """Times where torchdiffeq wants them.
+
+    Raises:
+        ValueError: If the device has float32 alone, in which an interval changes its length.
+    """
+    if has_float64(device):
+        return t_eval.to(device)
+    rounded, gaps = t_eval.float(), t_eval.detach().cpu().double().diff()
+    lost = (rounded.detach().cpu().double().diff() - gaps).abs() / gaps.abs()
+    if bool((lost > 1e-5).any()):
+        raise ValueError(
+            f"Expected times whose intervals float32 holds to 1e-5, as {device} has no float64, "
+            f"but got {t_eval.tolist()}. Measure time from the start of the solve, or use "
+            f"AdaptiveSolver."
+        )
+    return rounded.to(device)
 
 
 @cache

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from steer_lightning.functional.autograd import backward_pass
 from steer_lightning.solvers.base import Phase, SolveStats
-from steer_lightning.solvers.checks import first_part
 from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
-from steer_lightning.solvers.runge_kutta import VectorField
+from steer_lightning.utils.problem import VectorField, first_part
 
 
 class Work:

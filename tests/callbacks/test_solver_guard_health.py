@@ -10,7 +10,7 @@ from steer_lightning import NFEMonitor, SteerCallback
 from steer_lightning.callbacks import SolverGuard
 from steer_lightning.nn import CNF, MLPField, ODEBlock
 from steer_lightning.nn.latent_ode import LatentDecoder
-from steer_lightning.solvers import DenseSolver, FixedGridSolver, SolverError, TorchdiffeqSolver
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolverError, TorchdiffeqSolver
 from tests.helpers.faults import FaultyModel, Steps, assert_same, loader, state_of
 from tests.helpers.models import (
     ClockField,
@@ -229,7 +229,7 @@ def test_a_flow_and_a_latent_ode_are_looked_into():
                 trace_estimator="hutchinson",
             )
             field = MLPField(2, (4,), time_dependent=False)
-            self.latent = LatentDecoder(Dropping(field), DenseSolver(1e-1, 1e-1))
+            self.latent = LatentDecoder(Dropping(field), AdaptiveSolver(1e-1, 1e-1))
 
         def training_step(self, batch, batch_idx):
             times = torch.tensor([[0.0, 0.5], [0.0, 1.0]])

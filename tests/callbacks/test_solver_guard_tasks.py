@@ -11,8 +11,7 @@ from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF, MLPField
 from steer_lightning.nn.latent_ode import LatentDecoder
 from steer_lightning.solvers import (
-    DenseGridSolver,
-    DenseSolver,
+    AdaptiveSolver,
     FixedGridSolver,
     NFEBudgetExceededError,
     TorchdiffeqSolver,
@@ -41,7 +40,7 @@ class Fails(_FailsAt, TorchdiffeqSolver):
     pass
 
 
-class FailsDense(_FailsAt, DenseSolver):
+class FailsDense(_FailsAt, AdaptiveSolver):
     pass
 
 
@@ -92,7 +91,7 @@ def test_a_latent_ode_is_solved_again_on_a_grid_that_is_read_anywhere():
         trainer.fit(Follows(substitute), DataLoader(torch.ones(8, 2), batch_size=2))
         return state_of(trainer)
 
-    expected = run(SolverGuard(), DenseGridSolver(6))
+    expected = run(SolverGuard(), FixedGridSolver("rk4", 6))
     guard = SolverGuard("fallback", fallback_steps=6)
     with pytest.warns(UserWarning, match="solved again on a fixed grid"):
         found = run(guard, None)

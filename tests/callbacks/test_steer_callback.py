@@ -237,9 +237,9 @@ def test_a_blocks_solver_keeps_its_settings_and_is_asked_for_the_moved_end(monke
     model, heard = seeded(OwnModel), []
     solve = type(model.block.solver).solve
 
-    def listen(self, vector_field, y0, t_eval, *, stats=None):
+    def listen(self, vector_field, y0, t_eval, **options):
         heard.append((self, t_eval.tolist()))
-        return solve(self, vector_field, y0, t_eval, stats=stats)
+        return solve(self, vector_field, y0, t_eval, **options)
 
     monkeypatch.setattr(type(model.block.solver), "solve", listen)
     solver = model.block.solver

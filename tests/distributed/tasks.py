@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.strategies import DDPStrategy
-from steer_lightning.solvers.dense import DenseSolver
-from steer_lightning.solvers.dense_grid import DenseGridSolver
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
@@ -19,7 +17,8 @@ from steer_lightning import SteerCallback
 from steer_lightning.batch import make_series
 from steer_lightning.functional import stream
 from steer_lightning.modules.base import StochasticTaskModule
-from steer_lightning.solvers import TorchdiffeqSolver
+from steer_lightning.nn import LatentDecoder
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from steer_lightning.solvers.base import Solver
 from tests.helpers.models import lively
 from tests.modules.cases import CASES
@@ -62,11 +61,13 @@ def build(variant: str, gradient: str = "autograd") -> Any:
     module = lively(CASES[name].build(**changes))
     for part in module.modules():
         for attribute, solver in list(vars(part).items()):
-            if isinstance(solver, Solver):
+            if not isinstance(solver, Solver):
+                continue
+            if isinstance(part, LatentDecoder):
+                setattr(part, attribute, FixedGridSolver("rk4", 8))
+            else:
                 fixed = TorchdiffeqSolver("rk4", gradient=gradient, options={"step_size": 0.25})
                 setattr(part, attribute, fixed)
-            elif isinstance(solver, DenseSolver):
-                setattr(part, attribute, DenseGridSolver(8))
     return module
 
 

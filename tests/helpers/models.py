@@ -26,7 +26,7 @@ class StubSolver(Solver):
         self.t_evals: list[Tensor] = []
         self.y0s: list[Any] = []
 
-    def solve(self, vector_field, y0, t_eval, *, stats=None):
+    def solve(self, vector_field, y0, t_eval, *, stats=None, dense=False, first_step=None):
         self.fields.append(vector_field)
         self.y0s.append(y0)
         self.t_evals.append(t_eval)

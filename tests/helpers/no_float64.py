@@ -106,6 +106,12 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def forbid_float64(monkeypatch: pytest.MonkeyPatch) -> Device:
     """A device, and a library that takes the CPU for it."""
-    for module in ("base", "dense", "torchdiffeq"):
-        monkeypatch.setattr(f"steer_lightning.solvers.{module}.has_float64", lambda device: False)
+    for module in (
+        "utils.problem",
+        "solvers.steps",
+        "solvers.torchdiffeq",
+        "horizon.span",
+        "horizon.grid",
+    ):
+        monkeypatch.setattr(f"steer_lightning.{module}.has_float64", lambda device: False)
     return Device()

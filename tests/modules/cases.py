@@ -155,7 +155,7 @@ CASES = {
         Waves,
         {
             "network": node(
-                "nn.LatentODE", n_features=1, encoder="rnn", solver=node("solvers.DenseSolver")
+                "nn.LatentODE", n_features=1, encoder="rnn", solver=node("solvers.AdaptiveSolver")
             ),
             "kl_gamma": 0.5,
         },

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback
 
 from steer_lightning import SteerCallback, steer
 from steer_lightning.nn import CNF, ConcatSquashField, LatentDecoder, MLPField, ODEBlock
-from steer_lightning.solvers import DenseGridSolver, FixedGridSolver, TorchdiffeqSolver
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.no_float64 import NoFloat64Error, forbid_float64
 from tests.modules.cases import CASES
 from tests.modules.test_common import make_trainer
@@ -85,7 +85,7 @@ def test_no_solver_needs_float64(solver, scope, monkeypatch):
 
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])
-@pytest.mark.parametrize("solver", [None, DenseGridSolver(8)], ids=["default", "grid"])
+@pytest.mark.parametrize("solver", [None, FixedGridSolver("rk4", 8)], ids=["default", "grid"])
 def test_no_decoder_needs_float64(solver, scope, monkeypatch):
     device = forbid_float64(monkeypatch)
     model = LatentDecoder(MLPField(4, (8,), time_dependent=False), solver)

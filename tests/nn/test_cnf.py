@@ -248,7 +248,6 @@ def test_the_evaluation_solver_serves_eval_mode_alone():
         flow.sample(2)
         flow.trajectories(x, torch.tensor([0.0, 1.0]))
         assert flow.stats.accepted == 3 * n_steps
-    assert CNF(flow.vector_field, (2,), flow.solver).eval_solver is flow.solver
 
 
 def test_temperature_scales_the_base():

@@ -16,7 +16,7 @@ from steer_lightning.nn import (
     RNNEncoder,
     observations,
 )
-from steer_lightning.solvers import DenseSolver
+from steer_lightning.solvers import AdaptiveSolver
 from tests.helpers.models import RecordingField, seeded
 from tests.helpers.problems import CosineField, LinearField, times
 
@@ -33,7 +33,7 @@ def draws_of_state(n_draws=2, n_samples=3):
 
 
 def tight_decoder():
-    return LatentDecoder(LinearField(), DenseSolver(**TIGHT))
+    return LatentDecoder(LinearField(), AdaptiveSolver(**TIGHT))
 
 
 def interval_by_interval(field, z0, series, lengths, rates=None):

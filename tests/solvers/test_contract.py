@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from steer_lightning.solvers import FixedGridSolver, SolveStats, TorchdiffeqSolver
-from steer_lightning.solvers.base import default_times, first_part, has_float64
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolveStats, TorchdiffeqSolver
+from steer_lightning.utils.problem import default_times, first_part, has_float64
 from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
 
 SOLVERS = [
+    AdaptiveSolver(rtol=1e-8, atol=1e-8),
+    AdaptiveSolver("tsit5", rtol=1e-8, atol=1e-8, checkpoint=True),
+    AdaptiveSolver("bosh3", rtol=1e-8, atol=1e-8),
     TorchdiffeqSolver(rtol=1e-8, atol=1e-8),
     TorchdiffeqSolver(rtol=1e-8, atol=1e-8, gradient="adjoint"),
     TorchdiffeqSolver("rk4", options={"step_size": 0.01}),
@@ -118,7 +121,7 @@ def test_a_complex_state_is_solved():
 
 
 def test_times_for_a_state_have_its_precision():
-    assert default_times(torch.ones(1), 0.0, 1.0).dtype == torch.float32
+    assert default_times(torch.ones(1), 0.0, 1.0).dtype == torch.float64
     assert default_times(torch.ones(1, dtype=torch.float64), 0.0).dtype == torch.float64
     assert default_times((torch.ones(1, dtype=torch.complex128),), 0.0).dtype == torch.float64
     assert default_times(torch.ones(1, device="meta"), 0.0).device.type == "meta"

@@ -4,8 +4,7 @@ from torch import nn
 
 from steer_lightning.nn import LatentODE, MLPField, ODEBlock
 from steer_lightning.solvers import (
-    DenseGridSolver,
-    DenseSolver,
+    AdaptiveSolver,
     FixedGridSolver,
     TorchdiffeqSolver,
 )
@@ -28,11 +27,11 @@ def test_what_can_fail_goes_on_a_fixed_grid_and_comes_back():
         assert (grid.method, grid.n_steps, grid.checkpoint) == ("rk4", 5, True)
         assert not model["a"].eval_solver.checkpoint
         assert model["b"].solver is own
-        assert isinstance(model["c"].decoder.solver, DenseGridSolver)
+        assert isinstance(model["c"].decoder.solver, FixedGridSolver)
         assert list(replaced) == ["a.solver", "a.eval_solver", "c.decoder.solver"]
     assert model["a"].solver is adjoint
     assert model["c"].decoder.solver is dense
-    assert isinstance(dense, DenseSolver)
+    assert isinstance(dense, AdaptiveSolver)
 
 
 def test_a_model_that_is_a_block_itself_is_named_by_the_attribute():

@@ -11,7 +11,7 @@ from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.horizon.base import WarpedField
 from steer_lightning.nn import CompiledField, ConvField, ConvFlowField, MLPField
 from steer_lightning.nn.divergence import DivergenceField
-from steer_lightning.solvers import DenseSolver, TorchdiffeqSolver, tf32
+from steer_lightning.solvers import AdaptiveSolver, TorchdiffeqSolver, tf32
 from steer_lightning.solvers.tf32 import TF32_ROUNDING, TF32Check, tf32_message
 
 BAD = {
@@ -142,7 +142,7 @@ def test_only_a_gpus_first_float32_solve_is_looked_at(monkeypatch):
         (TorchdiffeqSolver(rtol=1e-6), True),
         (TorchdiffeqSolver("bosh3", rtol=1e-6, gradient="adjoint"), True),
         (TorchdiffeqSolver("rk4"), False),
-        (DenseSolver(rtol=1e-6), True),
+        (AdaptiveSolver(rtol=1e-6), True),
     ],
     ids=repr,
 )

@@ -1,10 +1,12 @@
-"""What a problem must be before anything is evaluated."""
+"""An initial-value problem: what its field, state and times must be."""
 
-import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+VectorField = Callable[[Tensor, Any], Any]
 
 
 def first_part(y: Any) -> Tensor:
@@ -24,19 +26,9 @@ def has_float64(device: torch.device) -> bool:
 
 
 def default_times(y0: Any, *times: float) -> Tensor:
-    """Times for a solve of ``y0``, on its device, in float64 if that has it."""
-    device = first_part(y0).device
-    dtype = torch.float64 if has_float64(device) else torch.float32
-    return torch.tensor(times, dtype=dtype, device=device)
-
-
-def check_tolerances(rtol: float, atol: float, max_nfe: int | None) -> None:
-    """Raise a ``ValueError`` unless tolerances and the budget are positive."""
-    for name, tolerance in (("rtol", rtol), ("atol", atol)):
-        if not (math.isfinite(tolerance) and tolerance > 0):
-            raise ValueError(f"Expected `{name}` to be finite and > 0, but got {tolerance}.")
-    if max_nfe is not None and max_nfe < 1:
-        raise ValueError(f"Expected `max_nfe` to be None or >= 1, but got {max_nfe}.")
+    """Times for a solve of ``y0``, in float64; on its device, or the CPU if that has none."""
+    device, exact = first_part(y0).device, torch.tensor(times, dtype=torch.float64)
+    return exact.to(device) if has_float64(device) else exact
 
 
 def check_state(y0: Any) -> None:
@@ -74,7 +66,7 @@ def check_problem(y0: Any, t_eval: Tensor) -> None:
         )
 
 
-def check_is_module(vector_field: Any) -> nn.Module:
+def check_is_module(vector_field: VectorField) -> nn.Module:
     """The field, if it is an ``nn.Module``.
 
     Raises:
@@ -89,7 +81,7 @@ def check_is_module(vector_field: Any) -> nn.Module:
     return vector_field
 
 
-def trainable_tensors(vector_field: Any) -> tuple[Tensor, ...]:
+def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
     """Every tensor that a field's output depends on and that wants a gradient.
 
     These are the parameters of an ``nn.Module`` and what its submodules list in a method
@@ -101,6 +93,8 @@ def trainable_tensors(vector_field: Any) -> tuple[Tensor, ...]:
     module = check_is_module(vector_field)
     found = [p for p in module.parameters() if p.requires_grad]
     for part in module.modules():
+        if hasattr(part, "vector_field"):  # a wrapper, of what may be a closure
+            check_is_module(cast(VectorField, part.vector_field))
         extra = getattr(part, "trainable_tensors", None)
         found.extend(extra() if callable(extra) else ())
     return tuple(found)
