@@ -7,6 +7,7 @@ import torch
 from torchdiffeq import odeint, odeint_adjoint
 
 from benchmarks import ode_rnn
+from benchmarks.configs import build
 from steer_lightning.batch import make_series
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import LatentODE, MLPField, Observations, ODERNNEncoder, observations
@@ -107,7 +108,7 @@ def test_missing_data_is_told_and_nothing_measured(tmp_path):
 
 @pytest.mark.parametrize("name", ["physionet", "periodic"])
 def test_modules_are_those_of_the_configs(name):
-    built, data = ode_rnn.build(name, "--data.init_args.batch_size=7")
+    built, data = build(f"latent_ode/{name}", "--data.init_args.batch_size=7")
     assert data.batch_size == 7
     encoder = built.network.encoder
     assert encoder.rnn.max_step == 0.02

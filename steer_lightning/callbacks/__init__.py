@@ -7,6 +7,7 @@ from steer_lightning.callbacks.last_checkpoint import LastCheckpoint
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
 from steer_lightning.callbacks.solver_guard import SolverGuard
 from steer_lightning.callbacks.steer import SteerCallback
+from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.callbacks.training_clock import TrainingClock
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "SeriesPicture",
     "SolverGuard",
     "SteerCallback",
+    "StepMemories",
     "StiffPicture",
     "TrainingClock",
 ]

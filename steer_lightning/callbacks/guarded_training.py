@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from steer_lightning.callbacks.agreement import LateLogs, Outcome, agree, can_agree, worst
+from steer_lightning.callbacks.step_memories import find_step_memories
 from steer_lightning.callbacks.wrapped_methods import WrappedMethods
 from steer_lightning.solvers import SolverError
 from steer_lightning.solvers.replacing import on_fixed_grid, replaced_solvers, wrapped_solves
@@ -250,8 +251,9 @@ class _StepDropped(Exception):
 class _BatchState:
     """What a training step changes as it runs, as it was before.
 
-    Buffers (running statistics: a batch that holds NaN would leave NaN there), and, to see the
-    same noise again, torch's random streams and the count of the module's own (``stream_count``).
+    Buffers (running statistics: a batch that holds NaN would leave NaN there), the steps that
+    blocks remember, and, to see the same noise again, torch's random streams and the count of the
+    module's own (``stream_count``).
     """
 
     def __init__(self, module: LightningModule, *, streams: bool) -> None:
@@ -261,6 +263,7 @@ class _BatchState:
             for owner in module.modules()
             for name, buffer in owner.named_buffers(recurse=False)
         ]
+        self._steps = [(m, dict(m.steps)) for m in find_step_memories(module).values()]
         self._count = getattr(module, "stream_count", None)
         self._on_cuda = module.device.type == "cuda"
         if streams:
@@ -272,6 +275,8 @@ class _BatchState:
         for owner, name, buffer, before in self._buffers:
             setattr(owner, name, buffer)  # a step may have put another tensor there
             buffer.copy_(before)
+        for memory, steps in self._steps:
+            memory.steps = dict(steps)
 
     def restore(self) -> None:
         self.restore_buffers()

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from steer_lightning import __version__
+from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
 from steer_lightning.functional.choices import check_choice
 from steer_lightning.functional.random_streams import default_seed, stream
 from steer_lightning.modules.compatibility import check_same_network, warn_of_changes
@@ -103,6 +104,10 @@ class TaskModule(LightningModule):
             return optimizer
         schedule = {"scheduler": self._lr_scheduler(optimizer), "interval": self._lr_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What saves the first steps of blocks that remember them, if there are any."""
+        return [StepMemories()] if find_step_memories(self) else []
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the norm of the gradient, before it is clipped."""

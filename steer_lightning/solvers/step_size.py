@@ -18,13 +18,13 @@ from steer_lightning.utils.problem import VectorField
 SAFETY: Final = 0.9
 SHRINK, GROW = 0.2, 10.0  # in one step
 # Share of the error that came before; against steps that alternate between long and short.
-MEMORY: Final = 0.04
+MEMORY: Final = 0.03
 
 
 class StepController:
     r"""A proportional-integral controller of the step size.
 
-    .. math:: h_{n+1} = 0.9\, h_n\, \epsilon_n^{-1/p + 0.03}\, \epsilon_{n-1}^{0.04}
+    .. math:: h_{n+1} = 0.9\, h_n\, \epsilon_n^{-1/p + 0.0225}\, \epsilon_{n-1}^{0.03}
 
     with the error ratios :math:`\epsilon` of this accepted step and of the one before, at most
     tenfold and at least a fifth of it; after a rejected one, which has no :math:`\epsilon_{n-1}`,
@@ -40,12 +40,12 @@ class StepController:
     Example:
         >>> controller = StepController(order=5)
         >>> round(controller.next_step(0.1, 0.5), 3), controller.next_step(0.1, 2.0) < 0.1
-        (0.07, True)
+        (0.102, True)
     """
 
     def __init__(self, order: int) -> None:
         self.order = order
-        self._error_before = 1e-4
+        self._error_before = 1.0
         self._may_grow = True
 
     def next_step(self, h: float, error: float) -> float:
@@ -110,8 +110,8 @@ def find_first_step(
         raise work.place(NonFiniteStateError(t, work.phase))
     if slope_size == 0.0:
         return span
-    # A hundredth of the time in which the state changes by its own size.
-    probe = min(max(0.01 * state_size / slope_size, 1e-3 * span), 0.1 * span)
+    change = state_size / slope_size  # the time in which the state changes by its own size
+    probe = min(max(0.01 * change, 1e-3 * span), 0.1 * span)
     h = math.copysign(probe, t1 - t)
     work.spend(1, t)
     turned = evaluate(vector_field, t + h, advance(y, h, (1.0,), [slope]))
@@ -119,5 +119,6 @@ def find_first_step(
     rate = size(tuple(turn) if isinstance(y, tuple) else turn[0]) / (probe * slope_size)
     if not math.isfinite(rate):  # too far already
         return 1e-3 * probe
-    turning = math.pow(max(rate, 1e-10), order - 1)
+    # A slope that happens not to turn here turns elsewhere.
+    turning = math.pow(max(rate, 0.3 / max(change, 0.1 * span)), order - 1)
     return min(math.pow(100.0 / (slope_size * turning), 1.0 / order), span)

@@ -1,0 +1,165 @@
+"""First steps that go from batch to batch, through checkpoints, and around a failure."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from steer_lightning import SteerCallback, steer
+from steer_lightning.callbacks import SolverGuard, StepMemories
+from steer_lightning.functional import FixedOffset
+from steer_lightning.modules import CNFModule
+from steer_lightning.nn import CNF, ConcatSquashField, LatentDecoder, MLPField, ODEBlock
+from steer_lightning.solvers import AdaptiveSolver, NonFiniteStateError
+from tests.helpers.models import ClockField, TinyModule, lively, seeded, tiny_loader, tiny_trainer
+
+PREVIOUS = AdaptiveSolver("tsit5", 1e-8, 1e-8, first_step="previous")
+
+
+class Remembering(TinyModule):
+    """A model whose block begins with the step of the last batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = ODEBlock(lively(ClockField()), PREVIOUS)
+
+    def forward(self, y0):
+        return self.block(y0)
+
+
+def test_the_second_solve_begins_with_the_step_of_the_first():
+    model, counts = seeded(Remembering), []
+    y0 = torch.ones(3, 2)
+    for _ in range(2):
+        model.block.stats.reset()
+        model(y0)
+        stats = model.block.stats
+        counts.append(stats.nfe_forward - 6 * (stats.accepted + stats.rejected))
+    assert counts == [2, 1]  # no evaluation to find a first step
+    assert model.block.stats.rejected == 0
+
+
+def test_steps_are_kept_in_nominal_time_and_scale_with_a_moved_end():
+    block = seeded(Remembering).block
+    block(torch.ones(3, 2))
+    ((start, nominal),) = block.step_memory.steps.values()
+    assert start == 0.0
+    asked = []
+
+    class Listening(AdaptiveSolver):
+        def solve(self, *args, first_step=None, **options):
+            asked.append(first_step)
+            return super().solve(*args, first_step=first_step, **options)
+
+    block.solver = Listening("tsit5", 1e-8, 1e-8, first_step="previous")
+    block.horizon.perturb(FixedOffset(0.5))
+    block(torch.ones(3, 2))
+    assert asked == [pytest.approx(1.5 * nominal)]
+    block.horizon.reset()
+    block(torch.ones(3, 2), torch.tensor([0.5, 1.0]))  # another start: nothing is known
+    block(torch.ones(3, 2), torch.tensor([1.0, 0.0]))  # the other direction
+    assert asked[1:] == [None, None]
+    assert set(block.step_memory.steps) == {1, -1}
+
+
+def test_evaluation_neither_reads_nor_writes_them():
+    block = seeded(Remembering).block
+    block(torch.ones(3, 2))
+    before = dict(block.step_memory.steps)
+    block.eval().stats.reset()
+    block(5.0 * torch.ones(3, 2))
+    assert block.step_memory.steps == before
+    assert block.stats.nfe_forward == 2 + 6 * (block.stats.accepted + block.stats.rejected)
+
+
+def test_flows_and_decoders_remember_too():
+    flow = CNF(ConcatSquashField(2, (4,)), (2,), PREVIOUS)
+    decoder = LatentDecoder(MLPField(2, (4,), time_dependent=False), PREVIOUS)
+    for _ in range(2):
+        flow.log_prob(torch.ones(3, 2))
+        decoder(torch.ones(1, 2, 2), torch.tensor([[0.0, 1.0], [0.5, 0.7]]), torch.tensor([2, 2]))
+    assert list(flow.step_memory.steps) == [-1]
+    assert list(decoder.step_memory.steps) == [1]
+    assert not list(flow.horizon.buffers())
+    assert not [name for name in flow.state_dict() if "memory" in name]
+
+
+def fit(model, callback, max_epochs, ckpt_path=None, **settings):
+    trainer = tiny_trainer(callback, SteerCallback(0.5, seed=0), max_epochs=max_epochs, **settings)
+    trainer.fit(model, tiny_loader(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_a_resumed_run_begins_with_the_same_steps(tmp_path):
+    whole, memories = seeded(Remembering), StepMemories()
+    fit(whole, memories, 2)
+    first = seeded(Remembering)
+    fit(first, StepMemories(), 1).save_checkpoint(tmp_path / "a.ckpt")
+    resumed, again = seeded(Remembering), StepMemories()
+    fit(resumed, again, 2, tmp_path / "a.ckpt")
+    assert again.state_dict() == memories.state_dict()
+    assert memories.state_dict()["block"]
+    assert resumed.block.stats.nfe_forward < whole.block.stats.nfe_forward
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+
+
+def test_a_dropped_batch_leaves_no_step_behind():
+    class Fails(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1:
+                batch.fill_(float("nan"))
+
+    kept = []
+
+    class Keeps(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            kept.append(dict(pl_module.block.step_memory.steps))
+
+    class FailsLate(Remembering):
+        def loss(self, batch):
+            loss = super().loss(batch)  # solves, and remembers
+            if len(self.ends) == 2:
+                raise NonFiniteStateError(0.0, "forward")
+            return loss
+
+    model = seeded(FailsLate)
+    with pytest.warns(UserWarning, match="a batch is dropped"):
+        tiny_trainer(SolverGuard("skip", random_fields="ignore"), Keeps()).fit(
+            model, tiny_loader()
+        )
+    assert len(kept) == 2
+    assert kept[0] == kept[1]
+
+
+def test_modules_of_this_library_bring_the_callback(tmp_path):
+    for solver, expected in ((PREVIOUS, 1), (AdaptiveSolver(), 0)):
+        module = CNFModule(CNF(ConcatSquashField(2, (4,)), (2,), solver))
+        trainer = tiny_trainer(max_steps=1)
+        trainer.fit(module, tiny_loader())
+        assert sum(isinstance(c, StepMemories) for c in trainer.callbacks) == expected
+
+
+def test_all_ranks_take_the_shortest_step(monkeypatch):
+    """What another rank has, by a stand-in for the reduction."""
+    model, callback = seeded(Remembering), StepMemories()
+    trainer = tiny_trainer(callback)
+    callback.setup(trainer, model, "fit")
+    model(torch.ones(3, 2))
+    monkeypatch.setattr(type(trainer), "world_size", 2)
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_reduce",
+        lambda x, op: x.copy_(x.clamp(max=1e-3)),
+    )
+    callback.on_train_batch_end(trainer, model)
+    assert callback.state_dict() == {"block": {1: (0.0, 1e-3)}}
+
+
+def test_plain_training_remembers_under_steer():
+    model = seeded(Remembering)
+    for step in range(3):
+        with steer(model, b=0.5, step=step, seed=0):
+            model(torch.ones(3, 2)).sum().backward()
+    assert model.block.stats.nfe_forward == 2 + 1 + 1 + 6 * (
+        model.block.stats.accepted + model.block.stats.rejected
+    )
