@@ -10,6 +10,11 @@ from torch.nn import functional as F
 
 from steer_lightning.functional.walk import WalkPlan, plan_walk
 from steer_lightning.horizon import GridHorizon
+from steer_lightning.nn.fields import MLPField
+from steer_lightning.nn.fused_walk import WalkNetworks, WalkOffsets, fused_walk
+from steer_lightning.nn.network_gradient import Network
+from steer_lightning.nn.plain_networks import are_plain, field_network
+from steer_lightning.nn.walk_steps import list_steps
 from steer_lightning.solvers import SolveStats
 from steer_lightning.utils.problem import check_state
 
@@ -98,6 +103,31 @@ class BeliefGRU(nn.Module):
 
         return update
 
+    def networks(self) -> tuple[Network, Network]:
+        """The state's share in the gates, side by side, and in the new state."""
+        (first, last), (first_reset, last_reset), (first_new, last_new) = self._layers()
+        n = last_new.out_features
+        gates = (
+            torch.cat([first.weight[:, :n], first_reset.weight[:, :n]]),
+            torch.block_diag(last.weight, last_reset.weight),  # type: ignore[no-untyped-call]
+            torch.cat([last.bias, last_reset.bias]),
+        )
+        return gates, (first_new.weight[:, :n], last_new.weight, last_new.bias)
+
+    def offsets(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of observations and biases in their first layers, ``x`` as in `forward`."""
+        first, first_reset, first_new = layers = [first for first, _ in self._layers()]
+        n = first.in_features - x.shape[1]
+        weight = torch.cat([layer.weight[:, n:] for layer in layers])
+        bias = torch.cat([first.bias, first_reset.bias, first_new.bias])
+        gates, new = F.linear(x, weight, bias).tensor_split([2 * first.out_features], dim=1)
+        return gates, new
+
+    def _layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """First and last layer of each network."""
+        networks = (self.update_gate, self.reset_gate, self.new_state)
+        return [cast(tuple[nn.Linear, nn.Linear], (net[0], net[2])) for net in networks]
+
 
 def _reader(network: nn.Sequential, x: Tensor) -> Callable[[int, Tensor], Tensor]:
     """A network of two layers on a state and the inputs ``x[m]``, read in one product."""
@@ -122,6 +152,10 @@ class ODERNN(nn.Module):
     observations the mean follows Euler steps no longer than ``max_step`` times the sample's own
     time range; at an observation a :class:`BeliefGRU` updates mean and deviation. STEER stretches
     each interval, and the next one starts from its own observation time again.
+
+    If the field is an :class:`~steer_lightning.nn.MLPField` with tanh, the walk is one operation
+    with a gradient of its own: the same values and gradients in less time, differentiable once.
+    With another field, a hook on a part of it, or autocast, autograd follows it step by step.
 
     Args:
         vector_field: ``f(t, y)`` of the mean, for ``t`` of shape ``(B,)`` and ``y`` of
@@ -191,16 +225,26 @@ class ODERNN(nn.Module):
         Raises:
             TypeError: If the values, whose dtype the state has, are neither float32 nor float64.
         """
-        belief = Belief(*values.new_zeros(2, len(times), self.n_states))
-        check_state(belief)
+        check_state(values.new_zeros(len(times), self.n_states))
         plan = self.plan(times, lengths)
-        inputs = _at_steps(torch.cat([values * mask, mask], dim=2), plan)
+        observations = torch.cat([values * mask, mask], dim=2)
+        plain = are_plain((self.vector_field, self.gru), (MLPField, BeliefGRU), observations)
+        walk = self._fused_walk(observations, plan) if plain else self._walk(observations, plan)
+        n_steps = plan.dt.shape[1]
+        self.stats.count_evaluation("forward", n_steps)
+        self.stats.accepted += n_steps
+        return walk
+
+    def _walk(self, observations: Tensor, plan: WalkPlan) -> Walk:
+        """Step by step, with a tape by autograd."""
+        belief = Belief(*observations.new_zeros(2, len(observations), self.n_states))
+        inputs = _at_steps(observations, plan)
         inputs = inputs.transpose(0, 1).contiguous()
-        observed = inputs[..., values.shape[2] :].any(2)
+        observed = _observed(inputs)
         update = self.gru.along(inputs)
         # Cut once, because a view at each step takes time; lists, so that a GPU is not waited for.
         starts, observes = plan.t.t().unbind(0), observed[..., None].unbind(0)
-        dts = plan.dt.t()[..., None].to(values.dtype).unbind(0)
+        dts = plan.dt.t()[..., None].to(observations.dtype).unbind(0)
         some_observe, all_observe = observed.any(1).tolist(), observed.all(1).tolist()
         arrivals, departures = [], []
         for m, dt in enumerate(dts):
@@ -210,13 +254,21 @@ class ODERNN(nn.Module):
             if some_observe[m]:
                 belief = update(m, belief, None if all_observe[m] else observes[m])
             departures.append(belief.mean)
-        self.stats.count_evaluation("forward", len(arrivals))
-        self.stats.accepted += len(arrivals)
         arrival, departure = (
-            _at_observations(torch.stack(means, dim=1), plan, times.shape[1])
+            _at_observations(torch.stack(means, dim=1), plan, observations.shape[1])
             for means in (arrivals, departures)
         )
         return Walk(belief, arrival, departure)
+
+    def _fused_walk(self, observations: Tensor, plan: WalkPlan) -> Walk:
+        """The same as one operation."""
+        steps = list_steps(plan, observations, _observed(observations))
+        field, offset = field_network(cast(MLPField, self.vector_field), steps.t)
+        networks = WalkNetworks(field, *self.gru.networks())
+        offsets = WalkOffsets(offset, *self.gru.offsets(steps.observations))
+        arrivals, states = fused_walk(steps, networks, offsets)
+        arrival, departure = map(steps.at_observations, (arrivals, states[:, : self.n_states]))
+        return Walk(Belief(*steps.last(states).chunk(2, dim=1)), arrival, departure)
 
     def plan(self, times: Tensor, lengths: Tensor) -> WalkPlan:
         """The steps of every sample, stretched by the end times in force."""
@@ -224,6 +276,11 @@ class ODERNN(nn.Module):
         longest = torch.where(span > 0, self.max_step * span, 1.0)
         rates = self.horizon.rates(times, lengths, self.reverse)
         return plan_walk(times, lengths, longest, rates, self.reverse)
+
+
+def _observed(observations: Tensor) -> Tensor:
+    """Whether anything is observed, by the masks in the second half of the last axis."""
+    return observations[..., observations.shape[2] // 2 :].any(2)
 
 
 def _at_steps(observations: Tensor, plan: WalkPlan) -> Tensor:
