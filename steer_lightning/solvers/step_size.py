@@ -40,12 +40,12 @@ class StepController:
     Example:
         >>> controller = StepController(order=5)
         >>> round(controller.next_step(0.1, 0.5), 3), controller.next_step(0.1, 2.0) < 0.1
-        (0.102, True)
+        (0.089, True)
     """
 
     def __init__(self, order: int) -> None:
         self.order = order
-        self._error_before = 1.0
+        self._error_before = 0.01
         self._may_grow = True
 
     def next_step(self, h: float, error: float) -> float:

@@ -164,7 +164,7 @@ def _on_device(t_eval: Tensor, device: torch.device) -> Tensor:
     Raises:
         ValueError: If the device has float32 alone, in which an interval changes its length.
     """
-    if has_float64(device):
+    if has_float64(device) or t_eval.dtype == torch.float32:
         return t_eval.to(device)
     rounded, gaps = t_eval.float(), t_eval.detach().cpu().double().diff()
     lost = (rounded.detach().cpu().double().diff() - gaps).abs() / gaps.abs()

@@ -96,7 +96,7 @@ def samples(variant: str, n: int) -> Any:
              for i in range(n)]  # fmt: skip
     if variant.endswith("lone times"):
         times[n // 2 :] = [t[:1] for t in times[n // 2 :]]
-    values = [torch.sin((3 + 2 * (i % 2)) * t)[:, None] for i, t in enumerate(times)]
+    values = [torch.sin((3 + 2 * (i % 2)) * t + 0.1 * i)[:, None] for i, t in enumerate(times)]
     labels = [torch.tensor(i % 2) for i in range(n)]
     if name == "ode rnn":  # of some times: the first half of the samples has more
         labels = [torch.arange(len(t)) % 2 for t in times]

@@ -8,7 +8,12 @@ from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.horizon import WarpedField
 from steer_lightning.nn import CompiledField
 from steer_lightning.nn import compiled as compiled_field
-from steer_lightning.solvers import FixedGridSolver, SolveStats, TorchdiffeqSolver
+from steer_lightning.solvers import (
+    AdaptiveSolver,
+    FixedGridSolver,
+    SolveStats,
+    TorchdiffeqSolver,
+)
 from steer_lightning.solvers.torchdiffeq import ADAPTIVE_METHODS
 from tests.helpers.problems import CosineField, initial_state, times
 
@@ -156,3 +161,17 @@ def test_a_controlled_part_that_stands_still_leaves_the_gradient_finite(controll
     (found,) = torch.autograd.grad(ys[0][-1].sum(), field.a)
     expected = 2.0 * torch.exp(times(1.8)) * initial_state().sum()
     torch.testing.assert_close(found, expected[0], rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("wrap", [plain, warped])
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3"])
+def test_our_solver_lets_the_leading_parts_alone_set_the_steps(method, wrap):
+    solver = AdaptiveSolver(method, 1e-3, 1e-3)
+    counts = [
+        solver.solve(wrap(BesideIntegrals(controlled)), state(), times(0.0, 2.0)).stats
+        for controlled in (1, 3, None)
+    ]
+    alone = solver.solve(CosineField(), initial_state(), times(0.0, 2.0)).stats
+    assert counts[0] == alone
+    assert counts[1] == counts[2]
+    assert counts[1].nfe_forward > 2 * counts[0].nfe_forward

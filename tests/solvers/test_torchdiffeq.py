@@ -133,3 +133,24 @@ def test_a_fixed_grid_makes_no_float64_either():
         solution = FixedGridSolver().solve(lambda t, y: -y * t, y0, torch.tensor([0.0, 0.3]))
         solution.ys[-1].sum().backward()
     assert y0.grad.isfinite().all()
+
+
+def test_times_that_float32_cannot_hold_are_refused_where_there_is_nothing_else(monkeypatch):
+    monkeypatch.setattr(adapter, "has_float64", lambda device: False)
+    field, y0 = CosineField().float(), initial_state(dtype=torch.float32)
+    TorchdiffeqSolver().solve(field, y0, times(0.0, 0.3))
+    with pytest.raises(ValueError, match=r"float32 holds to 1e-5, .* Measure time from the start"):
+        TorchdiffeqSolver().solve(field, y0, times(1e6, 1e6 + 0.3))
+
+
+def test_an_adjoint_at_many_times_warns_and_one_at_few_does_not():
+    adapter._warn_of_restarts.cache_clear()
+    solver = TorchdiffeqSolver(gradient="adjoint")
+    field, y0, t_eval = CosineField(), initial_state(), torch.linspace(0.0, 1.0, 9).double()
+    with pytest.warns(UserWarning, match=r"anew between each two of 9 times.*checkpoint=True"):
+        solver.solve(field, y0, t_eval)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver.solve(field, y0, t_eval[:8])
+        solver.solve(field, y0, t_eval)  # said once
+        TorchdiffeqSolver().solve(field, y0, torch.linspace(0.0, 1.0, 10).double())
