@@ -57,7 +57,8 @@ def _images(data: str, model: str, scale: Scale) -> Comparison:
         overrides = (
             *SMOKE,
             f"{FLOW}.vector_field.init_args.hidden=[2]",
-            f"{FLOW}.eval_solver.init_args.method=euler",
+            f"{FLOW}.eval_solver.init_args.rtol=1.0",
+            f"{FLOW}.eval_solver.init_args.atol=1.0",
             f"{MODEL}.test_draws=2",
             f"{DATA}.val_size=4",
             f"{DATA}.batch_size=2",
@@ -137,7 +138,8 @@ def toy2d_overrides(scale: Scale, density: str = "8gaussians") -> tuple[str, ...
 _SMOKE_TOY = (
     *SMOKE,
     f"{FLOW}.vector_field.init_args.hidden=[8]",
-    f"{FLOW}.solver.init_args.method=euler",
+    f"{FLOW}.solver.init_args.rtol=1.0",
+    f"{FLOW}.solver.init_args.atol=1.0",
     f"{DATA}.n_train=8",
     f"{DATA}.n_val=8",
     f"{DATA}.n_test=8",

@@ -56,7 +56,9 @@ def test_classifier_agrees_with_plain_torchdiffeq_code(architecture):
     reference = classifier_step.plain_step(architecture, x, tol=1e-9)
     apart = classifier_step.differences(steps, reference)
     for name in ("`ODEBlock`", "`ODEBlock`, without channels-last", "`ODEBlock`, checkpoint"):
-        assert max(apart[name]) < 2e-3
+        loss, gradient = apart[name]
+        assert loss < 1e-3
+        assert gradient < 1.5 * apart["torchdiffeq, autograd"][1]  # kinks make both coarse
 
 
 def test_classifier_takes_no_extra_evaluations():
@@ -90,6 +92,8 @@ def test_every_contender_solves_the_same_flow():
 
 def test_flow_step_tells_a_table_for_each_set_of_weights(monkeypatch):
     monkeypatch.setattr(toy_flow, "BATCH_SIZE", 8)
+    two = dict(list(flow_step.make_flows(toy_flow.make_field()).items())[::5])
+    monkeypatch.setattr(flow_step, "make_flows", lambda *_: two)
     initial, trained = flow_step.run(compiled=False, training_steps=1, repeats=1).split("\n\n")
     assert initial.startswith("| weights as initialised |")
     assert trained.startswith("| after 1 steps |")
@@ -112,14 +116,14 @@ def test_relative_work_is_read_at_equal_error():
 
 
 def test_work_and_precision_of_every_solver(tmp_path):
-    problems = {name: work_precision.PROBLEMS[name] for name in ("decay", "Lotka-Volterra")}
+    problems = {name: work_precision.PROBLEMS[name] for name in ("decay", "logistic")}
     measured = work_precision.curves(problems, tolerances=(1e-3, 1e-5))
     for by_solver in measured.values():
         for loose, tight in by_solver.values():
             assert loose.nfe < tight.nfe
             assert tight.error < min(1e-2, loose.error)
     told = rows(work_precision.summary(measured))
-    assert list(told) == ["decay", "Lotka-Volterra", "geometric mean"]
+    assert list(told) == ["decay", "logistic", "geometric mean"]
     work_precision.plot(measured).savefig(tmp_path / "picture.png")
 
 
@@ -139,7 +143,7 @@ def test_first_steps_of_the_flow(monkeypatch, tmp_path):
 
 def test_first_steps_of_a_config(monkeypatch):
     block = ODEBlock(MLPField(4, (8,)), TorchdiffeqSolver(rtol=1e-4, atol=1e-4))
-    module = ClassifierModule(nn.Flatten(), block, nn.Linear(4, 2), num_classes=2)
+    module = ClassifierModule(block, nn.Linear(4, 2), 2, stem=nn.Flatten())
     data = pl.LightningDataModule()
     data.train_dataloader = lambda: [(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]))] * 3
     monkeypatch.setattr(first_step, "build", lambda *_: (module, data))

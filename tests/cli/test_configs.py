@@ -31,7 +31,8 @@ IMAGE_FLOWS = [name for name in NAMES if name.startswith("cnf/") and "toy" not i
 
 SMALL_FLOW = [
     f"{FLOW}.vector_field.init_args.hidden=[2]",
-    f"{FLOW}.eval_solver.init_args.method=euler",
+    f"{FLOW}.eval_solver.init_args.rtol=1.0",
+    f"{FLOW}.eval_solver.init_args.atol=1.0",
     f"{MODEL}.test_draws=2",
     f"{DATA}.val_size=4",
     f"{DATA}.batch_size=2",
@@ -67,7 +68,8 @@ OVERRIDES = {
     },
     "cnf/toy": [
         f"{FLOW}.vector_field.init_args.hidden=[8,8]",
-        f"{FLOW}.solver.init_args.method=euler",  # pictures take many solves
+        f"{FLOW}.solver.init_args.rtol=1.0",  # pictures take many solves
+        f"{FLOW}.solver.init_args.atol=1.0",
         f"{DATA}.n_train=8",
         f"{DATA}.n_val=8",
         f"{DATA}.n_test=8",

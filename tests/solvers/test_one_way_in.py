@@ -29,8 +29,7 @@ def test_blocks_call_a_solver_in_one_place():
     assert places(r"solver\.solve\(", "nn", "horizon", "modules") == ["nn/integrate.py"]
 
 
-def test_horizons_know_no_solvers_and_torchdiffeq_is_behind_one_file():
-    assert places(r"from steer_lightning\.solvers|from steer_lightning\.nn", "horizon") == []
+def test_torchdiffeq_is_behind_one_file():
     assert set(places(r"\btorchdiffeq import odeint", ".")) == {"solvers/torchdiffeq.py"}
 
 
