@@ -1,42 +1,148 @@
-"""Training step of the 2-D flow against torchdiffeq's adjoint with a double-backward trace.
+"""Training step of the 2-D flow by solvers side by side: time, evaluations and accuracy.
 
-Same weights, batch, method and tolerances, exact trace in both. Loss and gradient are compared
-with a float64 solve at tolerance 1e-10 by the plain code.
+Same weights, batch, method and tolerances, exact trace in all. Where nothing else is said, the
+field computes its divergence itself; "double backward" is how the trace is commonly written. Loss
+and gradient are compared with a float64 solve by torchdiffeq at tolerance 1e-11. Other libraries
+are left out if they are not installed.
+
+``python -m benchmarks.flow_step [--eager] [--compiled-step]``; a compiled adaptive step takes a
+minute or two to compile.
 """
 
-from benchmarks.timing import side_by_side, table
-from benchmarks.toy_flow import PlainFlow, make_batch, make_field, stepper, training_step
-from steer_lightning.nn import CNF
-from steer_lightning.solvers import TorchdiffeqSolver
+import copy
+import sys
+import time
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint
+
+from benchmarks.timing import machine, side_by_side, table
+from benchmarks.toy_flow import (
+    TRAINING_STEPS,
+    Integrate,
+    PlainFlow,
+    make_batches,
+    make_field,
+    through_torchdiffeq,
+    training_step,
+)
+from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.solvers import AdaptiveSolver, TorchdiffeqSolver
+
+TOLERANCES = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def run() -> str:
-    """Measure, and tell as a Markdown table."""
-    field, x = make_field(), make_batch()
+def others() -> dict[str, Integrate]:
+    """Other libraries, those that are installed."""
+    found: dict[str, Integrate] = {}
+    try:
+        from zuko.utils import odeint as zuko_odeint
+    except ImportError:
+        pass
+    else:
+
+        def through_zuko(field: nn.Module, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            phi = field.parameters()
+            return zuko_odeint(
+                lambda t, *state: field(t, state), state, 1.0, 0.0, phi, **TOLERANCES
+            )
+
+        found["zuko"] = through_zuko
+    try:
+        from torchdyn.numerics import odeint as torchdyn_odeint  # needs torchcde as well
+    except ImportError:
+        pass
+    else:
+
+        def through_torchdyn(
+            field: nn.Module, state: tuple[Tensor, Tensor]
+        ) -> tuple[Tensor, Tensor]:
+            def joined(t: Tensor, y: Tensor) -> Tensor:
+                dy, divergence = field(t, (y[:, :2], y[:, 2]))
+                return torch.cat([dy, divergence[:, None]], 1)
+
+            y0, times = torch.cat([state[0], state[1][:, None]], 1), torch.tensor([1.0, 0.0])
+            _, ys = torchdyn_odeint(joined, y0, times, "dopri5", **TOLERANCES)
+            return ys[-1, :, :2], ys[-1, :, 2]
+
+        found["torchdyn"] = through_torchdyn
+    return found
+
+
+def make_flows(
+    field: ConcatSquashField, compiled: bool = False, compiled_step: bool = False
+) -> dict[str, CNF | PlainFlow]:
+    """The flow in every way, the common one first."""
+    own = partial(CNF, field, (2,))
     flows: dict[str, CNF | PlainFlow] = {
-        "torchdiffeq adjoint, double backward": PlainFlow(field),
-        "CNF, adjoint": CNF(field, (2,), TorchdiffeqSolver(gradient="adjoint")),
-        "CNF": CNF(field, (2,)),
-        "CNF, compiled": CNF(field, (2,), compile=True),
+        "torchdiffeq adjoint, double backward": PlainFlow(field, double_backward=True),
+        "torchdiffeq adjoint": PlainFlow(field),
+        "torchdiffeq": PlainFlow(field, through_torchdiffeq(odeint)),
     }
-    seconds = side_by_side({name: stepper(flow, field, x) for name, flow in flows.items()})
-    results = {name: training_step(flow, x, field.parameters()) for name, flow in flows.items()}
-    exact = make_field().double()
-    loss, gradient = training_step(PlainFlow(exact, 1e-10), x.double(), exact.parameters())
-    slowest = seconds["torchdiffeq adjoint, double backward"]
+    flows |= {name: PlainFlow(field, integrate) for name, integrate in others().items()}
+    flows |= {
+        "`CNF(TorchdiffeqSolver())`": own(TorchdiffeqSolver()),
+        "`CNF`": own(),
+        '`CNF`, `first_step="previous"`': own(AdaptiveSolver(first_step="previous")),
+        "`CNF`, tsit5": own(AdaptiveSolver("tsit5")),
+        "`CNF`, `checkpoint=True`": own(AdaptiveSolver(checkpoint=True)),
+    }
+    if compiled:
+        flows["`CNF(compile=True)`"] = own(compile=True)
+    if compiled_step:
+        flows["`CNF`, `AdaptiveSolver(compile=True)`"] = own(AdaptiveSolver(compile=True))
+    return flows
+
+
+def errors(flows: dict[str, CNF | PlainFlow], x: Tensor) -> dict[str, tuple[float, float]]:
+    """Relative errors of loss and gradient."""
+    field = copy.deepcopy(next(iter(flows.values())).field).double()
+    exact = PlainFlow(field, through_torchdiffeq(odeint, 1e-11))
+    loss, gradient = training_step(exact, x.double())
+    results = {name: training_step(flow, x) for name, flow in flows.items()}
+    return {
+        name: (abs(a - loss) / abs(loss), float((b - gradient).norm() / gradient.norm()))
+        for name, (a, b) in results.items()
+    }
+
+
+def measure(title: str, flows: dict[str, CNF | PlainFlow], repeats: int) -> str:
+    """Markdown table at one set of weights."""
+    (x,) = make_batches(1)
+    steps = {name: partial(training_step, flow, x) for name, flow in flows.items()}
+    seconds = side_by_side(steps, repeats, warmup=3, clock=time.process_time)
+    slowest = next(iter(seconds.values()))
+    apart = errors(flows, x)
     rows = [
-        [
-            name,
-            f"{1e3 * seconds[name]:.1f}",
-            f"{slowest / seconds[name]:.2f}",
-            f"{abs(results[name][0] - loss) / abs(loss):.1e}",
-            f"{(results[name][1] - gradient).norm() / gradient.norm():.1e}",
-        ]
-        for name in flows
-    ]
-    header = ["batch 512, dopri5 at 1e-5", "ms a step", "speed-up", "error of loss", "of gradient"]
+        [name, f"{1e3 * seconds[name]:.1f}", f"{slowest / seconds[name]:.2f}",
+         f"{flow.stats.nfe_forward}", f"{flow.stats.nfe_backward}",
+         *(f"{error:.1e}" for error in apart[name])]
+        for name, flow in flows.items()
+    ]  # fmt: skip
+    header = [title, "CPU ms a step", "speed-up", "evaluations", "in backward", "error of loss",
+              "of gradient"]  # fmt: skip
     return table(header, rows)
 
 
+def run(
+    compiled: bool = True,
+    compiled_step: bool = False,
+    training_steps: int = TRAINING_STEPS,
+    repeats: int = 15,
+) -> str:
+    """Measure, and tell as Markdown tables."""
+    tables = [
+        measure(title, make_flows(make_field(n), compiled, compiled_step), repeats)
+        for title, n in (
+            ("weights as initialised", 0),
+            (f"after {training_steps} steps", training_steps),
+        )
+    ]
+    return "\n\n".join(tables)
+
+
 if __name__ == "__main__":
-    print(run())
+    tables = run("--eager" not in sys.argv, "--compiled-step" in sys.argv)
+    print(f"{machine()}\n\nbatch 512, dopri5 at 1e-5\n\n{tables}")

@@ -18,7 +18,6 @@ checkpoint of ``configs/latent_ode/physionet.yaml``, to compare at trained weigh
 import argparse
 import copy
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -26,19 +25,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torchdiffeq import odeint, odeint_adjoint
 
-import cli
+from benchmarks.configs import DATA_DIR, ROOT, build
 from benchmarks.timing import machine, side_by_side, table
 from steer_lightning.batch import SeriesBatch
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import Belief, BeliefGRU, Observations, ODERNNEncoder, observations
 
-ROOT = Path(__file__).parents[1]
-DATA_DIR = Path(os.environ.get("STEER_DATA_DIR", ROOT.parent / "shared" / "data"))
 TOY_STEPS = 200
 
 
@@ -146,13 +142,6 @@ class PlainLatentODE(nn.Module):
         self.nfe += 1
 
 
-def build(name: str, *overrides: str) -> tuple[LatentODEModule, LightningDataModule]:
-    """Module and data of a config, built as the command line does."""
-    config = str(ROOT / "configs" / "latent_ode" / f"{name}.yaml")
-    built = cli.main(["--config", config, "--trainer.accelerator=cpu", *overrides], run=False)
-    return built.model, built.datamodule
-
-
 def relative_difference(a: Tensor, b: Tensor) -> float:
     """Norm of the difference in units of the norm of ``b``."""
     return float((a - b).norm() / b.norm())
@@ -208,7 +197,8 @@ def run_physionet(
     if not Path(data_dir).exists():
         return f"PhysioNet left out: {data_dir} does not exist; give --data_dir or STEER_DATA_DIR."
     folders = {"data_dir": data_dir, "cache_dir": ROOT / "data" / "cache" / "physionet2012"}
-    module, data = build("physionet", *(f"--data.init_args.{k}={v}" for k, v in folders.items()))
+    overrides = (f"--data.init_args.{k}={v}" for k, v in folders.items())
+    module, data = build("latent_ode/physionet", *overrides)
     data.prepare_data()
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), n_batches))
@@ -273,7 +263,7 @@ def time_toy(name: str, module: LatentODEModule, batch: SeriesBatch, repeats: in
 
 def run_toy(repeats: int = 9) -> str:
     """Measure the training step of the periodic toy, and tell as Markdown tables."""
-    module, data = build("periodic")
+    module, data = build("latent_ode/periodic")
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     module.kl_wait_epochs -= 80  # as if in epoch 80: the divergence counts half

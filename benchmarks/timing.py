@@ -8,6 +8,9 @@ from statistics import median
 import torch
 import torchdiffeq
 
+from steer_lightning.functional.autograd import in_backward
+from steer_lightning.solvers import SolveStats
+
 
 def machine() -> str:
     """The hardware and versions that numbers depend on."""
@@ -18,8 +21,16 @@ def machine() -> str:
     )
 
 
+def count_evaluation(stats: SolveStats) -> None:
+    """Count one call of a field that a solver of someone else's integrates."""
+    stats.count_evaluation("backward" if in_backward() else "forward")
+
+
 def side_by_side(
-    cases: Mapping[str, Callable[[], object]], repeats: int = 15, warmup: int = 2
+    cases: Mapping[str, Callable[[], object]],
+    repeats: int = 15,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each case, taken in turns so that a slow moment hits all of them.
 
@@ -27,14 +38,15 @@ def side_by_side(
         cases: What to time, by name.
         repeats: Timed rounds.
         warmup: Rounds before those.
+        clock: Gives seconds: those that pass, or with ``time.process_time`` those of the CPU.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for i in range(warmup + repeats):
         for name, case in cases.items():
-            start = time.perf_counter()
+            start = clock()
             case()
             if i >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: median(values) for name, values in seconds.items()}
 
 

@@ -1,45 +1,74 @@
 """The two-dimensional flow that the benchmarks step: one set of weights, one batch."""
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
+from benchmarks.timing import count_evaluation
+from datamodules.toy_densities import get_density
 from steer_lightning.functional import standard_normal_log_prob
 from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.solvers import SolveStats
 
-BATCH_SIZE = 512
+BATCH_SIZE, TRAINING_STEPS = 512, 400
+
+# Carries points and their change of log-density along a field, from 1 to 0.
+Integrate = Callable[[nn.Module, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
 
-def make_field() -> ConcatSquashField:
-    """The field of PyTorch's weights at seed 0, large enough to be no identity."""
+def make_batches(n: int) -> list[Tensor]:
+    """Batches of the eight Gaussians, each of shape ``(512, 2)``."""
+    density, generator = get_density("8gaussians"), torch.Generator().manual_seed(1)
+    return [density.sample(BATCH_SIZE, generator) for _ in range(n)]
+
+
+def make_field(training_steps: int = 0) -> ConcatSquashField:
+    """The field of PyTorch's weights at seed 0, or after steps of training by ``CNF``."""
+    return copy.deepcopy(_trained(training_steps))
+
+
+@cache
+def _trained(training_steps: int) -> ConcatSquashField:
     torch.manual_seed(0)
-    return ConcatSquashField(2, (64, 64, 64))
-
-
-def make_batch() -> Tensor:
-    """Points around the eight Gaussians, shape ``(512, 2)``."""
-    generator = torch.Generator().manual_seed(1)
-    return 2.0 * torch.randn(BATCH_SIZE, 2, generator=generator)
+    field = ConcatSquashField(2, (64, 64, 64))
+    flow, optimizer = CNF(field, (2,)), torch.optim.Adam(field.parameters(), lr=5e-3)
+    for x in make_batches(training_steps):
+        training_step(flow, x)
+        optimizer.step()
+    return field
 
 
 class PlainFlow(nn.Module):
-    """The flow as it is commonly written: adjoint, and a trace by double backward.
+    """The flow by a solver that is not ours.
 
     Args:
-        field: ``f(t, y)``.
-        rtol: Both tolerances of dopri5.
+        field: ``f(t, y)``, whose ``value_and_divergence`` is the trace.
+        integrate: Solver; torchdiffeq's adjoint at 1e-5 if not given.
+        double_backward: Take the trace by double backward, as it is commonly written.
     """
 
-    def __init__(self, field: nn.Module, rtol: float = 1e-5) -> None:
+    def __init__(
+        self,
+        field: ConcatSquashField,
+        integrate: Integrate | None = None,
+        double_backward: bool = False,
+    ) -> None:
         super().__init__()
         self.field = field
-        self.rtol = rtol
+        self.integrate = through_torchdiffeq(odeint_adjoint) if integrate is None else integrate
+        self.double_backward = double_backward
+        self.stats = SolveStats()
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Derivatives of the points and of their log-density."""
+        count_evaluation(self.stats)
         y, _ = state
+        if not self.double_backward:
+            return self.field.value_and_divergence(t, y)
         with torch.enable_grad():
             y = y.requires_grad_(True)
             dy = self.field(t, y)
@@ -51,25 +80,27 @@ class PlainFlow(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density at ``x``."""
-        zs, deltas = odeint_adjoint(
-            self, (x, x.new_zeros(len(x))), torch.tensor([1.0, 0.0]),
-            rtol=self.rtol, atol=self.rtol, method="dopri5",
-        )  # fmt: skip
-        return standard_normal_log_prob(zs[-1]) + deltas[-1]
+        z, delta = self.integrate(self, (x, x.new_zeros(len(x))))
+        return standard_normal_log_prob(z) + delta
 
 
-def training_step(
-    flow: CNF | PlainFlow, x: Tensor, parameters: Iterable[nn.Parameter]
-) -> tuple[float, Tensor]:
-    """Loss and gradient of one step."""
-    parameters = list(parameters)
-    for p in parameters:
-        p.grad = None
+def through_torchdiffeq(
+    odeint: Callable[..., tuple[Tensor, Tensor]], tol: float = 1e-5
+) -> Integrate:
+    """dopri5 of torchdiffeq, by its ``odeint`` or ``odeint_adjoint``."""
+
+    def integrate(field: nn.Module, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        times = torch.tensor([1.0, 0.0]).to(state[0])
+        zs, deltas = odeint(field, state, times, rtol=tol, atol=tol, method="dopri5")
+        return zs[-1], deltas[-1]
+
+    return integrate
+
+
+def training_step(flow: CNF | PlainFlow, x: Tensor) -> tuple[float, Tensor]:
+    """Loss and gradient of one step; the flow's counts are those of this step."""
+    flow.stats.reset()
+    flow.zero_grad()
     loss = -flow.log_prob(x).mean()
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-
-
-def stepper(flow: CNF | PlainFlow, field: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A step to be timed."""
-    return lambda: training_step(flow, x, field.parameters())
+    return loss.item(), torch.cat([p.grad.flatten() for p in flow.parameters()])

@@ -154,7 +154,7 @@ class AdaptiveSolver(Solver):
             if not accepted:
                 continue
             if next_step is None:
-                next_step = h
+                next_step = controller.best_step(abs(work.dt), error)
             if not (t_next == t1 and t != knots[0]):  # the last step is as short as what is left
                 work.stats.smallest_dt = min(work.stats.smallest_dt, abs(work.dt))
             t, y, slope = t_next, y_next, ks[-1]

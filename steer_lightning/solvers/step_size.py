@@ -56,12 +56,17 @@ class StepController:
         error = max(error, 1e-10)
         if error > 1.0:
             self._may_grow = False
-            return h * max(SHRINK, SAFETY * math.pow(error, -1.0 / self.order))
+            return self.best_step(h, error)
         factor = SAFETY * math.pow(error, -1.0 / self.order + 0.75 * MEMORY)
         factor = max(SHRINK, factor * math.pow(self._error_before, MEMORY))
         factor = min(factor, GROW if self._may_grow else 1.0)
         self._error_before, self._may_grow = max(error, 1e-4), True
         return h * factor
+
+    def best_step(self, h: float, error: float) -> float:
+        """Length that would have been good in place of a step of length ``h``."""
+        factor = SAFETY * math.pow(max(error, 1e-10), -1.0 / self.order)
+        return h * min(max(factor, SHRINK), GROW)
 
 
 @torch.no_grad()

@@ -229,7 +229,7 @@ def test_a_flow_and_a_latent_ode_are_looked_into():
                 trace_estimator="hutchinson",
             )
             field = MLPField(2, (4,), time_dependent=False)
-            self.latent = LatentDecoder(Dropping(field), AdaptiveSolver(1e-1, 1e-1))
+            self.latent = LatentDecoder(Dropping(field), AdaptiveSolver(rtol=1e-1, atol=1e-1))
 
         def training_step(self, batch, batch_idx):
             times = torch.tensor([[0.0, 0.5], [0.0, 1.0]])
