@@ -71,7 +71,7 @@ def test_a_flow_is_solved_again_with_the_same_noise_and_end_times(scope):
 class Follows(pl.LightningModule):
     def __init__(self, substitute):
         super().__init__()
-        solver = FailsDense(1e-3, 1e-3)
+        solver = FailsDense(rtol=1e-3, atol=1e-3)
         solver.substitute = substitute
         self.decoder = LatentDecoder(MLPField(2, (8,), time_dependent=False), solver)
 
