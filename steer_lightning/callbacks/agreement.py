@@ -7,6 +7,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.callbacks.wrapped_methods import WrappedMethods
 from steer_lightning.solvers import SolverError
 
@@ -42,21 +43,33 @@ def can_agree(trainer: Trainer, module: LightningModule) -> bool:
 
 
 def agree(
-    trainer: Trainer, outcome: Outcome, error: SolverError | None
+    trainer: Trainer,
+    outcome: Outcome,
+    error: SolverError | None,
+    memories: StepMemories | None = None,
 ) -> tuple[Outcome, SolverError | None]:
     """Tell all ranks what became of a batch, and hear the worst; all ranks must call it.
 
-    While nothing fails anywhere this is one reduction of one number.
+    While nothing fails anywhere this is one reduction.
 
     Args:
         trainer: The trainer.
         outcome: What became of this rank's part of the batch.
         error: What failed on this rank.
+        memories: First steps of the next batch, which take part in the reduction.
 
     Returns:
         The worst outcome of all ranks, and the error of the lowest rank that has one.
     """
-    if not trainer.strategy.reduce_boolean_decision(error is not None, all=False):
+    device = trainer.strategy.root_device
+    told_fine = torch.tensor([float(error is None)], dtype=torch.float64, device=device)
+    own = [told_fine] if memories is None else [told_fine, memories.lengths(device)]
+    all_fine, *shortest = trainer.strategy.reduce(torch.cat(own), reduce_op="min").split(
+        [len(part) for part in own]
+    )
+    if memories is not None:
+        memories.take(*shortest)
+    if bool(all_fine):
         return "fine", None
     told: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(told, (outcome, error))

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from steer_lightning.callbacks.agreement import LateLogs, Outcome, agree, can_agree, worst
-from steer_lightning.callbacks.step_memories import find_step_memories
+from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
 from steer_lightning.callbacks.wrapped_methods import WrappedMethods
 from steer_lightning.solvers import SolverError
 from steer_lightning.solvers.replacing import on_fixed_grid, replaced_solvers, wrapped_solves
@@ -64,6 +64,8 @@ class GuardedTraining:
         self.drops = drops
         self.outcome: Outcome = "fine"
         self._agrees = can_agree(trainer, module)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        self._memories = next((c for c in callbacks if isinstance(c, StepMemories)), None)
         self._window: Outcome = "fine"  # the worst outcome of the batches accumulated so far
         self._here: Outcome = "fine"  # of the pass in hand, on this rank
         self._error: SolverError | None = None  # the first of that pass
@@ -181,7 +183,7 @@ class GuardedTraining:
         outcome, error = self._here, self._error
         self._here, self._error = "fine", None
         if self._agrees:
-            outcome, error = agree(self.trainer, outcome, error)
+            outcome, error = agree(self.trainer, outcome, error, self._memories)
         is_first = self.outcome == "fine"
         self.outcome = worst(self.outcome, outcome)
         self._window = worst(self._window, outcome)

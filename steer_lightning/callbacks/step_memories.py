@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from steer_lightning.solvers.step_memory import StepMemory
 
@@ -16,8 +16,9 @@ class StepMemories(Callback):
     """Keep the steps that blocks with ``first_step="previous"`` begin with.
 
     They are saved with a checkpoint and go on exactly after a resume. With several processes the
-    shortest step of all ranks is everyone's, by one reduction after each training batch. Modules
-    of this library add this callback themselves where a solver asks for it.
+    shortest step of all ranks is everyone's, by one reduction after each training batch, which
+    is the guard's where a :class:`~steer_lightning.callbacks.SolverGuard` has one. Modules of
+    this library add this callback themselves where a solver asks for it.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -26,6 +27,7 @@ class StepMemories(Callback):
 
     def __init__(self) -> None:
         self._memories: dict[str, StepMemory] = {}
+        self._shared = False  # the ranks agree on the steps of this batch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the blocks that remember."""
@@ -42,21 +44,26 @@ class StepMemories(Callback):
                 self._memories[path].steps = dict(steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Take the shortest step of all ranks."""
-        if trainer.world_size == 1 or not self._memories:
-            return
+        """Take the shortest steps of all ranks, unless a guard already has."""
+        if trainer.world_size > 1 and self._memories and not self._shared:
+            self.take(trainer.strategy.reduce(self.lengths(pl_module.device), reduce_op="min"))
+        self._shared = False
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """Steps of this rank, two numbers for each block, infinite where there is none."""
         none = (0.0, math.inf)
-        memories = [memory.steps for memory in self._memories.values()]
-        lengths = torch.tensor(
-            [[steps.get(d, none)[1] for d in DIRECTIONS] for steps in memories],
-            dtype=torch.float64,
-            device=pl_module.device,
-        )
-        torch.distributed.all_reduce(lengths, torch.distributed.ReduceOp.MIN)
-        for steps, shortest in zip(memories, lengths.tolist(), strict=True):
-            for direction, length in zip(DIRECTIONS, shortest, strict=True):
-                if direction in steps:
-                    steps[direction] = (steps[direction][0], length)
+        lengths = [m.steps.get(d, none)[1] for m in self._memories.values() for d in DIRECTIONS]
+        return torch.tensor(lengths, dtype=torch.float64, device=device)
+
+    def take(self, shortest: Tensor) -> None:
+        """Put the shortest steps of all ranks in place of this rank's."""
+        lengths = iter(shortest.tolist())
+        for memory in self._memories.values():
+            for direction in DIRECTIONS:
+                length = next(lengths)
+                if direction in memory.steps:
+                    memory.steps[direction] = (memory.steps[direction][0], length)
+        self._shared = True
 
 
 def find_step_memories(model: nn.Module) -> dict[str, StepMemory]:

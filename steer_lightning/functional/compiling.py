@@ -5,9 +5,11 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-# Every batch size, block shape and grad mode of a shared compilation is a graph of its own, and
-# all of them count towards one limit.
+# Every block shape and grad mode of a shared compilation is a graph of its own, and all of them
+# count towards one limit.
 RECOMPILE_LIMIT = 128
 
 
@@ -16,13 +18,23 @@ def compiled(function: Callable[..., Any], cuda_graphs: bool = False) -> Callabl
     """Compile a function of modules and tensors, once in a process.
 
     A module among the arguments is no constant of the graph: all modules of one structure share
-    it, whatever their weights; new values of tensors compile nothing.
+    it, whatever their weights; new values of tensors compile nothing, nor does a new length of
+    their first axis, the batch.
 
     Args:
         function: A plain function; must not branch on values of tensors.
-        cuda_graphs: Replay the graph as a CUDA graph on a GPU.
+        cuda_graphs: Replay the graph as a CUDA graph on a GPU, one for each batch size.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    mode = "reduce-overhead" if cuda_graphs else None
-    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+    if cuda_graphs:
+        return torch.compile(function, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    graph = torch.compile(function, fullgraph=True)
+
+    def of_any_batch(*args: Any) -> Any:
+        for tensor in tree_leaves(args):
+            if isinstance(tensor, Tensor) and tensor.ndim:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return graph(*args)
+
+    return of_any_batch

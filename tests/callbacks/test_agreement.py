@@ -43,7 +43,7 @@ def test_an_error_is_told_to_all(monkeypatch):
         told[:] = [("fine", None), ("fallback", other), mine]
 
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda x, reduce_op: x)
     trainer = SimpleNamespace(world_size=3, strategy=strategy)
     assert agree(trainer, "fine", None) == ("fine", None)
     assert agree(trainer, "skipped", own) == ("skipped", other)

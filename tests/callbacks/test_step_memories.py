@@ -139,22 +139,6 @@ def test_modules_of_this_library_bring_the_callback(tmp_path):
         assert sum(isinstance(c, StepMemories) for c in trainer.callbacks) == expected
 
 
-def test_all_ranks_take_the_shortest_step(monkeypatch):
-    """What another rank has, by a stand-in for the reduction."""
-    model, callback = seeded(Remembering), StepMemories()
-    trainer = tiny_trainer(callback)
-    callback.setup(trainer, model, "fit")
-    model(torch.ones(3, 2))
-    monkeypatch.setattr(type(trainer), "world_size", 2)
-    monkeypatch.setattr(
-        torch.distributed,
-        "all_reduce",
-        lambda x, op: x.copy_(x.clamp(max=1e-3)),
-    )
-    callback.on_train_batch_end(trainer, model)
-    assert callback.state_dict() == {"block": {1: (0.0, 1e-3)}}
-
-
 def test_plain_training_remembers_under_steer():
     model = seeded(Remembering)
     for step in range(3):

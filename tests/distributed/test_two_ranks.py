@@ -133,6 +133,17 @@ def test_the_context_manager_agrees_on_a_seed(found):
     assert first["steer/block.horizon/end_time"] != 1.0
 
 
+@pytest.mark.parametrize(("case", "reductions"), [("alone", 2), ("guarded", 4)])
+def test_all_ranks_begin_with_the_shortest_step(case, reductions, found):
+    first, second = [f["all_first_steps"][case] for f in found]
+    assert first["agreed"] == second["agreed"]
+    # The guard reduces after the training step and after the backward pass, and nobody after it.
+    assert len(first["own"]) == len(second["own"]) == reductions
+    shortest = [min(pair) for pair in zip(first["own"], second["own"], strict=True)]
+    assert [steps[1][1] for steps in first["agreed"]] == shortest[:: reductions // 2]
+    assert first["own"][0] != second["own"][0]
+
+
 def test_the_monitor_takes_the_mean_over_the_batches_of_all_ranks(found):
     # First numbers of the batches of two: 0, 4, 8, 12 on one rank, 1, 5, 9 on the other.
     mean = (0 + 4 + 8 + 12 + 1 + 5 + 9) / 7

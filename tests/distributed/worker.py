@@ -24,11 +24,13 @@ from steer_lightning.callbacks import (
     FlowPicture,
     SampleGrid,
     SampleWriter,
+    SolverGuard,
+    StepMemories,
     TrainingClock,
 )
-from steer_lightning.solvers import SolveStats
+from steer_lightning.solvers import AdaptiveSolver, SolveStats
 from tests.distributed import tasks
-from tests.helpers.models import OwnModel, seeded, tiny_data
+from tests.helpers.models import ClockField, OwnModel, seeded, tiny_data
 
 RANK = int(os.environ.get("RANK", "0"))  # pytest imports this file, too
 FOLDER = Path(sys.argv[-1])
@@ -203,6 +205,40 @@ def resumed() -> dict[str, Any]:
     return {"whole": whole.found, "part": part.found, "weights": (whole.weights, part.weights)}
 
 
+class Faster(ClockField):
+    """Changes in time faster on the second rank."""
+
+    def forward(self, t, y):
+        return super().forward((1.0 + 8.0 * RANK) * t, y)
+
+
+def first_steps(*callbacks: Callback) -> dict[str, Any]:
+    """Steps of this rank and those agreed on, of batches that are stiffer on the second rank."""
+    own: list[float] = []
+    agreed: list[dict[int, tuple[float, float]]] = []
+
+    class Listening(StepMemories):
+        def lengths(self, device):
+            lengths = super().lengths(device)
+            own.append(float(lengths[0]))
+            return lengths
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            super().on_train_batch_end(trainer, pl_module, *args)
+            agreed.append(dict(pl_module.block.step_memory.steps))
+
+    model = seeded(OwnModel)
+    model.block.solver = AdaptiveSolver("tsit5", 1e-8, 1e-8, first_step="previous")
+    model.block.vector_field = Faster()
+    trainer = tasks.make_trainer(FOLDER, *callbacks, Listening(), n_ranks=2, precision=32)
+    trainer.fit(model, torch.utils.data.DataLoader(tiny_data(8), batch_size=2))
+    return {"own": own, "agreed": agreed}
+
+
+def all_first_steps() -> dict[str, Any]:
+    return {"alone": first_steps(), "guarded": first_steps(SolverGuard())}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     found = {}
@@ -210,6 +246,7 @@ if __name__ == "__main__":
         all_gradients,
         all_evaluations,
         all_end_times,
+        all_first_steps,
         nfe,
         fit_with_buffers,
         prepared,

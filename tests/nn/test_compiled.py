@@ -8,7 +8,7 @@ from steer_lightning.functional import EndTimeDraw
 from steer_lightning.functional.compiling import compiled
 from steer_lightning.nn import CNF, CompiledField, ConcatSquashField, MLPField, ODEBlock
 from steer_lightning.nn.divergence import DivergenceField
-from steer_lightning.solvers import FixedGridSolver
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
 from tests.helpers.models import image_flow, lively
 
 needs_compiler = pytest.mark.skipif(
@@ -82,6 +82,27 @@ def test_a_new_end_time_compiles_nothing(graphs, scope):
     assert len(graphs) == first
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        *(AdaptiveSolver(method, compile=True) for method in ("dopri5", "tsit5", "bosh3")),
+        *(FixedGridSolver(method, 2, compile=True) for method in ("heun", "rk4")),
+    ],
+    ids=repr,
+)
+def test_a_step_is_compiled_once_for_all_batch_sizes_and_step_sizes(graphs, solver):
+    block, counts = ODEBlock(MLPField(2, (8,)), solver), []
+    for n in (4, 7, 2, 5):
+        y0 = torch.randn(n, 2, requires_grad=True)  # as every step after the first has it
+        y = block(y0, torch.tensor([0.0, 0.1 * n]))
+        y.sum().backward()
+        block.eval()
+        torch.testing.assert_close(block(y0, torch.tensor([0.0, 0.1 * n])), y)
+        block.train()
+        counts.append(len(graphs))
+    assert counts == 4 * counts[:1]
+
+
 def test_flow_compiles_its_divergence_once(graphs):
     plain = CNF(ConcatSquashField(2, (8,)), (2,))
     flow = CNF(plain.vector_field, (2,), compile=True)
@@ -101,11 +122,10 @@ def test_flow_compiles_its_divergence_once(graphs):
     ("regularize", "settings"),
     [
         (True, {"compile": True}),
-        (False, {"solver": FixedGridSolver("midpoint", 2, compile="step")}),
-        (True, {"solver": FixedGridSolver("midpoint", 2, compile="step", checkpoint=True)}),
-        (True, {"solver": FixedGridSolver("midpoint", 2, compile="solve")}),
+        (False, {"solver": FixedGridSolver("midpoint", 2, compile=True)}),
+        (True, {"solver": FixedGridSolver("midpoint", 2, compile=True, checkpoint=True)}),
     ],
-    ids=["field", "step", "step, checkpointed", "solve"],
+    ids=["field", "step", "step, checkpointed"],
 )
 def test_blocks_of_one_shape_share_a_compilation_whatever_noise_and_end_time(
     graphs, regularize, settings
