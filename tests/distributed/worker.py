@@ -230,7 +230,9 @@ def first_steps(*callbacks: Callback) -> dict[str, Any]:
     model = seeded(OwnModel)
     model.block.solver = AdaptiveSolver("tsit5", 1e-8, 1e-8, first_step="previous")
     model.block.vector_field = Faster()
-    trainer = tasks.make_trainer(FOLDER, *callbacks, Listening(), n_ranks=2, precision=32)
+    trainer = tasks.make_trainer(
+        FOLDER, *callbacks, Listening(), n_ranks=2, max_epochs=1, precision=32
+    )
     trainer.fit(model, torch.utils.data.DataLoader(tiny_data(8), batch_size=2))
     return {"own": own, "agreed": agreed}
 
