@@ -7,12 +7,13 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
 # Imported so that short class names resolve on the command line.
 import datamodules  # noqa: F401
-import steer_lightning.callbacks.end_time_sweep
-import steer_lightning.callbacks.feature_picture
-import steer_lightning.callbacks.samples
+import steer_lightning.callbacks.plots.end_time_sweep
+import steer_lightning.callbacks.plots.features
+import steer_lightning.callbacks.plots.samples
 import steer_lightning.modules  # noqa: F401
-from steer_lightning.callbacks import LastCheckpoint, SolverGuard
+from steer_lightning.callbacks import LastCheckpoint
 from steer_lightning.command_line import VersionedCLI
+from steer_lightning.guard import SolverGuard
 
 
 class SteerCLI(VersionedCLI):
@@ -52,7 +53,7 @@ def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
-            "plugins": [{"class_path": "steer_lightning.plugins.AtomicCheckpointIO"}],
+            "plugins": [{"class_path": "steer_lightning.callbacks.AtomicCheckpointIO"}],
             "logger": {
                 "class_path": "TensorBoardLogger",
                 "init_args": {"save_dir": "logs", "name": "run"},

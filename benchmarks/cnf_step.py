@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
 from benchmarks.timing import machine, side_by_side, table
-from steer_lightning.functional import bits_per_dim, dequantize, standard_normal_log_prob, stream
-from steer_lightning.functional.trace import trace_noise
 from steer_lightning.nn import CNF, ConvFlowField, MultiScaleCNF
-from steer_lightning.nn.transforms import squeeze
+from steer_lightning.nn.flows.transforms import squeeze
+from steer_lightning.nn.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
+from steer_lightning.nn.trace import trace_noise
 from steer_lightning.solvers import FixedGridSolver
+from steer_lightning.utils.seeding import stream
 
 SIZE, HIDDEN = 28, (64, 64, 64)
 

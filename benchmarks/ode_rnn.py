@@ -31,9 +31,9 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from benchmarks.configs import DATA_DIR, ROOT, build
 from benchmarks.timing import machine, side_by_side, table
-from steer_lightning.batch import SeriesBatch
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import Belief, BeliefGRU, Observations, ODERNNEncoder, observations
+from steer_lightning.nn.series import SeriesBatch
 
 TOY_STEPS = 200
 

@@ -8,8 +8,8 @@ from statistics import median
 import torch
 import torchdiffeq
 
-from steer_lightning.functional.autograd import in_backward
 from steer_lightning.solvers import SolveStats
+from steer_lightning.utils.autograd import in_backward
 
 
 def machine() -> str:

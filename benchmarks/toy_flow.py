@@ -10,8 +10,8 @@ from torchdiffeq import odeint_adjoint
 
 from benchmarks.timing import count_evaluation
 from datamodules.toy_densities import get_density
-from steer_lightning.functional import standard_normal_log_prob
 from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.nn.likelihood import standard_normal_log_prob
 from steer_lightning.solvers import SolveStats
 
 BATCH_SIZE, TRAINING_STEPS = 512, 400

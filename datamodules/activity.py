@@ -20,14 +20,14 @@ from datamodules.activity_recordings import (
 )
 from datamodules.base import check_at_least
 from datamodules.series import SeriesDataModule
-from steer_lightning.batch import SeriesBatch
-from steer_lightning.functional.choices import check_choice
+from steer_lightning.nn.series import SeriesBatch
+from steer_lightning.utils.checks import check_choice
 
 
 class HumanActivityDataModule(SeriesDataModule):
     r"""Positions of four tags on a moving person, and at each time one of seven activities.
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch` of windows of a recording, with a
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` of windows of a recording, with a
     label at each time, shape ``(B, T)``. Its 12 values are the coordinates x, y, z, in metres and
     not scaled, of the tags at the left ankle, the right ankle, the chest and the belt; nearly
     always one tag alone is observed. What is observed is also to be predicted: ``target_mask``

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from steer_lightning.files import load_plain, replacing
+from steer_lightning.utils.io import load_plain, replacing
 
 _TIMEOUT_SECONDS = 60
 _THIS_MACHINE = ("127.0.0.1", "::1")

@@ -9,15 +9,15 @@ from datamodules.base import check_at_least, derive_seed, seeded_generator
 from datamodules.hopper_simulator import N_STATES, load_hopper
 from datamodules.scaling import NormaliseBy, min_max
 from datamodules.series import SeriesDataModule, choose_points
-from steer_lightning.batch import SeriesBatch
-from steer_lightning.functional.choices import check_choice
+from steer_lightning.nn.series import SeriesBatch
+from steer_lightning.utils.checks import check_choice
 
 
 class MuJoCoHopperDataModule(SeriesDataModule):
     r"""Falls of a simulated hopper: 7 positions and 7 velocities at 100 times, some observed.
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch` without labels. At a point either all
-    of the 14 values are observed or none. All trajectories have the same times, the number of a
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` without labels. At a point either
+    all of the 14 values are observed or none. All trajectories have the same times, the number of a
     point over the number of points. A fifth of the trajectories is the test set; the validation
     set is split off the rest.
 

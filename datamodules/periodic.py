@@ -8,8 +8,8 @@ from torch import Tensor
 
 from datamodules.base import check_at_least, seeded_generator
 from datamodules.series import SeriesDataModule, choose_points
-from steer_lightning.batch import SeriesBatch
-from steer_lightning.functional.choices import check_choice
+from steer_lightning.nn.series import SeriesBatch
+from steer_lightning.utils.checks import check_choice
 
 _ATTEMPTS = 100
 
@@ -21,8 +21,8 @@ class PeriodicDataModule(SeriesDataModule):
         y(t) = z_0 + \sin(2 \pi f t) \;(+\; t) + \text{noise}, \qquad
         f \sim \mathcal{U}(0.4,\, 0.8)
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch` without labels. The first time is 0,
-    the others are uniform on ``[0, t_end]``; neither times nor values are scaled. Of each
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` without labels. The first time is
+    0, the others are uniform on ``[0, t_end]``; neither times nor values are scaled. Of each
     trajectory ``n_observed`` points, chosen at random, are observed, and all are to be predicted,
     with their noise. The first point has no noise. A fifth of the trajectories is the test set;
     the validation set is split off the rest.

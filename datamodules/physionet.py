@@ -22,8 +22,8 @@ from datamodules.physionet_records import (
 )
 from datamodules.scaling import NormaliseBy, min_max
 from datamodules.series import SeriesData, SeriesDataModule
-from steer_lightning.batch import SeriesBatch, make_series
-from steer_lightning.functional.choices import check_choice
+from steer_lightning.nn.series import SeriesBatch, make_series
+from steer_lightning.utils.checks import check_choice
 
 URL = "https://physionet.org/files/challenge-2012/1.0.0/"
 
@@ -35,8 +35,8 @@ _CACHED = ("times", "values", "mask", "lengths", "labels", "dropped")
 class PhysioNetDataModule(SeriesDataModule):
     r"""Intensive care, 48 hours of 4,000 patients: 41 parameters, and who died in hospital.
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch` with a label for each patient, 1 for a
-    death in hospital (13.85 %). What is observed is also to be predicted: ``target_mask`` equals
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` with a label for each patient, 1
+    for a death in hospital (13.85 %). What is observed is also to be predicted: ``target_mask`` equals
     ``mask``. Times are in [0, 1], 1 being 48 hours. A fifth of the patients is the test set; the
     validation set is split off the rest, both keyed by ``seed``.
 

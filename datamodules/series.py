@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
-from steer_lightning.batch import SeriesBatch, check_series
+from steer_lightning.nn.series import SeriesBatch, check_series
 
 _TEST_SHARE = 0.2
 _CHECKED_AT_ONCE = 1000
@@ -28,7 +28,7 @@ class SeriesData(TensorData[SeriesBatch]):
         ValueError: If the parts of ``series`` differ in length.
 
     Example:
-        >>> from steer_lightning.batch import make_series
+        >>> from steer_lightning.nn.series import make_series
         >>> times = [torch.arange(3.0), torch.arange(2.0), torch.arange(9.0)]
         >>> ones = [torch.ones(len(t), 1, dtype=torch.bool) for t in times]
         >>> store = make_series(times, [one.float() for one in ones], ones)
@@ -137,8 +137,8 @@ def choose_points(
 class SeriesDataModule(TensorDataModule):
     r"""Base of series with a time grid for each sample: a subclass only loads and scales them.
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch`, padded to its own longest sample. A
-    fifth of the samples is the test set, and the validation set is split off the rest; both are
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch`, padded to its own longest sample.
+    A fifth of the samples is the test set, and the validation set is split off the rest; both are
     keyed by ``seed``, and neither depends on ``limit_train``. Each split is checked once against
     the contract of series.
 
@@ -154,7 +154,7 @@ class SeriesDataModule(TensorDataModule):
         ValueError: If an argument is outside its range.
 
     Example:
-        >>> from steer_lightning.batch import make_series
+        >>> from steer_lightning.nn.series import make_series
         >>> class Ramps(SeriesDataModule):
         ...     n_features = 1
         ...

@@ -6,7 +6,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from reproduce.experiments import Check
-from steer_lightning.targets import find_stats
+from steer_lightning.steering.targets import find_stats
 
 
 class History(Callback):

@@ -19,8 +19,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from reproduce.experiments import DATA, TRAINER, Arm, Check, Record, Scale
 from reproduce.history import History
 from reproduce.machine import describe_machine
-from steer_lightning.callbacks.pictures import EvaluationPicture
-from steer_lightning.files import replacing
+from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from steer_lightning.utils.io import replacing
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # What a datamodule says when its data is not there.

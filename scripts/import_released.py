@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cli import main  # noqa: E402
-from steer_lightning.nn.released_weights import (  # noqa: E402
+from steer_lightning.nn.flows.released_weights import (  # noqa: E402
     load_released_weights,
     read_released_weights,
 )

@@ -14,10 +14,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from datamodules import PeriodicDataModule
 from datamodules.base import ResumableLoader
 from steer_lightning import NFEMonitor, SteerCallback
-from steer_lightning.callbacks import LastCheckpoint, SolverGuard
+from steer_lightning.callbacks import LastCheckpoint
+from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from steer_lightning.guard import SolverGuard
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import LatentODE
-from steer_lightning.plugins import AtomicCheckpointIO
 from tests.helpers.models import seeded
 from tests.modules.cases import CASES, Case
 

@@ -3,21 +3,22 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from steer_lightning.callbacks.last_checkpoint import LastCheckpoint
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
-from steer_lightning.callbacks.solver_guard import SolverGuard
 from steer_lightning.callbacks.steer import SteerCallback
 from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.callbacks.training_clock import TrainingClock
 
 if TYPE_CHECKING:
-    from steer_lightning.callbacks.end_time_sweep import EndTimeSweep
-    from steer_lightning.callbacks.feature_picture import FeaturePicture
-    from steer_lightning.callbacks.pictures import FlowPicture, StiffPicture
-    from steer_lightning.callbacks.samples import SampleGrid, SampleWriter
-    from steer_lightning.callbacks.series_picture import SeriesPicture
+    from steer_lightning.callbacks.plots.end_time_sweep import EndTimeSweep
+    from steer_lightning.callbacks.plots.evaluation import FlowPicture, StiffPicture
+    from steer_lightning.callbacks.plots.features import FeaturePicture
+    from steer_lightning.callbacks.plots.samples import SampleGrid, SampleWriter
+    from steer_lightning.callbacks.plots.series import SeriesPicture
 
 __all__ = [
+    "AtomicCheckpointIO",
     "EndTimeSweep",
     "FeaturePicture",
     "FlowPicture",
@@ -26,7 +27,6 @@ __all__ = [
     "SampleGrid",
     "SampleWriter",
     "SeriesPicture",
-    "SolverGuard",
     "SteerCallback",
     "StepMemories",
     "StiffPicture",
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "EndTimeSweep": "end_time_sweep",
-    "FeaturePicture": "feature_picture",
-    "FlowPicture": "pictures",
-    "SampleGrid": "samples",
-    "SampleWriter": "samples",
-    "SeriesPicture": "series_picture",
-    "StiffPicture": "pictures",
+    "EndTimeSweep": "plots.end_time_sweep",
+    "FeaturePicture": "plots.features",
+    "FlowPicture": "plots.evaluation",
+    "SampleGrid": "plots.samples",
+    "SampleWriter": "plots.samples",
+    "SeriesPicture": "plots.series",
+    "StiffPicture": "plots.evaluation",
 }
 
 

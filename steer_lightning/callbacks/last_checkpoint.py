@@ -19,7 +19,7 @@ class LastCheckpoint(Checkpoint):
 
     It is written after each validation and each epoch, at the end of training, and every
     ``every_n_train_steps`` optimiser steps if asked, over the one before: with
-    :class:`~steer_lightning.plugins.AtomicCheckpointIO` there is a whole one at any time. (The
+    :class:`~steer_lightning.callbacks.AtomicCheckpointIO` there is a whole one at any time. (The
     ``save_last`` of Lightning's ``ModelCheckpoint`` follows the best ones, and may be older.)
     Where a validation follows a step, it is written after that.
 

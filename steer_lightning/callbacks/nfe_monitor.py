@@ -7,10 +7,10 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from steer_lightning.functional.autograd import in_backward
-from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers import SolveStats
-from steer_lightning.targets import as_paths, find_stats
+from steer_lightning.steering.targets import as_paths, find_stats
+from steer_lightning.utils.autograd import in_backward
+from steer_lightning.utils.checks import check_choice
 
 
 class NFEMonitor(Callback):

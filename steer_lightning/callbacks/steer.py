@@ -6,10 +6,10 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from steer_lightning.functional.end_time import Distribution, Scope
-from steer_lightning.functional.random_streams import default_seed
-from steer_lightning.steering import Steering, SteerSettings
-from steer_lightning.targets import as_paths
+from steer_lightning.horizon.end_time import Distribution, Scope
+from steer_lightning.steering.control import Steering, SteerSettings
+from steer_lightning.steering.targets import as_paths
+from steer_lightning.utils.seeding import default_seed
 
 
 class SteerCallback(Callback):

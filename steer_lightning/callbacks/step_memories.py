@@ -17,7 +17,7 @@ class StepMemories(Callback):
 
     They are saved with a checkpoint and go on exactly after a resume. With several processes the
     shortest step of all ranks is everyone's, by one reduction after each training batch, which
-    is the guard's where a :class:`~steer_lightning.callbacks.SolverGuard` has one. Modules of
+    is the guard's where a :class:`~steer_lightning.guard.SolverGuard` has one. Modules of
     this library add this callback themselves where a solver asks for it.
 
     Example:

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from steer_lightning.functional.end_time import Draw
-from steer_lightning.functional.time_warp import TimeWarp
+from steer_lightning.horizon.end_time import Draw
+from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.utils.problem import VectorField
 
 

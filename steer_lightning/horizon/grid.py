@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_lightning.functional.end_time import Draw
-from steer_lightning.functional.time_warp import TimeWarp
-from steer_lightning.functional.walk import walking_order
 from steer_lightning.horizon.base import Horizon, PiecewiseField, WarpedField
+from steer_lightning.horizon.end_time import Draw
+from steer_lightning.horizon.time_warp import TimeWarp
+from steer_lightning.nn.series.unroll_plan import walking_order
 from steer_lightning.utils.problem import VectorField, check_problem, first_part, has_float64
 
 
@@ -28,7 +28,7 @@ class GridHorizon(Horizon):
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
 
     Example:
-        >>> from steer_lightning.functional import EndTimeDraw
+        >>> from steer_lightning.horizon.end_time import EndTimeDraw
         >>> horizon = GridHorizon()
         >>> horizon.perturb(EndTimeDraw(b=None, key=3))
         >>> t_eval = torch.tensor([0.0, 0.5, 2.0])

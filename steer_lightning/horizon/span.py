@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.functional.end_time import Draw
-from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.horizon.base import Horizon, WarpedField
+from steer_lightning.horizon.end_time import Draw
+from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.utils.problem import VectorField, default_times, first_part, has_float64
 
 
@@ -35,7 +35,7 @@ class SpanHorizon(Horizon):
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
 
     Example:
-        >>> from steer_lightning.functional import FixedOffset
+        >>> from steer_lightning.horizon.end_time import FixedOffset
         >>> horizon, y0 = SpanHorizon(0.0, 1.0), torch.zeros(1)
         >>> horizon.perturb(FixedOffset(0.5))
         >>> field, times = horizon.warp(lambda t, y: torch.ones_like(y), horizon.times(y0), y0)

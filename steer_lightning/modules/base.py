@@ -14,9 +14,9 @@ from torchmetrics import Metric
 
 from steer_lightning import __version__
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
-from steer_lightning.functional.choices import check_choice
-from steer_lightning.functional.random_streams import default_seed, stream
 from steer_lightning.modules.compatibility import check_same_network, warn_of_changes
+from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.seeding import default_seed, stream
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRInterval = Literal["epoch", "step"]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from steer_lightning.functional.likelihood import bits_per_dim, dequantize
 from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
 from steer_lightning.modules.cnf import CNFModule
 from steer_lightning.nn import Flow
+from steer_lightning.nn.likelihood import bits_per_dim, dequantize
 
 
 class ImageFlowModule(CNFModule):

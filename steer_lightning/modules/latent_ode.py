@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.batch import SeriesBatch
-from steer_lightning.functional.likelihood import importance_bound, standard_normal_kl
 from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
 from steer_lightning.modules.series import SeriesModule
 from steer_lightning.nn import LatentODE
-from steer_lightning.nn.forecast import Forecast
+from steer_lightning.nn.likelihood import importance_bound, standard_normal_kl
+from steer_lightning.nn.series import SeriesBatch
+from steer_lightning.nn.series.forecast import Forecast
 
 
 class LatentODEModule(SeriesModule):
@@ -24,7 +24,7 @@ class LatentODEModule(SeriesModule):
     with a divergence that weighs more than in a strict bound. The divergence's weight is zero for
     ``kl_wait_epochs``, then :math:`1 - \gamma^{n}` after ``n`` further epochs.
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch`. Logged are ``log_likelihood`` and
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch`. Logged are ``log_likelihood`` and
     ``kl``, ``mse`` over targets and draws and, with a classifier, ``cross_entropy``, ``accuracy``
     and for two classes ``auc`` of the probabilities' mean over the draws; all under ``train/``,
     ``val/`` and ``test/``, but ``auc``, which a batch is too small for; and ``train/kl_weight``.
@@ -55,7 +55,7 @@ class LatentODEModule(SeriesModule):
         NeurIPS 2020, arXiv:2006.10711, Section 4.2 and Tables 2 to 4.
 
     Example:
-        >>> from steer_lightning.batch import make_series
+        >>> from steer_lightning.nn.series import make_series
         >>> t, x = torch.tensor([0.0, 0.4, 1.0]), torch.ones(3, 2)
         >>> module = LatentODEModule(LatentODE(n_features=2, n_latents=4))
         >>> sorted(module.evaluate(make_series([t], [x], [x])))

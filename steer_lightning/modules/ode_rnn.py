@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.batch import SeriesBatch
 from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
 from steer_lightning.modules.series import SeriesModule
 from steer_lightning.nn import ODERNNForecaster
-from steer_lightning.nn.forecast import Forecast
+from steer_lightning.nn.series import SeriesBatch
+from steer_lightning.nn.series.forecast import Forecast
 
 
 class ODERNNModule(SeriesModule):
@@ -15,7 +15,7 @@ class ODERNNModule(SeriesModule):
 
     .. math:: \mathcal{L} = -w_L\, \overline{\log p(x_i \mid x_1 .. x_{i-1})} + w_C\, \mathrm{CE}
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch`. What is asked for past the last
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch`. What is asked for past the last
     observation is predicted from all of them; nothing predicted is fed back. Logged are
     ``log_likelihood``, in nats per value, ``mse`` over targets and, with a classifier,
     ``cross_entropy``, ``accuracy`` and for two classes ``auc``; all under ``train/``, ``val/`` and
@@ -44,7 +44,7 @@ class ODERNNModule(SeriesModule):
         NeurIPS 2020, arXiv:2006.10711, Section 4.2 and Tables 2 to 4.
 
     Example:
-        >>> from steer_lightning.batch import make_series
+        >>> from steer_lightning.nn.series import make_series
         >>> t, x = torch.tensor([0.0, 0.4, 1.0]), torch.ones(3, 2)
         >>> module = ODERNNModule(ODERNNForecaster(n_features=2))
         >>> sorted(module.evaluate(make_series([t], [x], [x])))

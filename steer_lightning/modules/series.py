@@ -11,8 +11,6 @@ from torchmetrics import MeanMetric, MeanSquaredError
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 from torchmetrics.utilities.data import dim_zero_cat
 
-from steer_lightning.batch import SeriesBatch, check_series
-from steer_lightning.functional.likelihood import masked_gaussian_log_prob
 from steer_lightning.modules.base import (
     LRInterval,
     OptimizerFactory,
@@ -21,7 +19,9 @@ from steer_lightning.modules.base import (
     StochasticTaskModule,
     adam,
 )
-from steer_lightning.nn.forecast import Forecast
+from steer_lightning.nn.likelihood import masked_gaussian_log_prob
+from steer_lightning.nn.series import SeriesBatch, check_series
+from steer_lightning.nn.series.forecast import Forecast
 
 
 class DefinedAUROC(BinaryAUROC):
@@ -42,8 +42,8 @@ class DefinedAUROC(BinaryAUROC):
 class SeriesModule(StochasticTaskModule):
     """Base of tasks on irregular series: predict values, classify, or both.
 
-    A batch is a :class:`~steer_lightning.batch.SeriesBatch`; the first of every epoch is checked
-    against its contract. Subclasses give a forecast and the terms of its likelihood.
+    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch`; the first of every epoch is
+    checked against its contract. Subclasses give a forecast and the terms of its likelihood.
 
     Args:
         network: Makes forecasts, with the attribute ``n_features``.

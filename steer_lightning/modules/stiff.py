@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
-from steer_lightning.functional.choices import check_choice
 from steer_lightning.modules.base import (
     LRInterval,
     OptimizerFactory,
@@ -19,6 +18,7 @@ from steer_lightning.modules.base import (
 )
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import AdaptiveSolver, Solver
+from steer_lightning.utils.checks import check_choice
 
 
 class StiffODEModule(TaskModule):

@@ -1,19 +1,24 @@
 """Vector fields and the blocks that solve them, without Lightning."""
 
 from steer_lightning.nn.augmented import Augmented
-from steer_lightning.nn.cnf import CNF
 from steer_lightning.nn.compiled import CompiledField
-from steer_lightning.nn.concat_squash import ConcatSquashField
-from steer_lightning.nn.conv_flow_field import ConvFlowField
-from steer_lightning.nn.encoders import Observations, ODERNNEncoder, RNNEncoder, observations
 from steer_lightning.nn.fields import ConvField, MLPField
-from steer_lightning.nn.flow import Flow, Transport
-from steer_lightning.nn.forecast import Forecast
-from steer_lightning.nn.latent_ode import LatentDecoder, LatentODE
-from steer_lightning.nn.multiscale import MultiScaleCNF
+from steer_lightning.nn.flows.cnf import CNF
+from steer_lightning.nn.flows.concat_squash import ConcatSquashField
+from steer_lightning.nn.flows.conv_flow_field import ConvFlowField
+from steer_lightning.nn.flows.flow import Flow, Transport
+from steer_lightning.nn.flows.multiscale import MultiScaleCNF
 from steer_lightning.nn.ode_block import ODEBlock
-from steer_lightning.nn.ode_rnn import ODERNN, Belief, BeliefGRU, Walk
-from steer_lightning.nn.ode_rnn_forecaster import ODERNNForecaster
+from steer_lightning.nn.series.encoders import (
+    Observations,
+    ODERNNEncoder,
+    RNNEncoder,
+    observations,
+)
+from steer_lightning.nn.series.forecast import Forecast
+from steer_lightning.nn.series.forecaster import ODERNNForecaster
+from steer_lightning.nn.series.latent_ode import LatentDecoder, LatentODE
+from steer_lightning.nn.series.ode_rnn import ODERNN, Belief, BeliefGRU, Walk
 
 __all__ = [
     "Augmented",

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steer_lightning.functional.compiling import compiled
+from steer_lightning.utils.compiling import compiled
 
 
 class CompiledField(nn.Module):

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.horizon import Horizon, SpanHorizon, WarpedField
+from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.nn.integrate import solve_horizon
 from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
 from steer_lightning.solvers.step_memory import StepMemory

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers.base import Solution, Solver, SolveStats, check_tolerances
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
 from steer_lightning.solvers.runge_kutta import (
@@ -21,6 +20,7 @@ from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import ADAPTIVE
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Work
+from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import VectorField, check_problem
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from steer_lightning.functional.compiling import compiled
 from steer_lightning.solvers.runge_kutta import Time, runge_kutta_step
 from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.solvers.work import Work
+from steer_lightning.utils.compiling import compiled
 from steer_lightning.utils.problem import VectorField, default_times
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from steer_lightning.functional.choices import check_choice
 from steer_lightning.solvers.base import Solution, Solver, SolveStats, check_tolerances
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
 from steer_lightning.solvers.runge_kutta import parts
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import CountedField, Work
+from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import (
     VectorField,
     check_problem,

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_lightning.functional.autograd import backward_pass
 from steer_lightning.solvers.base import Phase, SolveStats
 from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
+from steer_lightning.utils.autograd import backward_pass
 from steer_lightning.utils.problem import VectorField, first_part
 
 

@@ -9,9 +9,10 @@ from torch import nn
 from torchdiffeq import odeint_adjoint
 
 from steer_lightning import SteerCallback
-from steer_lightning.functional import EndTimeDraw, stream_key
 from steer_lightning.horizon import GridHorizon
+from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import ODEBlock
+from steer_lightning.utils.seeding import stream_key
 from tests.helpers.models import (
     ClockField,
     ForeignModel,

@@ -5,8 +5,9 @@ import torch
 from pytorch_lightning import Callback
 
 from steer_lightning import SteerCallback, steer
-from steer_lightning.callbacks import SolverGuard, StepMemories
-from steer_lightning.functional import FixedOffset
+from steer_lightning.callbacks import StepMemories
+from steer_lightning.guard import SolverGuard
+from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF, ConcatSquashField, LatentDecoder, MLPField, ODEBlock
 from steer_lightning.solvers import AdaptiveSolver, NonFiniteStateError

@@ -6,7 +6,7 @@ import torch
 from datamodules import activity_recordings
 from datamodules.activity import HumanActivityDataModule
 from datamodules.activity_recordings import CLASSES, TAGS
-from steer_lightning.batch import check_series
+from steer_lightning.nn.series import check_series
 from tests.helpers.activity_files import LABELS, row, tiny_rows, write_activity
 from tests.helpers.http_server import serving
 

@@ -7,7 +7,7 @@ import torch
 
 from datamodules import files
 from datamodules.files import cached_tensors, download, download_members
-from steer_lightning.files import load_plain, replacing
+from steer_lightning.utils.io import load_plain, replacing
 from tests.helpers.http_server import serving
 from tests.helpers.threats import Threat
 

@@ -7,7 +7,7 @@ import torch
 from datamodules import hopper_simulator
 from datamodules.hopper import MuJoCoHopperDataModule
 from datamodules.hopper_simulator import load_hopper, simulate_hopper
-from steer_lightning.batch import SeriesBatch, check_series
+from steer_lightning.nn.series import SeriesBatch, check_series
 from tests.helpers.hopper_files import without_dm_control, write_hopper
 
 FRACTIONS = [(0.1, 2), (0.2, 4), (0.3, 6), (0.5, 10), (1.0, 20), (0.001, 1)]

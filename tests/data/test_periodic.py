@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from datamodules.periodic import PeriodicDataModule
-from steer_lightning.batch import SeriesBatch, check_series
+from steer_lightning.nn.series import SeriesBatch, check_series
 
 
 def everything(**arguments) -> SeriesBatch:

@@ -8,7 +8,7 @@ from datamodules import physionet
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.physionet_records import PARAMETERS
 from datamodules.scaling import min_max
-from steer_lightning.batch import check_series
+from steer_lightning.nn.series import check_series
 from tests.helpers.http_server import serving
 from tests.helpers.physionet_files import (
     FIRST_ID,

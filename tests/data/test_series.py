@@ -11,7 +11,7 @@ from datamodules.series import (
     choose_points,
     split_samples,
 )
-from steer_lightning.batch import SeriesBatch, check_series, make_series
+from steer_lightning.nn.series import SeriesBatch, check_series, make_series
 
 LENGTHS = [3, 1, 4, 2, 5]
 

@@ -10,7 +10,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
 from steer_lightning import SteerCallback
-from steer_lightning.callbacks import SolverGuard
+from steer_lightning.guard import SolverGuard
 from steer_lightning.solvers import FixedGridSolver, SolverError
 from tests.helpers.faults import FAULTS, FaultyModel, Steps, batches, state_of, untouched
 from tests.helpers.models import seeded, tiny_trainer

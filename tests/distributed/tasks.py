@@ -14,12 +14,12 @@ from datamodules.base import TensorData, TensorDataModule
 from datamodules.series import SeriesData
 from datamodules.stiff import StiffODEDataModule
 from steer_lightning import SteerCallback
-from steer_lightning.batch import make_series
-from steer_lightning.functional import stream
 from steer_lightning.modules.base import StochasticTaskModule
 from steer_lightning.nn import LatentDecoder
+from steer_lightning.nn.series import make_series
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from steer_lightning.solvers.base import Solver
+from steer_lightning.utils.seeding import stream
 from tests.helpers.models import lively
 from tests.modules.cases import CASES
 

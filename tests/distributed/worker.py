@@ -24,10 +24,10 @@ from steer_lightning.callbacks import (
     FlowPicture,
     SampleGrid,
     SampleWriter,
-    SolverGuard,
     StepMemories,
     TrainingClock,
 )
+from steer_lightning.guard import SolverGuard
 from steer_lightning.solvers import AdaptiveSolver, SolveStats
 from tests.distributed import tasks
 from tests.helpers.models import ClockField, OwnModel, seeded, tiny_data

@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from steer_lightning.functional import TimeWarp
 from steer_lightning.horizon import WarpedField
+from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.nn.integrate import solve_horizon
 from steer_lightning.solvers import SolveStats
 from steer_lightning.solvers.step_memory import StepMemory

@@ -14,7 +14,6 @@ from datamodules import (
     ToyDensityDataModule,
 )
 from datamodules.base import TensorData
-from steer_lightning.batch import make_series
 from steer_lightning.modules import (
     ClassifierModule,
     CNFModule,
@@ -34,6 +33,7 @@ from steer_lightning.nn import (
     ODEBlock,
     ODERNNForecaster,
 )
+from steer_lightning.nn.series import make_series
 from tests.helpers.models import image_flow, lively
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from steer_lightning.functional import FixedOffset
+from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.modules import ClassifierModule
 from steer_lightning.nn import Augmented, ConvField, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver

@@ -5,9 +5,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import ToyDensityDataModule
-from steer_lightning.functional import standard_normal_log_prob
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.nn.likelihood import standard_normal_log_prob
 from steer_lightning.solvers import FixedGridSolver
 from tests.helpers.models import tiny_trainer
 

@@ -7,7 +7,6 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 import cli
-from steer_lightning.functional import stream
 from steer_lightning.modules import (
     CNFModule,
     StiffODEModule,
@@ -17,6 +16,7 @@ from steer_lightning.nn import (
     CNF,
     ConcatSquashField,
 )
+from steer_lightning.utils.seeding import stream
 from tests.modules.cases import CASES
 
 

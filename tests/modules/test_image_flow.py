@@ -9,9 +9,9 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from steer_lightning.functional import stream
 from steer_lightning.modules import ImageFlowModule
 from steer_lightning.nn import CNF, ConcatSquashField, Flow, Transport
+from steer_lightning.utils.seeding import stream
 from tests.helpers.models import image_flow, lively, tiny_trainer
 
 N, BATCH_SIZE = 7, 3  # the last batch is short

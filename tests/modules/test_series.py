@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import keep_batch
 from datamodules.series import SeriesData
-from steer_lightning.batch import make_series
 from steer_lightning.modules import LatentODEModule, ODERNNModule
 from steer_lightning.modules.series import DefinedAUROC
 from steer_lightning.nn import Belief, Forecast
+from steer_lightning.nn.series import make_series
 
 N_STATES = 2
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torchdiffeq import odeint
 
 from datamodules import StiffBatch, StiffODEDataModule, StiffTrajectory
-from steer_lightning.functional import FixedOffset
+from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.modules import StiffODEModule
 from steer_lightning.nn import MLPField
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver

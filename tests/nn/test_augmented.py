@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from steer_lightning.functional import FixedOffset
 from steer_lightning.horizon import SpanHorizon
+from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.nn import Augmented, ConvField, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver
 from tests.helpers.problems import CosineField

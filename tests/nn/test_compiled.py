@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.functional import EndTimeDraw
-from steer_lightning.functional.compiling import compiled
+from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import CNF, CompiledField, ConcatSquashField, MLPField, ODEBlock
-from steer_lightning.nn.divergence import DivergenceField
+from steer_lightning.nn.flows.divergence import DivergenceField
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
+from steer_lightning.utils.compiling import compiled
 from tests.helpers.models import image_flow, lively
 
 needs_compiler = pytest.mark.skipif(

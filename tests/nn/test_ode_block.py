@@ -1,6 +1,6 @@
 import torch
 
-from steer_lightning.functional import FixedOffset
+from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.problems import CosineField

@@ -240,8 +240,8 @@ def test_tiny_spans_batches_of_one_and_complex_states():
 
 
 def test_times_of_samples_reach_a_warped_field():
-    from steer_lightning.functional import TimeWarp
     from steer_lightning.horizon import WarpedField
+    from steer_lightning.horizon.time_warp import TimeWarp
 
     field, y0, rates = LinearField(), initial_state(), times(0.5, 1.0, 1.5)
     warped = WarpedField(field, TimeWarp(0.0, 0.0, rates))

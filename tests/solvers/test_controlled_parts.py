@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.horizon import WarpedField
+from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.nn import CompiledField
 from steer_lightning.nn import compiled as compiled_field
 from steer_lightning.solvers import (

@@ -5,8 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torchdiffeq import odeint
 
-from steer_lightning.functional import FixedOffset
-from steer_lightning.functional.end_time import EndTimeDraw
+from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, SolveStats
 from steer_lightning.solvers import stepper as module

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steer_lightning.functional import FixedOffset
+from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.nn import CNF, ConcatSquashField, LatentDecoder, MLPField, ODEBlock
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, Solver
 from tests.helpers.problems import times

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from steer_lightning.functional.time_warp import TimeWarp
 from steer_lightning.horizon.base import WarpedField
+from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.nn import CompiledField, ConvField, ConvFlowField, MLPField
-from steer_lightning.nn.divergence import DivergenceField
+from steer_lightning.nn.flows.divergence import DivergenceField
 from steer_lightning.solvers import AdaptiveSolver, TorchdiffeqSolver, tf32
 from steer_lightning.solvers.tf32 import TF32_ROUNDING, TF32Check, tf32_message
 

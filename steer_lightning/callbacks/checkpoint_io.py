@@ -1,0 +1,42 @@
+"""Plugins of the Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins import TorchCheckpointIO
+
+from steer_lightning.utils.io import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole or not there: a kill while one is written leaves the last one.
+
+    Lightning writes to the system's temporary folder and moves the file, which is a copy where
+    the checkpoints lie on another file system, and can be cut short. This writes beside the
+    target, flushes to the disk and renames. Remote paths (``s3://...``) are left to Lightning.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()], logger=False, accelerator="cpu")
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: State of module and trainer.
+            path: The file; missing folders are made.
+            storage_options: For remote paths, by Lightning.
+
+        Raises:
+            TypeError: If there are storage options, which Lightning does not take here either.
+            OSError: If the file cannot be written.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)

@@ -1,0 +1,1 @@
+"""Plots while training and testing; they need matplotlib."""

@@ -1,0 +1,171 @@
+"""Metrics and work of a trained model against the end time it is evaluated at."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from steer_lightning.callbacks.plots.evaluation import pictures_folder, save_picture
+from steer_lightning.callbacks.plots.figures import plot_sweep
+from steer_lightning.horizon import SpanHorizon
+from steer_lightning.solvers import AdaptiveSolver, SolverError, SolveStats, TorchdiffeqSolver
+from steer_lightning.steering.control import end_time_offset_at
+from steer_lightning.utils.checks import check_choice
+
+
+class EndTimeSweep(Callback):
+    r"""A trained model's metrics against the end time it is *evaluated* at, t1 - b .. t1 + b.
+
+    The module's ``evaluate(batch)`` gives its metrics; ``nfe_forward`` beside them is the mean
+    number of function evaluations of a batch, where the model's blocks count them. Drawn once: at
+    the end of training from training or validation batches, or at the end of a test from test
+    batches. The numbers are written as CSV beside the picture. Far from its own end time a model
+    can be stiff: an end time at which a solve fails, or needs more than ``max_nfe`` evaluations,
+    gives NaN, a gap in the picture.
+
+    Args:
+        b: Half-width of the sweep, in units of time.
+        n_points: Number of end times.
+        n_batches: Number of batches for each.
+        split: Where the batches come from.
+        max_nfe: Largest number of evaluations of a vector field in one solve of the sweep.
+
+    Raises:
+        ValueError: If a number is out of range or ``split`` is unknown; before the first batch if
+            the model has no span or ``b`` reaches ``t0``.
+        TypeError: Before the first batch, if the module has no method ``evaluate``.
+    """
+
+    def __init__(
+        self,
+        b: float,
+        n_points: int = 11,
+        n_batches: int = 1,
+        split: Literal["train", "val", "test"] = "test",
+        max_nfe: int = 1000,
+    ) -> None:
+        check_choice("split", split, ("train", "val", "test"))
+        if not b > 0 or n_points < 2 or n_batches < 1 or max_nfe < 1:
+            raise ValueError(
+                f"Expected b > 0, n_points >= 2, n_batches >= 1 and max_nfe >= 1, but got "
+                f"b = {b}, n_points = {n_points}, n_batches = {n_batches}, max_nfe = {max_nfe}."
+            )
+        self.b = b
+        self.n_points = n_points
+        self.n_batches = n_batches
+        self.split = split
+        self.max_nfe = max_nfe
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a wrong model before it is trained."""
+        if self.split != "test":
+            self._check(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a wrong model."""
+        if self.split == "test":
+            self._check(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sweep over training or validation batches."""
+        if self.split != "test":
+            loader = trainer.train_dataloader if self.split == "train" else trainer.val_dataloaders
+            self._sweep(trainer, pl_module, loader)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sweep over test batches."""
+        if self.split == "test":
+            self._sweep(trainer, pl_module, trainer.test_dataloaders)
+
+    def _check(self, pl_module: LightningModule) -> None:
+        if not callable(getattr(pl_module, "evaluate", None)):
+            raise TypeError(
+                f"Expected a module with a method `evaluate(batch)` that gives its metrics, but "
+                f"{type(pl_module).__name__} has none. Add it, or leave EndTimeSweep out."
+            )
+        for offset in (-self.b, self.b):
+            with end_time_offset_at(pl_module, offset):
+                pass
+
+    def _sweep(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
+        if loader is None:
+            raise ValueError(
+                f"Expected {self.split} batches to sweep over, but got none. Give the Trainer "
+                f"{self.split} data, or EndTimeSweep another split."
+            )
+        folder = pictures_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        batches = [
+            trainer.strategy.batch_to_device(batch) for batch in islice(loader, self.n_batches)
+        ]
+        t1 = next(m.end_time for m in pl_module.modules() if isinstance(m, SpanHorizon))
+        offsets = torch.linspace(-self.b, self.b, self.n_points, dtype=torch.float64).tolist()
+        training = pl_module.training
+        pl_module.eval()
+        try:
+            with torch.no_grad(), _nfe_budget(pl_module, self.max_nfe):
+                rows = [_mean_metrics(pl_module, offset, batches) for offset in offsets]
+        finally:
+            pl_module.train(training)
+        end_times = [t1 + offset for offset in offsets]
+        names = max(rows, key=len)
+        if not names:  # every solve failed, and each has been warned of
+            return
+        metrics = {name: [row.get(name, float("nan")) for row in rows] for name in names}
+        name = f"end_time_sweep_{self.split}"
+        path = save_picture(trainer, plot_sweep(end_times, metrics, t1), name, folder)
+        with path.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["end_time", *metrics])
+            writer.writerows(zip(end_times, *metrics.values(), strict=True))
+        rank_zero_info(f"Picture: {path}")
+
+
+@contextmanager
+def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
+    """Lower the budget of every solver in a model."""
+    solvers = [
+        getattr(module, name, None)
+        for module in model.modules()
+        for name in ("solver", "eval_solver")
+    ]
+    budgets = {s: s.max_nfe for s in solvers if isinstance(s, AdaptiveSolver | TorchdiffeqSolver)}
+    try:
+        for solver, budget in budgets.items():
+            solver.max_nfe = max_nfe if budget is None else min(budget, max_nfe)
+        yield
+    finally:
+        for solver, budget in budgets.items():
+            solver.max_nfe = budget
+
+
+def _mean_metrics(
+    pl_module: LightningModule, offset: float, batches: Iterable[Any]
+) -> dict[str, float]:
+    """Mean metrics and evaluations at one end time; empty if a solve failed."""
+    before = _nfe_forward(pl_module)
+    try:
+        with end_time_offset_at(pl_module, offset):
+            found = [pl_module.evaluate(batch) for batch in batches]  # type: ignore[operator]
+    except SolverError as error:
+        rank_zero_warn(f"EndTimeSweep leaves out T = t1 {offset:+g}: {error}")
+        return {}
+    names = [name for name in found[0] if name != "loss" or len(found[0]) == 1]
+    means = {name: float(torch.stack([m[name] for m in found]).mean()) for name in names}
+    if before is not None:
+        means["nfe_forward"] = ((_nfe_forward(pl_module) or 0) - before) / len(found)
+    return means
+
+
+def _nfe_forward(model: nn.Module) -> int | None:
+    """Forward evaluations that a model's blocks have counted so far; ``None`` if none counts."""
+    found = (getattr(module, "stats", None) for module in model.modules())
+    counts = {id(stats): stats.nfe_forward for stats in found if isinstance(stats, SolveStats)}
+    return sum(counts.values()) if counts else None

@@ -1,0 +1,132 @@
+"""Samples of image flows: grids while training, files in predict."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+from torchvision.utils import save_image
+
+from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from steer_lightning.callbacks.plots.figures import plot_images
+from steer_lightning.nn import Flow
+from steer_lightning.utils.seeding import stream
+
+
+class SampleGrid(EvaluationPicture):
+    """Samples of an image flow from one fixed noise, at several temperatures.
+
+    The same noise is carried to images after each check, so that the pictures of a run show how
+    each image changes. The module must hold a :class:`~steer_lightning.nn.Flow` of images as
+    ``flow``.
+
+    Args:
+        n_samples: Images in each row.
+        temperatures: Factors on the base's deviation, one row for each.
+        seed: Of the noise, which is the same on every device.
+        every_n_checks: Draw after every n-th validation; after every test.
+
+    Raises:
+        ValueError: If a number is not positive.
+        TypeError: Before the first batch, if the module holds no flow of images.
+
+    Example:
+        >>> SampleGrid(n_samples=4, temperatures=[1.0, 0.7]).temperatures
+        (1.0, 0.7)
+    """
+
+    name = "samples"
+
+    def __init__(
+        self,
+        n_samples: int = 10,
+        temperatures: Sequence[float] = (1.0, 0.9, 0.8, 0.7),
+        seed: int = 0,
+        every_n_checks: int = 1,
+    ) -> None:
+        super().__init__(every_n_checks)
+        if n_samples < 1 or not temperatures or min(temperatures) <= 0:
+            raise ValueError(
+                f"Expected n_samples >= 1 and temperatures > 0, but got n_samples = {n_samples}, "
+                f"temperatures = {tuple(temperatures)}."
+            )
+        self.n_samples = n_samples
+        self.temperatures = tuple(temperatures)
+        self.seed = seed
+
+    def check(self, pl_module: LightningModule) -> None:
+        """Raise a ``TypeError`` if there is no flow of images."""
+        _image_flow(pl_module)
+
+    def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
+        """One row of images for each temperature."""
+        flow = _image_flow(pl_module)
+        z = torch.randn(
+            self.n_samples, *flow.latent_shape, generator=stream("cpu", "sample grid", self.seed)
+        ).to(next(flow.parameters()))
+        rows = {f"temperature {t:g}": flow.inverse(t * z) for t in self.temperatures}
+        return plot_images({label: images.clamp(0.0, 1.0) for label, images in rows.items()})
+
+
+class SampleWriter(BasePredictionWriter):
+    """Write the images that ``predict`` returns: a tensor and a grid for each batch.
+
+    Files go to ``samples/`` beside the run's logs: ``<rank>_<batch>.pt`` holds the images,
+    ``(B, C, H, W)`` in [0, 1], ``<rank>_<batch>.png`` shows them.
+
+    Example:
+        >>> callback = SampleWriter()
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._folder: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the folder; asked for on every rank, as the ranks agree on it."""
+        self._folder = run_folder(trainer) / "samples"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        rank_zero_info(f"Samples: {self._folder}")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch.
+
+        Raises:
+            TypeError: If the prediction is no batch of images.
+        """
+        if not isinstance(prediction, Tensor) or prediction.ndim != 4:
+            raise TypeError(
+                f"Expected predictions to be images (B, C, H, W), but "
+                f"{type(pl_module).__name__} gave {type(prediction).__name__}. Leave "
+                f"SampleWriter out."
+            )
+        assert self._folder is not None
+        stem = f"{trainer.global_rank}_{batch_idx}"
+        images = prediction.cpu()
+        torch.save(images, self._folder / f"{stem}.pt")
+        save_image(images, self._folder / f"{stem}.png", nrow=max(8, round(len(images) ** 0.5)))
+
+
+def _image_flow(pl_module: LightningModule) -> Flow:
+    flow = getattr(pl_module, "flow", None)
+    if not isinstance(flow, Flow) or len(flow.event_shape) != 3:
+        raise TypeError(
+            f"Expected a module with a flow of images (C, H, W) as `flow`, but got "
+            f"{type(pl_module).__name__}. Leave SampleGrid out."
+        )
+    return flow

@@ -1,0 +1,79 @@
+"""Pictures of irregular series: what was observed, what a model makes of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import LightningModule
+
+from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from steer_lightning.callbacks.plots.figures import plot_series
+from steer_lightning.nn.series import SeriesBatch
+
+
+class SeriesPicture(EvaluationPicture):
+    """Reconstructed and extrapolated series, observed points filled and hidden ones hollow.
+
+    The module must have a method ``predict_at(batch, times)`` that gives values ``(S, B, G, D)``
+    at the times ``(B, G)``, as :class:`~steer_lightning.modules.LatentODEModule` and
+    :class:`~steer_lightning.modules.ODERNNModule` have. A dotted line marks the end of the data.
+
+    Args:
+        n_series: Series to draw, the first ones of the first batch.
+        features: Numbers of the features to draw.
+        extend: How far to draw past the last time, as a fraction of the time range.
+        n_points: Points of a curve.
+        every_n_checks: Draw after every n-th validation; after every test.
+
+    Raises:
+        ValueError: If a number is out of range, or the data has no such feature.
+        TypeError: Before the first batch, if the module has no method ``predict_at``.
+
+    References:
+        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 6.
+    """
+
+    name = "series"
+
+    def __init__(
+        self,
+        n_series: int = 3,
+        features: Sequence[int] = (0,),
+        extend: float = 0.0,
+        n_points: int = 200,
+        every_n_checks: int = 1,
+    ) -> None:
+        super().__init__(every_n_checks)
+        if n_series < 1 or n_points < 2 or not extend >= 0.0 or not features or min(features) < 0:
+            raise ValueError(
+                f"Expected n_series >= 1, n_points >= 2, extend >= 0 and one or more features >= "
+                f"0, but got {n_series}, {n_points}, {extend} and {list(features)}."
+            )
+        self.n_series = n_series
+        self.features = tuple(features)
+        self.extend = extend
+        self.n_points = n_points
+
+    def check(self, pl_module: LightningModule) -> None:
+        """Raise a ``TypeError`` if the module cannot predict at any times."""
+        if not callable(getattr(pl_module, "predict_at", None)):
+            raise TypeError(
+                f"Expected a module with a method `predict_at(batch, times)`, but "
+                f"{type(pl_module).__name__} has none. Leave SeriesPicture out."
+            )
+
+    def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
+        """The figure of a batch's first series."""
+        n_features = batch.values.shape[2]
+        if max(self.features) >= n_features:
+            raise ValueError(
+                f"Expected features below {n_features}, which the data has, but got "
+                f"{list(self.features)}."
+            )
+        some = SeriesBatch(*(part[: self.n_series] for part in batch))
+        first, last = some.times[:, :1], some.times[:, -1:]
+        share = torch.linspace(0.0, 1.0 + self.extend, self.n_points, device=first.device)
+        times = first + share.to(first) * (last - first)
+        draws = pl_module.predict_at(some, times)  # type: ignore[operator]
+        return plot_series(some, times, draws, self.features)

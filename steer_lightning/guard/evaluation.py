@@ -1,0 +1,69 @@
+"""Evaluation on several ranks, of which one may fail."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+
+from steer_lightning.guard.agreement import agree
+from steer_lightning.solvers import SolverError
+from steer_lightning.utils.patching import WrappedMethods
+
+
+class GuardedEvaluation:
+    """The evaluation steps of a module, wrapped on the instance until :meth:`release`.
+
+    Ranks may have different numbers of batches, so they meet in the last one of a loader, before
+    Lightning reduces metrics: a rank whose solve failed passes over its other batches, and then
+    all ranks raise its error. In prediction nothing is reduced and nobody waits: the rank raises
+    at once.
+
+    Args:
+        trainer: The trainer.
+        module: The module to wrap.
+        place: Called with an error on the rank where it happened.
+    """
+
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, place: Callable[[SolverError], None]
+    ) -> None:
+        self.trainer = trainer
+        self.place = place
+        self._error: SolverError | None = None
+        self._methods = WrappedMethods(module)
+        for name in ("validation_step", "test_step"):
+            self._methods.wrap(name, self._guarded)
+
+    def end_batch(self, batch_idx: int, dataloader_idx: int) -> None:
+        """Raise on all ranks what failed on one, if this was the last batch of a loader."""
+        trainer = self.trainer
+        if trainer.sanity_checking:
+            n_batches = trainer.num_sanity_val_batches
+        else:
+            n_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        if batch_idx + 1 == n_batches[dataloader_idx]:
+            self.end()
+
+    def end(self) -> None:
+        """Raise on all ranks what failed on one; all ranks must call it.
+
+        At the end of an evaluation too, for loaders that are shorter than known, or of no known
+        length: an error is never lost.
+        """
+        error, self._error = self._error, None
+        _, error = agree(self.trainer, "fine", error)
+        if error is not None:
+            raise error
+
+    def release(self) -> None:
+        """Put the module's own methods back."""
+        self._methods.release()
+
+    def _guarded(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._error is None:
+            try:
+                return step(*args, **kwargs)
+            except SolverError as error:
+                self.place(error)
+                self._error = error
+        return None

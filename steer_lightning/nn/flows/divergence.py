@@ -1,0 +1,73 @@
+"""A vector field together with the integrals that a flow needs along its paths."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.nn.trace import exact_divergence, exact_jacobian, value_and_tangent
+
+
+class DivergenceField(nn.Module):
+    r"""The field of a state, its log-density, and the regularisers if asked for.
+
+    The derivatives are :math:`f`, :math:`\operatorname{tr} J` and, with ``regularize``,
+    :math:`\tfrac12 \operatorname{mean}(f^2)` and :math:`\operatorname{mean}((J e)^2)`, where means
+    are over the ``D`` dimensions. One evaluation gives them all: of the field's own
+    ``value_and_tangent`` or ``value_and_divergence`` where it has one.
+
+    Args:
+        vector_field: ``f(t, y)``.
+        direction: Direction :math:`e` of Hutchinson's estimate, shape of ``y``, for a whole
+            solve; without it the trace is exact, and so is :math:`|J|_F^2 / D`.
+        regularize: Whether the state has the two regularisers as third and fourth part.
+
+    References:
+        Finlay et al., *How to train your neural ODE*, ICML 2020, arXiv:2002.02798, Section 4;
+        :math:`J e` in place of :math:`J^\top e` has the same expectation.
+    """
+
+    controlled_parts = 2  # the regularisers ride along: they do not set the step size
+
+    def __init__(
+        self, vector_field: nn.Module, direction: Tensor | None = None, regularize: bool = False
+    ) -> None:
+        super().__init__()
+        self.vector_field = vector_field
+        self.direction = direction
+        self.regularize = regularize
+
+    def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Derivatives of the state ``(B, ...)`` and of the ``(B,)`` integrals beside it."""
+        y = state[0]
+        if self.direction is not None:
+            dy, tangent = value_and_tangent(self.vector_field, t, y, self.direction)
+            # Autocast may have lowered the network's precision: sums over dimensions keep y's.
+            tangent = tangent.to(y.dtype)
+            divergence = _sum(tangent * self.direction)
+            squared_norm = _sum(tangent.square()) if self.regularize else None
+        elif self.regularize:
+            dy, jacobian = exact_jacobian(self.vector_field, t, y)
+            jacobian = jacobian.to(y.dtype)
+            divergence = jacobian.diagonal(dim1=0, dim2=2).sum(1)
+            squared_norm = jacobian.square().sum((0, 2))
+        else:
+            dy, divergence = self._value_and_divergence(t, y)
+            squared_norm = None
+        dy, divergence = dy.to(y.dtype), divergence.to(y.dtype)
+        if squared_norm is None:
+            return dy, divergence
+        dim = y[0].numel()
+        return dy, divergence, 0.5 * _sum(dy.square()) / dim, squared_norm / dim
+
+    def _value_and_divergence(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        own: Any = getattr(self.vector_field, "value_and_divergence", None)
+        if own is None:
+            return exact_divergence(self.vector_field, t, y)
+        dy, divergence = own(t, y)
+        return dy, divergence
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum over all but the batch."""
+    return torch.sum(x.flatten(1), dim=1)

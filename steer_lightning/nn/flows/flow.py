@@ -1,0 +1,129 @@
+"""What every normalizing flow here can do, whatever it is made of."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.nn.likelihood import standard_normal_log_prob
+
+
+class Transport(NamedTuple):
+    r"""Points carried from the data to the base, and what that cost.
+
+    Args:
+        z: Base points.
+        delta_log_p: ``log_p(x) - log_p(z)``, shape ``(B,)``.
+        kinetic: :math:`\int \tfrac12 \operatorname{mean}(f^2)\, dt`, shape ``(B,)``, summed over
+            blocks; ``None`` if it was not asked for.
+        jacobian: :math:`\int \operatorname{mean}((J e)^2)\, dt`, likewise.
+
+    References:
+        Finlay et al., *How to train your neural ODE*, ICML 2020, arXiv:2002.02798.
+    """
+
+    z: Tensor
+    delta_log_p: Tensor
+    kinetic: Tensor | None = None
+    jacobian: Tensor | None = None
+
+    @property
+    def log_p(self) -> Tensor:
+        """Log-density of the points under the flow, in nats, shape ``(B,)``."""
+        return standard_normal_log_prob(self.z) + self.delta_log_p
+
+    def after(self, before: "Transport") -> "Transport":
+        """This transport with the one before it added."""
+        return Transport(
+            self.z,
+            before.delta_log_p + self.delta_log_p,
+            _add(before.kinetic, self.kinetic),
+            _add(before.jacobian, self.jacobian),
+        )
+
+
+class Flow(nn.Module, ABC):
+    """An invertible map between data and a standard normal base.
+
+    Args:
+        event_shape: Shape of one sample of the data.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.event_shape = event_shape
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the base."""
+        return self.event_shape
+
+    @abstractmethod
+    def transport(
+        self, x: Tensor, *, generator: torch.Generator | None = None, regularize: bool = False
+    ) -> Transport:
+        """Carry points to the base.
+
+        Args:
+            x: Points, shape ``(B, *event_shape)``.
+            generator: Random stream of the trace estimator's noise, on the device of ``x``; the
+                global one if not given.
+            regularize: Integrate the kinetic energy and the Jacobian's norm beside them.
+
+        Raises:
+            ValueError: If ``x`` has another shape.
+        """
+
+    @abstractmethod
+    def inverse(self, z: Tensor) -> Tensor:
+        """Carry base points ``(B, *latent_shape)`` to the data, shape ``(B, *event_shape)``."""
+
+    def forward(
+        self, x: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Carry points to the base.
+
+        Args:
+            x: Points, shape ``(B, *event_shape)``.
+            generator: See :meth:`transport`.
+
+        Returns:
+            ``z``, shape ``(B, *latent_shape)``, and ``delta_log_p``, shape ``(B,)``, with
+            ``log_p(x) = log_p(z) + delta_log_p``.
+        """
+        carried = self.transport(x, generator=generator)
+        return carried.z, carried.delta_log_p
+
+    def log_prob(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Log-density at ``x`` in nats, ``(B,)``; an unbiased estimate if the trace is one."""
+        return self.transport(x, generator=generator).log_p
+
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """Draw ``n`` samples, shape ``(n, *event_shape)``.
+
+        Args:
+            n: Number of samples.
+            generator: Random stream on the parameters' device; the global one if not given.
+            temperature: Factor on the base's deviation; below one, samples lie nearer its mode.
+        """
+        like = next(self.parameters())
+        z = torch.randn(
+            n, *self.latent_shape, generator=generator, dtype=like.dtype, device=like.device
+        )
+        return self.inverse(temperature * z)
+
+
+def check_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise a ``ValueError`` unless ``x`` is a batch of samples of a shape."""
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(
+            f"Expected {what} of shape (B, {', '.join(map(str, shape))}), but got "
+            f"{tuple(x.shape)}. Give the flow the `event_shape` of the data."
+        )
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a + b

@@ -1,0 +1,106 @@
+"""Encoders of irregular series: from what was observed to a belief about the first state."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.nn.series import SeriesBatch, keep_times
+from steer_lightning.nn.series.ode_rnn import ODERNN, Belief, tanh_network
+from steer_lightning.nn.series.unroll_plan import walking_order
+
+
+class Observations(NamedTuple):
+    """What an encoder walks along: the observed times of each sample, padded.
+
+    Args:
+        times: Times, shape ``(B, K)``; padding repeats the last one.
+        values: Values, zero where not observed, shape ``(B, K, D)``.
+        mask: One where observed, shape ``(B, K, D)``.
+        lengths: Number of times of each sample, shape ``(B,)``.
+    """
+
+    times: Tensor
+    values: Tensor
+    mask: Tensor
+    lengths: Tensor
+
+
+def observations(batch: SeriesBatch) -> Observations:
+    """Keep the times where something is observed, and the first one of each sample.
+
+    Example:
+        >>> from steer_lightning.nn.series import make_series
+        >>> t, values = torch.tensor([0.0, 1.0, 2.0]), torch.ones(3, 1)
+        >>> batch = make_series([t], [values], [torch.tensor([[0.0], [0.0], [1.0]])])
+        >>> observations(batch).times
+        tensor([[0., 2.]])
+    """
+    seen = keep_times(batch, batch.observed)
+    return Observations(seen.times, seen.values * seen.mask, seen.mask, seen.lengths)
+
+
+class ODERNNEncoder(nn.Module):
+    """Belief about the state at each sample's first time, by an ODE-RNN that walks back.
+
+    Args:
+        vector_field: ``f(t, y)`` of the recognition state.
+        n_features: Features ``D`` of the series.
+        n_states: Width of the recognition state.
+        n_latents: Width ``L`` of the latent state.
+        n_hidden: Width of the hidden layer of the gates.
+        max_step: Longest Euler step, as a fraction of a sample's time range.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907, Section 3.2.
+    """
+
+    def __init__(
+        self,
+        vector_field: nn.Module,
+        n_features: int,
+        n_states: int,
+        n_latents: int,
+        n_hidden: int = 50,
+        max_step: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.rnn = ODERNN(vector_field, n_features, n_states, n_hidden, max_step, reverse=True)
+        self.to_latent = tanh_network([2 * n_states, 100, 2 * n_latents])
+
+    def forward(self, seen: Observations) -> Belief:
+        """Mean and deviation of the latent state, each ``(B, L)``."""
+        belief = self.rnn(*seen).final
+        mean, std = self.to_latent(torch.cat(belief, dim=1)).chunk(2, dim=1)
+        return Belief(mean, std.abs())
+
+
+class RNNEncoder(nn.Module):
+    """Belief about the state at each sample's first time, by a GRU without an ODE.
+
+    It reads values, masks and the time since the observation before, from the last one back.
+
+    Args:
+        n_features: Features ``D`` of the series.
+        n_states: Width of the GRU's state.
+        n_latents: Width ``L`` of the latent state.
+    """
+
+    def __init__(self, n_features: int, n_states: int, n_latents: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(2 * n_features + 1, n_states, batch_first=True)
+        self.to_latent = tanh_network([n_states, 50, 2 * n_latents])
+
+    def forward(self, seen: Observations) -> Belief:
+        """Mean and deviation of the latent state, each ``(B, L)``."""
+        times, values, mask, lengths = seen
+        gaps = torch.cat([times.diff(dim=1), torch.zeros_like(times[:, :1])], dim=1).to(values)
+        x = torch.cat([values * mask, mask, gaps[..., None]], dim=2)
+        order = walking_order(lengths, x.shape[1], reverse=True)
+        x = x.gather(1, order[..., None].expand_as(x))
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        _, final = self.gru(packed)
+        mean, std = self.to_latent(final[-1]).chunk(2, dim=1)
+        return Belief(mean, std.abs())

@@ -1,0 +1,224 @@
+"""Latent ODEs: an encoder, a decoder that is one smooth solve, and what is read off it."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.horizon import GridHorizon
+from steer_lightning.nn.fields import autonomous_field
+from steer_lightning.nn.integrate import integrate
+from steer_lightning.nn.series import SeriesBatch, keep_times
+from steer_lightning.nn.series.encoders import ODERNNEncoder, RNNEncoder, observations
+from steer_lightning.nn.series.forecast import Forecast
+from steer_lightning.nn.series.ode_rnn import Belief, tanh_network
+from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
+from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.problem import default_times
+
+
+class LatentDecoder(nn.Module):
+    r"""Follow a latent state through each sample's own times, in one smooth solve for all.
+
+    The field ignores time, so that samples may start together: the solve runs over the longest
+    elapsed time, and each sample is read where its own times are. STEER stretches each interval
+    between neighbouring times; the stretched intervals add up to new times to be read. Samples
+    share the steps of the solve, and so influence each other within its tolerance.
+
+    Args:
+        vector_field: ``f(t, z)`` that ignores ``t``.
+        solver: Integrator that can be read between its steps; dopri5 at ``rtol=1e-3, atol=1e-4``
+            if not given.
+        eval_solver: Integrator in eval mode; ``solver`` if not given.
+
+    Attributes:
+        stats: Work done since its last reset; read by ``NFEMonitor``.
+
+    Raises:
+        ValueError: If the field does not say that it ignores time (``autonomous = True``).
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907; Ghosh et al., *STEER*,
+        NeurIPS 2020, arXiv:2006.10711, Section 4.2.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField
+        >>> decoder = LatentDecoder(MLPField(4, (8,), time_dependent=False))
+        >>> times = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.3, 0.3]])
+        >>> decoder(torch.zeros(5, 2, 4), times, torch.tensor([3, 2])).shape
+        torch.Size([5, 2, 3, 4])
+    """
+
+    def __init__(
+        self,
+        vector_field: nn.Module,
+        solver: Solver | None = None,
+        eval_solver: Solver | None = None,
+    ) -> None:
+        super().__init__()
+        if not getattr(vector_field, "autonomous", False):
+            raise ValueError(
+                "Expected a vector field that ignores time, with `autonomous = True`, so that "
+                "samples with other times can share a solve. MLPField has `time_dependent=False`."
+            )
+        self.vector_field = vector_field
+        self.solver = AdaptiveSolver(rtol=1e-3, atol=1e-4) if solver is None else solver
+        self.eval_solver = eval_solver
+        self.horizon = GridHorizon()
+        self.stats = SolveStats()
+        self.step_memory = StepMemory()
+
+    def forward(self, z0: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
+        """Follow ``z0`` from the first time of each sample.
+
+        Args:
+            z0: ``S`` states of each sample at its first time, shape ``(S, B, L)``.
+            times: Times of each sample, increasing, padded by the last one, shape ``(B, T)``.
+            lengths: Number of times of each sample, shape ``(B,)``.
+
+        Returns:
+            States at every time, shape ``(S, B, T, L)``; in the padding that at the last time.
+        """
+        elapsed = times - times[:, :1]
+        rates = self.horizon.rates(times, lengths)
+        if rates is not None:
+            stretched = (rates * times.diff(dim=1)).cumsum(1)
+            elapsed = torch.cat([elapsed[:, :1], stretched], dim=1)
+        end = float(elapsed.detach().max())
+        n_draws, n_samples, n_latents = z0.shape
+        if not end > 0:  # one time for each sample
+            return z0[:, :, None].expand(-1, -1, times.shape[1], -1)
+        ends = default_times(z0, 0.0, end)
+        nominal = default_times(z0, 0.0, float((times - times[:, :1]).max()))
+        solution = integrate(
+            self, self.vector_field, z0.flatten(0, 1), ends, nominal=nominal, dense=True
+        )
+        z: Tensor = solution.at(elapsed.repeat(n_draws, 1))
+        return z.view(n_draws, n_samples, times.shape[1], n_latents)
+
+
+class LatentODE(nn.Module):
+    r"""Encode a series into a latent state at its first time, follow that, read values off it.
+
+    .. math::
+        z_0 \sim q(z_0 \mid x) = \mathcal{N}(\mu, \sigma^2), \qquad
+        \frac{dz}{dt} = f(z), \qquad \hat{x}(t) = W z(t) + c
+
+    Args:
+        n_features: Features ``D`` of the series.
+        n_latents: Width ``L`` of the latent state.
+        n_states: Width of the encoder's state.
+        encoder: ``"ode_rnn"`` walks back over the observations and follows an ODE between them,
+            ``"rnn"`` has a GRU that reads the gaps; or a module from ``Observations`` to the
+            ``Belief`` about the latent state.
+        n_hidden: Width of the hidden layers of the ODE-RNN's gates.
+        recognition_hidden: Hidden layers of the ODE-RNN's field.
+        generative_hidden: Hidden layers of the latent field.
+        max_step: Longest Euler step of the ODE-RNN, as a fraction of a sample's time range.
+        vector_field: Latent field ``f(t, z)`` that ignores ``t``; if not given, a tanh network of
+            ``generative_hidden``.
+        solver: Of the latent ODE; dopri5 at ``rtol=1e-3, atol=1e-4`` if not given.
+
+    Raises:
+        ValueError: If ``encoder`` is unknown, a width is not positive or the field has time.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907.
+
+    Example:
+        >>> from steer_lightning.nn.series import make_series
+        >>> t, x = torch.tensor([0.0, 0.4, 1.0]), torch.ones(3, 2)
+        >>> latent_ode = LatentODE(n_features=2, n_latents=4)
+        >>> latent_ode(make_series([t], [x], [x]), n_draws=3).mean.shape
+        torch.Size([3, 1, 3, 2])
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_latents: int = 10,
+        n_states: int = 20,
+        encoder: Literal["ode_rnn", "rnn"] | nn.Module = "ode_rnn",
+        n_hidden: int = 50,
+        recognition_hidden: Sequence[int] = (50, 50),
+        generative_hidden: Sequence[int] = (50, 50),
+        max_step: float = 0.02,
+        vector_field: nn.Module | None = None,
+        solver: Solver | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_features = n_features
+        if isinstance(encoder, nn.Module):
+            self.encoder = encoder
+        elif encoder == "rnn":
+            self.encoder = RNNEncoder(n_features, n_states, n_latents)
+        else:
+            check_choice("encoder", encoder, ("ode_rnn", "rnn"))
+            recognition = autonomous_field(n_states, recognition_hidden)
+            self.encoder = ODERNNEncoder(
+                recognition, n_features, n_states, n_latents, n_hidden, max_step
+            )
+        if vector_field is None:
+            vector_field = autonomous_field(n_latents, generative_hidden)
+        self.decoder = LatentDecoder(vector_field, solver)
+        self.readout = tanh_network([n_latents, n_features])
+
+    def forward(
+        self, batch: SeriesBatch, n_draws: int = 1, generator: torch.Generator | None = None
+    ) -> Forecast:
+        """Predict at the times that are asked for, and at the first one of each sample.
+
+        Args:
+            batch: Series, of which what is observed is read.
+            n_draws: Draws ``S`` of the latent state.
+            generator: Random stream of the draws, on the device of the batch; the global one if
+                not given.
+        """
+        belief = self.encode(batch)
+        asked = keep_times(batch, batch.asked)
+        z0 = self.draw(belief, n_draws, generator)
+        z = self.decoder(z0, asked.times, asked.lengths)
+        return Forecast(asked, self.readout(z), z, z0, belief)
+
+    def encode(self, batch: SeriesBatch) -> Belief:
+        """Posterior of the latent state, given what is observed, in the dtype of the values."""
+        belief: Belief = self.encoder(observations(batch))
+        # Cast because autocast lowers what an encoder's last layer gives.
+        return Belief(*(part.to(batch.values.dtype) for part in belief))
+
+    def draw(self, belief: Belief, n_draws: int, generator: torch.Generator | None) -> Tensor:
+        """Latent states, shape ``(S, B, L)``."""
+        noise = torch.randn(
+            n_draws,
+            *belief.mean.shape,
+            generator=generator,
+            dtype=belief.mean.dtype,
+            device=belief.mean.device,
+        )
+        return belief.mean + belief.std * noise
+
+    def predict_at(
+        self,
+        batch: SeriesBatch,
+        times: Tensor,
+        n_draws: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Values at any times from each sample's first one on, also past its end.
+
+        Args:
+            batch: Series, of which what is observed is read.
+            times: Increasing times, none before the sample's first one, shape ``(B, G)``.
+            n_draws: Draws ``S`` of the latent state.
+            generator: Random stream of the draws.
+
+        Returns:
+            Predicted values, shape ``(S, B, G, D)``.
+        """
+        z0 = self.draw(self.encode(batch), n_draws, generator)
+        grid = torch.cat([batch.times[:, :1], times], dim=1)
+        z = self.decoder(z0, grid, batch.lengths.new_full((len(grid),), grid.shape[1]))
+        values: Tensor = self.readout(z[:, :, 1:])
+        return values

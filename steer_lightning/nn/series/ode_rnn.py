@@ -1,0 +1,297 @@
+"""Recurrent networks whose state follows an ODE between observations."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steer_lightning.horizon import GridHorizon
+from steer_lightning.nn.fields import MLPField
+from steer_lightning.nn.series.fused_unroll import WalkNetworks, WalkOffsets, fused_walk
+from steer_lightning.nn.series.network_gradient import Network
+from steer_lightning.nn.series.plain_networks import are_plain, field_network
+from steer_lightning.nn.series.unroll_plan import WalkPlan, plan_walk
+from steer_lightning.nn.series.unroll_steps import list_steps
+from steer_lightning.solvers import SolveStats
+from steer_lightning.utils.problem import check_state
+
+
+def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:
+    """Linear layers with tanh between them, normal weights and zero biases."""
+    layers: list[nn.Module] = []
+    for d_in, d_out in pairwise(widths):
+        linear = nn.Linear(d_in, d_out)
+        nn.init.normal_(linear.weight, std=init_std)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Belief(NamedTuple):
+    """Mean and deviation of a state, each of shape ``(B, R)``."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class Walk(NamedTuple):
+    """What an ODE-RNN knew along the times of each sample.
+
+    Args:
+        final: Belief at the end of the walk.
+        arrival: Mean on arrival at each time, before its observation is taken in, shape
+            ``(B, K, R)``; zero in the padding.
+        departure: Mean at each time after its observation is taken in, likewise.
+    """
+
+    final: Belief
+    arrival: Tensor
+    departure: Tensor
+
+
+class BeliefGRU(nn.Module):
+    r"""A gated update of mean and deviation by an observation.
+
+    Args:
+        n_inputs: Features of an observation, values and masks together.
+        n_states: Width ``R`` of mean and of deviation.
+        n_hidden: Width of the hidden layer of each gate.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907, Section 3.1.
+    """
+
+    def __init__(self, n_inputs: int, n_states: int, n_hidden: int) -> None:
+        super().__init__()
+        n = 2 * n_states + n_inputs
+        self.update_gate = tanh_network([n, n_hidden, n_states])
+        self.reset_gate = tanh_network([n, n_hidden, n_states])
+        self.new_state = tanh_network([n, n_hidden, 2 * n_states])
+
+    def forward(self, belief: Belief, x: Tensor) -> Belief:
+        """Update a belief by observations ``x``, shape ``(B, n_inputs)``."""
+        return self.along(x[None])(0, belief, None)
+
+    def along(self, x: Tensor) -> Callable[[int, Belief, Tensor | None], Belief]:
+        """The updates of a walk; what does not depend on the beliefs is computed at once.
+
+        Args:
+            x: Observations of ``M`` steps, shape ``(M, B, n_inputs)``.
+
+        Returns:
+            ``update(m, belief, observes)`` of the beliefs where ``observes``, shape ``(B, 1)``,
+            is true, or of all if it is ``None``.
+        """
+        update_gate, reset_gate, new_state = (
+            _reader(network, x) for network in (self.update_gate, self.reset_gate, self.new_state)
+        )
+
+        def update(m: int, belief: Belief, observes: Tensor | None) -> Belief:
+            mean, std = belief
+            joint = torch.cat(belief, dim=1)
+            keep = torch.sigmoid(update_gate(m, joint)).to(mean.dtype)
+            reset = torch.sigmoid(reset_gate(m, joint))
+            candidate = new_state(m, torch.cat([mean * reset, std * reset], dim=1))
+            # Cast because lerp refuses the two dtypes of autocast.
+            new_mean, new_std = candidate.to(mean.dtype).chunk(2, dim=1)
+            if observes is not None:
+                keep = torch.where(observes, keep, 1.0)
+            return Belief(torch.lerp(new_mean, mean, keep), torch.lerp(new_std.abs(), std, keep))
+
+        return update
+
+    def networks(self) -> tuple[Network, Network]:
+        """The state's share in the gates, side by side, and in the new state."""
+        (first, last), (first_reset, last_reset), (first_new, last_new) = self._layers()
+        n = last_new.out_features
+        gates = (
+            torch.cat([first.weight[:, :n], first_reset.weight[:, :n]]),
+            torch.block_diag(last.weight, last_reset.weight),  # type: ignore[no-untyped-call]
+            torch.cat([last.bias, last_reset.bias]),
+        )
+        return gates, (first_new.weight[:, :n], last_new.weight, last_new.bias)
+
+    def offsets(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of observations and biases in their first layers, ``x`` as in `forward`."""
+        first, first_reset, first_new = layers = [first for first, _ in self._layers()]
+        n = first.in_features - x.shape[1]
+        weight = torch.cat([layer.weight[:, n:] for layer in layers])
+        bias = torch.cat([first.bias, first_reset.bias, first_new.bias])
+        gates, new = F.linear(x, weight, bias).tensor_split([2 * first.out_features], dim=1)
+        return gates, new
+
+    def _layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """First and last layer of each network."""
+        networks = (self.update_gate, self.reset_gate, self.new_state)
+        return [cast(tuple[nn.Linear, nn.Linear], (net[0], net[2])) for net in networks]
+
+
+def _reader(network: nn.Sequential, x: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """A network of two layers on a state and the inputs ``x[m]``, read in one product."""
+    first, activation, last = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(network))
+    n = first.in_features - x.shape[2]
+    offsets = F.linear(x, first.weight[:, n:], first.bias).unbind(0)
+    # Cut once, as the backward pass of a cut is a new matrix.
+    weight, weight_last = first.weight[:, :n].t(), last.weight.t()
+
+    def apply(m: int, y: Tensor) -> Tensor:
+        hidden: Tensor = activation(torch.addmm(offsets[m], y, weight))
+        return torch.addmm(last.bias, hidden, weight_last)
+
+    return apply
+
+
+class ODERNN(nn.Module):
+    r"""A recurrent network that follows an ODE from observation to observation.
+
+    Every sample walks along its own observations, all samples of a batch side by side: the
+    number of steps is that of the longest walk, and not that of the union of all times. Between
+    observations the mean follows Euler steps no longer than ``max_step`` times the sample's own
+    time range; at an observation a :class:`BeliefGRU` updates mean and deviation. STEER stretches
+    each interval, and the next one starts from its own observation time again.
+
+    If the field is an :class:`~steer_lightning.nn.MLPField` with tanh, the walk is one operation
+    with a gradient of its own: the same values and gradients in less time, differentiable once.
+    With another field, a hook on a part of it, or autocast, autograd follows it step by step.
+
+    Args:
+        vector_field: ``f(t, y)`` of the mean, for ``t`` of shape ``(B,)`` and ``y`` of
+            ``(B, n_states)``.
+        n_features: Features ``D`` of the series.
+        n_states: Width ``R`` of the state.
+        n_hidden: Width of the hidden layer of each gate.
+        max_step: Longest Euler step, as a fraction of a sample's time range.
+        reverse: Walk from the last observation to the first.
+
+    Attributes:
+        stats: Work done since its last reset; read by ``NFEMonitor``.
+
+    Raises:
+        ValueError: If ``max_step`` is no fraction.
+
+    References:
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907, Algorithm 1; Ghosh et al.,
+        *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField
+        >>> rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=2, n_states=4)
+        >>> times, values = torch.tensor([[0.0, 0.3, 1.0]]), torch.ones(1, 3, 2)
+        >>> walk = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
+        >>> walk.final.mean.shape, walk.arrival.shape
+        (torch.Size([1, 4]), torch.Size([1, 3, 4]))
+    """
+
+    def __init__(
+        self,
+        vector_field: nn.Module,
+        n_features: int,
+        n_states: int,
+        n_hidden: int = 50,
+        max_step: float = 0.02,
+        reverse: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < max_step <= 1.0:
+            raise ValueError(
+                f"Expected `max_step`, a fraction of the time range, in (0, 1], but got "
+                f"{max_step}."
+            )
+        self.vector_field = vector_field
+        self.gru = BeliefGRU(2 * n_features, n_states, n_hidden)
+        self.horizon = GridHorizon()
+        self.n_states = n_states
+        self.max_step = max_step
+        self.reverse = reverse
+        self.stats = SolveStats()
+
+    def forward(self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor) -> Walk:
+        """Walk along the observations.
+
+        Args:
+            times: Times of each sample, strictly increasing within its length, then repeating
+                the last one, shape ``(B, K)``.
+            values: Values, shape ``(B, K, D)``; anything finite where nothing is observed.
+            mask: One where observed, shape ``(B, K, D)``; a time where nothing is observed is
+                walked through without an update.
+            lengths: Number of times of each sample, shape ``(B,)``.
+
+        Returns:
+            The belief at the end of the walk, and the means on the way.
+
+        Raises:
+            TypeError: If the values, whose dtype the state has, are neither float32 nor float64.
+        """
+        check_state(values.new_zeros(len(times), self.n_states))
+        plan = self.plan(times, lengths)
+        observations = torch.cat([values * mask, mask], dim=2)
+        plain = are_plain((self.vector_field, self.gru), (MLPField, BeliefGRU), observations)
+        walk = self._fused_walk(observations, plan) if plain else self._walk(observations, plan)
+        n_steps = plan.dt.shape[1]
+        self.stats.count_evaluation("forward", n_steps)
+        self.stats.accepted += n_steps
+        return walk
+
+    def _walk(self, observations: Tensor, plan: WalkPlan) -> Walk:
+        """Step by step, with a tape by autograd."""
+        belief = Belief(*observations.new_zeros(2, len(observations), self.n_states))
+        inputs = _at_steps(observations, plan)
+        inputs = inputs.transpose(0, 1).contiguous()
+        observed = _observed(inputs)
+        update = self.gru.along(inputs)
+        # Cut once, because a view at each step takes time; lists, so that a GPU is not waited for.
+        starts, observes = plan.t.t().unbind(0), observed[..., None].unbind(0)
+        dts = plan.dt.t()[..., None].to(observations.dtype).unbind(0)
+        some_observe, all_observe = observed.any(1).tolist(), observed.all(1).tolist()
+        arrivals, departures = [], []
+        for m, dt in enumerate(dts):
+            slope = self.vector_field(starts[m], belief.mean).to(dt.dtype)
+            belief = belief._replace(mean=torch.addcmul(belief.mean, dt, slope))
+            arrivals.append(belief.mean)
+            if some_observe[m]:
+                belief = update(m, belief, None if all_observe[m] else observes[m])
+            departures.append(belief.mean)
+        arrival, departure = (
+            _at_observations(torch.stack(means, dim=1), plan, observations.shape[1])
+            for means in (arrivals, departures)
+        )
+        return Walk(belief, arrival, departure)
+
+    def _fused_walk(self, observations: Tensor, plan: WalkPlan) -> Walk:
+        """The same as one operation."""
+        steps = list_steps(plan, observations, _observed(observations))
+        field, offset = field_network(cast(MLPField, self.vector_field), steps.t)
+        networks = WalkNetworks(field, *self.gru.networks())
+        offsets = WalkOffsets(offset, *self.gru.offsets(steps.observations))
+        arrivals, states = fused_walk(steps, networks, offsets)
+        arrival, departure = map(steps.at_observations, (arrivals, states[:, : self.n_states]))
+        return Walk(Belief(*steps.last(states).chunk(2, dim=1)), arrival, departure)
+
+    def plan(self, times: Tensor, lengths: Tensor) -> WalkPlan:
+        """The steps of every sample, stretched by the end times in force."""
+        span = times[:, -1] - times[:, 0]
+        longest = torch.where(span > 0, self.max_step * span, 1.0)
+        rates = self.horizon.rates(times, lengths, self.reverse)
+        return plan_walk(times, lengths, longest, rates, self.reverse)
+
+
+def _observed(observations: Tensor) -> Tensor:
+    """Whether anything is observed, by the masks in the second half of the last axis."""
+    return observations[..., observations.shape[2] // 2 :].any(2)
+
+
+def _at_steps(observations: Tensor, plan: WalkPlan) -> Tensor:
+    """What each step arrives at, shape ``(B, M, ...)``: zero where it arrives at nothing."""
+    padded = F.pad(observations, (0, 0, 1, 0))
+    place = (plan.arrived + 1)[..., None].expand(-1, -1, padded.shape[2])
+    return padded.gather(1, place)
+
+
+def _at_observations(means: Tensor, plan: WalkPlan, n_times: int) -> Tensor:
+    """Pick the means at the steps that arrive at an observation, in the order of times."""
+    out = means.new_zeros(len(means), n_times + 1, means.shape[2])
+    place = (plan.arrived + 1)[..., None].expand_as(means)
+    return out.scatter(1, place, means)[:, 1:]

@@ -1,0 +1,152 @@
+"""The divergence of a vector field: exact, or estimated along one random direction."""
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from steer_lightning.utils.checks import check_choice
+
+TraceEstimator = Literal["exact", "hutchinson"]
+Noise = Literal["gaussian", "rademacher"]
+
+TRACE_ESTIMATORS: Final = ("exact", "hutchinson")
+NOISES: Final = ("gaussian", "rademacher")
+
+
+def exact_jacobian(
+    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Value and Jacobian of a vector field, by forward mode along each coordinate.
+
+    Works under ``inference_mode`` and can be trained through. The cost is ``D`` tangents: for
+    small ``D``. A field's own ``value_and_tangent`` is asked for all of them in one call.
+
+    Args:
+        vector_field: ``f(t, y)``, which treats the samples of a batch apart.
+        t: Time, shape ``()`` or ``(B,)``.
+        y: State, shape ``(B, ...)`` with ``D`` entries a sample.
+
+    Returns:
+        ``f(t, y)``, shape of ``y``, and :math:`\partial f_i / \partial y_j` at ``[j, b, i]``,
+        shape ``(D, B, D)``.
+
+    Example:
+        >>> y = torch.randn(3, 2)
+        >>> exact_jacobian(lambda t, y: 2.0 * y, torch.tensor(0.0), y)[1].shape
+        torch.Size([2, 3, 2])
+    """
+    dim = y[0].numel()
+    basis = torch.eye(dim, dtype=y.dtype, device=y.device).view(dim, 1, *y.shape[1:])
+    own = getattr(vector_field, "value_and_tangent", None)
+    if own is not None:
+        times = t.repeat(dim) if t.ndim else t
+        directions = basis.expand(dim, *y.shape).flatten(0, 1)
+        value, tangent = own(times, y.repeat(dim, *(1,) * (y.ndim - 1)), directions)
+        return value[: len(y)], tangent.reshape(dim, len(y), dim)
+
+    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
+        value, tangent = _jvp(vector_field, t, y, direction.expand_as(y))
+        return value, tangent.flatten(1)
+
+    values, columns = torch.func.vmap(along)(basis)
+    return values[0], columns
+
+
+def exact_divergence(
+    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Value and divergence of a vector field, exactly; see :func:`exact_jacobian`.
+
+    .. math:: \operatorname{tr} \frac{\partial f}{\partial y}
+        = \sum_d \frac{\partial f_d}{\partial y_d}
+
+    Args:
+        vector_field: ``f(t, y)``, which treats the samples of a batch apart.
+        t: Time, shape ``()`` or ``(B,)``.
+        y: State, shape ``(B, ...)``.
+
+    Returns:
+        ``f(t, y)``, shape of ``y``, and its divergence, shape ``(B,)``.
+
+    Example:
+        >>> y = torch.randn(3, 2)
+        >>> exact_divergence(lambda t, y: 2.0 * y, torch.tensor(0.0), y)[1]
+        tensor([4., 4., 4.])
+    """
+    value, jacobian = exact_jacobian(vector_field, t, y)
+    return value, jacobian.diagonal(dim1=0, dim2=2).sum(1)
+
+
+def value_and_tangent(
+    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Value of a vector field and its derivative along a direction, in one forward pass.
+
+    A field with a method ``value_and_tangent(t, y, direction)`` computes them its own way, the
+    fast one; any other is differentiated by forward mode. Both can be trained through by reverse
+    mode, and work under ``inference_mode``.
+
+    Args:
+        vector_field: ``f(t, y)``.
+        t: Time, shape ``()`` or ``(B,)``.
+        y: State, shape ``(B, ...)``.
+        direction: :math:`e`, shape of ``y``.
+
+    Returns:
+        :math:`f(t, y)` and :math:`\frac{\partial f}{\partial y} e`, each of the shape of ``y``.
+
+    Example:
+        >>> y, e = torch.zeros(3, 2), torch.ones(3, 2)
+        >>> value_and_tangent(lambda t, y: torch.sin(y), torch.tensor(0.0), y, e)[1][0]
+        tensor([1., 1.])
+    """
+    own = getattr(vector_field, "value_and_tangent", None)
+    if own is None:
+        return _jvp(vector_field, t, y, direction)
+    value, tangent = own(t, y, direction)
+    return value, tangent
+
+
+def trace_noise(
+    y: Tensor, noise: Noise = "gaussian", generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Directions for Hutchinson's estimate, :math:`\operatorname{tr} J = E[e^\top J e]`.
+
+    Args:
+        y: State whose shape, dtype and device the directions have.
+        noise: ``"gaussian"``, or ``"rademacher"``: plus or minus one, of less variance.
+        generator: Random stream on the device of ``y``; the global one if not given.
+
+    Returns:
+        Directions with mean zero and unit covariance, shape of ``y``.
+
+    Raises:
+        ValueError: If ``noise`` is unknown.
+
+    References:
+        Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989;
+        Grathwohl et al., *FFJORD*, ICLR 2019, Section 3.1.
+
+    Example:
+        >>> trace_noise(torch.zeros(2, 3), "rademacher").abs()
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    check_choice("noise", noise, NOISES)
+    if noise == "gaussian":
+        return torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
+    signs = torch.randint(0, 2, y.shape, generator=generator, device=y.device)
+    return signs.to(y.dtype) * 2.0 - 1.0
+
+
+def _jvp(
+    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    value: Tensor
+    tangent: Tensor
+    value, tangent = torch.func.jvp(  # type: ignore[misc]  # a third entry only with has_aux
+        lambda x: vector_field(t, x), (y,), (direction,)
+    )
+    return value, tangent

@@ -1,0 +1,5 @@
+"""Who moves horizons: in blocks of this library, or by hooks in any model."""
+
+from steer_lightning.steering.control import steer
+
+__all__ = ["steer"]

@@ -1,0 +1,123 @@
+"""What STEER can move in a model: its own horizons, and vector fields by name."""
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from steer_lightning.horizon import Horizon
+from steer_lightning.solvers import SolveStats
+from steer_lightning.steering.attach import AttachedHorizon
+from steer_lightning.utils.checks import check_choice
+
+_ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()
+
+
+def as_paths(name: str, paths: Sequence[str] | None) -> tuple[str, ...] | None:
+    """A tuple of dotted paths.
+
+    Args:
+        name: Name of the argument, for the message.
+        paths: What the user gave.
+
+    Raises:
+        ValueError: If a single string is given in place of a list.
+    """
+    if isinstance(paths, str):
+        raise ValueError(
+            f"Expected `{name}` to be a list of dotted paths, but got the string {paths!r}. Write "
+            f"[{paths!r}]."
+        )
+    return None if paths is None else tuple(paths)
+
+
+def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict[str, Horizon]:
+    """A model's own horizons by path.
+
+    Args:
+        model: Any model.
+        within: Dotted paths of the parts to look in; the whole model if not given.
+
+    Raises:
+        ValueError: If the model, or one of those parts, has no horizon.
+
+    Example:
+        >>> from steer_lightning.nn import LatentODE
+        >>> list(find_horizons(LatentODE(n_features=1), within=["encoder"]))
+        ['encoder.rnn.horizon']
+    """
+    horizons = {
+        path.replace("_orig_mod.", "") or "model": module
+        for path, module in model.named_modules()
+        if isinstance(module, Horizon)
+    }
+    if not horizons:
+        raise ValueError(
+            f"Expected a model with horizons, but {type(model).__name__} has none, so there is "
+            f"nothing to steer. Build it from steer_lightning.nn (ODEBlock, CNF), or name the "
+            f"modules that it passes to odeint: SteerCallback(b=..., vector_fields=['flow.func'])."
+        )
+    if within is None:
+        return horizons
+    chosen: dict[str, Horizon] = {}
+    for part in within:
+        found = {p: h for p, h in horizons.items() if f"{p}.".startswith(f"{part}.")}
+        if not found:
+            check_choice("horizons", part, horizons)
+        chosen |= found
+    return chosen
+
+
+def find_stats(model: nn.Module) -> dict[str, SolveStats]:
+    """The counts of a model's blocks, of whatever has ``stats``, by path.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField, ODEBlock
+        >>> list(find_stats(nn.Sequential(ODEBlock(MLPField(2, (8,))))))
+        ['0']
+    """
+    return {
+        path or "model": module.stats
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "stats", None), SolveStats)
+    }
+
+
+def refuse_double_warp(model: nn.Module) -> None:
+    """Raise if a block's own horizon and a field attached inside the block are both moved."""
+    for path, block in model.named_modules():
+        own = [m.owner for m in block.children() if isinstance(m, Horizon) and m.owner]
+        attached = (_ATTACHED.get(m) for m in block.modules())
+        inside = [a for a in attached if a is not None and a.owner]
+        if own and inside:
+            raise ValueError(
+                f"Expected one owner for the end time of {path or 'the model'!r}, but {own[0]} "
+                f"moves its own horizon and {inside[0].owner} the vector field "
+                f"{inside[0].path!r} inside it: T would move twice. Keep one of the two."
+            )
+
+
+def attach(model: nn.Module, path: str, t0: float, t1: float) -> AttachedHorizon:
+    """The horizon of a named vector field; the one it has, if that is of the same span.
+
+    Raises:
+        ValueError: If the path leads nowhere.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    if path not in known:
+        try:
+            check_choice("vector_fields", path, (name for name in known if name))
+        except ValueError as error:
+            raise ValueError(
+                f"{error} A path leads to an nn.Module inside the model, such as 'flow.func'; a "
+                f"plain function cannot be attached: wrap it in an nn.Module."
+            ) from None
+    field = known[path]
+    horizon = _ATTACHED.get(field)
+    if horizon is not None and horizon.attached:
+        if horizon.owner is not None or (horizon.t0, horizon.t1) == (t0, t1):
+            return horizon
+        horizon.detach()
+    horizon = AttachedHorizon(field, path or "model", t0, t1)
+    _ATTACHED[field] = horizon
+    return horizon

@@ -1,0 +1,116 @@
+"""The plain code of the benchmark computes what the library does, where both should agree."""
+
+import copy
+
+import pytest
+import torch
+from torchdiffeq import odeint, odeint_adjoint
+
+from benchmarks import ode_rnn
+from benchmarks.configs import build
+from steer_lightning.modules import LatentODEModule
+from steer_lightning.nn import LatentODE, MLPField, Observations, ODERNNEncoder, observations
+from steer_lightning.nn.series import make_series
+from steer_lightning.solvers import AdaptiveSolver
+from tests.helpers.models import seeded
+
+GRID = torch.tensor([0.1, 0.13, 0.5, 0.9, 1.4], dtype=torch.float64)
+
+
+def encoder(time_dependent=False):
+    def build():
+        field = MLPField(3, (8,), time_dependent=time_dependent)
+        return ODERNNEncoder(field, n_features=2, n_states=3, n_latents=2, max_step=0.1)
+
+    return seeded(build).double()
+
+
+def module():
+    def build():
+        network = LatentODE(
+            2, n_latents=3, n_states=4, max_step=0.1, solver=AdaptiveSolver(rtol=1e-9, atol=1e-9)
+        )
+        return LatentODEModule(network, noise_std=0.5, kl_wait_epochs=0)
+
+    built = seeded(build).double()
+    built.kl_wait_epochs -= 80  # the divergence counts
+    return built
+
+
+def batch(masked=False):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
+    mask = torch.ones_like(values)
+    if masked:
+        mask[0, 2], mask[:, 3], mask[1, 0, 1] = 0.0, 0.0, 0.0
+    return make_series([GRID] * 3, list(values), list(mask))
+
+
+@pytest.mark.parametrize("time_dependent", [False, True])
+def test_the_union_walk_is_the_librarys_on_a_shared_grid(time_dependent):
+    # Not by `observations`, which leaves out what a sample does not observe.
+    seen = Observations(*(getattr(batch(masked=True), name) for name in Observations._fields))
+    own = encoder(time_dependent)
+    walk = ode_rnn.UnionWalk(own)
+    torch.testing.assert_close(walk(seen), own(seen), rtol=1e-10, atol=1e-12)
+    assert walk.n_steps(GRID) == own.rnn.stats.nfe_forward == 1 + 1 + 3 + 4 + 4
+
+
+def test_a_union_holds_every_observation_once():
+    times = [torch.tensor([0.0, 0.5]), torch.tensor([0.0, 0.2, 0.5, 1.0])]
+    values = [torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0], [5.0], [6.0]])]
+    series = make_series(times, values, [torch.ones_like(value) for value in values])
+    union = ode_rnn.union_of(observations(series))
+    assert torch.equal(union.times, torch.tensor([0.0, 0.2, 0.5, 1.0]))
+    assert union.inputs[0].tolist() == [[1.0, 1.0], [0.0, 0.0], [2.0, 1.0], [0.0, 0.0]]
+    assert union.inputs[1].tolist() == [[3.0, 1.0], [4.0, 1.0], [5.0, 1.0], [6.0, 1.0]]
+
+
+def test_gaps_are_cut_by_the_range_of_the_batch():
+    times = torch.tensor([0.0, 0.1, 0.5, 1.0])
+    assert ode_rnn.euler_pieces(times, max_step=0.2) == [1, 2, 3]
+    walk = ode_rnn.UnionWalk(encoder())  # a tenth
+    assert walk.n_steps(times) == 1 + 1 + 4 + 5
+    calls = []
+    walk.encoder.rnn.vector_field.register_forward_hook(lambda *args: calls.append(args))
+    walk.walk(ode_rnn.UnionSeries(times.double(), torch.ones(2, 4, 4, dtype=torch.float64)))
+    assert len(calls) == 1 + 4 + 5
+
+
+@pytest.mark.parametrize("integrate", [odeint, odeint_adjoint])
+def test_the_plain_loss_and_gradient_are_the_librarys_if_all_is_observed(integrate):
+    own, series = module(), batch()
+    plain = ode_rnn.PlainLatentODE(copy.deepcopy(own), integrate)
+    loss = ode_rnn.stepper(lambda: own.evaluate(series)["loss"], own, lr=0.0)()
+    assert own.kl_weight > 0.5
+    plain_loss = ode_rnn.stepper(lambda: plain(series), plain.module, lr=0.0)()
+    torch.testing.assert_close(plain_loss, loss, rtol=1e-7, atol=0.0)
+    expected = ode_rnn.gradient(own)
+    assert len(expected) == sum(p.numel() for p in own.parameters())
+    assert ode_rnn.relative_difference(ode_rnn.gradient(plain.module), expected) < 1e-6
+    assert plain.nfe > 0
+
+
+def test_the_walks_are_told_apart_where_not_all_is_observed():
+    own = module()
+    name, *cells = ode_rnn.compare_walks("initial weights", own, [batch(), batch()])
+    assert name == "initial weights"
+    assert [float(cell) < 1e-12 for cell in cells[:3]] == [True] * 3
+    assert cells[3] == cells[4]
+    *differences, _, _ = ode_rnn.compare_walks("", own, [batch(masked=True)])[1:]
+    assert all(float(cell) > 1e-12 for cell in differences)
+
+
+def test_missing_data_is_told_and_nothing_measured(tmp_path):
+    told = ode_rnn.run_physionet(str(tmp_path / "absent"))
+    assert "absent does not exist; give --data_dir or STEER_DATA_DIR" in told
+
+
+@pytest.mark.parametrize("name", ["physionet", "periodic"])
+def test_modules_are_those_of_the_configs(name):
+    built, data = build(f"latent_ode/{name}", "--data.init_args.batch_size=7")
+    assert data.batch_size == 7
+    encoder = built.network.encoder
+    assert encoder.rnn.max_step == 0.02
+    assert encoder.rnn.n_states == {"physionet": 40, "periodic": 20}[name]
+    assert built.network.n_features == data.n_features

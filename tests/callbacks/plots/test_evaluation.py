@@ -1,0 +1,192 @@
+import re
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
+
+from steer_lightning.callbacks import EndTimeSweep, FlowPicture, StiffPicture
+from steer_lightning.modules import CNFModule
+from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.solvers import FixedGridSolver
+from tests.callbacks.plots.drawing import (
+    CountBatches,
+    images,
+    make_cnf,
+    make_stiff,
+    make_trainer,
+    pictures,
+    stiff_data,
+    toy_data,
+)
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("data_at", ["t0", "t1"])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_flow_picture(tmp_path, dim, data_at):
+    module, data = make_cnf(dim, data_at=data_at), toy_data(dim)
+    trainer = make_trainer(tmp_path, FlowPicture(), max_epochs=2)
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    assert pictures(tmp_path) == ["flow_test.png", "flow_val.png"]
+    for path in (tmp_path / "run" / "v" / "pictures").iterdir():
+        assert path.read_bytes()[:8] == PNG
+    assert images(tmp_path) == {"flow_val": [1, 2], "flow_test": [2]}
+
+
+def test_figure_of_a_one_dimensional_flow():
+    class Widen(nn.Module):
+        """``f = y log 2``: the base with deviation 1 becomes data with deviation 2."""
+
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(2.0).log())
+
+        def forward(self, t, y):
+            return self.rate * y
+
+    module = CNFModule(CNF(Widen(), (1,), FixedGridSolver("rk4", 8)))
+    figure = FlowPicture().draw(module, (torch.zeros(4, 1), torch.ones(4)))
+    left, right = figure.axes
+    paths = [line.get_xydata() for line in left.lines]
+    for path in paths:  # time against place, from base to data
+        assert (path[0, 0], path[-1, 0]) == (0.0, 1.0)
+        assert path[-1, 1] == pytest.approx(2.0 * path[0, 1], rel=1e-3)
+    density, x = right.lines[0].get_xydata().T
+    expected = torch.distributions.Normal(0.0, 2.0).log_prob(torch.tensor(x)).exp()
+    torch.testing.assert_close(torch.tensor(density), expected, atol=1e-3, rtol=0.0)
+
+
+def test_figure_of_a_two_dimensional_flow():
+    figure = FlowPicture().draw(make_cnf(), torch.zeros(4, 2))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["t = 0.00", "t = 0.33", "t = 0.67", "t = 1.00", "data"]
+    base = torch.as_tensor(figure.axes[0].images[0].get_array())
+    side = torch.linspace(-4.0, 4.0, 80).double()
+    expected = (-0.5 * (side[:, None] ** 2 + side**2)).exp() / (2.0 * torch.pi)
+    torch.testing.assert_close(base.double(), expected, atol=1e-6, rtol=0.0)
+
+
+def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
+    def train(*callbacks):
+        torch.manual_seed(0)
+        module = make_cnf()
+        trainer = make_trainer(tmp_path, *callbacks, max_epochs=3, logger=False)
+        trainer.fit(module, toy_data())
+        return module.state_dict(), torch.get_rng_state()
+
+    plain, drawn = train(), train(FlowPicture(), EndTimeSweep(0.5, 3, split="train"))
+    assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
+    assert torch.equal(plain[1], drawn[1])
+
+
+def test_stiff_picture(tmp_path):
+    module, data = make_stiff(), stiff_data()
+    trainer = make_trainer(tmp_path, StiffPicture(every_n_checks=2), max_epochs=5)
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    assert pictures(tmp_path) == ["trajectory_test.png", "trajectory_val.png"]
+    assert images(tmp_path) == {"trajectory_val": [6, 12], "trajectory_test": [15]}
+    t, y = data.build("test").trajectory
+    with torch.no_grad():
+        figure = StiffPicture().draw(module, (t, y))
+        predicted = module(y[0], t)
+    true_line, predicted_line = figure.axes[0].lines
+    torch.testing.assert_close(torch.tensor(true_line.get_ydata()), y[:, 0].double())
+    torch.testing.assert_close(torch.tensor(predicted_line.get_ydata()), predicted[:, 0].double())
+
+
+def test_pictures_without_tensorboard(tmp_path):
+    for logger, folder in ((False, tmp_path), (CSVLogger(tmp_path, "c", 0), None)):
+        trainer = make_trainer(tmp_path, FlowPicture(), EndTimeSweep(0.5, 2), logger=logger)
+        trainer.test(make_cnf(), toy_data(), verbose=False)
+        names = sorted(p.name for p in (folder or tmp_path / "c/version_0").glob("pictures/*"))
+        expected = ["end_time_sweep_test.csv", "end_time_sweep_test.png", "flow_test.png"]
+        assert names == expected
+
+
+class NoSpan(LightningModule):
+    """A module that has nothing a picture could be drawn of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class NoSpanButEvaluate(NoSpan):
+    def evaluate(self, batch):
+        return {"loss": batch[0].mean()}
+
+
+class ThreeDimensional(NoSpan):
+    def __init__(self):
+        super().__init__()
+        self.flow = CNF(ConcatSquashField(3, (4,)), (3,))
+
+
+@pytest.mark.parametrize(
+    ("callback", "make", "message"),
+    [
+        (FlowPicture(), NoSpan, "Expected a module with a CNF of one or two dimensions as `flow`"),
+        (FlowPicture(), ThreeDimensional, "as `flow`, but got ThreeDimensional. Leave FlowPict"),
+        (EndTimeSweep(0.5), NoSpan, "Expected a module with a method `evaluate(batch)`"),
+        (EndTimeSweep(0.5), NoSpanButEvaluate, "Expected a model with a SpanHorizon, but NoSpan"),
+        (EndTimeSweep(1.0), make_cnf, "Expected an offset that keeps the end time apart from t0"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_wrong_models_are_refused_before_the_first_batch(tmp_path, callback, make, message, stage):
+    if isinstance(callback, EndTimeSweep):
+        callback = EndTimeSweep(callback.b, split="train" if stage == "fit" else "test")
+    batches = CountBatches()
+    trainer = make_trainer(tmp_path, batches, callback, num_sanity_val_steps=0)
+    run = trainer.fit if stage == "fit" else trainer.test
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        run(make(), toy_data())
+    assert batches.n == 0
+    assert pictures(tmp_path) == []
+
+
+def test_wrong_model_is_refused_in_validate(tmp_path):
+    trainer = make_trainer(tmp_path, FlowPicture())
+    with pytest.raises(TypeError, match="Expected a module with a CNF"):
+        trainer.validate(NoSpan(), toy_data(), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FlowPicture(every_n_checks=0), "Expected `every_n_checks` >= 1, but got 0"),
+        (
+            lambda: EndTimeSweep(0.0),
+            "Expected b > 0, n_points >= 2, n_batches >= 1 and max_nfe >= 1",
+        ),
+        (lambda: EndTimeSweep(0.5, max_nfe=0), "max_nfe = 0"),
+        (lambda: EndTimeSweep(float("nan")), "but got b = nan"),
+        (lambda: EndTimeSweep(0.5, n_points=1), "n_points = 1"),
+        (lambda: EndTimeSweep(0.5, n_batches=0), "n_batches = 0"),
+        (lambda: EndTimeSweep(0.5, split="vla"), "Did you mean 'val'?"),
+    ],
+)
+def test_bad_arguments_raise(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()

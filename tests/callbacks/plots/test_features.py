@@ -1,0 +1,135 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from steer_lightning.callbacks import FeaturePicture
+from steer_lightning.callbacks.plots.figures import principal_components
+from steer_lightning.modules import ClassifierModule, RegressionModule
+from steer_lightning.nn import Augmented, MLPField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.callbacks.plots.drawing import images, make_cnf, make_trainer, pictures, toy_data
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make_classifier(t_span=(0.0, 1.0)):
+    block = ODEBlock(MLPField(4, (8,)), FixedGridSolver("rk4", 1), t_span)
+    return ClassifierModule(Augmented(block, 1), nn.Linear(4, 3), num_classes=3)
+
+
+def loader(n=12):
+    return DataLoader(TensorDataset(torch.randn(n, 3), torch.arange(n) % 3), batch_size=6)
+
+
+def test_feature_picture(tmp_path):
+    module, data = make_classifier(), loader()
+    trainer = make_trainer(tmp_path, FeaturePicture(b=0.5), max_epochs=2)
+    trainer.fit(module, data, data)
+    trainer.test(module, data, verbose=False)
+    assert pictures(tmp_path) == ["features_test.png", "features_val.png"]
+    assert images(tmp_path) == {"features_val": [2, 4], "features_test": [4]}
+
+
+@pytest.mark.parametrize("t_span", [(0.0, 1.0), (2.0, 0.0)])
+@pytest.mark.parametrize("b", [0.0, 0.5])
+def test_figure_follows_the_features_beyond_the_end(t_span, b):
+    module = make_classifier(t_span).eval()
+    x, labels = next(iter(loader()))
+    t0, t1 = t_span
+    with torch.no_grad():
+        figure = FeaturePicture(b, n_samples=4, n_times=5).draw(module, (x, labels))
+        end = module.trajectories(x[:4], torch.tensor([t0, t1]))[-1]
+    in_plane, in_time = figure.axes
+    times, first = in_time.lines[0].get_xydata().T
+    beyond = t1 + b if t1 > t0 else t1 - b
+    assert len(in_plane.lines) == 4
+    assert times[0] == t0
+    assert times[4] == t1
+    assert times[-1] == pytest.approx(beyond)
+    expected = principal_components(end, end)
+    torch.testing.assert_close(torch.tensor(first[4]).float(), expected[0, 0], atol=1e-3, rtol=0.0)
+    dots = torch.as_tensor(in_plane.collections[0].get_offsets().data).float()
+    torch.testing.assert_close(dots, expected, atol=1e-3, rtol=0.0)
+
+
+def test_paths_end_at_t1_where_a_solve_fails_beyond_it():
+    class Stops(nn.Module):
+        """Not a number long after t1."""
+
+        def forward(self, t, y):
+            return torch.where(t > 3.0, torch.full_like(y, torch.nan), -y)
+
+    module = ClassifierModule(ODEBlock(Stops(), TorchdiffeqSolver()), nn.Linear(3, 3), 3)
+    with pytest.warns(UserWarning, match="FeaturePicture ends at t1: "):
+        figure = FeaturePicture(4.0).draw(module, next(iter(loader())))
+    assert max(figure.axes[1].lines[0].get_xdata()) == 1.0
+
+
+def test_classes_have_their_colours():
+    labels = torch.tensor([0, 1, 2, 0])
+    figure = FeaturePicture().draw(make_classifier(), (torch.randn(4, 3), labels))
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert colours[0] == colours[3]
+    assert len(set(colours)) == 3
+
+
+@pytest.mark.parametrize("n_classes", [3, 12])
+def test_numbers_and_many_classes_have_a_scale_of_colours(n_classes):
+    module = RegressionModule(ODEBlock(MLPField(3, (4,))), nn.Linear(3, 1))
+    x = torch.randn(n_classes, 3)
+    for targets in (x.sum(1, keepdim=True), torch.arange(n_classes)):
+        figure = FeaturePicture().draw(module, (x, targets))
+        assert len({line.get_color() for line in figure.axes[0].lines}) == n_classes
+
+
+def test_principal_components_by_hand():
+    x = torch.tensor([[3.0, 0.0, 1.0], [-3.0, 0.0, 1.0], [0.0, -2.0, 1.0], [0.0, 2.0, 1.0]])
+    torch.testing.assert_close(principal_components(x, x), x[:, :2])
+    moved = x + torch.tensor([1.0, 1.0, 5.0])
+    torch.testing.assert_close(principal_components(moved, x), x[:, :2] + 1.0)
+    line = torch.tensor([[1.0], [3.0]])
+    torch.testing.assert_close(
+        principal_components(line, line), torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    )
+
+
+def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
+    def train(*callbacks):
+        torch.manual_seed(0)
+        module, data = make_classifier(), loader()
+        make_trainer(tmp_path, *callbacks, logger=False).fit(module, data, data)
+        return module.state_dict(), torch.get_rng_state()
+
+    plain, drawn = train(), train(FeaturePicture(b=0.5))
+    assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
+    assert torch.equal(plain[1], drawn[1])
+
+
+def test_a_module_without_trajectories_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, FeaturePicture())
+    with pytest.raises(TypeError, match=r"a method `trajectories\(x, t_eval\)` .* got CNFModule"):
+        trainer.fit(make_cnf(), toy_data())
+    no_span = ClassifierModule(nn.Identity(), nn.Linear(3, 3), num_classes=3)
+    with pytest.raises(TypeError, match="and a block with a span, but got ClassifierModule"):
+        trainer.test(no_span, loader(), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"b": -0.1}, "Expected b >= 0, n_samples >= 3 and n_times >= 2, but got b = -0.1"),
+        ({"b": float("nan")}, "but got b = nan"),
+        ({"n_samples": 2}, "n_samples = 2"),
+        ({"n_times": 1}, "n_times = 1"),
+        ({"every_n_checks": 0}, "Expected `every_n_checks` >= 1, but got 0"),
+    ],
+)
+def test_bad_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FeaturePicture(**arguments)

@@ -1,0 +1,215 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
+from matplotlib.text import Text
+from pytorch_lightning import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
+
+from datamodules import ToyDensityDataModule
+from steer_lightning.callbacks import SampleGrid, SampleWriter, samples
+from steer_lightning.callbacks.plots.figures import plot_images
+from steer_lightning.modules import CNFModule, ImageFlowModule
+from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.solvers import FixedGridSolver
+from tests.callbacks.plots.drawing import CountBatches, images, make_trainer, pictures
+from tests.helpers.models import image_flow, lively
+
+
+class Shrink(nn.Module):
+    """``f = y log 2 / 2``: from the base back to the data, two blocks halve the state."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(2.0).log() / 2)
+
+    def forward(self, t, y):
+        return self.rate * y
+
+
+def make_module(**settings):
+    return ImageFlowModule(lively(image_flow(**settings)))
+
+
+def make_points():
+    return CNFModule(CNF(ConcatSquashField(2, (4,)), (2,), FixedGridSolver("euler", 1)))
+
+
+def grey_images(n=8):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (n, 1, 4, 4), generator=generator).float()
+
+
+def loader(n=8):
+    return DataLoader(grey_images(n), batch_size=4)
+
+
+def drawn_rows(callback, module, monkeypatch):
+    """The images of each row, without a figure."""
+    found = {}
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(samples, "plot_images", found.update)
+        callback.draw(module, None)
+    return found
+
+
+def test_rows_are_one_noise_at_each_temperature(monkeypatch):
+    flow = image_flow(vector_field=Shrink, solver=FixedGridSolver("rk4", 8))
+    callback = SampleGrid(n_samples=500, temperatures=[1.0, 0.5])
+    rows = drawn_rows(callback, ImageFlowModule(flow), monkeypatch)
+    assert list(rows) == ["temperature 1", "temperature 0.5"]
+    full, half = (2.0 * flow.logit(row)[0] for row in rows.values())
+    torch.testing.assert_close(half, 0.5 * full, atol=1e-3, rtol=1e-3)
+    assert full.shape == (500, 1, 4, 4)
+    assert full.mean().abs() < 4.0 / 8000**0.5
+    assert (full.std() - 1.0).abs() < 4.0 / 16000**0.5
+
+
+def test_noise_depends_on_its_seed_alone(monkeypatch):
+    module, found = make_module(), []
+    for callback_seed, global_seed in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        rows = drawn_rows(SampleGrid(2, seed=callback_seed), module, monkeypatch)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(torch.stack(list(rows.values())))
+    assert found[0].shape == (4, 2, 1, 4, 4)
+    assert torch.equal(found[0], found[1])
+    assert not torch.isclose(found[0], found[2]).any()
+
+
+def test_images_of_a_wide_base_are_clamped(monkeypatch):
+    rows = drawn_rows(SampleGrid(4, [1e3]), make_module(alpha=0.05), monkeypatch)
+    (row,) = rows.values()
+    assert (row.min(), row.max()) == (0.0, 1.0)
+
+
+def test_noise_has_the_precision_of_the_flow(monkeypatch):
+    rows = drawn_rows(SampleGrid(1, [1.0]), make_module().double(), monkeypatch)
+    assert rows["temperature 1"].dtype == torch.float64
+
+
+def test_pictures_of_a_run(tmp_path):
+    module = make_module()
+    trainer = make_trainer(tmp_path, SampleGrid(2, [1.0], every_n_checks=2), max_epochs=5)
+    trainer.fit(module, loader(), loader())
+    trainer.test(module, loader(), verbose=False)
+    assert pictures(tmp_path) == ["samples_test.png", "samples_val.png"]
+    for name in pictures(tmp_path):
+        assert imread(tmp_path / "run/v/pictures" / name).ndim == 3
+    assert images(tmp_path) == {"samples_val": [4, 8], "samples_test": [10]}
+
+
+def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
+    def train(*callbacks):
+        torch.manual_seed(0)
+        module = make_module()
+        trainer = make_trainer(tmp_path, *callbacks, max_epochs=2, logger=False)
+        trainer.fit(module, DataLoader(grey_images(), batch_size=4, shuffle=True), loader())
+        return module.state_dict(), torch.get_rng_state()
+
+    plain, drawn = train(), train(SampleGrid(1, [1.0]))
+    assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
+    assert torch.equal(plain[1], drawn[1])
+
+
+def test_plot_shows_every_image_and_label():
+    greys = torch.tensor([0.2, 0.4, 0.8])[:, None, None, None].expand(3, 1, 4, 4)
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 4, 4)
+    figure = plot_images({"three": greys, "one": red[None]})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    for colour in ((51, 51, 51), (102, 102, 102), (204, 204, 204), (255, 0, 0)):
+        assert (pixels == colour).all(-1).sum() > 1000
+    assert {"three", "one"} <= {text.get_text() for text in figure.findobj(Text)}
+
+
+class Bare(LightningModule):
+    """A module without a flow."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_points, "CNFModule"), (Bare, "Bare")])
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_a_module_without_a_flow_of_images_is_refused(tmp_path, make, name, stage):
+    batches = CountBatches()
+    trainer = make_trainer(tmp_path, batches, SampleGrid(), num_sanity_val_steps=0)
+    message = rf"flow of images \(C, H, W\) as `flow`, but got {name}\. Leave SampleGrid out"
+    with pytest.raises(TypeError, match=message):
+        getattr(trainer, stage)(make(), ToyDensityDataModule(n_train=8, n_val=8, n_test=8))
+    assert batches.n == 0
+    assert pictures(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_samples": 0}, "n_samples >= 1 and temperatures > 0, but got n_samples = 0"),
+        ({"temperatures": []}, "temperatures = ()"),
+        ({"temperatures": [1.0, 0.0]}, "temperatures = (1.0, 0.0)"),
+        ({"temperatures": [-1.0]}, "temperatures = (-1.0,)"),
+        ({"every_n_checks": 0}, "Expected `every_n_checks` >= 1, but got 0"),
+    ],
+)
+def test_bad_arguments_raise(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SampleGrid(**settings)
+
+
+def test_writer_writes_each_batch(tmp_path):
+    module = make_module()
+    predicted = make_trainer(tmp_path, SampleWriter()).predict(module, loader(6))
+    folder = tmp_path / "run/v/samples"
+    names = ["0_0.png", "0_0.pt", "0_1.png", "0_1.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for i, n in enumerate((4, 2)):
+        written = torch.load(folder / f"0_{i}.pt", weights_only=True)
+        assert torch.equal(written, predicted[i])
+        assert written.shape == (n, 1, 4, 4)
+        assert 0.0 <= written.min() < written.max() <= 1.0
+        picture = torch.tensor(imread(folder / f"0_{i}.png"))[..., 0]
+        assert picture.shape == (8, 6 * n + 2)  # a row, with borders of two pixels
+        last = picture[2:6, -6:-2]
+        torch.testing.assert_close(last, written[-1, 0], atol=0.5 / 255 + 1e-6, rtol=0.0)
+
+
+def test_writer_without_a_logger_writes_to_the_root(tmp_path):
+    make_trainer(tmp_path, SampleWriter(), logger=False).predict(make_module(), loader(2))
+    assert (tmp_path / "samples/0_0.pt").is_file()
+
+
+class Flat(ImageFlowModule):
+    def predict_step(self, batch, batch_idx):
+        return super().predict_step(batch, batch_idx).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "batches", "got"),
+    [
+        (make_points, DataLoader(torch.zeros(4, 2), batch_size=4), "CNFModule gave dict"),
+        (lambda: Flat(image_flow()), loader(), "Flat gave Tensor"),
+    ],
+)
+def test_writer_refuses_what_is_no_image(tmp_path, make, batches, got):
+    message = rf"predictions to be images \(B, C, H, W\), but {got}.* Leave SampleWriter out"
+    with pytest.raises(TypeError, match=message):
+        make_trainer(tmp_path, SampleWriter()).predict(make(), batches)

@@ -1,0 +1,76 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.demos.boring_classes import BoringModel
+
+from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "new" / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(2), "n": 3}, str(path))
+    found = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+    assert (found["x"].tolist(), found["n"]) == ([1.0, 1.0], 3)
+    assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
+
+
+def test_a_kill_in_the_middle_leaves_the_checkpoint_before(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"n": 1}, path)
+    code = f"""
+import os, signal, torch
+from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+def half(checkpoint, path):
+    path.write_bytes(b"half a checkpoint")
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+AtomicCheckpointIO().save_checkpoint({{"n": 2}}, {str(path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert torch.load(path, weights_only=True) == {"n": 1}
+    AtomicCheckpointIO().save_checkpoint({"n": 3}, path)
+    assert torch.load(path, weights_only=True) == {"n": 3}
+
+
+def test_a_failure_leaves_the_checkpoint_before_and_no_litter(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"n": 1}, path)
+    with pytest.raises(AttributeError, match=r"pickle"):
+        AtomicCheckpointIO().save_checkpoint({"n": lambda: None}, path)
+    assert torch.load(path, weights_only=True) == {"n": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_storage_options_are_refused_as_by_lightning(tmp_path):
+    with pytest.raises(TypeError, match="storage_options"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt", storage_options={"x": 1})
+
+
+def test_a_trainer_saves_by_it(tmp_path, monkeypatch):
+    paths = []
+    save = AtomicCheckpointIO.save_checkpoint
+    monkeypatch.setattr(
+        AtomicCheckpointIO,
+        "save_checkpoint",
+        lambda self, checkpoint, path, storage_options=None: (
+            paths.append(path),
+            save(self, checkpoint, path, storage_options),
+        ),
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(BoringModel())
+    assert len(paths) == 1
+    assert "state_dict" in torch.load(paths[0], weights_only=True)

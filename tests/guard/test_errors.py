@@ -1,0 +1,144 @@
+"""Failures that end a run, with their place."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from steer_lightning.guard import SolverGuard
+from steer_lightning.solvers import (
+    NFEBudgetExceededError,
+    NonFiniteStateError,
+    RepeatedFailureError,
+    TorchdiffeqSolver,
+)
+from tests.helpers.faults import FAULTS, MAX_NFE, FaultyModel, fit, loader, untouched
+from tests.helpers.models import seeded, tiny_trainer
+
+each_fault = pytest.mark.parametrize("fault", FAULTS)
+
+
+@each_fault
+def test_raise_names_the_place(fault):
+    gradient, error_class, phase = FAULTS[fault]
+    model = seeded(FaultyModel, gradient)
+    with pytest.raises(
+        error_class, match=r"Where: block 'block', .*training, epoch 0, batch 1, rank 0\."
+    ) as caught:
+        fit(SolverGuard(), "none", fault, "none", model=model)
+    error = caught.value
+    assert (error.block, error.stage, error.epoch) == ("block", "training", 0)
+    assert (error.batch_idx, error.rank, error.phase) == (1, 0, phase)
+    assert (error.rtol, error.atol, error.dtype) == (1e-4, 1e-4, torch.float32)
+    assert error.t is not None
+    assert 0 < error.nfe <= MAX_NFE
+    assert (error.nfe == MAX_NFE) is (error_class is NFEBudgetExceededError)
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "fallback"])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_evaluation_always_raises_with_the_place(policy, stage):
+    model = seeded(FaultyModel)
+    name = {"validate": "validation"}.get(stage, stage)
+    with pytest.raises(
+        NFEBudgetExceededError, match=rf"block 'block', .*{name}, epoch 0, batch 1, rank 0\."
+    ):
+        getattr(tiny_trainer(SolverGuard(policy)), stage)(model, loader("none", "budget"))
+
+
+def test_validation_within_a_fit_raises_too():
+    model = seeded(FaultyModel)
+    with pytest.raises(NFEBudgetExceededError, match=r"validation, epoch 0, batch 1, rank 0\."):
+        tiny_trainer(SolverGuard("skip"), num_sanity_val_steps=0).fit(
+            model, loader("none"), loader("none", "budget")
+        )
+    assert untouched(model)
+
+
+def test_an_error_outside_of_batches_names_no_batch():
+    class Late(FaultyModel):
+        def on_train_epoch_end(self):
+            self(next(iter(loader("nan"))))
+
+    with pytest.raises(NonFiniteStateError, match=r"atol = 0\.0001, rank 0\.") as caught:
+        fit(SolverGuard(), "none", model=seeded(Late))
+    assert caught.value.batch_idx is None
+
+
+def test_other_exceptions_pass_and_the_model_is_put_back():
+    class Breaks(FaultyModel):
+        def training_step(self, batch, batch_idx):
+            assert "training_step" in vars(self)
+            if not isinstance(self.block.solver, TorchdiffeqSolver):
+                raise KeyError("mine")
+            return self.loss(batch)
+
+    model = seeded(Breaks)
+    with pytest.raises(KeyError, match="mine") as caught:
+        fit(SolverGuard("fallback", random_fields="ignore"), "none", "budget", model=model)
+    assert isinstance(caught.value.__context__, NFEBudgetExceededError)  # why it ran again
+    assert untouched(model)
+
+
+def test_a_method_set_on_the_instance_is_put_back():
+    model = seeded(FaultyModel)
+    own = model.training_step
+    model.training_step = own
+    fit(SolverGuard("skip"), "none", model=model)
+    assert vars(model)["training_step"] == own
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_the_batch_is_saved_on_request(tmp_path, policy):
+    guard, faults = SolverGuard(policy, save_batches=True), ("none", "nan", "none")
+    if policy == "skip":
+        with pytest.warns(UserWarning, match="a batch is dropped"):
+            fit(guard, *faults, default_root_dir=tmp_path)
+    else:
+        with pytest.raises(NonFiniteStateError, match="batch 1"):
+            fit(guard, *faults, default_root_dir=tmp_path)
+    (file,) = (tmp_path / "failed_batches").iterdir()
+    assert file.name == "training_epoch0_batch1_rank0.pt"
+    saved = torch.load(file, weights_only=True)
+    torch.testing.assert_close(saved["batch"], list(loader(*faults))[1], equal_nan=True)
+    assert "NaN or infinite" in saved["error"]
+
+
+def test_nothing_is_saved_unasked(tmp_path):
+    with pytest.warns(UserWarning, match="a batch is dropped"):
+        fit(SolverGuard("skip"), "nan", default_root_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("policy", ["skip", "fallback"])
+def test_nan_weights_end_the_run_by_naming_first_and_last(policy):
+    class Ruins(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                with torch.no_grad():
+                    pl_module.block.vector_field.w[0] = float("nan")
+
+    model = seeded(FaultyModel)
+    with (
+        pytest.warns(UserWarning, match="SolverGuard: a batch is"),
+        pytest.raises(
+            RepeatedFailureError,
+            match=r"The solves of 3 training batches in a row failed\. The first, .*batch 2, rank "
+            r"0\. The last, .*batch 4, rank 0\..*checkpoint before",
+        ),
+    ):
+        fit(SolverGuard(policy, max_consecutive=3), *["none"] * 8, model=model, before=[Ruins()])
+    assert untouched(model)
+
+
+def test_failures_that_are_not_in_a_row_end_nothing():
+    guard = SolverGuard("skip", max_consecutive=2)
+    with pytest.warns(UserWarning, match="a batch is dropped"):
+        fit(guard, "nan", "none", "blow-up", "none", "nan", max_epochs=1)
+    assert guard.skipped == 3
+
+
+def test_max_consecutive_of_one_raises_at_once():
+    with pytest.raises(RepeatedFailureError, match="of 1 training batches in a row") as caught:
+        fit(SolverGuard("skip", max_consecutive=1), "none", "nan")
+    assert isinstance(caught.value.__cause__, NonFiniteStateError)

@@ -1,0 +1,334 @@
+"""Grids of times, against a solve of each interval written by hand."""
+
+import copy
+
+import pytest
+import torch
+from torchdiffeq import odeint
+
+from steer_lightning.horizon import GridHorizon
+from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
+from steer_lightning.nn import MLPField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.helpers.models import StubSolver
+from tests.helpers.problems import (
+    CosineField,
+    LinearField,
+    OscillatorField,
+    initial_state,
+    times,
+)
+from tests.helpers.solving import solve
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+GRIDS = [(0.0, 0.3, 1.0, 1.2), (1.2, 1.0, 0.3, 0.0), (-1.0, 2.0)]
+gradient_modes = pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+
+
+def perturbed(**settings):
+    horizon = GridHorizon()
+    horizon.perturb(EndTimeDraw(**{"b": None, "key": 5, **settings}))
+    return horizon
+
+
+def interval_by_interval(field, y0, starts, ends):
+    """Interval ``i`` from its own start to its own end, each from where the last one came out."""
+    ys = [y0]
+    for start, end in zip(starts, ends, strict=True):
+        ys.append(odeint(field, ys[-1], torch.stack([start, end]), **TIGHT)[-1])
+    return torch.stack(ys)
+
+
+def gradients(ys, *inputs):
+    weights = torch.linspace(0.5, 1.0, ys.numel(), dtype=ys.dtype).reshape_as(ys)
+    return torch.autograd.grad((ys * weights).sum(), inputs)
+
+
+@gradient_modes
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("field_class", [CosineField, LinearField])
+@pytest.mark.parametrize("b", [None, 0.25])
+def test_each_interval_runs_from_its_own_time_to_its_own_end(gradient, grid, field_class, b):
+    field, y0, t_eval = field_class(), initial_state().requires_grad_(), times(*grid)
+    horizon = perturbed(b=b)
+    ends = horizon.end_times(t_eval)
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
+    expected = interval_by_interval(field, y0, t_eval[:-1], ends)
+    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
+    params = list(field.parameters())
+    torch.testing.assert_close(
+        gradients(ys, y0, *params), gradients(expected, y0, *params), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_field_without_time_takes_one_smooth_solve():
+    stub, field, y0, t_eval = StubSolver(), LinearField(), initial_state(), times(0.0, 0.3, 1.0)
+    horizon = perturbed()
+    solve(horizon, stub, field, y0, t_eval)
+    assert stub.fields == [field]
+    stretched = stub.t_evals[0]
+    assert stretched[0] == t_eval[0]
+    torch.testing.assert_close(stretched.diff(), horizon.end_times(t_eval) - t_eval[:-1])
+
+
+def test_a_field_with_time_takes_one_solve_an_interval_from_unperturbed_starts():
+    stub, y0, t_eval = StubSolver(), initial_state(), times(0.0, 0.3, 1.0)
+    solve(perturbed(), stub, CosineField(), y0, t_eval)
+    assert [t.tolist() for t in stub.t_evals] == [[0.0, 0.3], [0.3, 1.0]]
+    starts = [field.warp.actual(t[0]) for field, t in zip(stub.fields, stub.t_evals, strict=True)]
+    assert torch.equal(torch.stack(starts), t_eval[:-1])
+
+
+def test_states_may_be_tuples():
+    field, y0, t_eval = OscillatorField(), (initial_state(), initial_state()), times(0.0, 0.5, 1.0)
+    horizon = perturbed()
+    total = (horizon.end_times(t_eval) - t_eval[:-1]).sum()
+    xs, vs = solve(horizon, TorchdiffeqSolver(**TIGHT), field, y0, t_eval).ys
+    assert xs.shape == (3, 3, 2)
+    x, v = field.exact(y0, 0.0, total)
+    torch.testing.assert_close(xs[-1], x, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(vs[-1], v, rtol=1e-7, atol=1e-7)
+
+
+@gradient_modes
+@pytest.mark.parametrize("field_class", [CosineField, LinearField])
+def test_end_times_for_each_sample(gradient, field_class):
+    field, y0, t_eval = field_class(), initial_state(4).requires_grad_(), times(0.0, 0.3, 1.0)
+    horizon = perturbed(scope="sample")
+    ends = horizon.end_times(t_eval, batch_size=4)
+    assert ends.shape == (4, 2)
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
+    singles = [interval_by_interval(field, y0[i : i + 1], t_eval[:-1], ends[i]) for i in range(4)]
+    expected = torch.cat(singles, dim=1)
+    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
+    params = list(field.parameters())
+    torch.testing.assert_close(
+        gradients(ys, y0, *params), gradients(expected, y0, *params), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_ends_stay_within_the_half_width_of_each_interval(grid):
+    t_eval, epsilon, b = times(*grid), 0.1, 0.2
+    for key in range(50):
+        for draw_b in (None, b):
+            ends = perturbed(b=draw_b, epsilon=epsilon, key=key).end_times(t_eval)
+            limit = (1 - epsilon) * t_eval.diff().abs()
+            if draw_b is not None:
+                limit = limit.clamp(max=b)
+            assert bool(((ends - t_eval[1:]).abs() <= limit + 1e-12).all())
+
+
+def test_the_same_draw_gives_the_same_ends_when_asked_again():
+    horizon, t_eval = perturbed(), times(0.0, 0.3, 1.0)
+    first = horizon.end_times(t_eval)
+    assert torch.equal(horizon.end_times(t_eval), first)
+    results = [
+        solve(horizon, TorchdiffeqSolver(), CosineField(), initial_state(), t_eval).ys
+        for _ in range(2)
+    ]
+    assert torch.equal(*results)
+    horizon.perturb(EndTimeDraw(None, key=6))
+    assert not torch.equal(horizon.end_times(t_eval), first)
+    assert len(((first - t_eval[:-1]) / t_eval.diff()).unique()) == 2
+
+
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw(None, scale=0.0)])
+def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
+    horizon, stub, field, t_eval = GridHorizon(), StubSolver(), CosineField(), times(0.0, 0.3, 1.0)
+    if draw is not None:
+        horizon.perturb(draw)
+    solve(horizon, stub, field, initial_state(), t_eval)
+    assert stub.fields == [field]
+    assert stub.t_evals[0] is t_eval
+    assert torch.equal(horizon.end_times(t_eval), t_eval[1:])
+
+
+@pytest.mark.parametrize("field_class", [CosineField, LinearField])
+def test_a_fixed_grid_takes_as_many_steps_as_without(field_class):
+    solver, field, t_eval = FixedGridSolver(n_steps=3), field_class(), times(0.0, 0.3, 1.0)
+    plain = solver.solve(field, initial_state(), t_eval).stats
+    assert solve(perturbed(), solver, field, initial_state(), t_eval).stats == plain
+
+
+@pytest.mark.parametrize("field_class", [CosineField, LinearField])
+def test_a_backward_pass_sees_the_ends_of_its_forward_pass(field_class):
+    field, y0, t_eval = field_class(), initial_state().requires_grad_(), times(0.0, 0.3, 1.0)
+    found = []
+    for gradient in ("autograd", "adjoint"):
+        horizon = perturbed()
+        ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
+        horizon.reset()
+        found.append(gradients(ys, y0, *field.parameters()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("field_class", [CosineField, LinearField])
+def test_times_have_gradients(field_class):
+    field, y0 = field_class(), initial_state()
+    t_eval, found = times(0.0, 0.3, 1.0).requires_grad_(), []
+    for gradient in ("autograd", "adjoint"):
+        solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+        found.append(gradients(solve(perturbed(), solver, field, y0, t_eval).ys, t_eval))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_in_force_is_the_mean_stretch_of_the_last_solve():
+    horizon, t_eval = perturbed(), times(0.0, 0.3, 1.0)
+    assert horizon.in_force() == {"stretch": 1.0}
+    solve(horizon, TorchdiffeqSolver(), CosineField(), initial_state(), t_eval)
+    rates = (horizon.end_times(t_eval) - t_eval[:-1]) / t_eval.diff()
+    assert horizon.in_force() == {"stretch": pytest.approx(float(rates.mean()))}
+    assert copy.deepcopy(horizon).in_force() == {"stretch": 1.0}
+    horizon.reset()
+    assert horizon.in_force() == {"stretch": 1.0}
+    assert horizon.describe() == "each interval of t_eval"
+
+
+def test_a_block_solves_over_a_grid():
+    block = ODEBlock(MLPField(2, (4,), time_dependent=False), horizon=GridHorizon())
+    t_eval = torch.tensor([0.0, 0.5, 1.0])
+    ys = block(torch.zeros(4, 2), t_eval)
+    assert ys.shape == (3, 4, 2)
+    assert not list(block.horizon.buffers())
+    assert not [name for name in block.state_dict() if "horizon" in name]
+
+
+def test_a_grid_has_no_times_of_its_own():
+    solver, field, y0 = TorchdiffeqSolver(), CosineField(), initial_state()
+    with pytest.raises(ValueError, match="Expected `t_eval` with a GridHorizon"):
+        solve(GridHorizon(), solver, field, y0)
+    with pytest.raises(ValueError, match="Expected no `t_start` with a GridHorizon"):
+        ODEBlock(field, horizon=GridHorizon())(y0, times(0.0, 1.0), t_start=times(0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("t_eval", [(0.0, 1.0, 1.0), (0.0, 2.0, 1.0), (0.0,)])
+@pytest.mark.parametrize("field_class", [CosineField, LinearField])
+def test_bad_times_are_refused_while_a_draw_is_in_force(t_eval, field_class):
+    with pytest.raises(ValueError, match="Expected `t_eval`"):
+        solve(perturbed(), TorchdiffeqSolver(), field_class(), initial_state(), times(*t_eval))
+
+
+SHARED = times(0.0, 0.3, 1.0)
+OWN = torch.stack([times(0.0, 0.25, 1.0, 1.5), times(2.0, 4.0, 4.0, 4.0), times(*[3.0] * 4)])
+OWN_LENGTHS = torch.tensor([4, 2, 1])
+PADDING = torch.tensor([[0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+
+
+def shared(n_samples=2, n_padded=0):
+    """Samples of one grid of three times, with padding."""
+    series = torch.cat([SHARED, SHARED[-1:].expand(n_padded)]).expand(n_samples, -1)
+    return series, torch.full((n_samples,), 3)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("n_padded", [0, 2])
+def test_samples_of_one_grid_share_the_ends_of_a_solve_over_it(reverse, n_padded):
+    rates = perturbed().rates(*shared(3, n_padded), reverse)
+    t_eval = SHARED.flip(0) if reverse else SHARED
+    expected = (perturbed().end_times(t_eval) - t_eval[:-1]) / t_eval.diff()
+    torch.testing.assert_close(rates[:, :2], expected.expand(3, 2))
+    assert bool((rates[:, 2:] == 1.0).all())
+
+
+def test_samples_of_one_grid_may_have_ends_of_their_own():
+    rates = perturbed(scope="sample").rates(*shared())
+    ends = perturbed(scope="sample").end_times(SHARED, batch_size=2)
+    torch.testing.assert_close(rates, (ends - SHARED[:-1]) / SHARED.diff())
+    assert len(rates.unique()) == 4
+
+
+@pytest.mark.parametrize("scope", ["batch", "rank", "sample"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_samples_of_other_grids_have_ends_of_their_own(scope, reverse):
+    rates = perturbed(scope=scope).rates(OWN, OWN_LENGTHS, reverse)
+    assert rates.shape == (3, 3)
+    assert bool((rates[PADDING] == 1.0).all())
+    assert len(rates[~PADDING].unique()) == 4
+    assert not bool((rates[~PADDING] == 1.0).any())
+
+
+def test_padding_does_not_move_an_end():
+    rates = perturbed().rates(OWN, OWN_LENGTHS)
+    wider = torch.cat([OWN, OWN[:, -1:].expand(-1, 3)], dim=1)
+    assert torch.equal(perturbed().rates(wider, OWN_LENGTHS)[:, :3], rates)
+
+
+@pytest.mark.parametrize("b", [None, 0.2])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_stretches_stay_within_the_half_width_of_each_interval(b, reverse):
+    epsilon, gaps = (
+        0.1,
+        torch.stack([times(0.25, 0.75, 0.5), times(2.0, 0.0, 0.0), times(0.0, 0.0, 0.0)]),
+    )
+    if reverse:
+        gaps[0] = gaps[0].flip(0)
+    limit = (1 - epsilon) * gaps
+    if b is not None:
+        limit = limit.clamp(max=b)
+    widest = torch.zeros_like(gaps)
+    for key in range(200):
+        rates = perturbed(b=b, epsilon=epsilon, key=key).rates(OWN, OWN_LENGTHS, reverse)
+        widest = torch.maximum(widest, ((rates - 1) * gaps).abs())
+    assert bool((widest <= limit + 1e-12).all())
+    assert bool((widest >= 0.9 * limit).all())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_intervals_are_numbered_as_they_are_walked_and_the_far_end_moves(reverse):
+    horizon = GridHorizon()
+    horizon.perturb(FixedOffset(0.125))
+    rates = horizon.rates(OWN, OWN_LENGTHS, reverse)
+    if reverse:  # the earlier end moves later: nearer to where its interval starts
+        expected = [[0.75, 1 - 0.125 / 0.75, 0.5], [1 - 0.0625, 1.0, 1.0], [1.0] * 3]
+    else:
+        expected = [[1.5, 1 + 0.125 / 0.75, 1.25], [1.0625, 1.0, 1.0], [1.0] * 3]
+    torch.testing.assert_close(rates, torch.tensor(expected).double())
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_the_same_draw_stretches_alike_when_asked_again(scope):
+    horizon = perturbed(scope=scope)
+    for series, lengths in ((OWN, OWN_LENGTHS), shared()):
+        first = horizon.rates(series, lengths)
+        assert torch.equal(horizon.rates(series, lengths), first)
+        assert torch.equal(perturbed(scope=scope).rates(series, lengths), first)
+        assert not torch.equal(perturbed(scope=scope, key=6).rates(series, lengths), first)
+    state = torch.random.get_rng_state()
+    horizon.rates(OWN, OWN_LENGTHS)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw(None, scale=0.0)])
+def test_nothing_is_stretched_without_an_offset(draw):
+    horizon = GridHorizon()
+    if draw is not None:
+        horizon.perturb(draw)
+    assert horizon.rates(OWN, OWN_LENGTHS) is None
+    assert horizon.solved
+    horizon = perturbed()
+    horizon.reset()
+    assert horizon.rates(OWN, OWN_LENGTHS) is None
+
+
+@pytest.mark.parametrize("draw", [EndTimeDraw(None), FixedOffset(0.1)])
+def test_samples_of_one_time_have_nothing_to_stretch(draw):
+    horizon = GridHorizon()
+    horizon.perturb(draw)
+    for n_times in (1, 3):
+        assert horizon.rates(torch.ones(2, n_times), torch.tensor([1, 1])) is None
+    assert horizon.in_force() == {"stretch": 1.0}
+
+
+def test_what_is_in_force_is_the_mean_stretch_of_what_is_no_padding():
+    horizon = perturbed()
+    rates = horizon.rates(OWN, OWN_LENGTHS)
+    mean = float(rates[~PADDING].mean())
+    assert horizon.in_force() == {"stretch": pytest.approx(mean)}
+
+
+def test_stretches_are_of_the_dtype_of_the_times_and_have_no_gradient():
+    rates = perturbed().rates(OWN.float().requires_grad_(), OWN_LENGTHS)
+    assert rates.dtype == torch.float32
+    assert not rates.requires_grad
+    torch.testing.assert_close(rates, perturbed().rates(OWN, OWN_LENGTHS).float())

@@ -1,0 +1,300 @@
+"""Spans, against the plain reference: the solve that ends at T, written by hand."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torchdiffeq import odeint
+
+from steer_lightning.horizon import Horizon, SpanHorizon
+from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
+from steer_lightning.nn import CNF, ConcatSquashField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.helpers.models import RecordingField, StubSolver
+from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
+from tests.helpers.solving import solve
+
+SPANS = [(0.0, 1.0), (0.5, 2.0), (2.0, 0.5)]
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+gradient_modes = pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+
+
+def reference(field, y0, *ts):
+    return odeint(field, y0, times(*ts), **TIGHT)
+
+
+def gradients(ys, *inputs):
+    weights = torch.linspace(0.5, 1.0, ys.numel(), dtype=ys.dtype).reshape_as(ys)
+    return torch.autograd.grad((ys * weights).sum(), inputs)
+
+
+@gradient_modes
+@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("offset", [-0.3, 0.4])
+def test_forward_solves_end_at_the_moved_end(gradient, span, offset):
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    horizon = SpanHorizon(*span)
+    horizon.perturb(FixedOffset(offset))
+    assert horizon.in_force() == {"end_time": pytest.approx(span[1] + offset)}
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0).ys
+    expected = reference(field, y0, span[0], span[1] + offset)
+    torch.testing.assert_close(ys, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        gradients(ys, y0, field.a), gradients(expected, y0, field.a), rtol=1e-6, atol=1e-6
+    )
+
+
+@gradient_modes
+@pytest.mark.parametrize("span", SPANS)
+def test_reverse_solves_begin_at_the_moved_end(gradient, span):
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    horizon = SpanHorizon(*span)
+    horizon.perturb(FixedOffset(0.4))
+    solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+    ys = solve(horizon, solver, field, y0, times(span[1], span[0])).ys
+    expected = reference(field, y0, span[1] + 0.4, span[0])
+    torch.testing.assert_close(ys, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        gradients(ys, y0, field.a), gradients(expected, y0, field.a), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_times_in_between_move_with_the_span():
+    field, y0, offset = CosineField(), initial_state(), 0.5
+    horizon = SpanHorizon(0.0, 2.0)
+    horizon.perturb(FixedOffset(offset))
+    ys = solve(horizon, TorchdiffeqSolver(**TIGHT), field, y0, times(0.0, 0.5, 1.0, 2.0)).ys
+    expected = reference(field, y0, 0.0, 0.625, 1.25, 2.5)
+    torch.testing.assert_close(ys, expected, rtol=1e-7, atol=1e-7)
+
+
+@gradient_modes
+def test_states_may_be_tuples(gradient):
+    field, y0 = OscillatorField(), (initial_state(), initial_state())
+    horizon = SpanHorizon(0.0, 1.0)
+    horizon.perturb(FixedOffset(0.3))
+    ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0).ys
+    for part, expected in zip(ys, field.exact(y0, 0.0, 1.3), strict=True):
+        torch.testing.assert_close(part[-1], expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "rk4"])
+@pytest.mark.parametrize("span", SPANS)
+def test_a_fixed_grid_takes_the_same_number_of_steps_to_the_moved_end(method, span):
+    field, y0, solver = CosineField(), initial_state(), FixedGridSolver(method, 5)
+    horizon = SpanHorizon(*span)
+    horizon.perturb(FixedOffset(0.4))
+    expected = solver.solve(field, y0, times(span[0], span[1] + 0.4))
+    found = solve(horizon, solver, field, y0)
+    torch.testing.assert_close(found.ys, expected.ys, rtol=1e-12, atol=1e-12)
+    assert found.stats == expected.stats
+
+
+@gradient_modes
+@pytest.mark.parametrize("t_eval", [None, (1.0, 0.0)])
+def test_an_end_time_for_each_sample_is_one_solve_of_its_own(gradient, t_eval):
+    field, y0 = CosineField(), initial_state(4).requires_grad_()
+    horizon = SpanHorizon(0.0, 1.0)
+    draw = EndTimeDraw(0.5, scope="sample", key=3)
+    horizon.perturb(draw)
+    recorded = RecordingField(field)
+    solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+    ys = solve(horizon, solver, recorded, y0, None if t_eval is None else times(*t_eval)).ys
+    ends = 1.0 + draw.offsets(times(1.0), 4, clip=False)[:, 0]
+    assert {t.shape for t in recorded.times} == {(4,)}
+    singles = [
+        reference(field, y0[i : i + 1], *((0.0, end) if t_eval is None else (end, 0.0)))
+        for i, end in enumerate(ends.tolist())
+    ]
+    expected = torch.cat(singles, dim=1)
+    torch.testing.assert_close(ys, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        gradients(ys, y0, field.a), gradients(expected, y0, field.a), rtol=1e-6, atol=1e-6
+    )
+    assert horizon.in_force() == {"end_time": pytest.approx(float(ends.mean()))}
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.25])
+def test_samples_may_start_at_times_of_their_own(offset):
+    field, y0, t_start = CosineField(), initial_state(), times(0.0, 0.7, -1.0)
+    horizon = SpanHorizon(0.0, 0.5)
+    horizon.perturb(FixedOffset(offset))
+    ys = solve(horizon, TorchdiffeqSolver(**TIGHT), field, y0, t_start=t_start).ys
+    expected = field.exact(y0, t_start, t_start + 0.5 + offset)
+    torch.testing.assert_close(ys[-1], expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw(0.5, scale=0.0)])
+def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
+    horizon, stub, field, y0 = SpanHorizon(0.0, 1.0), StubSolver(), CosineField(), initial_state()
+    if draw is not None:
+        horizon.perturb(draw)
+    solve(horizon, stub, field, y0)
+    assert stub.fields == [field]
+    assert stub.y0s[0] is y0
+    assert torch.equal(stub.t_evals[0], times(0.0, 1.0))
+
+
+def test_one_end_time_moves_the_times_that_the_solver_is_asked_for():
+    horizon, stub = SpanHorizon(0.0, 1.0), StubSolver()
+    for key in range(3):
+        horizon.perturb(EndTimeDraw(0.5, key=key))
+        solve(horizon, stub, CosineField(), initial_state())
+        torch.testing.assert_close(
+            stub.t_evals[-1], times(0.0, horizon.in_force()["end_time"]), rtol=0.0, atol=1e-12
+        )
+
+
+def test_end_times_of_samples_leave_the_solver_its_nominal_times():
+    horizon, stub = SpanHorizon(0.0, 1.0), StubSolver()
+    for key in range(3):
+        horizon.perturb(EndTimeDraw(0.5, key=key, scope="sample"))
+        solve(horizon, stub, CosineField(), initial_state())
+    assert all(torch.equal(t_eval, times(0.0, 1.0)) for t_eval in stub.t_evals)
+
+
+def test_reset_is_bit_for_bit_the_horizon_that_never_moved():
+    solver, field, y0 = TorchdiffeqSolver(), CosineField(), initial_state()
+    horizon = SpanHorizon(0.0, 1.0)
+    before = solve(horizon, solver, field, y0).ys
+    horizon.perturb(EndTimeDraw(0.5, key=1))
+    assert not torch.equal(solve(horizon, solver, field, y0).ys, before)
+    horizon.reset()
+    assert torch.equal(solve(horizon, solver, field, y0).ys, before)
+    assert horizon.in_force() == {"end_time": 1.0}
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("then", ["reset", "perturb"])
+def test_a_backward_pass_sees_the_end_time_of_its_forward_pass(scope, then):
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    expected = None
+    for solver in (
+        TorchdiffeqSolver(gradient="autograd", **TIGHT),
+        TorchdiffeqSolver(gradient="adjoint", **TIGHT),
+        FixedGridSolver(n_steps=64, checkpoint=True),
+    ):
+        horizon = SpanHorizon(0.0, 1.0)
+        horizon.perturb(EndTimeDraw(0.5, scope=scope, key=1))
+        ys = solve(horizon, solver, field, y0).ys
+        if then == "reset":
+            horizon.reset()
+        else:
+            horizon.perturb(EndTimeDraw(0.5, scope=scope, key=2))
+        found = gradients(ys, y0, field.a)
+        expected = expected or found
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@gradient_modes
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 0.25])
+def test_a_learnable_end_has_the_gradient_of_finite_differences(gradient, reverse, offset):
+    field, y0, eps = CosineField(), initial_state(), 1e-5
+    t_eval = times(1.0, 0.0) if reverse else None
+    solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+    horizon = SpanHorizon(0.0, 1.0, learn_t1=True).double()
+    horizon.perturb(FixedOffset(offset))
+
+    def loss(t1):
+        ts = (t1 + offset, 0.0) if reverse else (0.0, t1 + offset)
+        return float(field.exact(y0, *ts).square().sum().detach())
+
+    with torch.no_grad():
+        horizon.learned_t1.fill_(1.2)
+    ys = solve(horizon, solver, field, y0, t_eval).ys
+    found = torch.autograd.grad(ys[-1].square().sum(), horizon.learned_t1)[0]
+    expected = (loss(1.2 + eps) - loss(1.2 - eps)) / (2 * eps)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert horizon.in_force() == {"end_time": pytest.approx(1.2 + offset)}
+
+
+def test_a_learnable_end_keeps_steer_around_itself():
+    horizon = SpanHorizon(0.0, 1.0, learn_t1=True)
+    with torch.no_grad():
+        horizon.learned_t1.fill_(0.25)
+    with pytest.raises(ValueError, match=r"\|t1 - t0\| = 0.25, .* but got b = 0.5"):
+        horizon.perturb(EndTimeDraw(0.5))
+    assert horizon.describe() == "[0, 1] learned"
+
+
+def test_draws_leave_no_trace_in_a_checkpoint():
+    block = ODEBlock(CosineField())
+    names = list(block.state_dict())
+    for scope in ("batch", "sample"):
+        block.horizon.perturb(EndTimeDraw(0.5, scope=scope, key=1))
+        block(initial_state())
+        assert list(block.state_dict()) == names == ["vector_field.a"]
+        assert not list(block.buffers())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_a_copy_is_nobodys_and_stands_at_the_nominal_end(copied, scope):
+    block, y0 = ODEBlock(CosineField()), initial_state()
+    nominal = block(y0)
+    block.horizon.owner = "somebody"
+    block.horizon.perturb(EndTimeDraw(0.5, scope=scope, key=1))
+    moved = block(y0)
+    twin = copied(block)
+    assert torch.equal(twin(y0), nominal)
+    assert twin.horizon.owner is None
+    assert twin.horizon.in_force() == {"end_time": 1.0}
+    assert torch.equal(block(y0), moved)
+    assert not torch.equal(moved, nominal)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (0.0, math.inf), (math.nan, 1.0)])
+def test_ends_must_be_finite_and_apart(ends):
+    with pytest.raises(ValueError, match=r"Expected finite t0 != t1, but got t0 = .*, t1 = "):
+        SpanHorizon(*ends)
+
+
+def test_b_must_fit_and_a_refused_draw_changes_nothing():
+    horizon = SpanHorizon(0.5, 1.0)
+    horizon.check(EndTimeDraw(0.49))
+    horizon.perturb(FixedOffset(0.1))
+    with pytest.raises(ValueError, match=r"\|t1 - t0\| = 0.5, .* but got b = 0.5"):
+        horizon.perturb(EndTimeDraw(0.5))
+    assert horizon.in_force() == {"end_time": pytest.approx(1.1)}
+    assert horizon.describe() == "[0.5, 1]"
+
+
+def test_a_horizon_without_an_interval_is_no_horizon():
+    for call in ("describe", "in_force"):
+        with pytest.raises(NotImplementedError):
+            getattr(Horizon(), call)()
+    with pytest.raises(NotImplementedError):
+        Horizon().check(EndTimeDraw(0.5))
+    with pytest.raises(NotImplementedError):
+        Horizon().times(initial_state())
+    with pytest.raises(NotImplementedError):
+        Horizon().warp(CosineField(), times(0.0, 1.0), initial_state())
+
+
+@pytest.mark.parametrize("draw", [FixedOffset(0.2), EndTimeDraw(0.5, scope="sample", key=1)])
+def test_the_adjoint_refuses_a_closure_while_an_end_time_is_in_force(draw):
+    a = torch.ones((), dtype=torch.float64, requires_grad=True)
+    horizon = SpanHorizon(0.0, 1.0)
+    horizon.perturb(draw)
+    with pytest.raises(TypeError, match=r"nn.Module for gradient='adjoint'"):
+        solve(horizon, TorchdiffeqSolver(gradient="adjoint"), lambda t, y: a * y, initial_state())
+
+
+@pytest.mark.parametrize("data_at", ["t1", "t0"])
+@gradient_modes
+def test_the_flows_learnable_end_has_the_gradient_of_finite_differences(data_at, gradient):
+    torch.manual_seed(0)
+    solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+    flow = CNF(ConcatSquashField(2, (8,)), (2,), solver, data_at=data_at, learn_t1=True).double()
+    x, eps = initial_state(), 1e-4
+    flow.log_prob(x).sum().backward()
+    sums = []
+    with torch.no_grad():
+        for shift in (eps, -eps):
+            flow.horizon.learned_t1.fill_(1.0 + shift)
+            sums.append(float(flow.log_prob(x).sum()))
+    expected = (sums[0] - sums[1]) / (2 * eps)
+    assert float(flow.horizon.learned_t1.grad) == pytest.approx(expected, rel=1e-5)

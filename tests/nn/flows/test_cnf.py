@@ -1,0 +1,301 @@
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
+from steer_lightning.nn import CNF, ConcatSquashField, MLPField
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.helpers.problems import TimedLinearField
+
+T0, T1 = 0.5, 1.5
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+ENDS = ["t0", "t1"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def linear_flow(data_at, **arguments):
+    arguments = {"solver": TorchdiffeqSolver(**TIGHT), **arguments}
+    return CNF(TimedLinearField(), (2,), t_span=(T0, T1), data_at=data_at, **arguments)
+
+
+def exact_log_prob(flow, x, t=None, end=T1):
+    """Log-density at time ``t`` of points whose moved end is at ``end``."""
+    base, data = (T0, end) if flow.data_at == "t1" else (end, T0)
+    matrix = flow.vector_field.flow(base, data if t is None else t)
+    return MultivariateNormal(x.new_zeros(2), matrix @ matrix.T).log_prob(x)
+
+
+def small_flow(dim=2, **arguments):
+    """A flow with weights large enough to matter, in float64."""
+    field = ConcatSquashField(dim, (8, 8)).double()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.mul_(2.0)
+    return CNF(field, (dim,), **{"solver": TorchdiffeqSolver(**TIGHT), **arguments})
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+def test_log_prob_against_the_closed_form(data_at):
+    flow = linear_flow(data_at)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    expected = exact_log_prob(flow, x)
+    torch.testing.assert_close(flow.log_prob(x), expected, atol=1e-7, rtol=0.0)
+    other = "t0" if data_at == "t1" else "t1"  # the wrong sign would give the other one
+    assert (expected - exact_log_prob(linear_flow(other), x)).abs().min() > 0.1
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+@pytest.mark.parametrize("t", [T0, 0.8, 1.2, T1])
+def test_log_prob_at_a_time_of_the_transport(data_at, t):
+    flow = linear_flow(data_at)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(
+        flow.log_prob(x, t), exact_log_prob(flow, x, t), atol=1e-7, rtol=0.0
+    )
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+@pytest.mark.parametrize("offset", [-0.4, 0.7])
+def test_log_prob_with_the_end_time_moved(data_at, offset):
+    flow = linear_flow(data_at)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    nominal = flow.log_prob(x)
+    flow.horizon.perturb(FixedOffset(offset))
+    expected = exact_log_prob(flow, x, end=T1 + offset)
+    torch.testing.assert_close(flow.log_prob(x), expected, atol=1e-7, rtol=0.0)
+    flow.horizon.reset()
+    assert torch.equal(flow.log_prob(x), nominal)
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+def test_inverse_against_the_closed_form(data_at):
+    flow = linear_flow(data_at)
+    z = torch.randn(5, 2, dtype=torch.float64)
+    base, data = (T0, T1) if data_at == "t1" else (T1, T0)
+    assert (flow.base_time, flow.data_time) == (base, data)
+    expected = z @ flow.vector_field.flow(base, data).T
+    torch.testing.assert_close(flow.inverse(z), expected, atol=1e-7, rtol=0.0)
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+def test_gradients_of_parameters_and_end_time_against_the_closed_form(data_at):
+    x = torch.randn(5, 2, dtype=torch.float64)
+    reference = linear_flow(data_at)
+    end = torch.tensor(T1, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(
+        exact_log_prob(reference, x, end=end).sum(), (reference.vector_field.matrix, end)
+    )
+    assert expected[1].abs() > 0.1
+    for gradient in ("autograd", "adjoint"):
+        solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+        flow = linear_flow(data_at, solver=solver, learn_t1=True).double()
+        flow.log_prob(x).sum().backward()
+        found = (flow.vector_field.matrix.grad, flow.horizon.learned_t1.grad)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_learned_end_time_acts():
+    flow = linear_flow("t1", learn_t1=True).double()
+    x = torch.randn(5, 2, dtype=torch.float64)
+    with torch.no_grad():
+        flow.horizon.learned_t1.fill_(1.8)
+    expected = exact_log_prob(flow, x, end=1.8)
+    torch.testing.assert_close(flow.log_prob(x), expected, atol=1e-7, rtol=0.0)
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+def test_forward_and_inverse_undo_each_other(data_at):
+    flow = small_flow(data_at=data_at)
+    x = torch.randn(6, 2, dtype=torch.float64)
+    z, delta_log_p = flow(x)
+    assert (z - x).abs().max() > 0.1
+    torch.testing.assert_close(flow.inverse(z), x, atol=1e-7, rtol=0.0)
+    normal = -0.5 * z.square().sum(1) - math.log(2 * math.pi)
+    torch.testing.assert_close(flow.log_prob(x), normal + delta_log_p)
+
+
+def test_log_prob_is_the_log_determinant_of_the_flow():
+    flow = small_flow()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    _, delta_log_p = flow(x)
+    for point, delta in zip(x, delta_log_p, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda p: flow(p[None])[0][0], point)
+        torch.testing.assert_close(delta, jacobian.det().abs().log(), atol=1e-7, rtol=0.0)
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+def test_density_integrates_to_one(data_at):
+    flow = small_flow(1, solver=TorchdiffeqSolver(rtol=1e-7, atol=1e-7), data_at=data_at)
+    x = torch.linspace(-20.0, 20.0, 1001, dtype=torch.float64)[:, None]
+    for t in (None, 0.3):
+        density = flow.log_prob(x, t).exp()
+        assert float(density.sum().detach() * 40.0 / 1000) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+def test_trajectories_end_at_the_data_with_its_density(data_at):
+    flow = small_flow(data_at=data_at)
+    z = torch.randn(6, 2, dtype=torch.float64)
+    times = torch.linspace(flow.base_time, flow.data_time, 4, dtype=torch.float64)
+    states, log_p = flow.trajectories(z, times)
+    assert states.shape == (4, 6, 2)
+    assert torch.equal(states[0], z)
+    torch.testing.assert_close(states[-1], flow.inverse(z), atol=1e-7, rtol=0.0)
+    for state, t, found in zip(states, times, log_p, strict=True):
+        torch.testing.assert_close(found, flow.log_prob(state, float(t)), atol=1e-7, rtol=0.0)
+
+
+def test_trajectories_from_a_time_that_float32_rounds():
+    flow = CNF(ConcatSquashField(2, (8,)), (2,), t_span=(0.1, 1.0))
+    states, log_p = flow.trajectories(torch.zeros(3, 2), torch.tensor([0.1, 1.0]))
+    torch.testing.assert_close(states[-1], flow.inverse(torch.zeros(3, 2)))
+    assert log_p.shape == (2, 3)
+    with pytest.raises(ValueError, match=r"start where the base sits, at 0\.1, but got 1\."):
+        flow.trajectories(torch.zeros(3, 2), torch.tensor([1.0, 0.1]))
+
+
+def test_field_without_its_own_divergence():
+    field = MLPField(2, (8,)).double()
+    flow = CNF(field, (2,), TorchdiffeqSolver(**TIGHT))
+    x = torch.randn(2, 2, dtype=torch.float64)
+    _, delta_log_p = flow(x)
+    for point, delta in zip(x, delta_log_p, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda p: flow(p[None])[0][0], point)
+        torch.testing.assert_close(delta, jacobian.det().log(), atol=1e-7, rtol=0.0)
+
+
+def test_events_of_several_axes():
+    class Shrink(nn.Module):
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return -y
+
+    flow = CNF(Shrink(), (2, 1, 2), TorchdiffeqSolver(**TIGHT))
+    x = torch.randn(3, 2, 1, 2, dtype=torch.float64)
+    z, delta_log_p = flow(x)
+    torch.testing.assert_close(z, math.e * x, atol=1e-7, rtol=0.0)
+    torch.testing.assert_close(delta_log_p, torch.full((3,), 4.0).double(), atol=1e-7, rtol=0.0)
+    assert flow.log_prob(x).shape == (3,)
+
+
+@pytest.mark.parametrize("field", [ConcatSquashField(2, (8,)), MLPField(2, (8,))])
+def test_inference_mode_gives_the_same_numbers(field):
+    flow = CNF(field, (2,))
+    x, times = torch.randn(4, 2), torch.tensor([0.0, 0.5, 1.0])
+
+    def everything():
+        sample = flow.sample(3, torch.Generator().manual_seed(0))
+        return flow.log_prob(x), sample, *flow.trajectories(x, times)
+
+    expected = everything()
+    with torch.inference_mode():
+        found = everything()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_sample_is_the_inverse_of_normal_noise():
+    flow = small_flow()
+    before = torch.get_rng_state()
+    sample = flow.sample(5, torch.Generator().manual_seed(3))
+    assert torch.equal(torch.get_rng_state(), before)
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.equal(sample, flow.inverse(z))
+    assert (flow.sample(2) != flow.sample(2)).all()  # without a generator the global stream
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+def test_every_parameter_gets_a_gradient(gradient):
+    flow = CNF(ConcatSquashField(2, (8, 8)), (2,), TorchdiffeqSolver(gradient=gradient))
+    flow.horizon.perturb(FixedOffset(0.3))
+    flow.log_prob(torch.randn(4, 2)).mean().backward()
+    missing = [n for n, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []
+
+
+def test_fixed_grid_agrees_with_an_adaptive_solver():
+    flow = small_flow()
+    x = torch.randn(4, 2, dtype=torch.float64)
+    adaptive = flow.log_prob(x)
+    flow.solver = FixedGridSolver("rk4", n_steps=60)
+    torch.testing.assert_close(flow.log_prob(x), adaptive, atol=1e-6, rtol=0.0)
+
+
+def test_work_is_counted():
+    flow = CNF(ConcatSquashField(2, (8,)), (2,), FixedGridSolver("rk4", n_steps=3))
+    flow.log_prob(torch.zeros(2, 2))
+    flow.sample(2)
+    assert (flow.stats.nfe_forward, flow.stats.accepted) == (2 * 12, 2 * 3)
+
+
+def test_the_evaluation_solver_serves_eval_mode_alone():
+    flow = CNF(
+        ConcatSquashField(2, (8,)),
+        (2,),
+        FixedGridSolver("rk4", n_steps=1),
+        FixedGridSolver("rk4", n_steps=5),
+    )
+    x = torch.zeros(2, 2)
+    for training, n_steps in ((True, 1), (False, 5)):
+        flow.train(training).stats.reset()
+        flow.log_prob(x)
+        flow.sample(2)
+        flow.trajectories(x, torch.tensor([0.0, 1.0]))
+        assert flow.stats.accepted == 3 * n_steps
+
+
+def test_temperature_scales_the_base():
+    flow = small_flow()
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sample = flow.sample(5, torch.Generator().manual_seed(3), temperature=0.5)
+    assert torch.equal(sample, flow.inverse(0.5 * z))
+
+
+@pytest.mark.parametrize("data_at", ENDS)
+def test_an_end_time_for_each_sample(data_at):
+    flow = linear_flow(data_at)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    draw = EndTimeDraw(b=0.4, scope="sample", key=5)
+    flow.horizon.perturb(draw)
+    found = flow.log_prob(x)
+    offsets = draw.offsets(torch.tensor([T1 - T0], dtype=torch.float64), 4, clip=False)
+    assert len(offsets.unique()) == 4
+    for i in range(4):
+        expected = exact_log_prob(flow, x[i], end=T1 + offsets[i, 0])
+        torch.testing.assert_close(found[i], expected, atol=1e-7, rtol=0.0)
+
+
+def test_wrong_shapes_raise():
+    flow = CNF(ConcatSquashField(2, (4,)), (2,))
+    message = "Expected (base )?points of shape " + re.escape("(B, 2), but got (3, 1).")
+    calls = [
+        flow,
+        flow.log_prob,
+        flow.inverse,
+        lambda x: flow.trajectories(x, torch.tensor([0.0, 1.0])),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data_at": "t2"}, r"Expected `data_at` to be one of \['t0', 't1'\], but got 't2'"),
+        ({"trace_estimator": "exakt"}, r"`trace_estimator` .*'exakt'\. Did you mean 'exact'"),
+        ({"noise": "gausian"}, r"`noise` to be one of .*'gausian'\. Did you mean 'gaussian'"),
+        ({"t_span": (0.0, 0.5, 1.0)}, r"Expected `t_span` = \(t0, t1\), but got \(0.0, 0.5, 1.0"),
+        ({"t_span": (1.0, 1.0)}, "Expected finite t0 != t1, but got t0 = 1.0, t1 = 1.0"),
+        ({"t_span": (0.0, math.inf)}, "Expected finite t0 != t1, but got t0 = 0.0, t1 = inf"),
+    ],
+)
+def test_bad_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CNF(ConcatSquashField(2, (4,)), (2,), **arguments)

@@ -1,0 +1,185 @@
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from steer_lightning.nn import ConvFlowField
+from steer_lightning.nn.flows.conv_flow_field import ACTIVATIONS
+from steer_lightning.nn.trace import exact_jacobian, value_and_tangent
+from tests.helpers.models import lively
+from tests.helpers.problems import jacobians
+
+TIMES = [torch.tensor(0.3).double(), torch.tensor([0.3, -1.0, 2.0]).double()]
+SETTINGS = [
+    {"activation": activation, "channels_last": channels_last}
+    for activation in ("softplus", "tanh")
+    for channels_last in (True, False)
+]
+every_setting = pytest.mark.parametrize("settings", SETTINGS, ids=str)
+both_times = pytest.mark.parametrize("t", TIMES, ids=["shared", "each"])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make_field(**settings):
+    return lively(ConvFlowField(2, (5, 4), **settings).double())
+
+
+def watch_inputs(layers, note):
+    """Show the input of every convolution to a function."""
+    for layer in layers:
+        convolve = layer.convolve
+        layer.convolve = lambda x, convolve=convolve: note(x) or convolve(x)
+
+
+def state_and_direction():
+    return torch.randn(2, 3, 2, 4, 5, dtype=torch.float64)
+
+
+@both_times
+@every_setting
+def test_field_against_its_formula(settings, t):
+    field = make_field(**settings)
+    y, _ = state_and_direction()
+    activate = {"softplus": F.softplus, "tanh": torch.tanh}[settings["activation"]]
+    expected = y
+    for i, layer in enumerate(field.layers):
+        channel = t.reshape(-1, 1, 1, 1).expand(3, 1, 4, 5)
+        inputs = torch.cat([channel, activate(expected) if i else expected], dim=1)
+        expected = F.conv2d(inputs, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(field(t, y), expected)
+
+
+def forward_mode(field, t, y, e):
+    return torch.func.jvp(lambda y: field(t, y), (y,), (e,))
+
+
+def double_backward(field, t, y, e):
+    return torch.autograd.functional.jvp(lambda y: field(t, y), y, e, create_graph=True)
+
+
+@pytest.mark.parametrize("reference", [forward_mode, double_backward])
+@both_times
+@every_setting
+def test_value_tangent_and_their_gradients_against_two_references(settings, t, reference):
+    field = make_field(**settings)
+    y, e = state_and_direction()
+    t = t.clone().requires_grad_()
+    y.requires_grad_()
+    results = []
+    for way in (value_and_tangent, reference):
+        value, tangent = way(field, t, y, e)
+        loss = (value.square() * tangent.sin()).sum() + (e * tangent).sum()
+        gradients = torch.autograd.grad(loss, (t, y, *field.parameters()))
+        results.append((value, tangent, *gradients))
+    assert min(float(part.detach().abs().max()) for part in results[0]) > 1e-3
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+@both_times
+def test_gradcheck_of_value_and_tangent(t):
+    field = make_field()
+    y, e = (part[:, :, :2, :2] for part in state_and_direction())
+    inputs = [x.clone().requires_grad_() for x in (t, y, e)]
+    assert torch.autograd.gradcheck(field.value_and_tangent, inputs)
+
+
+@both_times
+@pytest.mark.parametrize("activation", ["softplus", "tanh"])
+def test_jacobian_of_all_coordinates_at_once(activation, t):
+    field = make_field(activation=activation)
+    y = state_and_direction()[0][..., :2, :2]
+    value, jacobian = exact_jacobian(field, t, y)
+    torch.testing.assert_close(value, field(t, y))
+    torch.testing.assert_close(jacobian.permute(1, 2, 0), jacobians(field, t, y))
+
+
+def test_the_memory_format_is_kept_within_and_changes_no_number():
+    y, e = state_and_direction()
+    weights, seen, results = make_field().state_dict(), [], []
+    for channels_last in (True, False):
+        field = make_field(channels_last=channels_last)
+        field.load_state_dict(weights)
+        watch_inputs(
+            field.layers[1:],
+            lambda x: seen.append(x.is_contiguous(memory_format=torch.channels_last)),
+        )
+        results.append((field(TIMES[0], y), *field.value_and_tangent(TIMES[0], y, e)))
+    assert seen == [True] * 4 + [False] * 4
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_new_field_is_constant_in_the_state():
+    field = ConvFlowField(2, (5, 4)).double()
+    y, e = state_and_direction()
+    value, tangent = field.value_and_tangent(TIMES[0], y, e)
+    bias = field.layers[-1].bias
+    assert torch.equal(value, bias.view(1, -1, 1, 1).expand_as(y))
+    assert not tangent.any()
+    assert not field.layers[-1].weight.any()
+    assert all(layer.weight.any() for layer in field.layers[:-1])
+
+
+def test_autocast_lowers_every_layer_and_stays_near():
+    field = lively(ConvFlowField(2, (8, 8)))
+    y, e = state_and_direction().float()
+    t = torch.tensor(0.3)
+    exact = (field(t, y), *field.value_and_tangent(t, y, e))
+    seen = []
+    watch_inputs(field.layers, lambda x: seen.append(x.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = (field(t, y), *field.value_and_tangent(t, y, e))
+    # Activations keep the precision that the convolution before them came in.
+    assert seen == 2 * [torch.float32, torch.bfloat16, torch.bfloat16]
+    for a, b in zip(low, exact, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.float(), b, atol=0.05 * float(b.detach().abs().max()), rtol=0)
+
+
+def test_autocast_rests_in_the_activations(monkeypatch):
+    seen = []
+
+    def watched(function):
+        def call(x):
+            seen.append((x.dtype, torch.is_autocast_enabled("cpu")))
+            return function(x)
+
+        return call
+
+    softplus, slope = ACTIVATIONS["softplus"]
+    monkeypatch.setitem(ACTIVATIONS, "softplus", (watched(softplus), watched(slope)))
+    field = ConvFlowField(2, (8,))
+    y, e = state_and_direction().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        field(torch.tensor(0.3), y)
+        field.value_and_tangent(torch.tensor(0.3), y, e)
+    assert seen == 3 * [(torch.bfloat16, False)]  # a GPU's autocast would raise them to float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 0}, "Expected positive layer widths, but got 0 and (64, 64, 64)"),
+        (
+            {"channels": 1, "hidden": (8, 0)},
+            "Expected positive layer widths, but got 1 and (8, 0)",
+        ),
+        ({"channels": 1, "hidden": ()}, "Expected at least one hidden layer, but got none"),
+        ({"channels": 1, "activation": "softpls"}, "got 'softpls'. Did you mean 'softplus'?"),
+    ],
+)
+def test_bad_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ConvFlowField(**arguments)
+
+
+def test_number_of_parameters():
+    count = sum(p.numel() for p in ConvFlowField(1).parameters())
+    widths = [1, 64, 64, 64, 1]
+    assert count == sum(9 * (a + 1) * b + b for a, b in pairwise(widths))

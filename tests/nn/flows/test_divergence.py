@@ -1,0 +1,224 @@
+"""The integrals beside a flow's state: density, kinetic energy and norm of the Jacobian."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steer_lightning.horizon.end_time import FixedOffset
+from steer_lightning.nn import CNF, ConcatSquashField, ConvFlowField, MLPField, Transport
+from steer_lightning.nn import cnf as module
+from steer_lightning.nn.flows.divergence import DivergenceField
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.helpers.models import lively
+from tests.helpers.problems import TimedLinearField, hadamard, jacobians
+
+TIGHT = {"rtol": 1e-8, "atol": 1e-8}
+TIMES = [torch.tensor(0.3).double(), torch.tensor([0.3, -1.0, 2.0]).double()]
+FIELDS = {
+    "conv": (lambda: ConvFlowField(2, (3,)), (2, 2, 2)),
+    "concat-squash": (lambda: ConcatSquashField(3, (5,)), (3,)),
+    "mlp": (lambda: MLPField(3, (5,)), (3,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=sorted(FIELDS))
+def problem(request):
+    make, shape = FIELDS[request.param]
+    return lively(make().double()), torch.randn(3, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("t", "mode"), [(TIMES[0], torch.inference_mode), (TIMES[1], torch.enable_grad)]
+)
+@pytest.mark.parametrize("hutchinson", [False, True])
+def test_derivatives_of_all_parts(problem, t, hutchinson, mode):
+    field, y = problem
+    e = torch.randn_like(y) if hutchinson else None
+    jacobian, value = jacobians(field, t, y), field(t, y)
+    if hutchinson:
+        tangent = torch.einsum("bij,bj->bi", jacobian, e.flatten(1))
+        divergence, norm = (tangent * e.flatten(1)).sum(1), tangent.square().mean(1)
+    else:
+        divergence = jacobian.diagonal(dim1=1, dim2=2).sum(1)
+        norm = jacobian.square().sum((1, 2)) / y[0].numel()
+    expected = (value, divergence, 0.5 * value.flatten(1).square().mean(1), norm)
+    state = (y, *torch.zeros(3, 3, dtype=torch.float64))
+    with mode():
+        two = DivergenceField(field, e)(t, state[:2])
+        four = DivergenceField(field, e, regularize=True)(t, state)
+    assert (len(two), len(four)) == (2, 4)
+    for found, part in zip((*two, *four), (*expected[:2], *expected), strict=True):
+        torch.testing.assert_close(found, part.detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_sums_over_dimensions_keep_the_states_precision_under_autocast():
+    field = lively(ConvFlowField(1, (3,)))
+    y, e = torch.randn(2, 3, 1, 8, 8)
+    state = (y, *torch.zeros(3, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, tangent = field.value_and_tangent(torch.tensor(0.3), y, e)
+        found = DivergenceField(field, e, regularize=True)(torch.tensor(0.3), state)
+    assert value.dtype == torch.bfloat16
+    value, tangent = value.float(), tangent.float()
+    expected = (
+        value,
+        (tangent * e).flatten(1).sum(1),
+        0.5 * value.square().flatten(1).mean(1),
+        tangent.square().flatten(1).mean(1),
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def integrals_by_quadrature(field, x, start, end):
+    """Both regularisers of ``y' = t A y`` from ``x`` at ``start``, over the length of time."""
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(30))
+    kinetic = 0.0
+    for node, weight in zip(nodes, weights, strict=True):
+        t = start + (end - start) * (node + 1) / 2
+        slope = t * (x @ field.flow(start, t).T @ field.matrix.T)
+        kinetic = kinetic + weight / 2 * abs(end - start) * 0.5 * slope.square().mean(1)
+    norm = field.matrix.square().sum() / 2 * abs(end**3 - start**3) / 3
+    return kinetic, norm.expand(len(x))
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+@pytest.mark.parametrize(("t_span", "offset"), [((0.5, 1.5), 0.0), ((1.5, 0.5), 0.3)], ids=str)
+@pytest.mark.parametrize("data_at", ["t0", "t1"])
+def test_regularisers_and_their_gradients_by_quadrature(data_at, t_span, offset, gradient):
+    solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+    flow = CNF(TimedLinearField(), (2,), solver, t_span=t_span, data_at=data_at)
+    flow.horizon.perturb(FixedOffset(offset))
+    x = torch.randn(4, 2, dtype=torch.float64)
+    t0, t1 = t_span[0], t_span[1] + offset
+    start, end = (t0, t1) if data_at == "t0" else (t1, t0)
+    carried = flow.transport(x, regularize=True)
+    found = (carried.kinetic, carried.jacobian)
+    expected = integrals_by_quadrature(flow.vector_field, x, start, end)
+    assert min(float(part.detach().min()) for part in found) > 0.0
+    gradients = []
+    for parts in (found, expected):
+        loss = (torch.stack(parts) * torch.linspace(1.0, 2.0, 8).double().view(2, 4)).sum()
+        gradients += torch.autograd.grad(loss, flow.vector_field.matrix)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("t", [0.8, 1.5])
+def test_regularisers_from_a_time_of_the_transport_on(t):
+    flow = CNF(TimedLinearField(), (2,), TorchdiffeqSolver(**TIGHT), t_span=(0.5, 1.5))
+    x = torch.randn(4, 2, dtype=torch.float64)
+    carried = flow.transport(x, t, regularize=True)
+    expected = integrals_by_quadrature(flow.vector_field, x, t, 0.5)
+    torch.testing.assert_close((carried.kinetic, carried.jacobian), expected, atol=1e-7, rtol=0.0)
+    nowhere = flow.transport(x, 0.5, regularize=True)
+    assert torch.equal(nowhere.z, x)
+    assert not torch.stack(nowhere[1:]).any()
+
+
+class Swirl(nn.Module):
+    """``y' = a cos(20 t) (y2, -y1)``: no divergence, and a Jacobian that changes fast."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return self.a * torch.cos(20.0 * t) * torch.stack([y[:, 1], -y[:, 0]], dim=1)
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+@pytest.mark.parametrize("estimator", ["exact", "hutchinson"])
+@pytest.mark.parametrize("learn_t1", [False, True], ids=["times moved", "field warped"])
+@torch.no_grad()
+def test_regularisers_do_not_change_the_steps(monkeypatch, learn_t1, estimator, gradient):
+    flow = CNF(
+        Swirl(),
+        (2,),
+        TorchdiffeqSolver(rtol=1e-4, atol=1e-4, gradient=gradient),
+        learn_t1=learn_t1,
+        trace_estimator=estimator,
+        noise="rademacher",
+    )
+    flow.horizon.perturb(FixedOffset(0.3))
+    x = 1e-6 * torch.randn(4, 2, dtype=torch.float64)  # small: steps need not be short for it
+
+    def solve(regularize):
+        flow.stats.reset()
+        generator = torch.Generator().manual_seed(0)
+        carried = flow.transport(x, generator=generator, regularize=regularize)
+        return carried, dataclasses.asdict(flow.stats)
+
+    plain, work = solve(regularize=False)
+    regularised, same_work = solve(regularize=True)
+    assert same_work == work
+    assert torch.equal(regularised.z, plain.z)
+    assert torch.equal(regularised.delta_log_p, plain.delta_log_p)
+    monkeypatch.setattr(DivergenceField, "controlled_parts", None)
+    _, more_work = solve(regularize=True)
+    assert more_work["accepted"] > 3 * work["accepted"]
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+def test_regularisers_of_a_new_field_leave_the_gradient_finite(gradient):
+    solver = TorchdiffeqSolver(gradient=gradient)
+    flow = CNF(ConvFlowField(1, (4,)), (1, 4, 4), solver, trace_estimator="hutchinson")
+    carried = flow.transport(torch.randn(2, 1, 4, 4), regularize=True)
+    assert not carried.delta_log_p.any()  # it stands still, as the last layer is zero
+    (carried.log_p + carried.kinetic + carried.jacobian).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in flow.parameters())
+
+
+def test_gradients_of_the_adjoint_are_those_of_backpropagation():
+    field = lively(ConvFlowField(1, (4,)).double())
+    x, found = torch.randn(2, 1, 4, 4, dtype=torch.float64), []
+    for gradient in ("autograd", "adjoint"):
+        solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
+        flow = CNF(field, (1, 4, 4), solver, trace_estimator="hutchinson")
+        carried = flow.transport(x, generator=torch.Generator().manual_seed(0), regularize=True)
+        loss = (carried.log_p + carried.kinetic + 0.1 * carried.jacobian).sum()
+        found.append(torch.autograd.grad(loss, list(flow.parameters())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_estimates_along_orthogonal_directions_average_to_the_exact_integrals(monkeypatch):
+    field = lively(ConvFlowField(4, (3,)).double())
+    x = torch.randn(1, 4, 2, 2, dtype=torch.float64).expand(16, 4, 2, 2)
+    directions = hadamard(16).view(16, 4, 2, 2)
+    monkeypatch.setattr(module, "trace_noise", lambda y, noise, generator: directions)
+    estimated, exact = (
+        CNF(field, (4, 2, 2), FixedGridSolver(), trace_estimator=estimator).transport(
+            x, regularize=True
+        )
+        for estimator in ("hutchinson", "exact")
+    )
+    torch.testing.assert_close(estimated.z, exact.z)
+    torch.testing.assert_close(estimated.kinetic, exact.kinetic)
+    assert estimated.delta_log_p.std() > 0.01
+    for a, b in zip(estimated[1:], exact[1:], strict=True):
+        torch.testing.assert_close(a.mean(), b[0])
+
+
+def test_transports_add_up():
+    first = Transport(torch.zeros(2, 3), *torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    second = Transport(torch.ones(2, 3), *torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60]]))
+    total = second.after(first)
+    assert torch.equal(total.z, second.z)
+    assert [part.tolist() for part in total[1:]] == [[11.0, 22.0], [33.0, 44.0], [55.0, 66.0]]
+    plain = Transport(*second[:2]).after(Transport(*first[:2]))
+    assert (plain.kinetic, plain.jacobian) == (None, None)
+    base = -0.5 * 3 * np.log(2 * np.pi) - 0.5 * 3
+    torch.testing.assert_close(total.log_p, torch.tensor([11.0, 22.0]) + base)
+
+
+def test_integrals_that_nobody_asked_for_are_none():
+    flow = CNF(ConcatSquashField(2, (4,)), (2,))
+    carried = flow.transport(torch.zeros(3, 2))
+    assert (carried.kinetic, carried.jacobian) == (None, None)

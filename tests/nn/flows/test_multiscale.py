@@ -1,0 +1,258 @@
+"""The structure of a flow of images: scales, blocks, latents, horizons, arguments."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from steer_lightning import steer
+from steer_lightning.horizon.end_time import FixedOffset
+from steer_lightning.nn import ConvFlowField, MultiScaleCNF
+from steer_lightning.nn.flows.multiscale import scale_shapes
+from steer_lightning.nn.flows.transforms import Logit, squeeze
+from steer_lightning.solvers import FixedGridSolver, SolveStats
+from tests.helpers.models import image_flow, lively
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def shapes_of_blocks(flow):
+    return [block.event_shape for block in flow.blocks]
+
+
+@pytest.mark.parametrize(
+    ("event_shape", "n_blocks", "latent_shapes"),
+    [
+        ((1, 28, 28), 10, [(2, 14, 14), (4, 7, 7), (4, 7, 7)]),
+        ((3, 32, 32), 14, [(6, 16, 16), (12, 8, 8), (24, 4, 4), (24, 4, 4)]),
+        ((1, 14, 14), 6, [(2, 7, 7), (2, 7, 7)]),
+        ((3, 4, 7), 2, [(3, 4, 7)]),
+    ],
+)
+def test_blocks_and_latents_of_the_image_sizes_in_use(event_shape, n_blocks, latent_shapes):
+    flow = image_flow(event_shape)
+    assert len(flow.blocks) == n_blocks
+    assert flow.latent_shapes == latent_shapes
+    assert flow.latent_shape == (math.prod(event_shape),)
+    assert sum(math.prod(shape) for shape in latent_shapes) == math.prod(event_shape)
+
+
+def test_blocks_stand_in_order_before_and_after_each_squeeze():
+    flow = image_flow((1, 8, 8), n_blocks=1)
+    assert shapes_of_blocks(flow) == [(1, 8, 8), (4, 4, 4), (2, 4, 4)]
+    assert [block.vector_field.layers[0].in_channels - 1 for block in flow.blocks] == [1, 4, 2]
+    paths = [name for name, module in flow.named_modules() if module in flow.blocks]
+    assert paths == ["scales.0.before.0", "scales.0.after.0", "scales.1.before.0"]
+    assert shapes_of_blocks(image_flow((1, 8, 8), n_blocks=2))[::2] == shapes_of_blocks(flow)
+
+
+@pytest.mark.parametrize("min_size", [2, 3, 4, 5])
+def test_scales_end_at_the_smallest_size(min_size):
+    shapes = scale_shapes((1, 12, 20), min_size)
+    ends = {2: [(1, 12, 20), (2, 6, 10), (4, 3, 5)], 3: [(1, 12, 20), (2, 6, 10), (4, 3, 5)]}
+    assert shapes == ends.get(min_size, [(1, 12, 20), (2, 6, 10)])
+
+
+class Drift(nn.Module):
+    """``y' = c`` with another ``c`` in each block."""
+
+    made = 0
+
+    def __init__(self, channels):
+        super().__init__()
+        Drift.made += 1
+        self.c = nn.Parameter(torch.tensor(10.0**Drift.made, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return self.c.expand_as(y)
+
+
+@pytest.mark.parametrize("data_at", ["t0", "t1"])
+def test_latents_are_flat_and_those_that_left_first_come_first(monkeypatch, data_at):
+    monkeypatch.setattr(Drift, "made", 0)
+    settings = {"alpha": None, "n_blocks": 1, "data_at": data_at}
+    flow = image_flow((1, 8, 8), vector_field=Drift, **settings)
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    z, delta_log_p = flow(x)
+    sign = 1.0 if data_at == "t0" else -1.0  # blocks shift by 10, 100 and 1000
+    squeezed = squeeze(x) + sign * 110.0
+    kept, latent = squeezed[:, :2] + sign * 1000.0, squeezed[:, 2:]
+    expected = torch.cat([latent.flatten(1), kept.flatten(1)], dim=1)
+    torch.testing.assert_close(z, expected)
+    assert not delta_log_p.any()
+    torch.testing.assert_close(flow.inverse(z), x)
+
+
+def test_a_new_flow_of_no_drift_is_the_logit_and_the_normal():
+    flow = image_flow((3, 8, 8), alpha=0.05)
+    for block in flow.blocks:
+        nn.init.zeros_(block.vector_field.layers[-1].bias)
+    x = torch.rand(2, 3, 8, 8)
+    y, log_det = Logit(0.05)(x)
+    z, delta_log_p = flow(x)
+    torch.testing.assert_close(z.sort(1).values, y.flatten(1).sort(1).values)
+    torch.testing.assert_close(delta_log_p, log_det)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(y).flatten(1).sum(1)
+    torch.testing.assert_close(flow.log_prob(x), normal + log_det)
+    plain = image_flow((3, 8, 8), alpha=None)
+    assert plain.logit is None
+    plain.load_state_dict(flow.state_dict())
+    torch.testing.assert_close(plain.log_prob(y), normal)
+
+
+def test_sample_is_the_inverse_of_normal_noise_at_a_temperature():
+    flow = lively(image_flow((1, 8, 8)).double())
+    for temperature in (1.0, 0.7):
+        sample = flow.sample(3, torch.Generator().manual_seed(5), temperature)
+        z = torch.randn(3, 64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        assert sample.shape == (3, 1, 8, 8)
+        assert torch.equal(sample, flow.inverse(temperature * z))
+    cold = flow.sample(2, temperature=0.0)
+    assert torch.equal(cold[0], cold[1])
+
+
+def test_every_block_has_an_end_time_of_its_own():
+    flow = lively(image_flow((1, 8, 8)))
+    x, generator = torch.rand(2, 1, 8, 8), torch.Generator
+    nominal = flow.log_prob(x, generator=generator().manual_seed(0))
+    paths = [
+        f"scales.{path}.horizon"
+        for path in ("0.before.0", "0.before.1", "0.after.0", "0.after.1", "1.before.0")
+    ]
+    with steer(flow, 0.5, step=0, seed=1) as ends:
+        moved = flow.log_prob(x, generator=generator().manual_seed(0))
+        in_force = [block.horizon.in_force()["end_time"] for block in flow.blocks]
+    assert list(ends)[:5] == [f"steer/{path}/end_time" for path in paths]
+    assert list(ends.values()) == in_force
+    assert len(set(in_force)) == 6
+    assert all(0.5 <= end <= 1.5 for end in in_force)
+    assert not torch.allclose(moved, nominal)
+    assert torch.equal(flow.log_prob(x, generator=generator().manual_seed(0)), nominal)
+
+
+def test_moving_one_block_moves_no_other():
+    flow = lively(image_flow((1, 4, 4)).double())
+    first, second = flow.blocks
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    y, _ = flow.logit(x)
+    nominal = first.transport(y).z
+    first.horizon.perturb(FixedOffset(0.4))
+    moved = first.transport(y).z
+    assert not torch.allclose(moved, nominal)
+    assert torch.equal(flow(x)[0], second.transport(moved).z.flatten(1))
+
+
+def test_blocks_share_the_solvers_and_count_for_themselves():
+    solver, eval_solver = FixedGridSolver("rk4", 1), FixedGridSolver("euler", 3)
+    flow = image_flow((1, 8, 8), solver=solver, eval_solver=eval_solver)
+    x = torch.rand(2, 1, 8, 8)
+    for training, stats in (
+        (True, SolveStats(nfe_forward=4, accepted=1)),
+        (False, SolveStats(nfe_forward=3, accepted=3)),
+    ):
+        flow.train(training)
+        flow.log_prob(x)
+        assert [block.stats for block in flow.blocks] == 6 * [stats]
+        flow.sample(2)
+        for block in flow.blocks:
+            assert block.stats.nfe_forward == 2 * stats.nfe_forward
+            block.stats.reset()
+
+
+def test_settings_reach_every_block():
+    settings = {
+        "t_span": (0.5, 2.0),
+        "data_at": "t1",
+        "learn_t1": True,
+        "trace_estimator": "exact",
+        "noise": "rademacher",
+    }
+    for block in image_flow((1, 8, 8), **settings).blocks:
+        assert (block.horizon.t0, block.horizon.t1) == (0.5, 2.0)
+        assert block.horizon.learned_t1 is not None
+        assert (block.data_at, block.trace_estimator, block.noise) == ("t1", "exact", "rademacher")
+    for block in image_flow((1, 8, 8)).blocks:
+        assert (block.data_at, block.trace_estimator, block.noise) == (
+            "t0",
+            "hutchinson",
+            "gaussian",
+        )
+
+
+def test_a_learned_end_time_of_each_block_gets_a_gradient():
+    flow = lively(image_flow((1, 8, 8), learn_t1=True), 0.1)
+    flow.log_prob(torch.rand(2, 1, 8, 8)).mean().backward()
+    gradients = [block.horizon.learned_t1.grad for block in flow.blocks]
+    assert all(gradient is not None and bool(gradient != 0) for gradient in gradients)
+    assert all(p.grad is not None and p.grad.any() for p in flow.parameters())
+
+
+def test_state_dict_makes_the_same_flow():
+    flow, other = lively(image_flow((1, 8, 8))), image_flow((1, 8, 8))
+    x = torch.rand(2, 1, 8, 8)
+    other.load_state_dict(flow.state_dict())
+    results = [f.transport(x, generator=torch.Generator().manual_seed(0)) for f in (flow, other)]
+    assert torch.equal(results[0].z, results[1].z)
+    assert torch.equal(results[0].log_p, results[1].log_p)
+    assert not any("horizon" in key for key in flow.state_dict())
+
+
+def test_default_fields_are_those_of_the_papers():
+    flow = MultiScaleCNF((1, 4, 4))
+    assert all(isinstance(block.vector_field, ConvFlowField) for block in flow.blocks)
+    assert flow.logit.alpha == 1e-5
+    assert dataclasses.asdict(flow.blocks[0].stats) == dataclasses.asdict(SolveStats())
+
+
+@pytest.mark.parametrize(
+    ("event_shape", "settings", "message"),
+    [
+        ((28, 28), {}, "Expected `event_shape` = (C, H, W) and `min_size` >= 2, but got (28, 28)"),
+        (
+            (1, 0, 4),
+            {},
+            "Expected `event_shape` = (C, H, W) and `min_size` >= 2, but got (1, 0, 4",
+        ),
+        ((1, 4, 4), {"min_size": 1}, "but got (1, 4, 4) and 1."),
+        ((1, 3, 8), {}, "at least `min_size` = 4 on each side, but got 3 x 8"),
+        (
+            (1, 28, 28),
+            {"min_size": 3},
+            "but 28 x 28 comes to 7 x 7 at scale 3. Use another image size, or raise `min_size` "
+            "to more than 3.",
+        ),
+        ((1, 8, 9), {}, "but 8 x 9 comes to 8 x 9 at scale 1"),
+        ((1, 4, 4), {"n_blocks": 0}, "Expected `n_blocks` >= 1, but got 0"),
+        ((1, 4, 4), {"alpha": 0.5}, "Expected `alpha` in [0, 0.5), but got 0.5"),
+        ((1, 4, 4), {"noise": "normal"}, "Expected `noise` to be one of"),
+        ((1, 4, 4), {"trace_estimator": "exakt"}, "Expected `trace_estimator` to be one of"),
+        ((1, 4, 4), {"data_at": "t2"}, "Expected `data_at` to be one of"),
+    ],
+)
+def test_bad_arguments_raise(event_shape, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        image_flow(event_shape, **settings)
+
+
+def test_what_the_message_on_odd_sizes_advises_works():
+    assert len(scale_shapes((1, 28, 28), min_size=4)) == 3
+    assert len(scale_shapes((1, 8, 9), min_size=5)) == 1
+
+
+def test_wrong_shapes_raise():
+    flow = image_flow((1, 4, 4))
+    for call in (flow, flow.log_prob, flow.transport):
+        for shape in ((2, 1, 4, 5), (2, 3, 4, 4), (1, 4, 4), (2, 16)):
+            message = f"Expected images of shape (B, 1, 4, 4), but got {shape}"
+            with pytest.raises(ValueError, match=re.escape(message)):
+                call(torch.zeros(shape))
+    with pytest.raises(
+        ValueError, match=r"Expected latents of shape \(B, 16\), but got \(2, 1, 4"
+    ):
+        flow.inverse(torch.zeros(2, 1, 4, 4))

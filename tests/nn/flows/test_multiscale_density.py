@@ -1,0 +1,194 @@
+"""The numbers of a flow of images: inverse, log-determinant, regularisers, precision."""
+
+import pytest
+import torch
+
+from steer_lightning.nn import cnf as module
+from steer_lightning.nn.likelihood import standard_normal_log_prob
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from tests.helpers.models import image_flow, lively
+from tests.helpers.problems import hadamard
+
+TIGHT = TorchdiffeqSolver(rtol=1e-8, atol=1e-8)
+SHAPES = [(1, 8, 8), (1, 4, 4), (3, 4, 4)]
+every_shape = pytest.mark.parametrize("event_shape", SHAPES, ids=str)
+both_ends = pytest.mark.parametrize("data_at", ["t0", "t1"])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make_flow(event_shape, **settings):
+    """A flow in float64 whose blocks all act."""
+    return lively(image_flow(event_shape, **{"solver": TIGHT, **settings}).double(), 0.2)
+
+
+def make_exact(flow):
+    for block in flow.blocks:
+        block.trace_estimator = "exact"
+    return flow
+
+
+def images(n, event_shape):
+    return torch.rand(n, *event_shape, dtype=torch.float64)
+
+
+@both_ends
+@every_shape
+def test_flow_and_inverse_undo_each_other(event_shape, data_at):
+    flow, x = make_flow(event_shape, data_at=data_at), images(2, event_shape)
+    z, _ = flow(x)
+    torch.testing.assert_close(flow.inverse(z), x, rtol=0.0, atol=1e-6)
+    flow.logit = None  # far latents would come from beyond the unit cube
+    z = torch.randn_like(z)
+    torch.testing.assert_close(flow(flow.inverse(z))[0], z, rtol=0.0, atol=1e-6)
+
+
+@both_ends
+def test_each_block_is_undone_and_acts(data_at):
+    flow = make_flow((1, 8, 8), data_at=data_at)
+    for block in flow.blocks:
+        y = torch.randn(2, *block.event_shape, dtype=torch.float64)
+        z, delta_log_p = block(y)
+        assert (z - y).abs().max() > 0.1
+        assert delta_log_p.abs().min() > 1e-3
+        torch.testing.assert_close(block.inverse(z), y, rtol=0.0, atol=1e-6)
+
+
+@both_ends
+@every_shape
+def test_log_density_is_that_of_the_whole_maps_jacobian(event_shape, data_at):
+    flow, x = make_flow(event_shape, data_at=data_at), images(1, event_shape)
+    copies = x.repeat(x.numel(), 1, 1, 1).requires_grad_()
+    z, _ = flow(copies)
+    (jacobian,) = torch.autograd.grad(z.diagonal().sum(), copies)  # one row from each copy
+    log_det = torch.linalg.slogdet(jacobian.flatten(1)).logabsdet
+    with torch.no_grad():
+        carried = make_exact(flow).transport(x)
+    torch.testing.assert_close(carried.delta_log_p[0], log_det, rtol=0.0, atol=1e-6)
+    expected = standard_normal_log_prob(z[:1].detach()) + log_det
+    torch.testing.assert_close(carried.log_p, expected, rtol=0.0, atol=1e-5)
+
+
+@both_ends
+def test_estimates_along_orthogonal_directions_average_to_the_exact_density(monkeypatch, data_at):
+    flow = make_flow((1, 4, 4), min_size=2, data_at=data_at, solver=FixedGridSolver("rk4", 3))
+    x = images(1, (1, 4, 4)).expand(16, 1, 4, 4)
+
+    def directions(y, noise, generator):
+        rows = hadamard(y[0].numel())
+        return rows.repeat(16 // len(rows), 1).view_as(y)
+
+    monkeypatch.setattr(module, "trace_noise", directions)
+    estimated = flow.transport(x, regularize=True)
+    exact = make_exact(flow).transport(x[:1], regularize=True)
+    assert len({block.event_shape for block in flow.blocks}) == 3
+    assert estimated.log_p.std() > 0.01
+    torch.testing.assert_close(estimated.z[:1], exact.z)
+    torch.testing.assert_close(estimated.log_p.mean(), exact.log_p[0])
+    torch.testing.assert_close(estimated.kinetic, exact.kinetic.expand(16))
+    torch.testing.assert_close(estimated.jacobian.mean(), exact.jacobian[0])
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+def test_log_prob_is_an_unbiased_estimate(noise):
+    n = 2000
+    flow = make_flow((1, 4, 4), min_size=2, n_blocks=1, noise=noise, solver=FixedGridSolver())
+    x = images(1, (1, 4, 4)).expand(n, 1, 4, 4)
+    with torch.no_grad():
+        estimates = flow.log_prob(x, generator=torch.Generator().manual_seed(0))
+        exact = make_exact(flow).log_prob(x[:1])
+    error = estimates.std() / n**0.5
+    assert error > 1e-3
+    assert (estimates.mean() - exact).abs() < 3 * error
+
+
+@both_ends
+def test_regularisers_are_sums_over_the_blocks(data_at):
+    flow = make_flow((1, 8, 8), data_at=data_at, solver=FixedGridSolver())
+    totals = {"kinetic": 0.0, "jacobian": 0.0}
+    for block in flow.blocks:
+        original = block.transport
+
+        def transport(*args, original=original, **settings):
+            carried = original(*args, **settings)
+            for name in totals:
+                totals[name] = totals[name] + getattr(carried, name)
+            return carried
+
+        block.transport = transport
+    carried = flow.transport(images(3, (1, 8, 8)), regularize=True)
+    for name, total in totals.items():
+        torch.testing.assert_close(getattr(carried, name), total)
+        assert total.shape == (3,)
+        assert bool((total > 1e-3).all())
+
+
+def test_regularisers_change_neither_the_points_nor_the_work():
+    flow, x = make_flow((1, 8, 8), solver=TorchdiffeqSolver()), images(3, (1, 8, 8))
+    results = []
+    for regularize in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        carried = flow.transport(x, generator=generator, regularize=regularize)
+        results.append((carried.z, carried.log_p, [str(block.stats) for block in flow.blocks]))
+        for block in flow.blocks:
+            block.stats.reset()
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[0][2] == results[1][2]
+
+
+def test_every_block_draws_its_own_noise_from_one_stream(monkeypatch):
+    drawn = []
+
+    def watched(y, noise, generator):
+        drawn.append((generator, original(y, noise, generator)))
+        return drawn[-1][1]
+
+    original = module.trace_noise
+    monkeypatch.setattr(module, "trace_noise", watched)
+    flow, x, generator = make_flow((1, 4, 4)), images(2, (1, 4, 4)), torch.Generator()
+    before = torch.get_rng_state()
+    flow.log_prob(x, generator=generator)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [stream for stream, _ in drawn] == [generator, generator]
+    assert not torch.equal(drawn[0][1], drawn[1][1])
+
+
+@pytest.mark.parametrize("solver", [FixedGridSolver("rk4", 2), TorchdiffeqSolver()], ids=repr)
+def test_autocast_lowers_the_networks_alone_and_only_in_training(solver):
+    flow = lively(image_flow((1, 8, 8), solver=solver), 0.1)
+    x = torch.rand(4, 1, 8, 8)
+
+    def everything():
+        generator = torch.Generator().manual_seed(0)
+        carried = flow.transport(x, generator=generator, regularize=True)
+        return *carried, flow.inverse(carried.z)
+
+    exact = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = everything()
+    assert all(part.dtype == torch.float32 for part in low)
+    for a, b in zip(low, exact, strict=True):
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+    flow.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        evaluated = everything()
+    assert all(torch.equal(a, b) for a, b in zip(evaluated, exact, strict=True))
+
+
+def test_inference_mode_gives_the_same_numbers():
+    flow, x = make_flow((1, 8, 8), solver=TorchdiffeqSolver()), images(2, (1, 8, 8))
+
+    def everything():
+        generator = torch.Generator().manual_seed(0)
+        return *flow.transport(x, generator=generator, regularize=True), flow.sample(2, generator)
+
+    expected = everything()
+    with torch.inference_mode():
+        found = everything()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b.detach())

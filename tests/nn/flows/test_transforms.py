@@ -1,0 +1,69 @@
+import re
+
+import pytest
+import torch
+
+from steer_lightning.nn.flows.transforms import Logit, squeeze, unsqueeze
+from tests.helpers.problems import jacobians
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-5, 0.05, 0.4])
+def test_logit_against_its_formula_and_jacobian(alpha):
+    logit, x = Logit(alpha), torch.rand(3, 1, 2, 3, dtype=torch.float64)
+    y, log_det = logit(x)
+    torch.testing.assert_close(y, torch.logit(alpha + (1.0 - 2.0 * alpha) * x))
+    jacobian = jacobians(lambda t, x: logit(x)[0], torch.zeros(()), x)
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian).logabsdet)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-5, 0.05])
+def test_logit_has_an_inverse(alpha):
+    logit, x = Logit(alpha), torch.rand(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(logit.inverse(logit(x)[0]), x, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_the_unit_interval_are_finite(dtype):
+    y, log_det = Logit(1e-5)(torch.tensor([[0.0, 1.0]], dtype=dtype))
+    expected = torch.logit(torch.tensor([[1e-5, 1.0 - 1e-5]], dtype=torch.float64))
+    torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=0.0)
+    assert log_det.shape == (1,)
+    assert bool(log_det.isfinite().all())
+
+
+def test_without_alpha_the_ends_are_infinite():
+    y, _ = Logit(0.0)(torch.tensor([[0.0, 1.0]]))
+    assert y.tolist() == [[-torch.inf, torch.inf]]
+
+
+def test_the_inverse_leaves_the_unit_interval_where_there_is_no_image():
+    x = Logit(0.05).inverse(torch.tensor([-100.0, 100.0]))
+    torch.testing.assert_close(x, torch.tensor([-0.05 / 0.9, 0.95 / 0.9]))
+
+
+@pytest.mark.parametrize("alpha", [-1e-6, 0.5, 1.0, float("nan")])
+def test_alpha_outside_its_range_is_refused(alpha):
+    with pytest.raises(ValueError, match=re.escape(f"`alpha` in [0, 0.5), but got {alpha}")):
+        Logit(alpha)
+
+
+def test_squeeze_moves_each_window_into_channels():
+    x = torch.randn(2, 3, 4, 6)
+    y = squeeze(x)
+    assert y.shape == (2, 12, 2, 3)
+    for c in range(3):
+        for i in range(2):
+            for j in range(2):
+                assert torch.equal(y[:, 4 * c + 2 * i + j], x[:, c, i::2, j::2])
+
+
+def test_squeeze_and_unsqueeze_undo_each_other():
+    x = torch.randn(2, 3, 4, 6)
+    assert torch.equal(unsqueeze(squeeze(x)), x)
+    y = torch.randn(2, 8, 3, 1)
+    assert torch.equal(squeeze(unsqueeze(y)), y)

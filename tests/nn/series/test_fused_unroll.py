@@ -1,0 +1,211 @@
+"""The walk as one operation, against the same walk step by step and its gradient by autograd."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from steer_lightning.horizon.end_time import EndTimeDraw
+from steer_lightning.nn import ODERNN, MLPField, ode_rnn
+from tests.helpers.models import lively, seeded
+from tests.nn.series.test_ode_rnn import (
+    LENGTHS,
+    N_FEATURES,
+    N_STATES,
+    directions,
+    fields,
+    own_grids,
+    shared_grid,
+)
+
+
+def make(time_dependent=False, reverse=False, hidden=(8, 5), **settings):
+    def build():
+        field = MLPField(N_STATES, hidden, time_dependent=time_dependent, **settings)
+        return ODERNN(field, N_FEATURES, N_STATES, 6, 0.1, reverse)
+
+    return lively(seeded(build)).double()
+
+
+def stepwise(rnn):
+    """A copy that walks step by step, as a field with a hook does."""
+    twin = copy.deepcopy(rnn)
+    twin.vector_field.register_forward_hook(lambda *args: None)
+    return twin
+
+
+def results(rnn, series, values, mask, lengths):
+    """The walk, and the gradients of a mean of all of it with random weights."""
+    inputs = [part.clone().requires_grad_() for part in (series, values)]
+    walk = rnn(*inputs, mask, lengths)
+    generator = torch.Generator().manual_seed(5)
+    parts = [*walk.final, *walk[1:]]
+    weights = [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+    loss = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
+    wanted = [*inputs, *(p for p in rnn.parameters() if p.requires_grad)]
+    return walk, torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Counts the walks that are one operation."""
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return walk(*args)
+
+    walk = ode_rnn.fused_walk
+    monkeypatch.setattr(ode_rnn, "fused_walk", counted)
+    return calls
+
+
+@fields
+@directions
+@pytest.mark.parametrize("scope", [None, "batch", "sample"])
+@pytest.mark.parametrize("batch", [own_grids, shared_grid])
+def test_values_and_gradients_are_those_of_single_steps(
+    time_dependent, reverse, scope, batch, fused
+):
+    rnn = make(time_dependent, reverse)
+    plain = stepwise(rnn)
+    if scope is not None:
+        for one in (rnn, plain):
+            one.horizon.perturb(EndTimeDraw(None, key=3, scope=scope))
+    found, expected = results(rnn, *batch()), results(plain, *batch())
+    assert len(fused) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    assert all(bool(gradient.any()) for gradient in found[1])
+    assert rnn.stats == plain.stats
+
+
+def test_values_and_gradients_in_single_precision():
+    rnn, (series, values, mask, lengths) = make(True).float(), own_grids()
+    batch = (series, values.float(), mask.float(), lengths)  # times stay in double precision
+    found, expected = results(rnn, *batch), results(stepwise(rnn), *batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@fields
+def test_gradcheck(time_dependent):
+    rnn, (series, values, mask, lengths) = make(time_dependent, hidden=(3,)), own_grids()
+    names = [name for name, _ in rnn.named_parameters()]
+
+    def walk(series, values, *parameters):
+        arguments = (series, values, mask, lengths)
+        weights = dict(zip(names, parameters, strict=True))
+        final, *means = torch.func.functional_call(rnn, weights, arguments)
+        return *final, *means
+
+    inputs = [part.clone().requires_grad_() for part in (series, values)]
+    parameters = [p.detach().clone().requires_grad_() for p in rnn.parameters()]
+    assert torch.autograd.gradcheck(walk, (*inputs, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("hidden", [(), (4,)], ids=["linear", "one layer"])
+def test_fields_of_few_layers(hidden, fused):
+    rnn = make(hidden=hidden)
+    found, expected = results(rnn, *own_grids()), results(stepwise(rnn), *own_grids())
+    assert len(fused) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_batch_in_which_nobody_observes_anything():
+    rnn, (series, values, mask, lengths) = make(), own_grids()
+    batch = (series, values, torch.zeros_like(mask), lengths)
+    found, expected = results(rnn, *batch), results(stepwise(rnn), *batch)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_frozen_parameters_get_no_gradient():
+    rnn, batch = make(), own_grids()
+    frozen = [rnn.vector_field.network[2].weight, rnn.vector_field.network[4].bias]
+    frozen += list(rnn.gru.new_state.parameters())
+    for p in frozen:
+        p.requires_grad_(False)
+    found, expected = results(rnn, *batch), results(stepwise(rnn), *batch)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    rnn(*batch).final.mean.sum().backward()
+    for p in rnn.parameters():
+        assert (p.grad is None) == any(p is one for one in frozen)
+
+
+def test_going_back_twice():
+    rnn = make()
+    loss, parameters = rnn(*own_grids()).final.mean.sum(), list(rnn.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, parameters), first, rtol=0, atol=0)
+
+
+def test_a_second_derivative_is_refused():
+    rnn = make()
+    loss, parameters = rnn(*own_grids()).final.mean.sum(), list(rnn.parameters())
+    with pytest.raises(RuntimeError, match="without create_graph=True: the fused walk"):
+        torch.autograd.grad(loss, parameters, create_graph=True)
+    plain = stepwise(rnn)  # what the message proposes
+    loss, weight = plain(*own_grids()).final.mean.sum(), plain.vector_field.network[0].weight
+    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+    assert bool(torch.autograd.grad(gradient.square().sum(), weight)[0].any())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_a_gradient_nothing_is_kept(mode):
+    rnn, batch = make(), own_grids()
+    expected = rnn(*batch)
+    with mode():
+        walk = rnn(*batch)
+    assert walk.final.mean.grad_fn is None
+    assert expected.final.mean.grad_fn is not None
+    assert torch.equal(walk.final.mean, expected.final.mean)
+
+
+class OwnField(MLPField):
+    def forward(self, t, y):
+        return 2.0 * super().forward(t, y)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2.0 * weight
+
+
+def with_own_forward(rnn):
+    rnn.vector_field.forward = lambda t, y: -y
+
+
+def with_own_field(rnn):
+    rnn.vector_field = OwnField(N_STATES, (4,), time_dependent=False).double()
+
+
+CHANGES = {
+    "a hook on a layer": lambda rnn: rnn.gru.reset_gate[1].register_forward_hook(lambda *_: None),
+    "a hook before": lambda rnn: rnn.vector_field.register_forward_pre_hook(lambda *_: None),
+    "a backward hook": lambda rnn: rnn.gru.register_full_backward_hook(lambda *_: None),
+    "a subclass": with_own_field,
+    "a forward of its own": with_own_forward,
+    "another activation": lambda rnn: rnn.vector_field.network.insert(1, nn.ReLU()),
+    "a parametrised weight": lambda rnn: parametrize.register_parametrization(
+        rnn.vector_field.network[0], "weight", Doubled()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_not_known_by_its_weights_walks_step_by_step(change, fused):
+    rnn = make()
+    before = rnn(*own_grids()).final.mean
+    assert len(fused) == 1
+    change(rnn)
+    assert rnn(*own_grids()).final.mean.shape == before.shape
+    assert len(fused) == 1
+
+
+def test_autocast_walks_step_by_step(fused):
+    rnn, batch = make().float(), [part.float() for part in own_grids()[:3]]
+    with torch.autocast("cpu", torch.bfloat16):
+        rnn(*batch, LENGTHS)
+    assert not fused
+    rnn(*batch, LENGTHS)
+    assert len(fused) == 1

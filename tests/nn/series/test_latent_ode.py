@@ -1,0 +1,260 @@
+"""Encoders and the decoder, against solves interval by interval."""
+
+import copy
+
+import pytest
+import torch
+from torchdiffeq import odeint
+
+from steer_lightning.horizon.end_time import EndTimeDraw
+from steer_lightning.nn import (
+    LatentDecoder,
+    MLPField,
+    Observations,
+    ODERNNEncoder,
+    RNNEncoder,
+    observations,
+)
+from steer_lightning.nn.series import make_series
+from steer_lightning.solvers import AdaptiveSolver
+from tests.helpers.models import RecordingField, seeded
+from tests.helpers.problems import CosineField, LinearField, times
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+LENGTHS = torch.tensor([4, 3, 1])
+SERIES = torch.stack([times(0.0, 0.3, 1.0, 1.2), times(0.5, 2.5, 3.0, 3.0), times(*[7.0] * 4)])
+SHARED = SERIES[:1].expand(3, -1)
+
+
+def draws_of_state(n_draws=2, n_samples=3):
+    """Initial states, shape ``(S, B, L)``."""
+    z0 = torch.linspace(-1.0, 1.5, n_draws * n_samples * 2, dtype=torch.float64)
+    return z0.view(n_draws, n_samples, 2)
+
+
+def tight_decoder():
+    return LatentDecoder(LinearField(), AdaptiveSolver(**TIGHT))
+
+
+def interval_by_interval(field, z0, series, lengths, rates=None):
+    """Each sample and interval by itself, from where the last one came out."""
+    z = torch.empty(*z0.shape[:2], series.shape[1], z0.shape[2], dtype=torch.float64)
+    for b, n in enumerate(lengths):
+        state = z0[:, b]
+        z[:, b] = state[:, None]
+        for i in range(1, n):
+            start, gap = series[b, i - 1], series[b, i] - series[b, i - 1]
+            end = start + (gap if rates is None else rates[b, i - 1] * gap)
+            state = odeint(field, state, torch.stack([start, end]), **TIGHT)[-1]
+            z[:, b, i:] = state[:, None]  # padding stays at the last state
+    return z
+
+
+@pytest.mark.parametrize("series", [SERIES, SHARED])
+@pytest.mark.parametrize("scope", [None, "batch", "sample"])
+def test_the_decoder_solves_each_interval_from_the_end_of_the_stretched_one_before(series, scope):
+    decoder, z0 = tight_decoder(), draws_of_state()
+    lengths, rates = LENGTHS if series is SERIES else torch.full((3,), 4), None
+    if scope is not None:
+        decoder.horizon.perturb(EndTimeDraw(None, key=4, scope=scope))
+        rates = decoder.horizon.rates(series, lengths)
+    z = decoder(z0, series, lengths)
+    assert z.shape == (2, 3, 4, 2)
+    assert torch.equal(z[:, :, 0], z0)
+    expected = interval_by_interval(decoder.vector_field, z0, series, lengths, rates)
+    torch.testing.assert_close(z, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_a_draw_moves_the_decoder_and_a_reset_moves_it_back_to_the_last_bit():
+    decoder, z0 = tight_decoder(), draws_of_state()
+    nominal = decoder(z0, SERIES, LENGTHS)
+    decoder.horizon.perturb(EndTimeDraw(None, key=4))
+    moved = decoder(z0, SERIES, LENGTHS)
+    assert torch.equal(decoder(z0, SERIES, LENGTHS), moved)
+    assert bool(((moved - nominal)[:, :2, 1:].abs() > 1e-3).all(-1).any(-1).all())
+    assert torch.equal(moved[:, 2], nominal[:, 2])  # a sample of one time
+    assert torch.equal(copy.deepcopy(decoder)(z0, SERIES, LENGTHS), nominal)
+    decoder.horizon.reset()
+    assert torch.equal(decoder(z0, SERIES, LENGTHS), nominal)
+    decoder.horizon.perturb(EndTimeDraw(0.0))
+    assert torch.equal(decoder(z0, SERIES, LENGTHS), nominal)
+
+
+def test_the_decoder_has_the_closed_forms_values_and_gradients():
+    decoder, z0 = tight_decoder(), draws_of_state().requires_grad_()
+    field, elapsed = decoder.vector_field, SERIES - SERIES[:, :1]
+    exact = torch.stack(
+        [torch.stack([field.exact(z0[:, b], 0.0, t) for t in elapsed[b]], 1) for b in range(3)], 1
+    )
+    z = decoder(z0, SERIES, LENGTHS)
+    torch.testing.assert_close(z, exact, rtol=1e-8, atol=1e-8)
+    grads = [torch.autograd.grad(ys.square().sum(), (z0, field.a)) for ys in (z, exact)]
+    torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-7)
+
+
+def test_the_decoder_takes_one_solve_whatever_the_times():
+    nfe = []
+    for n_times in (2, 500):
+        decoder = LatentDecoder(LinearField())
+        series = torch.linspace(0.0, 3.0, n_times, dtype=torch.float64).expand(3, -1)
+        decoder(draws_of_state(), series, torch.full((3,), n_times))
+        nfe.append(decoder.stats.nfe_forward)
+    assert nfe[0] == nfe[1] > 0
+
+
+def test_samples_of_a_single_time_stay_where_they_are():
+    decoder, z0 = tight_decoder(), draws_of_state()
+    decoder.horizon.perturb(EndTimeDraw(None))
+    for n_times in (1, 3):
+        z = decoder(z0, torch.ones(3, n_times, dtype=torch.float64), torch.ones(3).long())
+        assert torch.equal(z, z0[:, :, None].expand(-1, -1, n_times, -1))
+    assert decoder.stats.nfe_forward == 0
+    assert decoder.horizon.solved
+
+
+def test_the_field_of_the_decoder_may_not_depend_on_time():
+    for field in (CosineField(), MLPField(2)):
+        with pytest.raises(ValueError, match=r"ignores time, with `autonomous = True`.*MLPField"):
+            LatentDecoder(field)
+
+
+def test_the_decoder_keeps_the_dtype_of_the_state():
+    decoder = LatentDecoder(LinearField().float())
+    assert decoder(draws_of_state().float(), SERIES, LENGTHS).dtype == torch.float32
+
+
+def series_batch():
+    """Samples of 5, 3 and 1 times; values tell sample and time, some are not observed."""
+    masks = [
+        torch.tensor([[0, 0], [1, 0], [0, 0], [0, 0], [1, 1]]),
+        torch.tensor([[0, 1], [0, 0], [1, 1]]),
+        torch.tensor([[1, 0]]),
+    ]
+    values = [
+        torch.stack([10.0 * b + torch.arange(1.0, len(m) + 1)] * 2, dim=1).double()
+        for b, m in enumerate(masks)
+    ]
+    series = [times(0.0, 0.1, 0.2, 0.4, 0.8), times(0.3, 0.6, 0.9), times(0.5)]
+    return make_series(series, values, masks, [torch.ones_like(m) for m in masks])
+
+
+def test_observations_are_the_observed_times_in_order_and_the_first_one():
+    batch = series_batch()
+    seen = observations(batch)
+    assert seen.lengths.tolist() == [3, 2, 1]
+    assert seen.times.tolist() == [[0.0, 0.1, 0.8], [0.3, 0.9, 0.9], [0.5] * 3]
+    assert seen.mask.tolist() == [
+        [[0, 0], [1, 0], [1, 1]],
+        [[0, 1], [1, 1], [0, 0]],
+        [[1, 0], [0, 0], [0, 0]],
+    ]
+    # What is only to be predicted is not seen.
+    assert seen.values.tolist() == [
+        [[0, 0], [2, 0], [5, 5]],
+        [[0, 11], [13, 13], [0, 0]],
+        [[21, 0], [0, 0], [0, 0]],
+    ]
+    assert batch.mask[0, 0].tolist() == [0, 0]
+
+
+def test_observations_of_a_full_batch_are_the_batch():
+    values = torch.randn(2, 4, 3, dtype=torch.float64)
+    batch = make_series(list(SERIES[:2, :3]), list(values[:, :3]), [torch.ones(3, 3)] * 2)
+    seen = observations(batch)
+    assert torch.equal(seen.times, batch.times)
+    assert torch.equal(seen.values, batch.values)
+    assert torch.equal(seen.mask, batch.mask)
+
+
+def field_of_encoder():
+    return RecordingField(MLPField(3, (8,), time_dependent=False))
+
+
+def make_encoder(kind):
+    if kind == "rnn":
+        return seeded(lambda: RNNEncoder(2, 3, 4)).double()
+    return seeded(lambda: ODERNNEncoder(field_of_encoder(), 2, 3, 4, 6)).double()
+
+
+encoders = pytest.mark.parametrize("kind", ["rnn", "ode_rnn"])
+
+
+@encoders
+def test_a_belief_depends_on_its_sample_alone(kind):
+    encoder, seen = make_encoder(kind), observations(series_batch())
+    belief = encoder(seen)
+    assert belief.mean.shape == belief.std.shape == (3, 4)
+    assert bool((belief.std > 0).all())
+    for b, n in enumerate(seen.lengths):
+        part = Observations(*(x[b : b + 1, :n] for x in seen[:3]), seen.lengths[b : b + 1])
+        alone = encoder(part)
+        torch.testing.assert_close(belief.mean[b], alone.mean[0], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(belief.std[b], alone.std[0], rtol=1e-12, atol=1e-13)
+
+
+@encoders
+@pytest.mark.parametrize("what", ["value", "mask", "time"])
+def test_a_belief_hears_of_values_masks_and_times(kind, what):
+    encoder, seen = make_encoder(kind), observations(series_batch())
+    belief = encoder(seen)
+    if what == "value":
+        seen.values[0, 2, 0] += 1.0
+    elif what == "mask":
+        seen.mask[0, 2, 0] = 0.0
+    else:
+        seen.times[0, 1] += 0.2
+    changed = encoder(seen)
+    assert not torch.allclose(changed.mean[0], belief.mean[0], rtol=1e-6)
+    torch.testing.assert_close(changed.mean[1:], belief.mean[1:])
+
+
+@encoders
+def test_a_belief_does_not_hear_of_what_is_not_observed(kind):
+    encoder, seen = make_encoder(kind), observations(series_batch())
+    belief = encoder(seen)
+    changed = encoder(seen._replace(values=seen.values + 7.0 * (1.0 - seen.mask)))
+    assert torch.equal(changed.mean, belief.mean)
+    assert torch.equal(changed.std, belief.std)
+
+
+@encoders
+def test_every_parameter_of_an_encoder_has_a_gradient(kind):
+    encoder = make_encoder(kind)
+    belief = encoder(observations(series_batch()))
+    (belief.mean.sum() + belief.std.sum()).backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool((parameter.grad != 0).any()), name
+
+
+def test_a_gru_reads_backwards_with_the_time_since_the_observation_before():
+    encoder, seen = make_encoder("rnn"), observations(series_batch())
+    state = torch.zeros(1, 1, 3, dtype=torch.float64)
+    for k, gap in ((2, 0.0), (1, 0.7), (0, 0.1)):
+        x = torch.cat([seen.values[0, k], seen.mask[0, k], times(gap)])
+        _, state = encoder.gru(x[None, None], state)
+    mean, std = encoder.to_latent(state[0]).chunk(2, dim=1)
+    belief = encoder(seen)
+    torch.testing.assert_close(belief.mean[:1], mean)
+    torch.testing.assert_close(belief.std[:1], std.abs())
+
+
+def test_an_ode_rnn_walks_back_to_the_first_time():
+    encoder, seen = make_encoder("ode_rnn"), observations(series_batch())
+    belief = encoder.rnn(*seen).final
+    mean, std = encoder.to_latent(torch.cat(belief, dim=1)).chunk(2, dim=1)
+    found = encoder(seen)
+    assert torch.equal(found.mean, mean)
+    assert torch.equal(found.std, std.abs())
+    plan = encoder.rnn.plan(seen.times, seen.lengths)
+    assert bool((plan.dt <= 0).all())
+    torch.testing.assert_close(plan.dt.sum(1), -times(0.8, 0.6, 0.0))
+
+
+def test_a_draw_moves_the_ode_rnn_and_a_reset_moves_it_back_to_the_last_bit():
+    encoder, seen = make_encoder("ode_rnn"), observations(series_batch())
+    nominal = encoder(seen).mean
+    encoder.rnn.horizon.perturb(EndTimeDraw(None, key=1))
+    assert bool((encoder(seen).mean != nominal)[:2].any(1).all())
+    encoder.rnn.horizon.reset()
+    assert torch.equal(encoder(seen).mean, nominal)

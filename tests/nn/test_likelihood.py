@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import Normal, kl_divergence
+
+from steer_lightning.nn.likelihood import (
+    bits_per_dim,
+    dequantize,
+    importance_bound,
+    masked_gaussian_log_prob,
+    standard_normal_kl,
+    standard_normal_log_prob,
+)
+from tests.helpers.problems import times
+
+GREY = torch.arange(256.0, dtype=torch.float64)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 2, 3)])
+def test_equals_scipys_normal_density(shape):
+    z = randn(*shape)
+    expected = stats.norm.logpdf(z.numpy()).reshape(len(z), -1).sum(1)
+    torch.testing.assert_close(standard_normal_log_prob(z), torch.from_numpy(expected))
+
+
+def test_the_uniform_density_costs_eight_bits():
+    assert torch.equal(bits_per_dim(torch.zeros(3), 784), torch.full((3,), 8.0))
+
+
+@pytest.mark.parametrize("n_dims", [1, 784])
+def test_bits_of_a_density_that_is_constant_on_each_bin(n_dims):
+    logistic = stats.logistic(loc=100.0, scale=7.0)
+    p = torch.from_numpy(logistic.cdf(GREY + 1.0) - logistic.cdf(GREY))
+    log_p = n_dims * torch.log(256.0 * p)  # n_dims pixels of one value
+    torch.testing.assert_close(bits_per_dim(log_p, n_dims), -torch.log2(p))
+
+
+def test_the_mean_over_a_bin_bounds_the_code_length_and_its_centre_does_not():
+    logistic = stats.logistic(loc=100.5 / 256, scale=0.5 / 256)
+    code_length = -math.log2(logistic.cdf(101 / 256) - logistic.cdf(100 / 256))
+    u = (torch.arange(1000.0, dtype=torch.float64) + 0.5) / 1000
+
+    def bits(u):
+        x = dequantize(torch.full_like(u, 100.0), u)
+        return float(bits_per_dim(torch.from_numpy(logistic.logpdf(x)), 1).mean())
+
+    assert bits(u) > code_length + 1e-3
+    assert bits(torch.tensor([0.5], dtype=torch.float64)) < code_length - 1e-3
+
+
+def test_grey_values_share_the_unit_interval_evenly():
+    u = torch.rand(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = dequantize(GREY, u)
+    assert torch.equal((256 * x).floor(), GREY)
+    torch.testing.assert_close(256 * x - GREY, u, rtol=0.0, atol=1e-12)
+    assert torch.equal(dequantize(GREY, 0.0), GREY / 256)
+    assert torch.equal(dequantize(GREY, 0.5).diff(), torch.full((255,), 1 / 256).double())
+    image = GREY.view(2, 2, 8, 8)
+    assert dequantize(image, 0.5).shape == image.shape
+
+
+@pytest.mark.parametrize("std", [0.3, torch.tensor([0.3, 0.1, 2.0], dtype=torch.float64)])
+def test_the_masked_density_is_averaged_over_times_then_over_features(std):
+    values, mean = randn(4, 6, 3), randn(2, 4, 6, 3, seed=1)  # two draws of each mean
+    mask = (randn(4, 6, 3, seed=2) > 0).double()
+    mask[0, :, 1] = 0.0
+    found = masked_gaussian_log_prob(values, mean, std, mask)
+    log_p = torch.from_numpy(stats.norm.logpdf(values, mean, std))
+    for s in range(2):
+        for b in range(4):
+            kept = [log_p[s, b, mask[b, :, d] == 1, d] for d in range(3)]
+            expected = sum(x.mean() for x in kept if len(x)) / 3
+            torch.testing.assert_close(found[s, b], expected)
+    assert found.shape == (2, 4)
+
+
+def test_nothing_kept_is_zero_with_a_gradient_of_zero():
+    mean = randn(1, 2, 3).requires_grad_()
+    log_p = masked_gaussian_log_prob(randn(1, 2, 3), mean, 0.1, torch.zeros(1, 2, 3).double())
+    log_p.sum().backward()
+    assert log_p.tolist() == [0.0]
+    assert not bool(mean.grad.any())
+
+
+def test_what_the_mask_leaves_out_has_no_influence():
+    values, mask = randn(1, 2, 1), times(1.0, 0.0).view(1, 2, 1)
+    other = values.clone()
+    other[0, 1] = 1e6
+    mean = torch.zeros_like(values)
+    found = [masked_gaussian_log_prob(x, mean, 1.0, mask) for x in (values, other)]
+    assert torch.equal(*found)
+
+
+def test_the_divergence_is_torchs():
+    mean, std = randn(4, 3), randn(4, 3, seed=1).exp()
+    expected = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1.0))
+    torch.testing.assert_close(standard_normal_kl(mean, std), expected)
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3, torch.tensor(0.3, dtype=torch.float64)])
+def test_the_importance_bound_is_the_log_of_the_mean_evidence(kl_weight):
+    log_likelihood, kl = randn(3, 4), randn(4, seed=1).abs()
+    expected = (log_likelihood - kl_weight * kl).exp().mean(0).log()
+    torch.testing.assert_close(importance_bound(log_likelihood, kl, kl_weight), expected)
+
+
+def test_the_importance_bound_of_one_draw_is_the_evidence_lower_bound():
+    log_likelihood, kl = randn(1, 4), randn(4, seed=1).abs()
+    torch.testing.assert_close(importance_bound(log_likelihood, kl, 1.0), log_likelihood[0] - kl)
+
+
+def test_the_importance_bound_holds_far_below_zero():
+    bound = importance_bound(torch.tensor([[-1e4], [-2e4]]), torch.zeros(1), 1.0)
+    torch.testing.assert_close(bound, torch.tensor([-1e4 - math.log(2.0)]))

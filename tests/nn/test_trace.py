@@ -1,0 +1,200 @@
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from steer_lightning.nn import ConvFlowField, MLPField
+from steer_lightning.nn.trace import (
+    NOISES,
+    exact_divergence,
+    exact_jacobian,
+    trace_noise,
+    value_and_tangent,
+)
+from tests.helpers.models import lively
+from tests.helpers.problems import jacobians
+
+
+class Field(nn.Module):
+    """Mixes the features of a sample, never the samples; time acts on each."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        n = torch.Size(shape).numel()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(n, n, generator=generator, dtype=torch.float64))
+
+    def forward(self, t, y):
+        flat = y.reshape(len(y), -1)
+        return (torch.tanh(flat @ self.weight.T) * flat + t.reshape(-1, 1) * flat).reshape_as(y)
+
+
+@pytest.fixture(params=[(1,), (3,), (2, 2, 2)], ids=str)
+def case(request):
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randn(4, *request.param, generator=generator, dtype=torch.float64)
+    return Field(request.param), torch.tensor(0.3, dtype=torch.float64), y
+
+
+TIMES = [torch.tensor(0.3).double(), torch.tensor([0.0, 0.4, -1.0, 2.0]).double()]
+
+
+def reference(field, t, y):
+    """Trace of the Jacobian of each sample by itself."""
+    return jacobians(field, t, y).diagonal(dim1=1, dim2=2).sum(1)
+
+
+def test_equals_the_trace_of_the_jacobian(case):
+    field, t, y = case
+    value, divergence = exact_divergence(field, t, y)
+    torch.testing.assert_close(value, field(t, y))
+    torch.testing.assert_close(divergence, reference(field, t, y))
+
+
+def test_a_time_for_each_sample(case):
+    field, _, y = case
+    t = torch.linspace(0.0, 1.0, len(y), dtype=torch.float64)
+    _, divergence = exact_divergence(field, t, y)
+    torch.testing.assert_close(divergence, reference(field, t, y))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_without_gradients(case, mode):
+    field, t, y = case
+    expected = reference(field, t, y)
+    with mode():
+        _, divergence = exact_divergence(field, t, y)
+    torch.testing.assert_close(divergence, expected)
+
+
+def test_can_be_trained_through():
+    field = Field((2,))
+    t = torch.tensor(0.3, dtype=torch.float64)
+    y = torch.randn(3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def outputs(weight, y):
+        return exact_divergence(
+            lambda t, y: torch.func.functional_call(field, {"weight": weight}, (t, y)), t, y
+        )
+
+    weight = field.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(outputs, (weight, y.requires_grad_()))
+
+
+FIELDS = {
+    "mlp": (lambda: MLPField(3, (5,)), (3,)),
+    "conv, its own way": (lambda: ConvFlowField(2, (3,)), (2, 2, 3)),
+    "conv, forward mode": (lambda: Plain(ConvFlowField(2, (3,), channels_last=False)), (2, 2, 3)),
+}
+
+
+class Plain(nn.Module):
+    """A field without a way of its own to a tangent."""
+
+    def __init__(self, vector_field):
+        super().__init__()
+        self.vector_field = vector_field
+
+    def forward(self, t, y):
+        return self.vector_field(t, y)
+
+
+@pytest.fixture(params=sorted(FIELDS))
+def field_and_state(request):
+    make, shape = FIELDS[request.param]
+    generator = torch.Generator().manual_seed(3)
+    y = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
+    torch.manual_seed(0)
+    return lively(make().double()), y
+
+
+@pytest.mark.parametrize("t", TIMES, ids=["shared", "each"])
+def test_the_jacobian_is_that_of_reverse_mode(field_and_state, t):
+    field, y = field_and_state
+    value, jacobian = exact_jacobian(field, t, y)
+    torch.testing.assert_close(value, field(t, y))
+    torch.testing.assert_close(jacobian.permute(1, 2, 0), jacobians(field, t, y))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_jacobian_and_tangent_without_gradients(field_and_state, mode):
+    field, y = field_and_state
+    e = torch.ones_like(y)
+
+    def everything():
+        return *exact_jacobian(field, TIMES[1], y), *value_and_tangent(field, TIMES[1], y, e)
+
+    expected = everything()
+    with mode():
+        found = everything()
+    assert not any(part.requires_grad for part in found)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b.detach())
+
+
+@pytest.mark.parametrize("t", TIMES, ids=["shared", "each"])
+def test_the_tangent_is_the_jacobian_times_the_direction(field_and_state, t):
+    field, y = field_and_state
+    e = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).view_as(y)
+    value, tangent = value_and_tangent(field, t, y, e)
+    torch.testing.assert_close(value, field(t, y))
+    expected = torch.einsum("bij,bj->bi", jacobians(field, t, y), e.flatten(1))
+    torch.testing.assert_close(tangent.flatten(1), expected)
+
+
+def test_a_fields_own_way_is_taken():
+    class Own(nn.Module):
+        def value_and_tangent(self, t, y, direction):
+            return 2.0 * y, 2.0 * direction
+
+    y = torch.ones(3, 2)
+    assert torch.equal(value_and_tangent(Own(), torch.tensor(0.0), y, 3.0 * y)[1], 6.0 * y)
+    assert torch.equal(exact_divergence(Own(), torch.tensor(0.0), y)[1], torch.full((3,), 4.0))
+
+
+def test_the_mean_over_all_signs_is_the_trace():
+    t, y = torch.tensor(0.3).double(), torch.linspace(-1.0, 1.0, 8).double().view(1, 2, 2, 2)
+    field = lively(ConvFlowField(2, (3,)).double())
+    signs = torch.tensor(list(product([-1.0, 1.0], repeat=8)), dtype=torch.float64)
+    e = signs.view(-1, 2, 2, 2)
+    _, tangent = value_and_tangent(field, t, y.expand_as(e), e)
+    estimates = (e * tangent).flatten(1).sum(1)
+    assert estimates.std() > 0.1
+    torch.testing.assert_close(estimates.mean(), exact_divergence(field, t, y)[1][0])
+    squared_norm = tangent.flatten(1).square().sum(1).mean()
+    torch.testing.assert_close(squared_norm, jacobians(field, t, y).square().sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_is_like_the_state_and_white(noise, dtype):
+    y = torch.full((20_000, 2, 2), 7.0, dtype=dtype)
+    e = trace_noise(y, noise, torch.Generator().manual_seed(0))
+    assert (e.shape, e.dtype, e.device) == (y.shape, y.dtype, y.device)
+    flat = e.flatten(1).double()
+    torch.testing.assert_close(flat.mean(0), torch.zeros(4).double(), atol=0.03, rtol=0.0)
+    torch.testing.assert_close(flat.T @ flat / 20_000, torch.eye(4).double(), atol=0.05, rtol=0.0)
+    if noise == "rademacher":
+        assert bool((e.abs() == 1.0).all())
+    else:
+        assert float(flat.pow(4).mean()) == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_generator_alone_decides_the_noise(noise):
+    y = torch.zeros(3, 4)
+    before = torch.get_rng_state()
+    a, b, c = (trace_noise(y, noise, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+    trace_noise(y, noise)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_unknown_noise_is_refused():
+    with pytest.raises(
+        ValueError, match=r"Expected `noise` .*'radmacher'\. Did you mean 'rademacher'"
+    ):
+        trace_noise(torch.zeros(2, 3), "radmacher")

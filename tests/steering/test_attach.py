@@ -1,0 +1,283 @@
+"""Hooks on somebody else's vector field, against a solve to T written by hand."""
+
+import copy
+import pickle
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
+from torchdiffeq import odeint, odeint_adjoint
+
+from steer_lightning import steer
+from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
+from steer_lightning.steering.attach import AttachedHorizon
+from tests.helpers.models import RecordingField
+from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+both_calls = pytest.mark.parametrize("call", [odeint, odeint_adjoint])
+
+
+def attached(field, offset=None, t0=0.0, t1=1.0):
+    horizon = AttachedHorizon(field, "flow.func", t0, t1)
+    if offset is not None:
+        horizon.perturb(FixedOffset(offset))
+    return horizon
+
+
+@both_calls
+@pytest.mark.parametrize("offset", [-0.4, 0.4])
+@pytest.mark.parametrize("span", [(0.0, 1.0), (0.5, 2.0), (2.0, 0.5)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_values_and_gradients_are_those_of_the_moved_span(call, offset, span, reverse):
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    nominal, moved = times(*span), times(span[0], span[1] + offset)
+    if reverse:
+        nominal, moved = nominal.flip(0), moved.flip(0)
+    expected = odeint(field, y0, moved, **TIGHT)[-1]
+    expected_grads = torch.autograd.grad(expected.square().sum(), (y0, field.a))
+    attached(field, offset, *span)
+    found = call(field, y0, nominal, **TIGHT)[-1]
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    grads = torch.autograd.grad(found.square().sum(), (y0, field.a))
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-6, atol=1e-6)
+
+
+@both_calls
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0)])
+def test_without_an_offset_nothing_changes_not_even_a_bit(call, draw):
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    results = []
+    for hooked in (False, True):
+        if hooked:
+            horizon = attached(field)
+            if draw is not None:
+                horizon.perturb(draw)
+        y = call(field, y0, times(0.0, 1.0))[-1]
+        results.append((y.detach(), *torch.autograd.grad(y.sum(), (y0, field.a))))
+    for plain, hooked in zip(*results, strict=True):
+        assert torch.equal(plain, hooked)
+
+
+def test_the_fields_own_code_sees_actual_times():
+    field = RecordingField(CosineField())
+    attached(field, 0.5)
+    y = odeint(field, initial_state(), times(0.0, 1.0), method="midpoint")[-1]
+    assert [float(t) for t in field.times] == [0.0, 0.75]
+    middle = initial_state() * (1 + 0.75 * 0.9)  # one midpoint step of length 1.5, by hand
+    expected = initial_state() + 1.5 * 0.9 * torch.cos(times(0.75)) * middle
+    torch.testing.assert_close(y, expected, rtol=1e-14, atol=0)
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    v: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Pair], ids=lambda kind: kind.__name__)
+def test_every_part_of_what_the_field_returns_is_scaled(kind):
+    class Field(OscillatorField):
+        def forward(self, t, y):
+            dy = super().forward(t, y)
+            return Pair(*dy) if kind is Pair else kind(dy)
+
+    field = Field()
+    y0 = (initial_state(), initial_state())
+    attached(field, 0.3)
+    out = field(torch.tensor(0.0), y0)
+    assert type(out) is kind
+    torch.testing.assert_close(out[0], 1.3 * y0[1])
+    if kind is not list:
+        xs, vs = odeint(field, y0, times(0.0, 1.0), **TIGHT)
+        for part, expected in zip((xs, vs), field.exact(y0, 0.0, 1.3), strict=True):
+            torch.testing.assert_close(part[-1], expected, rtol=1e-7, atol=1e-7)
+
+
+def test_further_arguments_pass_through_and_time_may_be_a_keyword():
+    class Field(nn.Module):
+        def forward(self, t, y, context=None, *, gain=1.0):
+            return t * y + context * gain
+
+    field = Field()
+    attached(field, 0.5)
+    t, y, context = times(1.0), times(2.0), times(3.0)
+    expected = 1.5 * (1.5 * y + context * 4.0)
+    torch.testing.assert_close(field(t, y, context, gain=4.0), expected)
+    torch.testing.assert_close(field(t=t, y=y, context=context, gain=4.0), expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((), {"input": torch.ones(1, 2)}, TypeError, r"as f\(t, y, ...\) .* but got no time"),
+        ((0.0,), {}, TypeError, "but got a time of type float. Name the module that is passed"),
+        ((torch.ones(3, 2),), {}, ValueError, r"got t = a tensor of shape \(3, 2\). Name the mod"),
+    ],
+)
+def test_a_module_that_is_no_vector_field_is_refused_under_a_draw(args, kwargs, error, message):
+    class Module(nn.Module):
+        def forward(self, input):
+            return torch.zeros(3, 2)
+
+    module = Module()
+    horizon = attached(module)
+    module(*args, **kwargs)
+    horizon.perturb(FixedOffset(0.3))
+    if kwargs or isinstance(args[0], float):
+        with pytest.raises(error, match=f"'flow.func'.*{message}"):
+            module(*args, **kwargs)
+    else:  # a state of ones could be the end time t1 = 1: any other cannot
+        with pytest.raises(error, match=message):
+            module(2.0 * args[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_dtypes_of_time_and_derivative_are_kept(dtype):
+    class Field(nn.Module):
+        def forward(self, t, y):
+            assert t.dtype == dtype
+            return -y
+
+    field = Field()
+    attached(field, 0.5)
+    assert field(torch.tensor(0.0, dtype=dtype), torch.ones(2, dtype=dtype)).dtype == dtype
+    half = field(torch.tensor(0.0, dtype=dtype), torch.ones(2, dtype=torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_inside_the_step_sees_the_same_end_time(use_reentrant):
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    attached(field, 0.4)
+
+    def loss(y0):
+        return odeint(field, y0, times(0.0, 1.0), **TIGHT)[-1].square().sum()
+
+    plain = torch.autograd.grad(loss(y0), (y0, field.a))
+    checkpoint(loss, y0, use_reentrant=use_reentrant).backward()
+    torch.testing.assert_close((y0.grad, field.a.grad), plain)
+
+
+def test_the_first_call_must_be_at_an_end_of_the_span():
+    field, y0 = CosineField(), initial_state()
+    attached(field, 0.4, t0=1.0, t1=3.0)
+    with pytest.raises(
+        ValueError, match=r"'flow.func' .* t0 = 1 or t1 = 3, but got t = 0\.0\. .*: t0=..., t1=..."
+    ):
+        odeint(field, y0, times(0.0, 1.0))
+
+
+@pytest.mark.parametrize("t_eval", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.5, 2.0)])
+def test_the_first_call_may_be_at_either_end_and_later_ones_anywhere(t_eval):
+    field, y0 = CosineField(), initial_state()
+    attached(field, 0.4, t0=1.0, t1=2.0)
+    for _ in range(2):
+        odeint(field, y0, times(*t_eval))
+    field(torch.tensor(7.0), y0)
+
+
+def test_without_a_draw_the_field_may_be_called_anywhere():
+    field = CosineField()
+    attached(field)
+    field(torch.tensor(7.0), initial_state())
+
+
+@pytest.mark.parametrize("then", ["reset", "perturb"])
+def test_an_adjoint_after_the_draw_is_gone_raises(then):
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    horizon = attached(field, 0.4)
+    y = odeint_adjoint(field, y0, times(0.0, 1.0))[-1]
+    if then == "reset":
+        horizon.reset()
+    else:
+        horizon.perturb(FixedOffset(0.2))
+    with pytest.raises(RuntimeError, match=r"'flow.func' .* another end time: the gradient would"):
+        y.sum().backward()
+
+
+def test_an_adjoint_of_a_nominal_solve_raises_under_a_draw():
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    horizon = attached(field)
+    y = odeint_adjoint(field, y0, times(0.0, 1.0))[-1]
+    horizon.perturb(FixedOffset(0.2))
+    with pytest.raises(RuntimeError, match="the gradient would be wrong"):
+        y.sum().backward()
+
+
+def test_backpropagation_through_the_solver_needs_no_draw_any_more():
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    horizon = attached(field, 0.4)
+    y = odeint(field, y0, times(0.0, 1.0), **TIGHT)[-1]
+    horizon.reset()
+    (found,) = torch.autograd.grad(y.sum(), field.a)
+    (expected,) = torch.autograd.grad(field.exact(y0, 0.0, 1.4).sum(), field.a)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_with_b_zero_an_adjoint_may_come_whenever_it_likes():
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    horizon = attached(field)
+    horizon.perturb(EndTimeDraw(0.0))
+    y = odeint_adjoint(field, y0, times(0.0, 1.0))[-1]
+    horizon.reset()
+    y.sum().backward()
+    assert y0.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_made_within_a_step_is_nominal_and_can_be_steered_itself(copied):
+    model, y0 = nn.Sequential(CosineField()), initial_state()
+    nominal = odeint(model[0], y0, times(0.0, 1.0))
+    settings = {"b": 0.5, "step": 1, "seed": 0, "vector_fields": ["0"]}
+    with steer(model, **settings):
+        moved = odeint(model[0], y0, times(0.0, 1.0))
+        twin = copied(model)
+        assert torch.equal(odeint(twin[0], y0, times(0.0, 1.0)), nominal)
+    with steer(twin, **settings):
+        assert torch.equal(odeint(twin[0], y0, times(0.0, 1.0)), moved)
+        assert torch.equal(odeint(model[0], y0, times(0.0, 1.0)), nominal)
+
+
+def test_detach_takes_the_hooks_off():
+    field, y0 = CosineField(), initial_state()
+    before = odeint(field, y0, times(0.0, 1.0))
+    horizon = attached(field, 0.4)
+    assert horizon.attached
+    horizon.detach()
+    assert not horizon.attached
+    assert not field._forward_pre_hooks
+    assert not field._forward_hooks
+    assert torch.equal(odeint(field, y0, times(0.0, 1.0)), before)
+
+
+def test_a_foreign_field_takes_no_end_time_for_each_sample():
+    with pytest.raises(ValueError, match=r"'flow.func', but got 'sample'.*ODEBlock"):
+        attached(CosineField()).perturb(EndTimeDraw(0.5, scope="sample"))
+
+
+@pytest.mark.parametrize("name", ["t0", "t1"])
+def test_a_learnable_end_of_a_foreign_field_is_refused(name):
+    end = nn.Parameter(torch.tensor(2.0))
+    with pytest.raises(TypeError, match=r"t0 and t1 to be numbers.*learn_t1=True"):
+        AttachedHorizon(CosineField(), "flow.func", **{name: end})
+
+
+def test_b_must_fit_the_declared_span():
+    with pytest.raises(ValueError, match=r"\|t1 - t0\| = 0.5, .*but got b = 0.5"):
+        attached(CosineField(), t0=0.5, t1=1.0).perturb(EndTimeDraw(0.5))
+
+
+def test_compiled_fields_follow_the_end_time():
+    torch._dynamo.reset()
+    field, y0 = CosineField(), initial_state()
+    horizon = attached(field, 0.2)
+    counter = CompileCounter()
+    compiled = torch.compile(field, backend=counter)
+    for offset in (0.2, -0.3, 0.4):
+        horizon.perturb(FixedOffset(offset))
+        y = odeint(compiled, y0, times(0.0, 1.0), **TIGHT)[-1]
+        torch.testing.assert_close(y, field.exact(y0, 0.0, 1.0 + offset), rtol=1e-7, atol=1e-7)
+    torch._dynamo.reset()

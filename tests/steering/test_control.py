@@ -1,0 +1,325 @@
+import pytest
+import torch
+from torch import nn
+
+from steer_lightning import steer
+from steer_lightning.horizon import GridHorizon, SpanHorizon
+from steer_lightning.nn import ODEBlock
+from steer_lightning.steering.control import Steering, SteerSettings, end_time_offset_at
+from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
+
+CASES = {
+    "own": (OwnModel, {}, "steer/block.horizon/end_time"),
+    "foreign": (ForeignModel, {"vector_fields": ["func"]}, "steer/func/end_time"),
+}
+both = pytest.mark.parametrize(("model_class", "where", "name"), CASES.values(), ids=list(CASES))
+
+
+def end_of(model):
+    """The end time that a model's clock shows."""
+    return float(model(tiny_data())[0, 1].detach())
+
+
+@both
+def test_inside_the_block_the_end_moves_and_after_it_no_bit_has_changed(model_class, where, name):
+    model, x = seeded(model_class), tiny_data()
+    before = model(x)
+    with steer(model, b=0.5, step=3, seed=1, **where) as ends:
+        assert list(ends) == [name]
+        assert 0.5 < ends[name] < 1.5
+        assert end_of(model) == pytest.approx(ends[name], abs=1e-5)
+        assert not torch.equal(model(x), before)
+    assert torch.equal(model(x), before)
+
+
+@both
+def test_forward_and_backward_inside_give_the_gradient_of_the_moved_solve(
+    model_class, where, name
+):
+    grads = []
+    for gradient in ("autograd", "adjoint"):
+        model = seeded(model_class, gradient == "adjoint" if model_class is ForeignModel
+                       else gradient)  # fmt: skip
+        with steer(model, b=0.5, step=0, seed=1, **where) as ends:
+            model.loss(tiny_data()).backward()
+        grads.append(next(model.parameters()).grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-4)
+    reference = seeded(OwnModel, t_span=(0.0, ends[name]))
+    reference.loss(tiny_data()).backward()
+    torch.testing.assert_close(grads[0], next(reference.parameters()).grad, rtol=1e-3, atol=1e-4)
+
+
+@both
+def test_the_draw_depends_on_seed_and_step_alone(model_class, where, name):
+    def ends(seed, step):
+        model = seeded(model_class)
+        with steer(model, b=0.5, step=step, seed=seed, **where) as found:
+            model(tiny_data())
+        return found[name]
+
+    before = torch.get_rng_state()
+    first = ends(0, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        assert ends(0, 0) == first
+    assert len({first, ends(0, 1), ends(1, 0)}) == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_torchs_own_decides():
+    model = seeded(OwnModel)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        torch.rand(3)
+        with steer(model, b=0.5, step=0) as from_torch:
+            pass
+    with steer(model, b=0.5, step=0, seed=5) as given:
+        pass
+    assert from_torch == given
+
+
+def test_horizons_of_one_model_are_drawn_apart():
+    model = nn.ModuleDict({"a": ODEBlock(ClockField()), "b": ODEBlock(ClockField())})
+    with steer(model, b=0.5, step=0, seed=1) as ends:
+        assert set(ends) == {"steer/a.horizon/end_time", "steer/b.horizon/end_time"}
+        assert len(set(ends.values())) == 2
+
+
+@pytest.mark.parametrize(("scope", "same"), [("batch", True), ("rank", False)])
+def test_the_scope_decides_whether_ranks_agree(scope, same):
+    model, found = seeded(OwnModel), []
+    for rank in range(2):
+        with steer(model, b=0.5, step=0, seed=1, scope=scope, rank=rank) as ends:
+            found.append(dict(ends))
+    assert (found[0] == found[1]) is same
+
+
+def test_an_end_time_for_each_sample():
+    model, x = seeded(OwnModel), tiny_data()
+    clocks = []
+    for rank in range(2):
+        with steer(model, b=0.5, step=0, seed=1, scope="sample", rank=rank):
+            clocks.append(model(x)[:, 1])
+    assert len(torch.cat(clocks).unique()) == 2 * len(x)
+    assert bool(((torch.cat(clocks) - 1.0).abs() <= 0.5 + 1e-5).all())
+
+
+def test_b_warms_up_linearly():
+    model, offsets = seeded(OwnModel), []
+    for step in range(6):
+        with steer(model, b=0.5, step=step, seed=1, warmup_steps=4) as warming:
+            pass
+        with steer(model, b=0.5, step=step, seed=1) as full:
+            pass
+        offsets.append([next(iter(ends.values())) - 1.0 for ends in (warming, full)])
+    for step, (warming, full) in enumerate(offsets):
+        assert warming == pytest.approx(min(1.0, step / 4) * full, abs=1e-12)
+
+
+def test_the_normal_distribution_is_another_draw():
+    ends = []
+    for distribution in ("uniform", "normal"):
+        with steer(seeded(OwnModel), 0.5, step=0, seed=1, distribution=distribution) as found:
+            ends.append(found["steer/block.horizon/end_time"])
+    assert ends[0] != ends[1]
+    assert 0.5 <= ends[1] <= 1.5
+
+
+@both
+def test_an_exception_inside_puts_the_nominal_end_back(model_class, where, name):
+    model, x = seeded(model_class), tiny_data()
+    before = model(x)
+
+    def step():
+        with steer(model, b=0.5, step=0, **where):
+            assert not torch.equal(model(x), before)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        step()
+    assert torch.equal(model(x), before)
+    with steer(model, b=0.5, step=1, **where):
+        model(x)
+
+
+@both
+def test_a_block_inside_another_is_refused_and_the_outer_one_goes_on(model_class, where, name):
+    model = seeded(model_class)
+    with steer(model, b=0.5, step=0, seed=1, **where) as ends:
+        with (
+            pytest.raises(
+                ValueError, match=r"one owner for the horizon .* steer\(step=0\) #\d+ h"
+            ),
+            steer(model, b=0.5, step=0, **where),
+        ):
+            pass
+        assert end_of(model) == pytest.approx(ends[name], abs=1e-5)
+    assert end_of(model) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_blocks_on_two_fields_may_be_nested():
+    model = nn.ModuleDict({"a": seeded(ForeignModel), "b": seeded(ForeignModel)})
+    with (
+        steer(model, b=0.5, step=0, seed=1, vector_fields=["a.func"]) as outer,
+        steer(model, b=0.2, step=0, seed=1, vector_fields=["b.func"]) as inner,
+    ):
+        assert end_of(model["a"]) == pytest.approx(outer["steer/a.func/end_time"], abs=1e-5)
+        assert end_of(model["b"]) == pytest.approx(inner["steer/b.func/end_time"], abs=1e-5)
+
+
+def test_hooks_do_not_pile_up_over_many_steps():
+    model = seeded(ForeignModel)
+    for step in range(20):
+        with steer(model, b=0.5, step=step, vector_fields=["func"]):
+            model.loss(tiny_data()).backward()
+    assert len(model.func._forward_pre_hooks) == len(model.func._forward_hooks) == 1
+    with steer(model, b=0.5, step=0, seed=1, vector_fields=["func"], t0=0.0, t1=2.0) as ends:
+        assert len(model.func._forward_pre_hooks) == 1
+        # The model itself still solves to 1: half of a span of 2.
+        assert end_of(model) == pytest.approx(ends["steer/func/end_time"] / 2.0, abs=1e-5)
+
+
+def test_the_adjoints_backward_after_the_block_raises():
+    model = seeded(ForeignModel, adjoint=True)
+    with steer(model, b=0.5, step=0, vector_fields=["func"]):
+        loss = model.loss(tiny_data())
+    with pytest.raises(RuntimeError, match=r"'func' .*inside `with steer\(...\)`"):
+        loss.backward()
+
+
+def test_a_module_known_by_two_paths_may_be_named_by_either():
+    model = nn.Module()
+    model.func = ClockField()
+    model.flow = nn.Sequential(model.func)
+    for path in ("func", "flow.0"):
+        with steer(model, b=0.5, step=0, vector_fields=[path]) as ends:
+            assert list(ends) == [f"steer/{path}/end_time"]
+            model.func(torch.tensor(0.0), tiny_data())
+
+
+def test_a_field_that_is_not_called_inside_the_block_is_refused():
+    model = seeded(ForeignModel)
+    with (
+        pytest.raises(ValueError, match=r"'func' was not called inside `with steer\(...\)`"),
+        steer(model, b=0.5, step=0, vector_fields=["func"]),
+    ):
+        pass
+
+
+def test_a_field_inside_a_steered_block_is_refused():
+    model = seeded(OwnModel)
+    with (
+        steer(model, b=0.5, step=0),
+        pytest.raises(ValueError, match=r"T would move twice. Keep one of the two"),
+        steer(model, b=0.5, step=0, vector_fields=["block.vector_field"]),
+    ):
+        pass
+
+
+def test_the_model_itself_may_be_the_field():
+    field = ClockField()
+    with steer(field, b=0.5, step=0, vector_fields=[""]) as ends:
+        assert len(ends) == 1
+        assert field._forward_pre_hooks
+        field(torch.tensor(0.0), tiny_data())
+
+
+def test_an_unknown_path_lists_the_near_ones():
+    model = nn.ModuleDict({"flow": seeded(ForeignModel)})
+    with (
+        pytest.raises(
+            ValueError, match=r"`vector_fields` .*'flow.fnc'\. Did you mean 'flow.func'.*nn.Module"
+        ),
+        steer(model, b=0.5, step=0, vector_fields=["flow.fnc"]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"b": -0.5}, "Expected `b` to be None or finite and >= 0, but got -0.5"),
+        ({"b": 1.0}, r"\|t1 - t0\| = 1, .* but got b = 1"),
+        ({"b": 0.5, "vector_fields": []}, "name at least one module, but got an empty list"),
+        ({"b": 0.5, "vector_fields": "func"}, r"the string 'func'\. Write \['func'\]"),
+        ({"b": 0.5, "warmup_steps": -1}, "Expected `warmup_steps` >= 0, but got -1"),
+        ({"b": 0.5, "distribution": "norm"}, "`distribution` .*Did you mean 'normal'"),
+        ({"b": 0.5, "scope": "samples"}, "`scope` .*Did you mean 'sample'"),
+        ({"b": 0.5, "epsilon": 2.0}, "`epsilon`.* but got 2"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    model = seeded(OwnModel)
+    with pytest.raises(ValueError, match=message), steer(model, step=0, **settings):
+        pass
+    with steer(model, b=0.5, step=0):  # the refusal left no owner behind
+        pass
+
+
+def test_a_model_without_horizons_is_refused():
+    with (
+        pytest.raises(
+            ValueError, match=r"model with horizons, but ForeignModel has none.*flow.func"
+        ),
+        steer(seeded(ForeignModel), b=0.5, step=0),
+    ):
+        pass
+
+
+def test_check_solved_names_what_was_left_out():
+    own = Steering(seeded(OwnModel), SteerSettings(0.5), owner="test")
+    with pytest.raises(ValueError, match=r"horizon 'block.horizon' was not solved in the first"):
+        own.check_solved("in the first batch")
+    foreign = Steering(seeded(ForeignModel), SteerSettings(0.5, ("func",)), owner="test")
+    with pytest.raises(ValueError, match=r"field 'func' was not called .* A closure, a direct"):
+        foreign.check_solved("in the first batch")
+
+
+def test_the_table_shows_each_horizon_with_span_b_and_scope():
+    model = nn.ModuleDict({"a": ODEBlock(ClockField(), t_span=(0.5, 2.0)), "g": GridHorizon()})
+    lines = Steering(model, SteerSettings(0.25, scope="rank"), owner="test").table().splitlines()
+    assert lines[0] == "STEER moves these end times in training:"
+    assert lines[1].split() == ["horizon", "span", "b", "distribution", "scope"]
+    assert set(lines[2]) == {"-"}
+    assert lines[3].split("  ")[0] == "a.horizon"
+    assert "[0.5, 2]" in lines[3]
+    assert lines[3].split()[-3:] == ["0.25", "uniform", "rank"]
+    assert lines[4].startswith("g          each interval of t_eval")
+    table = Steering(nn.ModuleList([GridHorizon()]), SteerSettings(), owner="test").table()
+    assert "(1 - 0.001) gap" in table
+
+
+@pytest.mark.parametrize("offset", [-0.5, 0.0, 0.25])
+def test_a_sweep_over_the_end_time_moves_every_span_and_puts_it_back(offset):
+    model, x = seeded(OwnModel), tiny_data()
+    before = model(x)
+    with end_time_offset_at(model, offset):
+        assert end_of(model) == pytest.approx(1.0 + offset, abs=1e-5)
+        assert torch.equal(model(x), before) is (offset == 0.0)
+    assert torch.equal(model(x), before)
+
+
+def test_a_sweep_within_a_training_step_gives_the_step_its_end_back():
+    model = seeded(OwnModel)
+    with steer(model, b=0.5, step=0, seed=1) as ends:
+        with end_time_offset_at(model, 0.25):
+            assert end_of(model) == pytest.approx(1.25, abs=1e-5)
+        assert end_of(model) == pytest.approx(ends["steer/block.horizon/end_time"], abs=1e-5)
+
+
+def test_a_sweep_that_reaches_t0_is_refused_and_leaves_the_model_as_it_was():
+    model = nn.ModuleList([SpanHorizon(0.0, 5.0), SpanHorizon(0.0, 1.0)])
+    with (
+        pytest.raises(ValueError, match="keeps the end time apart from t0"),
+        end_time_offset_at(model, -2.0),
+    ):
+        pass
+    assert [h.in_force()["end_time"] for h in model] == [5.0, 1.0]
+
+
+def test_a_sweep_needs_a_span():
+    with (
+        pytest.raises(ValueError, match="model with a SpanHorizon, but ForeignModel has none"),
+        end_time_offset_at(seeded(ForeignModel), 0.1),
+    ):
+        pass
