@@ -17,8 +17,8 @@ class MuJoCoHopperDataModule(SeriesDataModule):
     r"""Falls of a simulated hopper: 7 positions and 7 velocities at 100 times, some observed.
 
     A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` without labels. At a point either
-    all of the 14 values are observed or none. All trajectories have the same times, the number of a
-    point over the number of points. A fifth of the trajectories is the test set; the validation
+    all of the 14 values are observed or none. All trajectories have the same times, the number of
+    a point over the number of points. A fifth of the trajectories is the test set; the validation
     set is split off the rest.
 
     - ``task="interpolate"``: of each trajectory, ``observed_fraction`` of the points, chosen at
