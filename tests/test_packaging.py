@@ -19,7 +19,7 @@ PROBE = """
 import json, pkgutil, sys
 
 import steer_lightning
-from steer_lightning import functional, horizon, nn, solvers
+from steer_lightning import horizon, nn, solvers, steering, utils
 
 found = {"file": steer_lightning.__file__, "version": steer_lightning.__version__}
 found["lightning"] = sorted(n for n in sys.modules if n.split(".")[0].endswith("lightning"))

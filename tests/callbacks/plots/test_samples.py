@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datamodules import ToyDensityDataModule
-from steer_lightning.callbacks import SampleGrid, SampleWriter, samples
+from steer_lightning.callbacks import SampleGrid, SampleWriter
+from steer_lightning.callbacks.plots import samples
 from steer_lightning.callbacks.plots.figures import plot_images
 from steer_lightning.modules import CNFModule, ImageFlowModule
 from steer_lightning.nn import CNF, ConcatSquashField

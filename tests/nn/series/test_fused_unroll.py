@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from steer_lightning.horizon.end_time import EndTimeDraw
-from steer_lightning.nn import ODERNN, MLPField, ode_rnn
+from steer_lightning.nn import ODERNN, MLPField
+from steer_lightning.nn.series import ode_rnn
 from tests.helpers.models import lively, seeded
 from tests.nn.series.test_ode_rnn import (
     LENGTHS,
