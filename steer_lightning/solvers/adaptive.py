@@ -46,8 +46,8 @@ class AdaptiveSolver(Solver):
             pass: memory of one step instead of all, for one more forward pass of work. The
             gradient is the same.
         compile: Compile the step with :func:`torch.compile`. Blocks of one structure share a
-            compilation; new end times, step sizes and batch sizes compile nothing. It needs a C++
-            compiler, and minutes that pay after some thousand steps.
+            compilation; new end times, step sizes and, but for convolutions, batch sizes compile
+            nothing. It needs a C++ compiler, and minutes that pay after some thousand steps.
 
     Raises:
         ValueError: If ``method`` is unknown, or a tolerance, ``max_nfe`` or ``first_step`` is not

@@ -19,7 +19,7 @@ def compiled(function: Callable[..., Any], cuda_graphs: bool = False) -> Callabl
 
     A module among the arguments is no constant of the graph: all modules of one structure share
     it, whatever their weights; new values of tensors compile nothing, nor does a new length of
-    their first axis, the batch.
+    their first axis, the batch, unless the function depends on it, as convolutions do.
 
     Args:
         function: A plain function; must not branch on values of tensors.
@@ -35,6 +35,7 @@ def compiled(function: Callable[..., Any], cuda_graphs: bool = False) -> Callabl
         for tensor in tree_leaves(args):
             if isinstance(tensor, Tensor) and tensor.ndim:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return graph(*args)
+        with config.patch(automatic_dynamic_shapes=False):  # no other axis than the marked ones
+            return graph(*args)
 
     return of_any_batch
