@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m reproduce",
         description="Train baseline and STEER with the same seeds, compare them, and write table "
-        "and picture to results/NAME/SCALE. Finished runs are kept and stopped ones go on.",
+        "and plot to results/NAME/SCALE. Finished runs are kept and stopped ones go on.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; --list names them")
     parser.add_argument("--list", action="store_true", help="print all names and what they are")
@@ -123,7 +123,7 @@ class Command:
         execute_all(list(pending.values()), self.jobs, done)
 
     def write(self, experiment: Experiment) -> Path:
-        """Write table, picture and raw numbers of what is finished; returns their folder."""
+        """Write table, plot and raw numbers of what is finished; returns their folder."""
         results: Results = {
             arm: [Run(arm, s, self.settings).record() for s in self.seeds[experiment.name]]
             for arm in experiment.arms

@@ -136,7 +136,7 @@ def figure2(scale: Scale) -> Experiment:
         draw=draw_sweeps,
         notes=(
             "The runs of `table5`, evaluated at end times T from t1 - b = 0.01 to t1 + b = 1.99 "
-            "on one batch of test images. Pictures of the features on their way are in "
-            "`logs/pictures` of each run.",
+            "on one batch of test images. Plots of the features on their way are in "
+            "`logs/plots` of each run.",
         ),
     )

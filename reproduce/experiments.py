@@ -33,7 +33,7 @@ class Arm:
     """One thing to train: a config and what is changed in it.
 
     Args:
-        label: Name in tables and pictures.
+        label: Name in tables and plots.
         config: A file below ``configs``, without its ending.
         overrides: Arguments of ``cli.py``, after the config.
         paper: The paper's number, as it stands there.
@@ -143,7 +143,7 @@ class Experiment:
         metrics: What is compared; the first is the one that the paper's numbers belong to.
         cut: What this scale leaves out of the paper's setting.
         seeds: How many, unless the command line says.
-        draw: Makes the picture.
+        draw: Makes the plot.
         notes: Sentences below the caption.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures of experiments, from their records and from what callbacks drew."""
+"""Plots of experiments, from their records and from what callbacks drew."""
 
 import math
 from collections.abc import Sequence
@@ -50,12 +50,12 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
 
 
 def montage(experiment: Experiment, results: Results, name: str) -> Figure:
-    """Pictures that a callback drew in the test of each arm's first seed, a row for each arm."""
+    """Plots that a callback drew in the test of each arm's first seed, a row for each arm."""
     found: list[tuple[str, Path]] = []
     for part in experiment.comparisons:
         for arm in part.arms:
             for record in _finished(results[arm])[:1]:
-                path = record.folder / "logs" / "pictures" / f"{name}.png"
+                path = record.folder / "logs" / "plots" / f"{name}.png"
                 if path.is_file():
                     found.append((f"{part.setting}: {arm.label}", path))
     images = [(label, imread(path)) for label, path in found]

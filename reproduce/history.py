@@ -13,7 +13,7 @@ class History(Callback):
     """Keep metrics, evaluations and time of every validation, also across a resume.
 
     Seconds and evaluations are those of training batches, without validation, checkpoints and
-    pictures. It belongs behind the other callbacks: some count evaluations from zero at the start
+    plots. It belongs behind the other callbacks: some count evaluations from zero at the start
     of each batch.
     """
 

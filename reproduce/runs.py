@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from reproduce.experiments import DATA, TRAINER, Arm, Check, Record, Scale
 from reproduce.history import History
 from reproduce.machine import describe_machine
-from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
 from steer_lightning.utils.io import replacing
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -127,11 +127,11 @@ class Run:
         ]
 
     def write_callbacks(self) -> Path:
-        """Write the config's callbacks, with pictures in test alone: they take long."""
+        """Write the config's callbacks, with plots in test alone: they take long."""
         callbacks = self._config["trainer"]["callbacks"]
         for callback in callbacks:
             module, _, name = callback["class_path"].rpartition(".")
-            if module and issubclass(getattr(import_module(module), name), EvaluationPicture):
+            if module and issubclass(getattr(import_module(module), name), EvaluationPlot):
                 callback.setdefault("init_args", {})["every_n_checks"] = _NEVER
         path = self.folder / "callbacks.yaml"
         path.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
@@ -210,7 +210,7 @@ def _execute(run: Run) -> None:
     (best,) = (c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     path = best.best_model_path if run.arm.weights == "best" else None
     (tested,) = trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
-    sweep = _read_sweep(run.folder / "logs" / "pictures")
+    sweep = _read_sweep(run.folder / "logs" / "plots")
     values = {**(checks[-1].metrics if checks else {}), **tested}
     for i, end_time in enumerate(sweep.get("end_time", [])):
         for name, column in sweep.items():
@@ -227,7 +227,7 @@ def _execute(run: Run) -> None:
             "checks": [check._asdict() for check in checks],
             "monitor": best.monitor,
             "mode": best.mode,
-            # Of this session in all: evaluation and pictures too.
+            # Of this session in all: evaluation and plots too.
             "session_seconds": time.perf_counter() - started[0],
             "session_cpu_seconds": time.process_time() - started[1],
             "sessions": sessions,

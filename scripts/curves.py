@@ -49,7 +49,7 @@ def table(runs: list[tuple[str, Curve]], metric: str, against: str, n: int = 6) 
 
 
 def draw(runs: list[tuple[str, Curve]], metric: str, against: str) -> Figure:
-    """All curves in one picture."""
+    """All curves in one plot."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     labels = list(dict.fromkeys(label for label, _ in runs))
@@ -66,14 +66,14 @@ def draw(runs: list[tuple[str, Curve]], metric: str, against: str) -> Figure:
 
 
 def main() -> None:
-    """Read the arguments, print the table, save the picture."""
+    """Read the arguments, print the table, save the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER", help="runs to compare")
     parser.add_argument("--metric", default="val/bits_per_dim")
     parser.add_argument("--against", default="train/seconds")
     parser.add_argument("--limits", nargs=2, type=float, metavar=("LOW", "HIGH"), default=None,
-                        help="range of the metric in the picture")  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, help="picture to write")
+                        help="range of the metric in the plot")  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="plot to write")
     arguments = parser.parse_args()
     runs = []
     for run in arguments.runs:

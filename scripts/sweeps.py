@@ -71,11 +71,11 @@ def draw(times: list[float], sweeps: Sweeps, metric: str) -> Figure:
 
 
 def main() -> None:
-    """Read the arguments, print the table, save the picture."""
+    """Read the arguments, print the table, save the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tables", nargs="+", metavar="LABEL=CSV", help="tables to compare")
     parser.add_argument("--metric", default="accuracy")
-    parser.add_argument("--output", type=Path, required=True, help="picture to write")
+    parser.add_argument("--output", type=Path, required=True, help="plot to write")
     arguments = parser.parse_args()
     times, sweeps = read_sweeps(arguments.tables, arguments.metric)
     print(table(times, sweeps, arguments.metric))

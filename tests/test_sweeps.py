@@ -23,7 +23,7 @@ def test_tables_of_one_label_are_averaged(folder):
     assert [line.get_ydata().tolist() for line in axis.lines] == [[0.5, 0.75], [0.25, 0.5]]
 
 
-def test_a_picture_is_written(folder, monkeypatch, capsys):
+def test_a_plot_is_written(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["sweeps.py", "x=a.csv", "--output", "x.png"])
     sweeps.main()
     assert (folder / "x.png").read_bytes()[:4] == b"\x89PNG"

@@ -11,7 +11,7 @@ class TrainingClock(Callback):
 
     ``train/seconds`` is wall-clock time, ``train/cpu_seconds`` the processor time of all threads
     of this process: on a CPU that other work shares, the fairer of the two. Both leave out
-    validation, checkpoints and pictures, and continue after a resume.
+    validation, checkpoints and plots, and continue after a resume.
 
     Example:
         >>> from pytorch_lightning import Trainer

@@ -56,8 +56,8 @@ def test_what_a_finished_run_leaves(unbroken):
     config = yaml.safe_load((unbroken.folder / "logs" / "config.yaml").read_text())
     classes = [c["class_path"].rpartition(".")[2] for c in config["trainer"]["callbacks"]]
     assert classes[-2:] == ["SteerCallback", "History"]
-    pictures = {path.name for path in (unbroken.folder / "logs" / "pictures").glob("*.png")}
-    assert pictures == {"flow_test.png", "end_time_sweep_test.png"}  # none of validation
+    plots = {path.name for path in (unbroken.folder / "logs" / "plots").glob("*.png")}
+    assert plots == {"flow_test.png", "end_time_sweep_test.png"}  # none of validation
     assert unbroken.record().clock == "cpu_seconds"
 
 
