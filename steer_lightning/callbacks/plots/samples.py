@@ -28,7 +28,7 @@ class SampleGrid(EvaluationPlot):
 
     Args:
         n_samples: Images in each row.
-        temperatures: Factors on the base's deviation, one row for each.
+        temperatures: Factors on the base's standard deviation, one row for each.
         seed: Of the noise, which is the same on every device.
         every_n_checks: Draw after every n-th validation; after every test.
 
