@@ -83,14 +83,14 @@ class PlainField(nn.Module):
 
     Args:
         field: Whose weights to use.
-        direction: Hutchinson's direction.
+        probe: Hutchinson's probe.
         forward_mode: Take J e by forward mode in place of J^T e.
     """
 
-    def __init__(self, field: ConvFlowField, direction: Tensor, forward_mode: bool) -> None:
+    def __init__(self, field: ConvFlowField, probe: Tensor, forward_mode: bool) -> None:
         super().__init__()
         self.field = field
-        self.direction = direction
+        self.probe = probe
         self.forward_mode = forward_mode
 
     def network(self, t: Tensor, y: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class PlainField(nn.Module):
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Derivatives of state, log-density and regularisers."""
-        y, e = state[0], self.direction
+        y, e = state[0], self.probe
         if self.forward_mode:
             dy, product = torch.func.jvp(lambda y: self.network(t, y), (y,), (e,))
         else:

@@ -1,12 +1,12 @@
-"""ODE-RNN encoder and latent ODE against plain code: a union walk, and torchdiffeq's decoder.
+"""ODE-RNN encoder and latent ODE against plain code: a union unroll, and torchdiffeq's decoder.
 
 First the encoder on real PhysioNet records, same weights: along each sample's own observations,
 and, as in published code, of all samples over the union of the batch's times, which is made before
 the clock starts. These are two discretisations of the same ODE: the union cuts Euler steps at
 other samples' times too, measures its longest step by the range of the batch, and starts a sample
-before its own last observation; so belief and loss are compared as well.
+before its own last observation; so posterior and loss are compared as well.
 
-Then the whole training step of the periodic toy. The plain code walks over all 100 times, the
+Then the whole training step of the periodic toy. The plain code unrolls over all 100 times, the
 library over the 50 that a sample observes (and its first one), with its longest step measured by
 their range; the plain decoder has torchdiffeq's step control and interpolant. If everything is
 observed, both give the same up to the tolerance of the solvers.
@@ -32,7 +32,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from benchmarks.configs import DATA_DIR, ROOT, build
 from benchmarks.timing import machine, side_by_side, table
 from steer_lightning.modules import LatentODEModule
-from steer_lightning.nn import Belief, BeliefGRU, Observations, ODERNNEncoder, observations
+from steer_lightning.nn import Observations, ODERNNEncoder, Posterior, PosteriorGRU, observations
 from steer_lightning.nn.series import SeriesBatch
 
 TOY_STEPS = 200
@@ -61,7 +61,7 @@ def euler_pieces(times: Tensor, max_step: float) -> list[int]:
     return [max(1, math.ceil(gap - 1e-6)) for gap in (t.diff() / longest).tolist()]
 
 
-def masked_gru(gru: BeliefGRU, m: Tensor, std: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def masked_gru(gru: PosteriorGRU, m: Tensor, std: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The published update, written out, of the samples that observe something."""
     joint = torch.cat([m, std, x], -1)
     keep, reset = torch.sigmoid(gru.update_gate(joint)), torch.sigmoid(gru.reset_gate(joint))
@@ -71,8 +71,8 @@ def masked_gru(gru: BeliefGRU, m: Tensor, std: Tensor, x: Tensor) -> tuple[Tenso
     return observes * new_m + (1 - observes) * m, observes * new_std + (1 - observes) * std
 
 
-class UnionWalk(nn.Module):
-    """An ODE-RNN encoder that walks back over the union of all times, as published code does.
+class UnionUnroll(nn.Module):
+    """An ODE-RNN encoder that unrolls back over the union of all times, as published code does.
 
     Args:
         encoder: Whose weights to use.
@@ -82,11 +82,11 @@ class UnionWalk(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, seen: Observations) -> Belief:
-        """Belief about the latent state at the first time of the union."""
-        return self.walk(union_of(seen))
+    def forward(self, seen: Observations) -> Posterior:
+        """Posterior over the latent state at the first time of the union."""
+        return self.unroll(union_of(seen))
 
-    def walk(self, series: UnionSeries) -> Belief:
+    def unroll(self, series: UnionSeries) -> Posterior:
         """The same, of samples that are spread over the union already."""
         rnn = self.encoder.rnn
         inputs, times = series.inputs.unbind(1), series.times.unbind()
@@ -98,8 +98,8 @@ class UnionWalk(nn.Module):
             for j in range(pieces[i]):
                 m = m + steps[i] * rnn.vector_field(times[i + 1] + j * steps[i], m)
             m, std = masked_gru(rnn.gru, m, std, inputs[i])
-        latent, deviation = self.encoder.to_latent(torch.cat([m, std], 1)).chunk(2, 1)
-        return Belief(latent, deviation.abs())
+        latent, std = self.encoder.to_latent(torch.cat([m, std], 1)).chunk(2, 1)
+        return Posterior(latent, std.abs())
 
     def n_steps(self, times: Tensor) -> int:
         """Euler steps along a union, and one for where it starts, as the library counts."""
@@ -118,7 +118,7 @@ class PlainLatentODE(nn.Module):
         super().__init__()
         self.module = module
         self.integrate = integrate
-        self.encoder = UnionWalk(cast(ODERNNEncoder, module.network.encoder))
+        self.encoder = UnionUnroll(cast(ODERNNEncoder, module.network.encoder))
         self.nfe = 0
         module.network.decoder.vector_field.register_forward_pre_hook(self._count)
 
@@ -126,15 +126,15 @@ class PlainLatentODE(nn.Module):
         """The loss that ``LatentODEModule.evaluate`` gives, with its noise."""
         module, times = self.module, batch.times[0]
         inputs = torch.cat([batch.values * batch.mask, batch.mask], 2)
-        belief = self.encoder.walk(UnionSeries(times, inputs))
-        z0 = module.network.draw(belief, module.n_draws, module.noise_stream("evaluate", 0))
+        posterior = self.encoder.unroll(UnionSeries(times, inputs))
+        z0 = module.network.draw(posterior, module.n_draws, module.noise_stream("evaluate", 0))
         field, solver = module.network.decoder.vector_field, module.network.decoder.solver
         settings = {"rtol": solver.rtol, "atol": solver.atol, "method": "dopri5"}
         z = self.integrate(field, z0, times.to(z0), **settings)
         prediction = module.network.readout(z.permute(1, 2, 0, 3))
         log_p = Normal(prediction, module.noise_std).log_prob(batch.values)
         log_p = (log_p * batch.target_mask).sum(2) / batch.target_mask.sum(1)
-        kl = kl_divergence(Normal(*belief), Normal(0.0, 1.0)).mean(1)
+        kl = kl_divergence(Normal(*posterior), Normal(0.0, 1.0)).mean(1)
         bound = torch.logsumexp(log_p.mean(2) - module.kl_weight * kl, 0)
         return -(bound - math.log(module.n_draws)).mean()
 
@@ -148,24 +148,24 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 
 def time_encoders(encoder: ODERNNEncoder, batches: Sequence[SeriesBatch], repeats: int) -> str:
-    """Table of what the two walks visit, and what that takes."""
-    plain, seen = UnionWalk(encoder), [observations(batch) for batch in batches]
+    """Table of what the two unrolls visit, and what that takes."""
+    plain, seen = UnionUnroll(encoder), [observations(batch) for batch in batches]
     unions = [union_of(series) for series in seen]
 
-    def pass_through(walk: Callable[[Any], Belief], series: Sequence[Any]) -> None:
-        for belief in map(walk, series):
-            (belief.mean.sum() + belief.std.sum()).backward()
+    def pass_through(unroll: Callable[[Any], Posterior], series: Sequence[Any]) -> None:
+        for posterior in map(unroll, series):
+            (posterior.mean.sum() + posterior.std.sum()).backward()
 
     own = partial(pass_through, lambda batch: encoder(observations(batch)), batches)
     encoder.rnn.stats.reset()
     own()
     n, own_steps = len(batches), encoder.rnn.stats.nfe_forward
-    cases = {"union": partial(pass_through, plain.walk, unions), "own": own}
+    cases = {"union": partial(pass_through, plain.unroll, unions), "own": own}
     union, own_seconds = side_by_side(cases, repeats, warmup=1).values()
     rows = [
-        ["union walk, plain", f"{sum(len(u.times) for u in unions) / n:.0f}",
+        ["union unroll, plain", f"{sum(len(u.times) for u in unions) / n:.0f}",
          f"{sum(plain.n_steps(u.times) for u in unions) / n:.0f}", f"{union / n:.3f}", "1.0"],
-        ["own walk of each sample", f"{sum(int(s.lengths.max()) for s in seen) / n:.0f}",
+        ["own unroll of each sample", f"{sum(int(s.lengths.max()) for s in seen) / n:.0f}",
          f"{own_steps / n:.0f}", f"{own_seconds / n:.3f}", f"{union / own_seconds:.1f}"],
     ]  # fmt: skip
     header = [f"PhysioNet encoder, batch {len(batches[0].times)}", "observation times visited",
@@ -174,8 +174,10 @@ def time_encoders(encoder: ODERNNEncoder, batches: Sequence[SeriesBatch], repeat
 
 
 @torch.no_grad()
-def compare_walks(name: str, module: LatentODEModule, batches: Sequence[SeriesBatch]) -> list[str]:
-    """Row of relative differences of belief and loss between the walks, same noise for z0."""
+def compare_unrolls(
+    name: str, module: LatentODEModule, batches: Sequence[SeriesBatch]
+) -> list[str]:
+    """Row of relative differences of posterior and loss between the unrolls, same noise for z0."""
     swapped = copy.deepcopy(module)
     swapped.network.encoder = PlainLatentODE(swapped).encoder
     own, union = (
@@ -202,14 +204,14 @@ def run_physionet(
     data.prepare_data()
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), n_batches))
-    rows = [compare_walks("initial weights", module, batches)]
+    rows = [compare_unrolls("initial weights", module, batches)]
     if ckpt is not None:
         epoch = torch.load(ckpt, map_location="cpu", weights_only=True)["epoch"]
         trained = LatentODEModule.load_from_checkpoint(ckpt, "cpu", weights_only=True)
         trained.kl_wait_epochs -= epoch  # outside of a Trainer, the divergence weighs as then
-        rows += [compare_walks(f"after epoch {epoch}", trained, batches)]
-    header = [f"relative difference, {n_batches} batches", "of mean", "of deviation",
-              "of loss (most)", "loss, own walk", "loss, union walk"]  # fmt: skip
+        rows += [compare_unrolls(f"after epoch {epoch}", trained, batches)]
+    header = [f"relative difference, {n_batches} batches", "of mean", "of std",
+              "of loss (most)", "loss, own unroll", "loss, union unroll"]  # fmt: skip
     timed = time_encoders(cast(ODERNNEncoder, module.network.encoder), batches, repeats)
     return f"{timed}\n\n{table(header, rows)}"
 

@@ -79,6 +79,8 @@ class MuJoCoHopperDataModule(SeriesDataModule):
 
     n_features = N_STATES
 
+    caches = "hopper"
+
     def __init__(
         self,
         cache_dir: str = "data/cache/hopper",

@@ -37,8 +37,8 @@ class PhysioNetDataModule(SeriesDataModule):
 
     A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` with a label for each patient, 1
     for a death in hospital (13.85 %). What is observed is also to be predicted: ``target_mask``
-    equals ``mask``. Times are in [0, 1], 1 being 48 hours. A fifth of the patients is the test set; the
-    validation set is split off the rest, both keyed by ``seed``.
+    equals ``mask``. Times are in [0, 1], 1 being 48 hours. A fifth of the patients is the test
+    set; the validation set is split off the rest, both keyed by ``seed``.
 
     Parameters are the 4 of admission (age, sex, height, type of the unit), observed at time 0, and
     37 that are measured on the way, weight among them; their order is
@@ -93,6 +93,8 @@ class PhysioNetDataModule(SeriesDataModule):
 
     n_features = len(PARAMETERS)
     num_classes = 2
+
+    caches = "physionet2012"
 
     def __init__(
         self,

@@ -1,20 +1,20 @@
 """``python -m reproduce table5 --scale short --seeds 3``: train, compare, write a table."""
 
 import argparse
-import json
 import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
-from reproduce.experiments import SCALES, Experiment, Results
+from reproduce.experiments import SCALES, Experiment
+from reproduce.records import Record, Results, read_records, write_records
 from reproduce.registry import EXPERIMENTS, GROUPS, names_of
-from reproduce.runs import ABSENT, Run, Settings, prepare, write_json
-from reproduce.tables import write_table
+from reproduce.report import write_page
+from reproduce.runs import ABSENT, Run, Settings, prepare
 from reproduce.workers import execute_all
 
 
@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m reproduce",
         description="Train baseline and STEER with the same seeds, compare them, and write table "
-        "and picture to results/NAME/SCALE. Finished runs are kept and stopped ones go on.",
+        "and figure to results/NAME/SCALE. Finished runs are kept and stopped ones go on.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; --list names them")
     parser.add_argument("--list", action="store_true", help="print all names and what they are")
@@ -47,6 +47,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         "--override=--trainer.accelerator=gpu")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true",
                         help="train nothing; write what is there")  # fmt: skip
+    parser.add_argument("--records", type=Path, metavar="FILE",
+                        help="train nothing; write tables and figures of the runs in this file, "
+                        "such as docs/results/short/records.jsonl")  # fmt: skip
     found = parser.parse_args(arguments)
     if not found.names and not found.list:
         parser.error("name an experiment, or `all`, or ask for --list")
@@ -70,9 +73,7 @@ class Command:
     """
 
     def __init__(self, found: argparse.Namespace, line: str) -> None:
-        self.settings = Settings(
-            found.scale, found.output, found.data_dir, tuple(found.override)
-        )  # fmt: skip
+        self.settings = Settings(found.scale, found.output, found.data_dir, tuple(found.override))
         self.jobs: int = found.jobs
         self.line = line
         self.experiments = [EXPERIMENTS[name](found.scale) for name in found.names]
@@ -83,22 +84,23 @@ class Command:
     def runs(self, experiment: Experiment) -> list[Run]:
         """Seed by seed, so that a command that is stopped leaves whole pairs."""
         return [
-            Run(arm, seed, self.settings)
+            Run(variant, seed, self.settings)
             for seed in self.seeds[experiment.name]
-            for arm in experiment.arms
+            for variant in experiment.variants
         ]
 
     def train(self) -> None:
         """Execute what is not finished; write each experiment when its last run ends."""
-        outstanding = {e.name: {run.folder for run in self.runs(e)} for e in self.experiments}
         pending: dict[Path, Run] = {}
+        outstanding: dict[str, set[Path]] = {}
         for experiment in self.experiments:
-            for run in self.runs(experiment):
-                if run.record().status == "finished" or not self._has_data(run):
-                    for folders in outstanding.values():
-                        folders.discard(run.folder)
-                else:
-                    pending.setdefault(run.folder, run)
+            left = [
+                run
+                for run in self.runs(experiment)
+                if run.record().status != "finished" and self._has_data(run)
+            ]
+            outstanding[experiment.name] = {run.folder for run in left}
+            pending |= {run.folder: run for run in left}
         for experiment in self.experiments:
             if not outstanding[experiment.name]:
                 self.write(experiment)
@@ -109,8 +111,8 @@ class Command:
             record = run.record()
             minutes = (time.monotonic() - self._started) / 60
             print(
-                f"[{total - len(pending)}/{total}, {minutes:.1f} min] {run.arm.config}, "
-                f"{run.arm.label}, seed {run.seed}: {record.status} {record.message[:200]}",
+                f"[{total - len(pending)}/{total}, {minutes:.1f} min] {run.variant.config}, "
+                f"{run.variant.label}, seed {run.seed}: {record.status} {record.message[:200]}",
                 flush=True,
             )
             for experiment in self.experiments:
@@ -122,22 +124,27 @@ class Command:
 
         execute_all(list(pending.values()), self.jobs, done)
 
-    def write(self, experiment: Experiment) -> Path:
-        """Write table, picture and raw numbers of what is finished; returns their folder."""
-        results: Results = {
-            arm: [Run(arm, s, self.settings).record() for s in self.seeds[experiment.name]]
-            for arm in experiment.arms
-        }
+    def write(self, experiment: Experiment, results: Results | None = None) -> None:
+        """Write table, figure and records; of the runs' folders if no results are given."""
+        if results is None:
+            results = {
+                variant: [
+                    self._shown(Run(variant, s, self.settings).record())
+                    for s in self.seeds[experiment.name]
+                ]
+                for variant in experiment.variants
+            }
         folder = self.settings.output / experiment.name / self.settings.scale
         folder.mkdir(parents=True, exist_ok=True)
-        table = write_table(experiment, results, self.settings.scale, self.line)
-        table = self._without_folders(f"{table}\n![{experiment.title}](figure.png)\n")
-        (folder / "table.md").write_text(table)
-        raw = self._without_folders(json.dumps(_raw(experiment, results)))
-        write_json(folder / "records.json", json.loads(raw))
+        line = self._without_folders(self.line)
+        page = write_page(experiment, results, self.settings.scale, line)
+        (folder / "table.md").write_text(f"{page}\n![{experiment.title}](figure.png)\n")
+        write_records(folder / "records.jsonl", {experiment: results})
         experiment.draw(experiment, results).savefig(folder / "figure.png", dpi=120)
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
-        return folder
+
+    def _shown(self, record: Record) -> Record:
+        return replace(record, message=self._without_folders(record.message))
 
     def _without_folders(self, text: str) -> str:
         """Text without this machine's absolute folders, to be shown to others."""
@@ -165,42 +172,23 @@ class Command:
         return not message
 
 
-def _raw(experiment: Experiment, results: Results) -> list[dict[str, object]]:
-    """What tables are made of, without the whole history, which each run's folder holds."""
-    return [
-        {
-            "setting": part.setting,
-            "baseline": arm is part.baseline,
-            "arm": asdict(arm),
-            "seed": record.seed,
-            "status": record.status,
-            "message": record.message,
-            "values": dict(record.values),
-            "last_check": record.checks[-1]._asdict() if record.checks else None,
-            "machine": dict(record.machine),
-            "folder": str(record.folder),
-        }
-        for part in experiment.comparisons
-        for arm in part.arms
-        for record in results[arm]
-    ]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, or the arguments given."""
     found = parse(arguments)
     if found.list:
         for name, make in EXPERIMENTS.items():
             experiment = make(found.scale)
-            n = len(experiment.arms)
-            print(f"{name:<20}{experiment.title} ({n} arms, {experiment.seeds} seeds)")
+            n = len(experiment.variants)
+            print(f"{name:<20}{experiment.title} ({n} variants, {experiment.seeds} seeds)")
         print("\n".join(f"{name:<20}{' '.join(members)}" for name, members in GROUPS.items()))
         return
     given = sys.argv[1:] if arguments is None else arguments
     command = Command(found, shlex.join(["python", "-m", "reproduce", *given]))
-    if found.tables_only:
+    if found.records or found.tables_only:
         for experiment in command.experiments:
-            command.write(experiment)
+            command.write(
+                experiment, read_records(found.records, experiment) if found.records else None
+            )
     else:
         command.train()
 

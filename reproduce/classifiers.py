@@ -1,17 +1,18 @@
-"""Table 5, Figure 2: image classifiers."""
-
-from dataclasses import replace
+"""Table 5, Figure 2 and a sweep over b: image classifiers."""
 
 from reproduce.experiments import (
     DATA,
     MODEL,
     SMOKE,
+    SMOKE_CUT,
     TRAINER,
-    Arm,
     Comparison,
     Experiment,
     Metric,
     Scale,
+    compare,
+    options,
+    pick,
 )
 from reproduce.figures import draw_curves, draw_sweeps
 
@@ -23,70 +24,57 @@ PAPER = {
     ("SVHN", "NODE"): ("81.0 +- 0.6", "81.8 +- 0.3"),
     ("SVHN", "ANODE"): ("83.5 +- 0.5", "84.1 +- 0.2"),
 }
-CUTS = {
-    "paper": "The configs as they are: 20 epochs, 92, 125 or 64 filters.",
-    "short": (
-        "MNIST as 4 x 14 x 14 with 32 filters, CIFAR-10 and SVHN at 16 x 16 with 32 filters; 160 "
-        "batches of 64 (0.19 of an epoch, of 20); checked on 1,000 images, tested on 5,000."
-    ),
-    "smoke": "Two filters, two batches of four images: that it runs, and nothing else.",
-}
 _NOT_IN_SMOKE = {("CIFAR-10", "ANODE"), ("SVHN", "NODE")}
-_SHORT = (
-    f"{TRAINER}.max_epochs=1",
-    f"{TRAINER}.limit_train_batches=160",
-    f"{TRAINER}.val_check_interval=16",
-    f"{TRAINER}.limit_val_batches=1",
-    f"{TRAINER}.limit_test_batches=5",
-    f"{TRAINER}.num_sanity_val_steps=0",
-)
 
 
-def arm(data: str, model: str, scale: Scale, with_steer: bool, extra: tuple[str, ...] = ()) -> Arm:
-    """A classifier's arm.
+def _cut(scale: Scale) -> str:
+    return pick(
+        scale,
+        "The configs as they are: 20 epochs, 92, 125 or 64 filters.",
+        "MNIST as 4 x 14 x 14 with 32 filters, CIFAR-10 and SVHN at 16 x 16 with 32 filters; 160 "
+        "batches of 64 (0.19 of an epoch, of 20); checked on 1,000 images, tested on 5,000.",
+        SMOKE_CUT,
+    )
+
+
+def classifier(
+    data: str,
+    model: str,
+    scale: Scale,
+    widths: tuple[float, ...] = (0.99,),
+    paper: tuple[str, ...] = (),
+) -> Comparison:
+    """A classifier without STEER and with it.
 
     Args:
         data: ``"MNIST"``, ``"CIFAR-10"`` or ``"SVHN"``.
         model: ``"NODE"`` or ``"ANODE"``.
         scale: How much to cut.
-        with_steer: Whether the config with STEER is meant.
-        extra: More overrides.
+        widths: Half-widths.
+        paper: The paper's numbers.
     """
     name = f"classifier/{data.lower().replace('-', '')}_{model.lower()}"
     if data == "MNIST" and scale != "paper":
         name += "_small"
     augmented = model == "ANODE"
-    block = f"{MODEL}.block.init_args" + (".block.init_args" if augmented else "")
-    overrides: tuple[str, ...] = ()
-    if scale == "short":
-        overrides = _SHORT
-        if data != "MNIST":
-            overrides += (
-                f"{DATA}.image_size=16",
-                f"{DATA}.batch_size=64",
-                f"{block}.vector_field.init_args.filters=32",
-                f"{MODEL}.head.init_args.in_features={16 * 16 * (13 if augmented else 3)}",
-                f"{MODEL}.optimizer.init_args.lr=3e-3",
-            )
-    elif scale == "smoke":
-        overrides = (
-            *SMOKE,
-            f"{block}.vector_field.init_args.filters=2",
-            f"{DATA}.val_size=10",
-            f"{DATA}.batch_size=4",
-            f"{DATA}.eval_batch_size=4",
+    field = f"{MODEL}.block.init_args{'.block.init_args' * augmented}.vector_field.init_args"
+    short = options(
+        TRAINER, max_epochs=1, limit_train_batches=160, val_check_interval=16,
+        limit_val_batches=1, limit_test_batches=5, num_sanity_val_steps=0,
+    )  # fmt: skip
+    if data != "MNIST":
+        short += (
+            *options(DATA, image_size=16, batch_size=64),
+            *options(field, filters=32),
+            f"{MODEL}.head.init_args.in_features={16 * 16 * (13 if augmented else 3)}",
+            f"{MODEL}.optimizer.init_args.lr=3e-3",
         )
-    return Arm(
-        "STEER, b = 0.99" if with_steer else "without",
-        name + ("_steer" if with_steer else ""),
-        overrides + extra,
-        PAPER[data, model][with_steer] if not extra else "",
+    smoke = (
+        *SMOKE,
+        *options(field, filters=2),
+        *options(DATA, val_size=10, batch_size=4, eval_batch_size=4),
     )
-
-
-def _comparison(data: str, model: str, scale: Scale) -> Comparison:
-    baseline, other = (arm(data, model, scale, with_steer) for with_steer in (False, True))
-    return Comparison(f"{data}, {model}", baseline, (other,))
+    return compare(f"{data}, {model}", name, pick(scale, (), short, smoke), widths, paper)
 
 
 def table5(scale: Scale) -> Experiment:
@@ -95,16 +83,16 @@ def table5(scale: Scale) -> Experiment:
         name="table5",
         title="Table 5: image classifiers, NODE and ANODE",
         comparisons=tuple(
-            _comparison(data, model, scale)
-            for data, model in PAPER
-            if scale != "smoke" or (data, model) not in _NOT_IN_SMOKE
+            classifier(*key, scale, paper=paper)
+            for key, paper in PAPER.items()
+            if scale != "smoke" or key not in _NOT_IN_SMOKE
         ),
         metrics=(
             Metric("test/accuracy", "test accuracy, %", "higher", 100.0, 2),
             Metric("test/loss", "test cross-entropy, nats", "lower"),
         ),
-        cut=CUTS[scale],
-        seeds={"paper": 5, "short": 3, "smoke": 1}[scale],
+        cut=_cut(scale),
+        seeds=pick(scale, 5, 3, 1),
         draw=draw_curves,
     )
 
@@ -114,15 +102,7 @@ def figure2(scale: Scale) -> Experiment:
     return Experiment(
         name="figure2",
         title="Figure 2: is the answer there by t1 - b? MNIST classifiers at other end times",
-        comparisons=tuple(
-            # The paper's accuracies are those at t1.
-            Comparison(
-                part.setting,
-                replace(part.baseline, paper=""),
-                tuple(replace(arm, paper="") for arm in part.others),
-            )
-            for part in (_comparison("MNIST", model, scale) for model in ("NODE", "ANODE"))
-        ),
+        comparisons=tuple(classifier("MNIST", model, scale) for model in ("NODE", "ANODE")),
         metrics=(
             *(
                 Metric(f"sweep/accuracy@{t:g}", f"accuracy at T = {t:.2g}, %", "higher", 100.0, 2)
@@ -131,12 +111,12 @@ def figure2(scale: Scale) -> Experiment:
             Metric("sweep/nfe_forward@0.01", "NFE at T = 0.01", "lower", digits=1),
             Metric("sweep/nfe_forward@1", "NFE at T = 1", "lower", digits=1),
         ),
-        cut=CUTS[scale],
-        seeds={"paper": 5, "short": 3, "smoke": 1}[scale],
+        cut=_cut(scale),
+        seeds=pick(scale, 5, 3, 1),
         draw=draw_sweeps,
         notes=(
             "The runs of `table5`, evaluated at end times T from t1 - b = 0.01 to t1 + b = 1.99 "
-            "on one batch of test images. Pictures of the features on their way are in "
-            "`logs/pictures` of each run.",
+            "on one batch of test images. Plots of the features on their way are in "
+            "`logs/plots` of each run.",
         ),
     )

@@ -1,39 +1,54 @@
-"""What an experiment is: arms to train, metrics to compare, and what was cut, in words."""
+"""Experiments: variants to train, metrics to compare, and what was cut, in words."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from reproduce.records import Results
 
 Scale = Literal["smoke", "short", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "short", "paper")
 Better = Literal["higher", "lower"]
-Status = Literal["finished", "failed", "not run", "pending"]
 
 MODEL, DATA, TRAINER = "--model.init_args", "--data.init_args", "--trainer"
 FLOW = f"{MODEL}.flow.init_args"
 NETWORK = f"{MODEL}.network.init_args"
 
+T = TypeVar("T")
+
+
+def pick(scale: Scale, paper: T, short: T, smoke: T) -> T:
+    """What belongs to a scale."""
+    return {"paper": paper, "short": short, "smoke": smoke}[scale]
+
+
+def options(room: str, **values: object) -> tuple[str, ...]:
+    """Arguments of ``cli.py`` for one part of the config.
+
+    Example:
+        >>> options(DATA, batch_size=4, image_size=16)
+        ('--data.init_args.batch_size=4', '--data.init_args.image_size=16')
+    """
+    return tuple(f"{room}.{name}={value}" for name, value in values.items())
+
+
 # Two optimisation steps, a check after each, one batch everywhere else.
-SMOKE = (
-    f"{TRAINER}.max_epochs=1",
-    f"{TRAINER}.max_steps=-1",
-    f"{TRAINER}.limit_train_batches=2",
-    f"{TRAINER}.val_check_interval=1",
-    f"{TRAINER}.limit_val_batches=1",
-    f"{TRAINER}.limit_test_batches=1",
-    f"{TRAINER}.num_sanity_val_steps=0",
-)
+SMOKE = options(
+    TRAINER, max_epochs=1, max_steps=-1, limit_train_batches=2, val_check_interval=1,
+    limit_val_batches=1, limit_test_batches=1, num_sanity_val_steps=0,
+)  # fmt: skip
+SMOKE_CUT = "Two steps of a few samples: that it runs, and nothing else."
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One thing to train: a config and what is changed in it.
 
     Args:
-        label: Name in tables and pictures.
+        label: Name in tables and plots.
         config: A file below ``configs``, without its ending.
         overrides: Arguments of ``cli.py``, after the config.
         paper: The paper's number, as it stands there.
@@ -52,11 +67,11 @@ class Comparison:
     """A baseline and what is set against it, seed by seed."""
 
     setting: str
-    baseline: Arm
-    others: tuple[Arm, ...]
+    baseline: Variant
+    others: tuple[Variant, ...]
 
     @property
-    def arms(self) -> tuple[Arm, ...]:
+    def variants(self) -> tuple[Variant, ...]:
         """The baseline first."""
         return (self.baseline, *self.others)
 
@@ -83,55 +98,6 @@ class Metric:
     ratio: bool = False
 
 
-class Check(NamedTuple):
-    """A validation: what training had cost until then, and what it gave."""
-
-    step: int
-    epoch: int
-    seconds: float
-    cpu_seconds: float
-    nfe_forward: float
-    nfe_backward: float
-    metrics: Mapping[str, float]
-
-
-@dataclass
-class Record:
-    """What became of one run.
-
-    Args:
-        seed: Its ``seed_everything``.
-        status: Whether there is a result.
-        folder: Its files.
-        message: Why there is none.
-        values: Metrics of test, last check and sweep, by name.
-        sweep: Columns of the table of ``EndTimeSweep``, by name.
-        checks: The history of training.
-        monitor: What its checkpoints are chosen by.
-        mode: Whether a larger (``"max"``) or a smaller monitor is better.
-        machine: Versions, hardware and commit of the last session.
-    """
-
-    seed: int
-    status: Status
-    folder: Path
-    message: str = ""
-    values: Mapping[str, float] = field(default_factory=dict)
-    sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    checks: Sequence[Check] = ()
-    monitor: str = ""
-    mode: str = "min"
-    machine: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def clock(self) -> Literal["seconds", "cpu_seconds"]:
-        """Wall-clock time on a GPU; on CPU, which other work may share, processor time."""
-        return "seconds" if self.machine.get("gpu") else "cpu_seconds"
-
-
-Results = Mapping[Arm, Sequence[Record]]
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A table or figure of the paper at one scale.
@@ -143,7 +109,7 @@ class Experiment:
         metrics: What is compared; the first is the one that the paper's numbers belong to.
         cut: What this scale leaves out of the paper's setting.
         seeds: How many, unless the command line says.
-        draw: Makes the picture.
+        draw: Makes the figure.
         notes: Sentences below the caption.
     """
 
@@ -153,13 +119,15 @@ class Experiment:
     metrics: tuple[Metric, ...]
     cut: str
     seeds: int
-    draw: Callable[["Experiment", Results], Figure]
+    draw: "Callable[[Experiment, Results], Figure]"
     notes: tuple[str, ...] = ()
 
     @property
-    def arms(self) -> tuple[Arm, ...]:
+    def variants(self) -> tuple[Variant, ...]:
         """All of them, each once."""
-        return tuple(dict.fromkeys(arm for part in self.comparisons for arm in part.arms))
+        return tuple(
+            dict.fromkeys(variant for part in self.comparisons for variant in part.variants)
+        )
 
 
 def steer(b: float | None = None, horizons: Sequence[str] = ()) -> tuple[str, ...]:
@@ -179,3 +147,34 @@ def steer(b: float | None = None, horizons: Sequence[str] = ()) -> tuple[str, ..
     if horizons:
         arguments.append(f"--trainer.callbacks.horizons=[{','.join(horizons)}]")
     return tuple(arguments)
+
+
+def compare(
+    setting: str,
+    config: str,
+    overrides: tuple[str, ...],
+    widths: Sequence[float],
+    paper: Sequence[str] = (),
+    weights: Literal["best", "last"] = "best",
+) -> Comparison:
+    """A config without STEER, and with several half-widths.
+
+    Args:
+        setting: Name of the comparison.
+        config: As in :class:`Variant`.
+        overrides: Of every variant.
+        widths: Half-widths of the others.
+        paper: The paper's numbers, without STEER first.
+        weights: As in :class:`Variant`.
+    """
+    baseline, *others = (
+        Variant(
+            f"STEER, b = {b:g}" if b else "without",
+            config,
+            overrides + (steer(b) if b else ()),
+            paper[i] if paper else "",
+            weights,
+        )
+        for i, b in enumerate((0.0, *widths))
+    )
+    return Comparison(setting, baseline, tuple(others))

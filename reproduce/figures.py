@@ -1,7 +1,8 @@
-"""Pictures of experiments, from their records and from what callbacks drew."""
+"""Plots of experiments, from their records and from what callbacks drew."""
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -9,21 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from reproduce.experiments import Experiment, Record, Results
+from reproduce.experiments import Experiment
+from reproduce.records import Record, Results, finished
 
 
 def draw_curves(experiment: Experiment, results: Results) -> Figure:
     """The validation metric against seconds of training, a panel for each comparison."""
-    parts = [p for p in experiment.comparisons if any(_finished(results[a]) for a in p.arms)]
+    parts = [p for p in experiment.comparisons if any(finished(results[a]) for a in p.variants)]
     parts = parts or [*experiment.comparisons[:1]]  # an empty panel says that nothing has run
     figure, axes = _panels(len(parts))
     for axis, part in zip(axes, parts, strict=True):
-        for i, arm in enumerate(part.arms):
-            for j, record in enumerate(_finished(results[arm])):
+        for i, variant in enumerate(part.variants):
+            for j, record in enumerate(finished(results[variant])):
                 axis.plot(
                     [getattr(check, record.clock) for check in record.checks],
                     [check.metrics.get(record.monitor, math.nan) for check in record.checks],
-                    color=f"C{i}", lw=1.0, marker="o", ms=2, label=None if j else arm.label,
+                    color=f"C{i}", lw=1.0, marker="o", ms=2, label=None if j else variant.label,
                 )  # fmt: skip
                 axis.set_ylabel(record.monitor)
         axis.set(title=part.setting, xlabel="seconds of training")
@@ -37,27 +39,29 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
     factor = experiment.metrics[0].factor
     figure, axes = _panels(len(experiment.comparisons))
     for axis, part in zip(axes, experiment.comparisons, strict=True):
-        for i, arm in enumerate(part.arms):
-            sweeps = [record.sweep for record in _finished(results[arm]) if name in record.sweep]
+        for i, variant in enumerate(part.variants):
+            sweeps = [
+                record.sweep for record in finished(results[variant]) if name in record.sweep
+            ]
             if not sweeps:
                 continue
             times = sweeps[0]["end_time"]
             columns = list(zip(*(sweep[name] for sweep in sweeps), strict=True))
-            _band(axis, times, [[factor * v for v in c] for c in columns], i, arm.label)
+            _band(axis, times, [[factor * v for v in c] for c in columns], i, variant.label)
         axis.set(title=part.setting, xlabel="end time of evaluation", ylabel=name)
         _legend(axis)
     return figure
 
 
 def montage(experiment: Experiment, results: Results, name: str) -> Figure:
-    """Pictures that a callback drew in the test of each arm's first seed, a row for each arm."""
+    """Plots that a callback drew in the test of the first seed, a row for each variant."""
     found: list[tuple[str, Path]] = []
     for part in experiment.comparisons:
-        for arm in part.arms:
-            for record in _finished(results[arm])[:1]:
-                path = record.folder / "logs" / "pictures" / f"{name}.png"
+        for variant in part.variants:
+            for record in finished(results[variant])[:1]:
+                path = record.folder / "logs" / "plots" / f"{name}.png"
                 if path.is_file():
-                    found.append((f"{part.setting}: {arm.label}", path))
+                    found.append((f"{part.setting}: {variant.label}", path))
     images = [(label, imread(path)) for label, path in found]
     width = 9.0
     heights = [width * image.shape[0] / image.shape[1] + 0.3 for _, image in images] or [1.0]
@@ -71,36 +75,26 @@ def montage(experiment: Experiment, results: Results, name: str) -> Figure:
     return figure
 
 
-def draw_flows(experiment: Experiment, results: Results) -> Figure:
-    """Flow fields, or densities with particle paths."""
-    return montage(experiment, results, "flow_test")
-
-
-def draw_trajectories(experiment: Experiment, results: Results) -> Figure:
-    """True against predicted trajectories."""
-    return montage(experiment, results, "trajectory_test")
-
-
-def draw_series(experiment: Experiment, results: Results) -> Figure:
-    """Reconstructed and extrapolated series."""
-    return montage(experiment, results, "series_test")
+draw_flows = partial(montage, name="flow_test")
+draw_trajectories = partial(montage, name="trajectory_test")
+draw_series = partial(montage, name="series_test")
 
 
 def draw_against_numbers(experiment: Experiment, results: Results, axis_name: str) -> Figure:
-    """Every metric against a number that each arm's label or setting ends with.
+    """Every metric against a number that each variant's label or setting ends with.
 
     Settings ``"<panel>, <axis_name> = <number>"`` give a line for each label; else labels
     ``"<axis_name> = <number>"`` give one line.
     """
     lines: dict[str, dict[str, dict[float, Sequence[Record]]]] = {}
     for part in experiment.comparisons:
-        for arm in part.arms:
+        for variant in part.variants:
             panel, number = _number(part.setting, axis_name)
-            line = arm.label.partition(f", {axis_name} = ")[0]
+            line = variant.label.partition(f", {axis_name} = ")[0]
             if number is None:
-                line, number = "", _number(arm.label, axis_name)[1]
+                line, number = "", _number(variant.label, axis_name)[1]
             if number is not None:
-                records = _finished(results[arm])
+                records = finished(results[variant])
                 lines.setdefault(panel, {}).setdefault(line, {})[number] = records
     metrics = experiment.metrics
     figure = Figure(
@@ -111,7 +105,7 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
         for axis, (panel, found) in zip(axes, lines.items(), strict=False):
             for i, (line, by_number) in enumerate(found.items()):
                 columns = {
-                    x: [metric.factor * r.values[metric.key] for r in rs if metric.key in r.values]
+                    x: [metric.factor * v for r in rs if (v := r.value(metric.key)) is not None]
                     for x, rs in sorted(by_number.items())
                 }
                 columns = {x: column for x, column in columns.items() if column}
@@ -123,23 +117,13 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
     return figure
 
 
-def draw_stiffness(experiment: Experiment, results: Results) -> Figure:
-    """Errors against the stiffness ratio."""
-    return draw_against_numbers(experiment, results, "r")
-
-
-def draw_against_b(experiment: Experiment, results: Results) -> Figure:
-    """Metrics and evaluations against the half-width."""
-    return draw_against_numbers(experiment, results, "b")
+draw_stiffness = partial(draw_against_numbers, axis_name="r")
+draw_against_b = partial(draw_against_numbers, axis_name="b")
 
 
 def _number(text: str, name: str) -> tuple[str, float | None]:
     before, found, number = text.rpartition(f"{name} = ")
     return (before.rstrip(", "), float(number)) if found else (text, None)
-
-
-def _finished(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if record.status == "finished"]
 
 
 def _panels(n: int) -> tuple[Figure, list[Axes]]:

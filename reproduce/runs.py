@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,21 +15,18 @@ from typing import Any
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from reproduce.experiments import DATA, TRAINER, Arm, Check, Record, Scale
-from reproduce.history import History
+from reproduce.experiments import DATA, TRAINER, Scale, Variant
 from reproduce.machine import describe_machine
-from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from reproduce.records import Record
+from steer_lightning.callbacks import TrainingClock
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
+from steer_lightning.callbacks.training_clock import Check
 from steer_lightning.utils.io import replacing
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # What a datamodule says when its data is not there.
 ABSENT = (FileNotFoundError, ModuleNotFoundError)
 _NEVER = 10**9
-# Folders of what a datamodule keeps, by class.
-_CACHES = {
-    "datamodules.MuJoCoHopperDataModule": "hopper",
-    "datamodules.PhysioNetDataModule": "physionet2012",
-}
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Settings:
         scale: Part of the runs' folder.
         output: Folder of all results.
         data_dir: Folder that holds ``mnist``, ``physionet2012`` and so on.
-        overrides: Arguments of ``cli.py`` for every run, behind the arm's own.
+        overrides: Arguments of ``cli.py`` for every run, behind the variant's own.
     """
 
     scale: Scale
@@ -52,28 +48,30 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """An arm with one seed.
+    """A variant with one seed.
 
     Its folder depends on all that is trained, and not on the experiment, so that two experiments
     share a run, and a config that was changed has runs of its own.
     """
 
-    arm: Arm
+    variant: Variant
     seed: int
     settings: Settings
 
     @property
     def folder(self) -> Path:
         """Where its files go."""
-        arm = self.arm
-        key = json.dumps([self._config, arm.overrides, self.settings.overrides, arm.weights])
-        name = f"{arm.config.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        variant = self.variant
+        key = json.dumps(
+            [self._config, variant.overrides, self.settings.overrides, variant.weights]
+        )
+        name = f"{variant.config.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         folder = self.settings.output / "runs" / self.settings.scale / name / f"seed{self.seed}"
         return folder.resolve()
 
     @property
     def _path(self) -> Path:
-        return CONFIGS / f"{self.arm.config}.yaml"
+        return CONFIGS / f"{self.variant.config}.yaml"
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -93,14 +91,13 @@ class Run:
         if "data_dir" in data.get("init_args", {}):
             name = Path(data["init_args"]["data_dir"]).name
             arguments.append(f"{DATA}.data_dir={self.settings.data_dir / name}")
-        if data["class_path"] in _CACHES:
-            name = _CACHES[data["class_path"]]
+        if name := getattr(_class_at(data["class_path"]), "caches", ""):
             given = self.settings.data_dir / "cache" / name
             cache = given if given.is_dir() else self.settings.output / "cache" / name
             arguments.append(f"{DATA}.cache_dir={cache}")
         return [
             *arguments,
-            *self.arm.overrides,
+            *self.variant.overrides,
             *self.settings.overrides,
             f"--seed_everything={self.seed}",
             f"{TRAINER}.enable_progress_bar=false",
@@ -119,7 +116,7 @@ class Run:
             f"{TRAINER}.logger.init_args.save_dir={self.folder}",
             f"{TRAINER}.logger.init_args.name=",
             f"{TRAINER}.logger.init_args.version=logs",
-            f"{TRAINER}.callbacks+=reproduce.history.History",
+            f"{TRAINER}.callbacks+=steer_lightning.callbacks.TrainingClock",
             f"--checkpoint.dirpath={checkpoints}",
             "--checkpoint.filename=best",
             "--checkpoint.enable_version_counter=false",
@@ -127,12 +124,15 @@ class Run:
         ]
 
     def write_callbacks(self) -> Path:
-        """Write the config's callbacks, with pictures in test alone: they take long."""
-        callbacks = self._config["trainer"]["callbacks"]
-        for callback in callbacks:
-            module, _, name = callback["class_path"].rpartition(".")
-            if module and issubclass(getattr(import_module(module), name), EvaluationPicture):
+        """Write the config's callbacks, without its clock and with plots in test alone."""
+        callbacks = []
+        for callback in self._config["trainer"]["callbacks"]:
+            found = _class_at(callback["class_path"])
+            if found is TrainingClock:
+                continue  # there will be one behind all others
+            if isinstance(found, type) and issubclass(found, EvaluationPlot):
                 callback.setdefault("init_args", {})["every_n_checks"] = _NEVER
+            callbacks.append(callback)
         path = self.folder / "callbacks.yaml"
         path.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
         return path
@@ -142,21 +142,16 @@ class Run:
         folder = self.folder
         if (folder / "run.json").is_file():
             saved = json.loads((folder / "run.json").read_text())
+            kept = {name: saved[name] for name in ("values", "sweep", "monitor", "mode")}
+            checks = [Check(**check) for check in saved["checks"]]
+            machine = saved["sessions"][-1]
             return Record(
-                seed=self.seed,
-                status="finished",
-                folder=folder,
-                values=saved["values"],
-                sweep=saved["sweep"],
-                checks=[Check(**check) for check in saved["checks"]],
-                monitor=saved["monitor"],
-                mode=saved["mode"],
-                machine=saved["sessions"][-1],
+                self.seed, "finished", **kept, checks=checks, machine=machine, folder=folder
             )
         if (folder / "failure.json").is_file():
             saved = json.loads((folder / "failure.json").read_text())
-            return Record(self.seed, saved["status"], folder, saved["message"])
-        return Record(self.seed, "pending", folder, "not trained yet")
+            return Record(self.seed, saved["status"], saved["message"], folder=folder)
+        return Record(self.seed, "pending", "not trained yet", folder=folder)
 
     def fail(self, message: str, absent: bool = False) -> None:
         """Say why there is no result; the next command tries again."""
@@ -197,7 +192,6 @@ def execute(run: Run) -> None:
 
 
 def _execute(run: Run) -> None:
-    started = time.perf_counter(), time.process_time()
     sessions_file = run.folder / "sessions.json"
     sessions = json.loads(sessions_file.read_text()) if sessions_file.is_file() else []
     sessions.append(describe_machine())
@@ -205,31 +199,24 @@ def _execute(run: Run) -> None:
     arguments = run.fit_arguments()
     fit = _cli(["fit", *arguments])
     trainer = fit.trainer
-    (history,) = (c for c in trainer.callbacks if isinstance(c, History))
-    checks = history.checks  # now: a test restores the callbacks of the checkpoint it loads
+    (clock,) = (c for c in trainer.callbacks if isinstance(c, TrainingClock))
+    checks = clock.checks  # now: a test restores the callbacks of the checkpoint it loads
     (best,) = (c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
-    path = best.best_model_path if run.arm.weights == "best" else None
+    path = best.best_model_path if run.variant.weights == "best" else None
     (tested,) = trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
-    sweep = _read_sweep(run.folder / "logs" / "pictures")
     values = {**(checks[-1].metrics if checks else {}), **tested}
-    for i, end_time in enumerate(sweep.get("end_time", [])):
-        for name, column in sweep.items():
-            values[f"sweep/{name}@{end_time:g}"] = column[i]
     write_json(
         run.folder / "run.json",
         {
-            "arm": asdict(run.arm),
+            "variant": asdict(run.variant),
             "seed": run.seed,
             "scale": run.settings.scale,
             "arguments": arguments,
             "values": {name: float(value) for name, value in values.items()},
-            "sweep": sweep,
+            "sweep": _read_sweep(run.folder / "logs" / "plots"),
             "checks": [check._asdict() for check in checks],
             "monitor": best.monitor,
             "mode": best.mode,
-            # Of this session in all: evaluation and pictures too.
-            "session_seconds": time.perf_counter() - started[0],
-            "session_cpu_seconds": time.process_time() - started[1],
             "sessions": sessions,
         },
     )
@@ -244,6 +231,12 @@ def _cli(arguments: Sequence[str], run: bool = True) -> Any:
         return main(list(arguments), run=run)
     finally:
         sys.argv = given
+
+
+def _class_at(path: str) -> Any:
+    """What a ``class_path`` leads to; ``None`` for a bare name."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name) if module else None
 
 
 def _read_sweep(folder: Path) -> dict[str, list[float]]:

@@ -4,47 +4,55 @@ from reproduce.experiments import (
     DATA,
     NETWORK,
     SMOKE,
+    SMOKE_CUT,
     TRAINER,
-    Arm,
     Comparison,
     Experiment,
     Metric,
     Scale,
+    Variant,
+    options,
+    pick,
     steer,
 )
 from reproduce.figures import draw_curves, draw_series
 
 MODELS = ("latent ODE, ODE-RNN encoder", "latent ODE, RNN encoder", "ODE-RNN")
-_RNN = f"{NETWORK}.encoder=rnn"
 _SMALL = (
     *SMOKE,
-    f"{NETWORK}.n_hidden=3",
-    f"{NETWORK}.recognition_hidden=[4]",
-    f"{DATA}.batch_size=4",
+    *options(NETWORK, n_hidden=3, recognition_hidden="[4]"),
+    *options(DATA, batch_size=4),
 )
 Numbers = tuple[str, str]
-_NONE: Numbers = ("", "")
 
 
 def _comparison(
     config: str,
     model: str,
     overrides: tuple[str, ...],
-    paper: Numbers = _NONE,
+    paper: Numbers = ("", ""),
     setting: str = "",
     encoder_alone: bool = False,
 ) -> Comparison:
     if model == "ODE-RNN":
         config += "_ode_rnn"
     elif model == "latent ODE, RNN encoder":
-        overrides = (_RNN, *overrides)
+        overrides = (f"{NETWORK}.encoder=rnn", *overrides)
     where = "encoder and decoder" if model == MODELS[0] else "each interval"
-    others = [Arm(f"STEER, {where}", f"{config}_steer", overrides, paper[1])]
-    if encoder_alone:
+    others = [Variant(f"STEER, {where}", config, overrides + steer(), paper[1])]
+    if encoder_alone and model == MODELS[0]:
         alone = overrides + steer(horizons=["network.encoder"])
-        others.append(Arm("STEER, encoder alone (released code)", config, alone))
-    baseline = Arm("without", config, overrides, paper[0])
+        others.append(Variant("STEER, encoder alone (released code)", config, alone))
+    baseline = Variant("without", config, overrides, paper[0])
     return Comparison(setting or model, baseline, tuple(others))
+
+
+def _models(config: str, overrides: tuple[str, ...], *paper: Numbers) -> tuple[Comparison, ...]:
+    """Comparisons of the three models."""
+    return tuple(
+        _comparison(config, model, overrides, numbers, encoder_alone=True)
+        for model, numbers in zip(MODELS, paper, strict=True)
+    )
 
 
 _WORDS = (
@@ -55,39 +63,35 @@ _WORDS = (
 
 def table2(scale: Scale) -> Experiment:
     """Accuracy on Human Activity."""
-    paper: tuple[Numbers, ...] = (
-        ("0.846 +- 0.013", "0.880 +- 0.011"),
-        ("0.835 +- 0.010", "0.865 +- 0.021"),
-        ("0.829 +- 0.016", "0.872 +- 0.012"),
-    )
-    overrides: dict[Scale, tuple[str, ...]] = {
+    overrides = pick(
+        scale,
         # The whole file by name: a partial one, which is taken otherwise, is refused.
-        "paper": (f"{DATA}.file_name=ConfLongDemo_JSI.txt",),
-        "short": (f"{TRAINER}.max_epochs=30", f"{NETWORK}.recognition_hidden=[100,100,100]"),
-        "smoke": (*_SMALL, f"{DATA}.val_size=4"),
-    }
+        options(DATA, file_name="ConfLongDemo_JSI.txt"),
+        (*options(TRAINER, max_epochs=30), *options(NETWORK, recognition_hidden="[100,100,100]")),
+        (*_SMALL, *options(DATA, val_size=4)),
+    )
     return Experiment(
         name="table2",
         title="Table 2: Human Activity, accuracy at each time",
-        comparisons=tuple(
-            _comparison(
-                "latent_ode/activity", m, overrides[scale], p, encoder_alone=m is MODELS[0]
-            )
-            for m, p in zip(MODELS, paper, strict=True)
+        comparisons=_models(
+            "latent_ode/activity",
+            overrides,
+            ("0.846 +- 0.013", "0.880 +- 0.011"),
+            ("0.835 +- 0.010", "0.865 +- 0.021"),
+            ("0.829 +- 0.016", "0.872 +- 0.012"),
         ),
         metrics=(
             Metric("test/accuracy", "test accuracy", "higher"),
             Metric("val/accuracy", "last validation accuracy", "higher"),
         ),
-        cut={
-            "paper": "The configs as they are: the whole file, 200 epochs.",
-            "short": (
-                "30 of 200 epochs, the recognition field of three layers of 100; where the folder "
-                "holds only a part of the file, that part (a tenth: the first 16,486 rows)."
-            ),
-            "smoke": "Two batches of four windows: that it runs, and nothing else.",
-        }[scale],
-        seeds={"paper": 3, "short": 3, "smoke": 1}[scale],
+        cut=pick(
+            scale,
+            "The configs as they are: the whole file, 200 epochs.",
+            "30 of 200 epochs, the recognition field of three layers of 100; where the folder "
+            "holds only a part of the file, that part (a tenth: the first 16,486 rows).",
+            SMOKE_CUT,
+        ),
+        seeds=pick(scale, 3, 3, 1),
         draw=draw_curves,
         notes=(_WORDS, "Windows overlap by half and are split at random, as published."),
     )
@@ -95,35 +99,33 @@ def table2(scale: Scale) -> Experiment:
 
 def table3(scale: Scale) -> Experiment:
     """Mortality on PhysioNet 2012."""
-    paper: tuple[Numbers, ...] = (
-        ("0.829 +- 0.004", "0.810 +- 0.018"),
-        ("0.781 +- 0.018", "0.772 +- 0.014"),
-        ("0.833 +- 0.009", "0.811 +- 0.007"),
+    overrides = pick(
+        scale,
+        (),
+        options(TRAINER, max_epochs=6),
+        (*_SMALL, *options(DATA, val_size=8, time_bin=1.0)),
     )
-    overrides: dict[Scale, tuple[str, ...]] = {
-        "paper": (),
-        "short": (f"{TRAINER}.max_epochs=6",),
-        "smoke": (*_SMALL, f"{DATA}.val_size=8", f"{DATA}.time_bin=1.0"),
-    }
     return Experiment(
         name="table3",
         title="Table 3: PhysioNet 2012, area under the curve of in-hospital mortality",
-        comparisons=tuple(
-            _comparison(
-                "latent_ode/physionet", m, overrides[scale], p, encoder_alone=m is MODELS[0]
-            )
-            for m, p in zip(MODELS, paper, strict=True)
+        comparisons=_models(
+            "latent_ode/physionet",
+            overrides,
+            ("0.829 +- 0.004", "0.810 +- 0.018"),
+            ("0.781 +- 0.018", "0.772 +- 0.014"),
+            ("0.833 +- 0.009", "0.811 +- 0.007"),
         ),
         metrics=(
             Metric("test/auc", "test AUC", "higher"),
             Metric("test/mse", "test MSE x 1e-3", "lower", 1e3, 2),
         ),
-        cut={
-            "paper": "The configs as they are: 4,000 records, 100 epochs.",
-            "short": "All 4,000 records, 6 of 100 epochs.",
-            "smoke": "Two batches of four records in bins of an hour: that it runs, no more.",
-        }[scale],
-        seeds={"paper": 3, "short": 2, "smoke": 1}[scale],
+        cut=pick(
+            scale,
+            "The configs as they are: 4,000 records, 100 epochs.",
+            "All 4,000 records, 6 of 100 epochs.",
+            SMOKE_CUT,
+        ),
+        seeds=pick(scale, 3, 2, 1),
         draw=draw_curves,
         notes=(_WORDS,),
     )
@@ -143,29 +145,21 @@ _FRACTIONS = (0.1, 0.2, 0.3, 0.5)
 
 
 def _hopper(task: str, model: str, fraction: float, scale: Scale) -> Comparison:
-    overrides: tuple[str, ...] = (f"{DATA}.observed_fraction={fraction:g}",)
-    if scale == "short":
-        hidden = f"{NETWORK}.{'readout' if model == 'ODE-RNN' else 'generative'}_hidden"
-        overrides += (
-            f"{TRAINER}.max_epochs=15",
-            f"{DATA}.limit_train=800",
-            f"{DATA}.val_size=200",
-            f"{NETWORK}.recognition_hidden=[100,100]",
-            f"{hidden}={'[100]' if model == 'ODE-RNN' else '[100,100]'}",
-        )
-    elif scale == "smoke":
-        overrides += (
-            *_SMALL,
-            f"{DATA}.n_trajectories=40",
-            f"{DATA}.n_points=20",
-            f"{DATA}.val_size=8",
-        )
+    hidden, sides = (
+        ("readout_hidden", "[100]") if model == "ODE-RNN" else ("generative_hidden", "[100,100]")
+    )
+    short = (
+        *options(TRAINER, max_epochs=15),
+        *options(DATA, limit_train=800, val_size=200),
+        *options(NETWORK, recognition_hidden="[100,100]", **{hidden: sides}),
+    )
+    smoke = (*_SMALL, *options(DATA, n_trajectories=40, n_points=20, val_size=8))
     place = _FRACTIONS.index(fraction)
     without, with_steer = (text.split()[place] for text in _MUJOCO[task, model])
     return _comparison(
         f"latent_ode/mujoco_{task[:6]}",
         model,
-        overrides,
+        (f"{DATA}.observed_fraction={fraction:g}", *pick(scale, (), short, smoke)),
         (without, with_steer),
         f"{task}, {fraction:.0%}, {model}",
     )
@@ -173,27 +167,25 @@ def _hopper(task: str, model: str, fraction: float, scale: Scale) -> Comparison:
 
 def table4(scale: Scale) -> Experiment:
     """Interpolation and extrapolation of the hopper."""
-    fractions = {"paper": _FRACTIONS, "short": (0.1, 0.5), "smoke": (0.1,)}[scale]
     return Experiment(
         name="table4",
         title="Table 4: MuJoCo Hopper, interpolation and extrapolation",
         comparisons=tuple(
             _hopper(task, model, fraction, scale)
             for task in ("interpolation", "extrapolation")
-            for fraction in fractions
+            for fraction in pick(scale, _FRACTIONS, (0.1, 0.5), (0.1,))
             for model in MODELS
             if scale != "smoke" or (task, model) in _IN_SMOKE
         ),
         metrics=(Metric("test/mse", "test MSE x 1e-2", "lower", 1e2, 2),),
-        cut={
-            "paper": "The configs as they are: 7,200 trajectories to train on, 300 epochs.",
-            "short": (
-                "800 trajectories to train on, 15 of 300 epochs (240 steps), two of the four "
-                "fractions, fields of two layers of 100; tested on all 2,000."
-            ),
-            "smoke": "Two batches of four trajectories of 20 points: that it runs, no more.",
-        }[scale],
-        seeds={"paper": 3, "short": 2, "smoke": 1}[scale],
+        cut=pick(
+            scale,
+            "The configs as they are: 7,200 trajectories to train on, 300 epochs.",
+            "800 trajectories to train on, 15 of 300 epochs (240 steps), two of the four "
+            "fractions, fields of two layers of 100; tested on all 2,000.",
+            SMOKE_CUT,
+        ),
+        seeds=pick(scale, 3, 2, 1),
         draw=draw_curves,
         notes=(_WORDS, "Values are divided by their maximum, as in the public code."),
     )
@@ -201,23 +193,20 @@ def table4(scale: Scale) -> Experiment:
 
 def figure6(scale: Scale) -> Experiment:
     """Sine waves of random frequency."""
-    overrides: dict[Scale, tuple[str, ...]] = {
-        "paper": (),
-        "short": (f"{TRAINER}.max_epochs=60",),
-        "smoke": (*_SMALL, f"{DATA}.n_trajectories=40", f"{DATA}.val_size=8"),
-    }
-    part = _comparison("latent_ode/periodic", MODELS[0], overrides[scale], encoder_alone=True)
+    overrides = pick(
+        scale,
+        (),
+        options(TRAINER, max_epochs=60),
+        (*_SMALL, *options(DATA, n_trajectories=40, val_size=8)),
+    )
+    part = _comparison("latent_ode/periodic", MODELS[0], overrides, encoder_alone=True)
     return Experiment(
         name="figure6",
         title="Figure 6: sine waves of random frequency plus t, half of the points observed",
         comparisons=(part,),
         metrics=(Metric("test/mse", "test MSE", "lower", digits=4),),
-        cut={
-            "paper": "The config as it is: 500 epochs.",
-            "short": "60 of 500 epochs.",
-            "smoke": "Two batches of four trajectories: that it runs, and nothing else.",
-        }[scale],
-        seeds={"paper": 3, "short": 2, "smoke": 1}[scale],
+        cut=pick(scale, "The config as it is: 500 epochs.", "60 of 500 epochs.", SMOKE_CUT),
+        seeds=pick(scale, 3, 2, 1),
         draw=draw_series,
         notes=(_WORDS,),
     )

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 
 from scipy.stats import t as student
 
-from reproduce.experiments import Better, Check, Record
+from reproduce.experiments import Better
+from reproduce.records import Record, finished
+from steer_lightning.callbacks.training_clock import Check
 
 Verdict = Literal[
     "gain", "loss", "no difference", "one seed: no verdict", "no pairs", "not finite: no verdict"
@@ -39,10 +41,10 @@ def summary(values: Sequence[float]) -> Summary:
         >>> summary([1.0, 3.0])
         Summary(mean=2.0, deviation=1.4142135623730951, n=2)
     """
-    if not values:
-        return Summary(math.nan, math.nan, 0)
-    deviation = _deviation(values) if len(values) > 1 else math.nan
-    return Summary(mean(values), deviation, len(values))
+    spread = len(values) > 1 and all(map(math.isfinite, values))
+    return Summary(
+        mean(values) if values else math.nan, stdev(values) if spread else math.nan, len(values)
+    )
 
 
 def paired(
@@ -51,13 +53,13 @@ def paired(
     better: Better,
     level: float = 0.95,
 ) -> Paired:
-    r"""Compare two arms seed by seed, with Student's interval of the mean difference.
+    r"""Compare two variants seed by seed, with Student's interval of the mean difference.
 
     .. math:: \bar d \pm t_{n-1} \, s_d / \sqrt{n}, \qquad d_k = \text{other}_k - \text{baseline}_k
 
     Args:
         baseline: Values by seed.
-        other: Values by seed; seeds of one arm alone are left out.
+        other: Values by seed; seeds of one variant alone are left out.
         better: Which direction is a gain.
         level: Confidence.
 
@@ -69,20 +71,19 @@ def paired(
     """
     differences = [other[seed] - value for seed, value in baseline.items() if seed in other]
     n = len(differences)
+    middle, deviation, _ = summary(differences)
     if n == 0:
-        return Paired(math.nan, math.nan, math.nan, 0, "no pairs")
-    middle = mean(differences)
+        return Paired(middle, math.nan, math.nan, n, "no pairs")
     if n == 1:
-        return Paired(middle, math.nan, math.nan, 1, "one seed: no verdict")
-    half = float(student.ppf(0.5 + level / 2, n - 1)) * _deviation(differences) / math.sqrt(n)
-    low, high = middle - half, middle + half
-    if math.isnan(half):
-        return Paired(middle, low, high, n, "not finite: no verdict")
+        return Paired(middle, math.nan, math.nan, n, "one seed: no verdict")
+    if math.isnan(deviation):
+        return Paired(middle, math.nan, math.nan, n, "not finite: no verdict")
+    low = high = middle
+    if deviation > 0.0:  # equal differences are no distribution for scipy
+        low, high = map(float, student.interval(level, n - 1, middle, deviation / math.sqrt(n)))
     verdict: Verdict = "no difference"
-    if low > 0:
-        verdict = "gain" if better == "higher" else "loss"
-    elif high < 0:
-        verdict = "loss" if better == "higher" else "gain"
+    if low > 0.0 or high < 0.0:
+        verdict = "gain" if (low > 0.0) == (better == "higher") else "loss"
     return Paired(middle, low, high, n, verdict)
 
 
@@ -102,21 +103,16 @@ def first_reaching(checks: Sequence[Check], name: str, target: float, mode: str)
     return None
 
 
-def reached(baseline: Sequence[Record], arm: Sequence[Record]) -> dict[int, Check | None]:
-    """By seed, the check at which an arm has the *last* check's metric of its baseline.
+def reached(baseline: Sequence[Record], variant: Sequence[Record]) -> dict[int, Check | None]:
+    """By seed, the check at which a variant has the *last* check's metric of its baseline.
 
     Seeds that either of them did not finish, or checked never, are left out.
     """
-    others = {record.seed: record for record in arm if record.status == "finished"}
+    others = {record.seed: record for record in finished(variant)}
     found = {}
-    for record in baseline:
-        other = others.get(record.seed)
-        if record.status != "finished" or other is None or not record.checks:
-            continue
-        target = record.checks[-1].metrics.get(record.monitor, math.nan)
-        found[record.seed] = first_reaching(other.checks, record.monitor, target, record.mode)
+    for record in finished(baseline):
+        target = record.checks[-1].metrics.get(record.monitor) if record.checks else None
+        if record.seed in others and target is not None:
+            checks = others[record.seed].checks
+            found[record.seed] = first_reaching(checks, record.monitor, target, record.mode)
     return found
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -8,36 +8,29 @@ from reproduce.experiments import (
     DATA,
     MODEL,
     SMOKE,
+    SMOKE_CUT,
     TRAINER,
-    Arm,
     Comparison,
     Experiment,
     Metric,
-    Results,
     Scale,
+    compare,
+    options,
+    pick,
 )
 from reproduce.figures import draw_stiffness, draw_trajectories
+from reproduce.records import Results
 
 SETTINGS = {
     "as released": "stiff/chapra_released",
     "true times": "stiff/chapra",
     "starts in the transient": "stiff/chapra_transient",
 }
-RATES: dict[Scale, tuple[int, ...]] = {
-    "paper": (10, 32, 100, 316, 1000),
-    "short": (10, 100, 1000),
-    "smoke": (1000,),
-}
 METRICS = (
     Metric("val/mse_min", "minimum MSE over the checks", "lower", ratio=True),
     Metric("val/mse_median", "median MSE of the last 25 checks", "lower", ratio=True),
     Metric("test/mse", "final MSE", "lower", ratio=True),
 )
-CUTS = {
-    "paper": "The configs as they are: 3,000 iterations, two hidden layers of 500.",
-    "short": "1,000 of 3,000 iterations, fewer values of r.",
-    "smoke": "Two iterations of eight units: that it runs, and nothing else.",
-}
 NOTES = (
     "Three settings: *as released*, where the network is given the time since the start of each "
     "piece; *true times*, as the equation says; *starts in the transient*, true times with start "
@@ -49,25 +42,19 @@ NOTES = (
 
 def _comparison(setting: str, r: int, scale: Scale) -> Comparison:
     # Epochs of 50 iterations in place of max_steps, with which Lightning does not go on exactly.
-    epochs = {"paper": 60, "short": 20, "smoke": 1}[scale]
-    overrides: tuple[str, ...] = (
+    overrides = (
         f"{DATA}.r={r}.0",
-        f"{TRAINER}.max_steps=-1",
-        f"{TRAINER}.max_epochs={epochs}",
+        *options(TRAINER, max_steps=-1, max_epochs=pick(scale, 60, 20, 1)),
     )
     if scale == "smoke":
         overrides += (
             *SMOKE,
             f"{MODEL}.vector_field.init_args.hidden=[8]",
-            f"{DATA}.n_starts=8",
-            f"{DATA}.batch_size=4",
-            f"{DATA}.n_test=5",
+            *options(DATA, n_starts=8, batch_size=4, n_test=5),
         )
-    paper = ("3.87", "0.52") if (setting, r) == ("as released", 1000) else ("", "")
-    config = SETTINGS[setting]
-    baseline = Arm("without", config, overrides, paper[0], weights="last")
-    other = Arm("STEER, b = 0.124", f"{config}_steer", overrides, paper[1], weights="last")
-    return Comparison(f"{setting}, r = {r}", baseline, (other,))
+    paper = ("3.87", "0.52") if (setting, r) == ("as released", 1000) else ()
+    name = f"{setting}, r = {r}"
+    return compare(name, SETTINGS[setting], overrides, (0.124,), paper, weights="last")
 
 
 def _experiment(
@@ -82,8 +69,13 @@ def _experiment(
         title=title,
         comparisons=tuple(_comparison(s, r, scale) for s in SETTINGS for r in rates),
         metrics=METRICS,
-        cut=CUTS[scale],
-        seeds={"paper": 5, "short": 2, "smoke": 1}[scale],
+        cut=pick(
+            scale,
+            "The configs as they are: 3,000 iterations, two hidden layers of 500.",
+            "1,000 of 3,000 iterations, fewer values of r.",
+            SMOKE_CUT,
+        ),
+        seeds=pick(scale, 5, 2, 1),
         draw=draw,
         notes=NOTES,
     )
@@ -98,4 +90,5 @@ def figure4(scale: Scale) -> Experiment:
 def figure5(scale: Scale) -> Experiment:
     """Errors against the stiffness ratio."""
     title = "Figure 5: the stiff ODE, mean squared error against the stiffness ratio r"
-    return _experiment("figure5", title, RATES[scale], scale, draw_stiffness)
+    rates = pick(scale, (10, 32, 100, 316, 1000), (10, 100, 1000), (1000,))
+    return _experiment("figure5", title, rates, scale, draw_stiffness)

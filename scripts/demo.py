@@ -19,7 +19,7 @@ class Result(NamedTuple):
     log_likelihood: float
     nfe_train: float
     nfe_test: float
-    pictures: list[Path]
+    plots: list[Path]
     logs: Path
 
 
@@ -33,13 +33,13 @@ def run(config: str, extra: list[str]) -> Result:
         log_likelihood=-metrics["test/nll"],
         nfe_train=nfe_train,
         nfe_test=metrics["test/nfe_forward"],
-        pictures=sorted((logs / "pictures").glob("*_test.png")),
+        plots=sorted((logs / "plots").glob("*_test.png")),
         logs=logs,
     )
 
 
 def report(results: dict[str, Result]) -> str:
-    """A table of the runs, where their pictures are, and how to watch them."""
+    """A table of the runs, where their plots are, and how to watch them."""
     lines = [
         "",
         f"{'8 Gaussians, one seed':<24}{'test log-likelihood':>20}{'NFE, last batch':>18}"
@@ -49,8 +49,8 @@ def report(results: dict[str, Result]) -> str:
         f"{name:<24}{r.log_likelihood:>15.3f} nats{r.nfe_train:>18.0f}{r.nfe_test:>12.1f}"
         for name, r in results.items()
     ]
-    lines += ["", "Pictures (flow, and test loss against the evaluation end time):"]
-    lines += [f"  {path}" for r in results.values() for path in r.pictures]
+    lines += ["", "Plots (flow, and test loss against the evaluation end time):"]
+    lines += [f"  {path}" for r in results.values() for path in r.plots]
     folder = next(iter(results.values())).logs.parents[1]
     lines += ["", f"Curves: {Path(sys.executable).parent / 'tensorboard'} --logdir {folder}"]
     return "\n".join(lines)

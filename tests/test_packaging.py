@@ -30,7 +30,7 @@ from steer_lightning.modules import ClassifierModule, CNFModule, StiffODEModule
 
 found["plotting"] = "steer_lightning.callbacks.plots.figures" in sys.modules
 
-from steer_lightning.callbacks import EndTimeSweep, FlowPicture, StiffPicture
+from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 
 modules = pkgutil.walk_packages(steer_lightning.__path__, "steer_lightning.")
 found["modules"] = [__import__(module.name, fromlist=["_"]).__name__ for module in modules]

@@ -12,35 +12,35 @@ from steer_lightning.callbacks.training_clock import TrainingClock
 
 if TYPE_CHECKING:
     from steer_lightning.callbacks.plots.end_time_sweep import EndTimeSweep
-    from steer_lightning.callbacks.plots.evaluation import FlowPicture, StiffPicture
-    from steer_lightning.callbacks.plots.features import FeaturePicture
+    from steer_lightning.callbacks.plots.evaluation import FlowPlot, StiffPlot
+    from steer_lightning.callbacks.plots.features import FeaturePlot
     from steer_lightning.callbacks.plots.samples import SampleGrid, SampleWriter
-    from steer_lightning.callbacks.plots.series import SeriesPicture
+    from steer_lightning.callbacks.plots.series import SeriesPlot
 
 __all__ = [
     "AtomicCheckpointIO",
     "EndTimeSweep",
-    "FeaturePicture",
-    "FlowPicture",
+    "FeaturePlot",
+    "FlowPlot",
     "LastCheckpoint",
     "NFEMonitor",
     "SampleGrid",
     "SampleWriter",
-    "SeriesPicture",
+    "SeriesPlot",
     "SteerCallback",
     "StepMemories",
-    "StiffPicture",
+    "StiffPlot",
     "TrainingClock",
 ]
 
 _HOMES = {
     "EndTimeSweep": "plots.end_time_sweep",
-    "FeaturePicture": "plots.features",
-    "FlowPicture": "plots.evaluation",
+    "FeaturePlot": "plots.features",
+    "FlowPlot": "plots.evaluation",
     "SampleGrid": "plots.samples",
     "SampleWriter": "plots.samples",
-    "SeriesPicture": "plots.series",
-    "StiffPicture": "plots.evaluation",
+    "SeriesPlot": "plots.series",
+    "StiffPlot": "plots.evaluation",
 }
 
 

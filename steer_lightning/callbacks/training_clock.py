@@ -1,17 +1,37 @@
-"""How long training has taken, without evaluation."""
+"""The cost of training, without evaluation."""
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from steer_lightning.solvers import SolveStats
+from steer_lightning.steering.targets import find_stats
+
+TOTALS = ("seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
+
+
+class Check(NamedTuple):
+    """A validation: the cost of training until then, and the metrics."""
+
+    step: int
+    epoch: int
+    seconds: float
+    cpu_seconds: float
+    nfe_forward: float
+    nfe_backward: float
+    metrics: Mapping[str, float]
+
 
 class TrainingClock(Callback):
-    """Log the time spent in training batches so far, to set metrics against.
+    """Log the time spent in training batches so far, and keep it beside each validation.
 
     ``train/seconds`` is wall-clock time, ``train/cpu_seconds`` the processor time of all threads
     of this process: on a CPU that other work shares, the fairer of the two. Both leave out
-    validation, checkpoints and pictures, and continue after a resume.
+    validation, checkpoints and plots, and continue after a resume. ``checks`` holds a
+    :class:`Check` for each validation of ``fit``, with the evaluations of the blocks of this
+    library until then, whose counts begin at zero in each training batch.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -19,34 +39,45 @@ class TrainingClock(Callback):
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self.cpu_seconds = 0.0
+        self.totals = dict.fromkeys(TOTALS, 0.0)
+        self.checks: list[Check] = []
         self._started = (0.0, 0.0)
+        self._stats: list[SolveStats] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stats = list(find_stats(pl_module).values())
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock."""
+        for stats in self._stats:
+            stats.reset()
         self._started = (time.perf_counter(), time.process_time())
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Stop the clock and log it."""
-        self.seconds += time.perf_counter() - self._started[0]
-        self.cpu_seconds += time.process_time() - self._started[1]
-        pl_module.log_dict({f"train/{k}": v for k, v in self.state_dict().items()})
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.totals["seconds"] += time.perf_counter() - self._started[0]
+        self.totals["cpu_seconds"] += time.process_time() - self._started[1]
+        for name in ("nfe_forward", "nfe_backward"):
+            self.totals[name] += sum(getattr(stats, name) for stats in self._stats)
+        pl_module.log_dict({f"train/{k}": self.totals[k] for k in ("seconds", "cpu_seconds")})
 
-    def state_dict(self) -> dict[str, float]:
-        """The times so far."""
-        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        self.checks.append(
+            Check(trainer.global_step, trainer.current_epoch, **self.totals, metrics=metrics)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"totals": self.totals, "checks": [check._asdict() for check in self.checks]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the times of a checkpoint."""
-        self.seconds = state_dict["seconds"]
-        self.cpu_seconds = state_dict["cpu_seconds"]
+        """Go on behind the checks of a checkpoint."""
+        self.totals = dict(state_dict["totals"])
+        self.checks = [Check(**check) for check in state_dict["checks"]]

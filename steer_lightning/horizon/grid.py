@@ -8,7 +8,7 @@ from torch import Tensor
 from steer_lightning.horizon.base import Horizon, PiecewiseField, WarpedField
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.nn.series.unroll_plan import walking_order
+from steer_lightning.nn.series.unroll_plan import unroll_order
 from steer_lightning.utils.problem import VectorField, check_problem, first_part, has_float64
 
 
@@ -106,7 +106,7 @@ class GridHorizon(Horizon):
         self.solved = True
         if self._draw is None:
             return None
-        order = walking_order(lengths, times.shape[1], reverse)
+        order = unroll_order(lengths, times.shape[1], reverse)
         gaps = times.detach().gather(1, order).cpu().double().diff(dim=1)
         moved = gaps != 0
         if not bool(moved.any()):

@@ -33,7 +33,7 @@ class ImageFlowModule(CNFModule):
         kinetic_weight: Weight of the kinetic energy, in bits per dimension.
         jacobian_weight: Weight of the Jacobian's squared norm.
         test_draws: Dequantisations of each test image, at least two.
-        temperature: Factor on the base's deviation in ``predict``.
+        temperature: Factor on the base's standard deviation in ``predict``.
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
         lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.

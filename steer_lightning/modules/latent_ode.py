@@ -32,7 +32,7 @@ class LatentODEModule(SeriesModule):
     Args:
         network: The latent ODE.
         n_draws: Draws ``S`` of the latent state, in training and evaluation.
-        noise_std: Deviation of the observation noise, in units of the values.
+        noise_std: Standard deviation of the observation noise, in units of the values.
         kl_wait_epochs: Epochs before the divergence counts.
         kl_gamma: Factor by which its weight comes nearer to one in each epoch, in [0, 1).
         likelihood_weight: Weight of the bound in the loss; zero to classify only, in which
@@ -111,9 +111,9 @@ class LatentODEModule(SeriesModule):
         return forecast
 
     def likelihood(self, forecast: Forecast) -> tuple[Tensor, dict[str, Tensor]]:
-        assert forecast.belief is not None
+        assert forecast.posterior is not None
         log_likelihood = self.log_likelihood(forecast)
-        kl = standard_normal_kl(*forecast.belief).mean(1)
+        kl = standard_normal_kl(*forecast.posterior).mean(1)
         weight = kl.new_tensor(self.kl_weight)
         bound = importance_bound(log_likelihood, kl, weight)
         return bound, {"log_likelihood": log_likelihood.mean(0), "kl": kl, "kl_weight": weight}

@@ -23,7 +23,7 @@ class ODERNNModule(SeriesModule):
 
     Args:
         network: The ODE-RNN.
-        noise_std: Deviation of the observation noise, in units of the values.
+        noise_std: Standard deviation of the observation noise, in units of the values.
         likelihood_weight: Weight of the likelihood in the loss; zero to classify only, in which
             case nothing is predicted and the readout of values is not trained.
         classifier: Maps states to ``num_classes`` logits; ``None`` if nothing is classified. It

@@ -47,7 +47,7 @@ class SeriesModule(StochasticTaskModule):
 
     Args:
         network: Makes forecasts, with the attribute ``n_features``.
-        noise_std: Deviation of the observation noise, in units of the values.
+        noise_std: Standard deviation of the observation noise, in units of the values.
         likelihood_weight: Weight of the likelihood in the loss; zero to classify only, in which
             case nothing is reconstructed and the readout of values is not trained.
         classifier: Maps states to ``num_classes`` logits; ``None`` if nothing is classified. It
@@ -153,7 +153,7 @@ class SeriesModule(StochasticTaskModule):
         self._evaluation_step("test", batch, batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Predictions at the times asked for: their mean and deviation over the draws.
+        """Predictions at the times asked for: their mean and standard deviation over the draws.
 
         Returns:
             ``times (B, T)`` and ``lengths (B,)``; ``mean`` and ``std``, each ``(B, T, D)``, if

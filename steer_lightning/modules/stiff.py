@@ -34,7 +34,7 @@ class StiffODEModule(TaskModule):
 
     Args:
         vector_field: ``f(t, y)`` for states ``(B, D)``; if not given, the tanh network of the
-            reference: two hidden layers of 500, normal weights of deviation 0.1.
+            reference: two hidden layers of 500, normal weights of standard deviation 0.1.
         interval: Length of the pieces, in units of time.
         time_input: ``"absolute"`` gives the field the time of each piece, as the equation says;
             ``"released"`` the time since its start, as the code released with the paper does.

@@ -18,13 +18,13 @@ from steer_lightning.nn.series.encoders import (
 from steer_lightning.nn.series.forecast import Forecast
 from steer_lightning.nn.series.forecaster import ODERNNForecaster
 from steer_lightning.nn.series.latent_ode import LatentDecoder, LatentODE
-from steer_lightning.nn.series.ode_rnn import ODERNN, Belief, BeliefGRU, Walk
+from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, PosteriorGRU, Unroll
 
 __all__ = [
     "Augmented",
     "CNF",
-    "Belief",
-    "BeliefGRU",
+    "Posterior",
+    "PosteriorGRU",
     "CompiledField",
     "ConcatSquashField",
     "ConvField",
@@ -42,6 +42,6 @@ __all__ = [
     "Observations",
     "RNNEncoder",
     "Transport",
-    "Walk",
+    "Unroll",
     "observations",
 ]

@@ -68,7 +68,7 @@ class MLPField(nn.Module):
 
 
 def autonomous_field(dim: int, hidden: Sequence[int]) -> MLPField:
-    """The field of latent ODEs: tanh, no time, normal weights of deviation 0.1, zero biases."""
+    """The field of latent ODEs: tanh, no time, normal weights of std 0.1, zero biases."""
     return MLPField(dim, hidden, "tanh", time_dependent=False, init_std=0.1)
 
 

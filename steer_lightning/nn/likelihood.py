@@ -80,7 +80,7 @@ def masked_gaussian_log_prob(
     Args:
         values: Values, shape ``(..., T, D)``; what the mask leaves out may be anything finite.
         mean: Means, broadcastable against ``values``.
-        std: Deviation of the observation noise, a number or broadcastable against ``values``.
+        std: Standard deviation of the noise, a number or broadcastable against ``values``.
         mask: One where a value counts, shape ``(..., T, D)``.
 
     Returns:
@@ -106,7 +106,7 @@ def standard_normal_kl(mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         mean: Means, any shape.
-        std: Positive deviations, shape of ``mean``.
+        std: Positive standard deviations, shape of ``mean``.
 
     Returns:
         Nats, shape of ``mean``.

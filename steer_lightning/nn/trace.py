@@ -1,4 +1,4 @@
-"""The divergence of a vector field: exact, or estimated along one random direction."""
+"""The divergence of a vector field: exact, or estimated along one random probe."""
 
 from collections.abc import Callable
 from typing import Final, Literal
@@ -21,7 +21,7 @@ def exact_jacobian(
     r"""Value and Jacobian of a vector field, by forward mode along each coordinate.
 
     Works under ``inference_mode`` and can be trained through. The cost is ``D`` tangents: for
-    small ``D``. A field's own ``value_and_tangent`` is asked for all of them in one call.
+    small ``D``. A field's own ``jvp`` is asked for all of them in one call.
 
     Args:
         vector_field: ``f(t, y)``, which treats the samples of a batch apart.
@@ -39,15 +39,15 @@ def exact_jacobian(
     """
     dim = y[0].numel()
     basis = torch.eye(dim, dtype=y.dtype, device=y.device).view(dim, 1, *y.shape[1:])
-    own = getattr(vector_field, "value_and_tangent", None)
+    own = getattr(vector_field, "jvp", None)
     if own is not None:
         times = t.repeat(dim) if t.ndim else t
-        directions = basis.expand(dim, *y.shape).flatten(0, 1)
-        value, tangent = own(times, y.repeat(dim, *(1,) * (y.ndim - 1)), directions)
+        probes = basis.expand(dim, *y.shape).flatten(0, 1)
+        value, tangent = own(times, y.repeat(dim, *(1,) * (y.ndim - 1)), probes)
         return value[: len(y)], tangent.reshape(dim, len(y), dim)
 
-    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        value, tangent = _jvp(vector_field, t, y, direction.expand_as(y))
+    def along(probe: Tensor) -> tuple[Tensor, Tensor]:
+        value, tangent = _jvp(vector_field, t, y, probe.expand_as(y))
         return value, tangent.flatten(1)
 
     values, columns = torch.func.vmap(along)(basis)
@@ -79,12 +79,12 @@ def exact_divergence(
     return value, jacobian.diagonal(dim1=0, dim2=2).sum(1)
 
 
-def value_and_tangent(
-    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, direction: Tensor
+def jvp(
+    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, probe: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Value of a vector field and its derivative along a direction, in one forward pass.
+    r"""Value of a vector field and its derivative along a probe, in one forward pass.
 
-    A field with a method ``value_and_tangent(t, y, direction)`` computes them its own way, the
+    A field with a method ``jvp(t, y, probe)`` computes them its own way, the
     fast one; any other is differentiated by forward mode. Both can be trained through by reverse
     mode, and work under ``inference_mode``.
 
@@ -92,35 +92,35 @@ def value_and_tangent(
         vector_field: ``f(t, y)``.
         t: Time, shape ``()`` or ``(B,)``.
         y: State, shape ``(B, ...)``.
-        direction: :math:`e`, shape of ``y``.
+        probe: :math:`e`, shape of ``y``.
 
     Returns:
         :math:`f(t, y)` and :math:`\frac{\partial f}{\partial y} e`, each of the shape of ``y``.
 
     Example:
         >>> y, e = torch.zeros(3, 2), torch.ones(3, 2)
-        >>> value_and_tangent(lambda t, y: torch.sin(y), torch.tensor(0.0), y, e)[1][0]
+        >>> jvp(lambda t, y: torch.sin(y), torch.tensor(0.0), y, e)[1][0]
         tensor([1., 1.])
     """
-    own = getattr(vector_field, "value_and_tangent", None)
+    own = getattr(vector_field, "jvp", None)
     if own is None:
-        return _jvp(vector_field, t, y, direction)
-    value, tangent = own(t, y, direction)
+        return _jvp(vector_field, t, y, probe)
+    value, tangent = own(t, y, probe)
     return value, tangent
 
 
 def trace_noise(
     y: Tensor, noise: Noise = "gaussian", generator: torch.Generator | None = None
 ) -> Tensor:
-    r"""Directions for Hutchinson's estimate, :math:`\operatorname{tr} J = E[e^\top J e]`.
+    r"""Probes for Hutchinson's estimate, :math:`\operatorname{tr} J = E[e^\top J e]`.
 
     Args:
-        y: State whose shape, dtype and device the directions have.
+        y: State whose shape, dtype and device the probes have.
         noise: ``"gaussian"``, or ``"rademacher"``: plus or minus one, of less variance.
         generator: Random stream on the device of ``y``; the global one if not given.
 
     Returns:
-        Directions with mean zero and unit covariance, shape of ``y``.
+        Probes with mean zero and unit covariance, shape of ``y``.
 
     Raises:
         ValueError: If ``noise`` is unknown.
@@ -142,11 +142,11 @@ def trace_noise(
 
 
 def _jvp(
-    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, direction: Tensor
+    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, probe: Tensor
 ) -> tuple[Tensor, Tensor]:
     value: Tensor
     tangent: Tensor
     value, tangent = torch.func.jvp(  # type: ignore[misc]  # a third entry only with has_aux
-        lambda x: vector_field(t, x), (y,), (direction,)
+        lambda x: vector_field(t, x), (y,), (probe,)
     )
     return value, tangent

@@ -47,13 +47,13 @@ def batch(masked=False):
 
 
 @pytest.mark.parametrize("time_dependent", [False, True])
-def test_the_union_walk_is_the_librarys_on_a_shared_grid(time_dependent):
+def test_the_union_unroll_is_the_librarys_on_a_shared_grid(time_dependent):
     # Not by `observations`, which leaves out what a sample does not observe.
     seen = Observations(*(getattr(batch(masked=True), name) for name in Observations._fields))
     own = encoder(time_dependent)
-    walk = ode_rnn.UnionWalk(own)
-    torch.testing.assert_close(walk(seen), own(seen), rtol=1e-10, atol=1e-12)
-    assert walk.n_steps(GRID) == own.rnn.stats.nfe_forward == 1 + 1 + 3 + 4 + 4
+    unroll = ode_rnn.UnionUnroll(own)
+    torch.testing.assert_close(unroll(seen), own(seen), rtol=1e-10, atol=1e-12)
+    assert unroll.n_steps(GRID) == own.rnn.stats.nfe_forward == 1 + 1 + 3 + 4 + 4
 
 
 def test_a_union_holds_every_observation_once():
@@ -69,11 +69,11 @@ def test_a_union_holds_every_observation_once():
 def test_gaps_are_cut_by_the_range_of_the_batch():
     times = torch.tensor([0.0, 0.1, 0.5, 1.0])
     assert ode_rnn.euler_pieces(times, max_step=0.2) == [1, 2, 3]
-    walk = ode_rnn.UnionWalk(encoder())  # a tenth
-    assert walk.n_steps(times) == 1 + 1 + 4 + 5
+    unroll = ode_rnn.UnionUnroll(encoder())  # a tenth
+    assert unroll.n_steps(times) == 1 + 1 + 4 + 5
     calls = []
-    walk.encoder.rnn.vector_field.register_forward_hook(lambda *args: calls.append(args))
-    walk.walk(ode_rnn.UnionSeries(times.double(), torch.ones(2, 4, 4, dtype=torch.float64)))
+    unroll.encoder.rnn.vector_field.register_forward_hook(lambda *args: calls.append(args))
+    unroll.unroll(ode_rnn.UnionSeries(times.double(), torch.ones(2, 4, 4, dtype=torch.float64)))
     assert len(calls) == 1 + 4 + 5
 
 
@@ -91,13 +91,13 @@ def test_the_plain_loss_and_gradient_are_the_librarys_if_all_is_observed(integra
     assert plain.nfe > 0
 
 
-def test_the_walks_are_told_apart_where_not_all_is_observed():
+def test_the_unrolls_are_told_apart_where_not_all_is_observed():
     own = module()
-    name, *cells = ode_rnn.compare_walks("initial weights", own, [batch(), batch()])
+    name, *cells = ode_rnn.compare_unrolls("initial weights", own, [batch(), batch()])
     assert name == "initial weights"
     assert [float(cell) < 1e-12 for cell in cells[:3]] == [True] * 3
     assert cells[3] == cells[4]
-    *differences, _, _ = ode_rnn.compare_walks("", own, [batch(masked=True)])[1:]
+    *differences, _, _ = ode_rnn.compare_unrolls("", own, [batch(masked=True)])[1:]
     assert all(float(cell) > 1e-12 for cell in differences)
 
 

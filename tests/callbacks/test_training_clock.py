@@ -5,7 +5,8 @@ import pytest
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from steer_lightning.callbacks import TrainingClock, training_clock
+from steer_lightning.callbacks import NFEMonitor, TrainingClock, training_clock
+from steer_lightning.solvers import FixedGridSolver
 from tests.helpers.models import OwnModel, seeded, tiny_loader, tiny_trainer
 
 
@@ -68,19 +69,51 @@ def test_only_training_batches_count(clocks):
     clock = TrainingClock()
     logged = fit(clocks, clock, num_sanity_val_steps=1)
     assert logged == [(2.0, 3.0), (4.0, 6.0), (6.0, 9.0), (8.0, 12.0)]
-    assert clock.state_dict() == {"seconds": 8.0, "cpu_seconds": 12.0}
+    assert [(c.step, c.epoch, c.seconds, c.cpu_seconds) for c in clock.checks] == [
+        (2, 0, 4.0, 6.0),
+        (4, 1, 8.0, 12.0),
+    ]
 
 
 def test_a_resumed_run_continues(clocks, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1)
-    whole = fit(clocks, TrainingClock(), checkpoint, enable_checkpointing=True)
-    resumed = fit(clocks, TrainingClock(), ckpt_path=tmp_path / "step=2.ckpt")
+    first, second = TrainingClock(), TrainingClock()
+    whole = fit(clocks, first, checkpoint, enable_checkpointing=True)
+    resumed = fit(clocks, second, ckpt_path=tmp_path / "step=2.ckpt")
     assert resumed == whole[2:] == [(6.0, 9.0), (8.0, 12.0)]
+    assert second.totals == first.totals
+    assert second.checks[-1] == first.checks[-1]
 
 
 def test_real_clocks_go_forward():
     clock = TrainingClock()
-    assert clock.state_dict() == {"seconds": 0.0, "cpu_seconds": 0.0}
+    assert not any(clock.totals.values())
     logged = fit(Clocks(), clock)
     assert all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(logged))
-    assert logged[-1] == pytest.approx((clock.seconds, clock.cpu_seconds))
+    assert logged[-1] == pytest.approx((clock.totals["seconds"], clock.totals["cpu_seconds"]))
+
+
+class Validated(OwnModel):
+    """Solves with three evaluations in a training batch, and logs a metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.block.solver = FixedGridSolver("euler", 3)
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log("val/x", 1.0)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("monitored", [True, False])
+def test_checks_count_the_evaluations_of_training_batches(before, monitored):
+    clock = TrainingClock()
+    callbacks = [clock]
+    callbacks[before:before] = [NFEMonitor()] if monitored else []
+    trainer = tiny_trainer(*callbacks, max_epochs=2, num_sanity_val_steps=1)
+    trainer.fit(seeded(Validated), tiny_loader(), tiny_loader())
+    assert [check.nfe_forward for check in clock.checks] == [6.0, 12.0]
+    assert [set(check.metrics) - {"val/nfe_forward"} for check in clock.checks] == [{"val/x"}] * 2
+    trainer.validate(trainer.lightning_module, tiny_loader(), verbose=False)
+    assert len(clock.checks) == 2

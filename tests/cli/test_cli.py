@@ -116,7 +116,7 @@ def test_help_of_commands(command, capsys):
         ("--data.help=MNISTDataModule", ["--data.image_size", "a divisor of 28"]),
         ("--trainer.callbacks.help=SteerCallback", ["--trainer.callbacks.b", "Half-width"]),
         ("--trainer.callbacks.help=EndTimeSweep", ["--trainer.callbacks.n_points"]),
-        ("--trainer.callbacks.help=FeaturePicture", ["--trainer.callbacks.n_samples"]),
+        ("--trainer.callbacks.help=FeaturePlot", ["--trainer.callbacks.n_samples"]),
         ("--model.help=RegressionModule", ["--model.head", "Maps flattened features"]),
         ("--data.help=SVHNDataModule", ["--data.download", "torchvision's layout"]),
         ("--trainer.callbacks.help=SampleGrid", ["--trainer.callbacks.temperatures", "one row"]),

@@ -68,7 +68,7 @@ OVERRIDES = {
     },
     "cnf/toy": [
         f"{FLOW}.vector_field.init_args.hidden=[8,8]",
-        f"{FLOW}.solver.init_args.rtol=1.0",  # pictures take many solves
+        f"{FLOW}.solver.init_args.rtol=1.0",  # plots take many solves
         f"{FLOW}.solver.init_args.atol=1.0",
         f"{DATA}.n_train=8",
         f"{DATA}.n_val=8",

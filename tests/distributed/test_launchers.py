@@ -63,8 +63,8 @@ def test_torchrun_trains_and_lightning_itself_tests(tmp_path, monkeypatch):
     printed = run_launcher([script, *arguments("test", *TWO, path)], tmp_path)
     assert "Starting with 2 processes" in printed
     assert printed.count("Test metric") == 1
-    pictures = tmp_path / "logs/cnf/toy2d_steer/version_1/pictures"
-    assert len(list(pictures.iterdir())) == 3
+    plots = tmp_path / "logs/cnf/toy2d_steer/version_1/plots"
+    assert len(list(plots.iterdir())) == 3
     assert sorted(p.name for p in run.parent.iterdir()) == ["version_0", "version_1"]
 
     monkeypatch.setattr("sys.argv", ["cli.py"])

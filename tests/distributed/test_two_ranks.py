@@ -166,11 +166,11 @@ def test_data_is_prepared_by_one_process_and_read_by_all(found):
 
 
 def test_files_are_written_once(found, folder):
-    assert found[0]["pictures"] == 4  # three of the flow, one of the images
-    assert found[1]["pictures"] == 0
-    run = folder / "pictures"
+    assert found[0]["plots"] == 4  # three of the flow, one of the images
+    assert found[1]["plots"] == 0
+    run = folder / "plots"
     assert [p.name for p in sorted(run.rglob("version_*"))] == ["version_0", "version_0"]
-    assert sorted(p.name for p in (run / "cnf/version_0/pictures").iterdir()) == [
+    assert sorted(p.name for p in (run / "cnf/version_0/plots").iterdir()) == [
         "end_time_sweep_test.csv", "end_time_sweep_test.png", "flow_test.png", "flow_val.png"
     ]  # fmt: skip
     samples = [p.stem for p in (run / "images/version_0/samples").glob("*.pt")]

@@ -21,7 +21,7 @@ from datamodules.base import TensorData, TensorDataModule
 from steer_lightning import NFEMonitor, SteerCallback, steer
 from steer_lightning.callbacks import (
     EndTimeSweep,
-    FlowPicture,
+    FlowPlot,
     SampleGrid,
     SampleWriter,
     StepMemories,
@@ -145,15 +145,15 @@ def prepared() -> dict[str, int]:
     return counts
 
 
-def pictures() -> int:
+def plots() -> int:
     """Draw and write everything; how many figures this rank has saved."""
     saved, savefig = [], Figure.savefig
     Figure.savefig = lambda self, *args, **kwargs: (
         saved.append(1),
         savefig(self, *args, **kwargs),
     )
-    run = FOLDER / "pictures"
-    callbacks = (FlowPicture(), EndTimeSweep(0.2, n_points=3), NFEMonitor(), TrainingClock())
+    run = FOLDER / "plots"
+    callbacks = (FlowPlot(), EndTimeSweep(0.2, n_points=3), NFEMonitor(), TrainingClock())
     trainer = tasks.make_trainer(
         run, *callbacks, n_ranks=2, max_epochs=1, precision=32, logger=CSVLogger(run, name="cnf"),
         log_every_n_steps=1,
@@ -252,7 +252,7 @@ if __name__ == "__main__":
         nfe,
         fit_with_buffers,
         prepared,
-        pictures,
+        plots,
         resumed,
     ):
         print(f"--- {job.__name__}", flush=True)

@@ -275,7 +275,7 @@ def test_stretches_stay_within_the_half_width_of_each_interval(b, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_intervals_are_numbered_as_they_are_walked_and_the_far_end_moves(reverse):
+def test_intervals_are_numbered_as_they_are_unrolled_and_the_far_end_moves(reverse):
     horizon = GridHorizon()
     horizon.perturb(FixedOffset(0.125))
     rates = horizon.rates(OWN, OWN_LENGTHS, reverse)

@@ -151,8 +151,8 @@ def test_a_latent_state_has_the_dtype_of_the_values(encoder):
     batch = next(iter(data.train_dataloader()))
     with torch.autocast("cpu", torch.bfloat16):
         forecast = LatentODE(1, 3, 4, encoder, 5, (6,), (6,), 0.2)(batch)
-    belief, along, whole = forecast.belief, forecast.along, forecast.whole
-    assert {part.dtype for part in (*belief, along, whole)} == {torch.float32}
+    posterior, along, whole = forecast.posterior, forecast.along, forecast.whole
+    assert {part.dtype for part in (*posterior, along, whole)} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from datamodules.base import keep_batch
 from datamodules.series import SeriesData
 from steer_lightning.modules import LatentODEModule, ODERNNModule
 from steer_lightning.modules.series import DefinedAUROC
-from steer_lightning.nn import Belief, Forecast
+from steer_lightning.nn import Forecast, Posterior
 from steer_lightning.nn.series import make_series
 
 N_STATES = 2
@@ -32,8 +32,8 @@ class Known(nn.Module):
         n = len(batch.times)
         mean = torch.stack([batch.values + 1.0, batch.values + 3.0])
         along = batch.values.expand(2, -1, -1, N_STATES) * torch.tensor([1.0, -1.0])
-        belief = Belief(torch.full((n, 2), 2.0), torch.ones(n, 2))
-        return Forecast(batch, mean, along, along[:, :, 0], belief)
+        posterior = Posterior(torch.full((n, 2), 2.0), torch.ones(n, 2))
+        return Forecast(batch, mean, along, along[:, :, 0], posterior)
 
 
 def series(labels=None):

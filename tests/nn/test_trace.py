@@ -9,8 +9,8 @@ from steer_lightning.nn.trace import (
     NOISES,
     exact_divergence,
     exact_jacobian,
+    jvp,
     trace_noise,
-    value_and_tangent,
 )
 from tests.helpers.models import lively
 from tests.helpers.problems import jacobians
@@ -123,7 +123,7 @@ def test_jacobian_and_tangent_without_gradients(field_and_state, mode):
     e = torch.ones_like(y)
 
     def everything():
-        return *exact_jacobian(field, TIMES[1], y), *value_and_tangent(field, TIMES[1], y, e)
+        return *exact_jacobian(field, TIMES[1], y), *jvp(field, TIMES[1], y, e)
 
     expected = everything()
     with mode():
@@ -134,10 +134,10 @@ def test_jacobian_and_tangent_without_gradients(field_and_state, mode):
 
 
 @pytest.mark.parametrize("t", TIMES, ids=["shared", "each"])
-def test_the_tangent_is_the_jacobian_times_the_direction(field_and_state, t):
+def test_the_tangent_is_the_jacobian_times_the_probe(field_and_state, t):
     field, y = field_and_state
     e = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).view_as(y)
-    value, tangent = value_and_tangent(field, t, y, e)
+    value, tangent = jvp(field, t, y, e)
     torch.testing.assert_close(value, field(t, y))
     expected = torch.einsum("bij,bj->bi", jacobians(field, t, y), e.flatten(1))
     torch.testing.assert_close(tangent.flatten(1), expected)
@@ -145,11 +145,11 @@ def test_the_tangent_is_the_jacobian_times_the_direction(field_and_state, t):
 
 def test_a_fields_own_way_is_taken():
     class Own(nn.Module):
-        def value_and_tangent(self, t, y, direction):
-            return 2.0 * y, 2.0 * direction
+        def jvp(self, t, y, probe):
+            return 2.0 * y, 2.0 * probe
 
     y = torch.ones(3, 2)
-    assert torch.equal(value_and_tangent(Own(), torch.tensor(0.0), y, 3.0 * y)[1], 6.0 * y)
+    assert torch.equal(jvp(Own(), torch.tensor(0.0), y, 3.0 * y)[1], 6.0 * y)
     assert torch.equal(exact_divergence(Own(), torch.tensor(0.0), y)[1], torch.full((3,), 4.0))
 
 
@@ -158,7 +158,7 @@ def test_the_mean_over_all_signs_is_the_trace():
     field = lively(ConvFlowField(2, (3,)).double())
     signs = torch.tensor(list(product([-1.0, 1.0], repeat=8)), dtype=torch.float64)
     e = signs.view(-1, 2, 2, 2)
-    _, tangent = value_and_tangent(field, t, y.expand_as(e), e)
+    _, tangent = jvp(field, t, y.expand_as(e), e)
     estimates = (e * tangent).flatten(1).sum(1)
     assert estimates.std() > 0.1
     torch.testing.assert_close(estimates.mean(), exact_divergence(field, t, y)[1][0])

@@ -1,15 +1,16 @@
 """Hand-written records and an experiment to compare them."""
 
 import os
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback
 
-from reproduce.experiments import Arm, Check, Comparison, Experiment, Metric, Record
+from reproduce.experiments import Comparison, Experiment, Metric, Variant, steer
+from reproduce.records import Record
+from steer_lightning.callbacks.training_clock import Check
 
-BASELINE = Arm("without", "cnf/toy1d", paper="0.50")
-STEER = Arm("STEER", "cnf/toy1d_steer", paper="0.60")
+BASELINE = Variant("without", "cnf/toy1d", paper="0.50")
+STEER = Variant("STEER", "cnf/toy1d", steer(0.5), paper="0.60")
 ACCURACY = Metric("test/accuracy", "accuracy, %", "higher", 100.0, 1)
 MACHINE = {
     "python": "3.11.7",
@@ -43,7 +44,6 @@ def record(seed, accuracy, history=(0.1, 0.2), **changes):
     fields = {
         "seed": seed,
         "status": "finished",
-        "folder": Path("nowhere"),
         "values": {"test/accuracy": accuracy, "test/nfe_forward": 26.0},
         "checks": checks(history),
         "monitor": "val/accuracy",

@@ -1,6 +1,5 @@
 """The command: every experiment at scale smoke, what it writes, and what it refuses."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from reproduce import __main__ as command
+from reproduce.records import read_records
 from reproduce.registry import EXPERIMENTS, GROUPS
 from reproduce.runs import Run
 
@@ -27,25 +27,46 @@ def test_smoke(name, output, data_dir):
     run(name, "--output", output, "--data_dir", data_dir)
     folder = output / name / "smoke"
     experiment = EXPERIMENTS[name]("smoke")
-    records = json.loads((folder / "records.json").read_text())
-    assert len(records) == sum(len(part.arms) for part in experiment.comparisons)
-    for record in records:
-        assert record["status"] == "finished", record["message"]
+    for (record,) in read_records(folder / "records.jsonl", experiment).values():
+        assert record.status == "finished", record.message
         for metric in experiment.metrics:
-            assert math.isfinite(record["values"][metric.key]), metric.key
-        assert record["last_check"]["nfe_forward"] > 0
-        assert record["last_check"]["cpu_seconds"] > 0
+            assert math.isfinite(record.value(metric.key)), metric.key
+        assert record.checks[-1].nfe_forward > 0
+        assert record.checks[-1].cpu_seconds > 0
     table = (folder / "table.md").read_text()
     assert table.startswith(f"## {experiment.title}\n\n    python -m reproduce {name} ")
     assert "**Scale `smoke`, not a reproduction.**" in table
     for part in experiment.comparisons:
-        for arm in part.arms:
-            assert f"| {part.setting} | {arm.label} |" in table
+        for variant in part.variants:
+            assert f"| {part.setting} | {variant.label} |" in table
     assert "nan" not in table
-    for text in (table, (folder / "records.json").read_text()):  # nothing of this machine
+    for text in (table, (folder / "records.jsonl").read_text()):  # nothing of this machine
         assert str(output) not in text
         assert str(data_dir) not in text
     assert imread(folder / "figure.png")[..., :3].std() > 0.01  # something is drawn
+
+
+def test_a_page_is_redrawn_from_its_records(output, data_dir, tmp_path):
+    run("figure2", "--output", output, "--data_dir", data_dir)
+    folder = output / "figure2" / "smoke"
+    run("figure2", "--records", folder / "records.jsonl", "--output", tmp_path)
+    pages = [(where / "figure2/smoke/table.md").read_text() for where in (output, tmp_path)]
+    first, second = (page.splitlines()[4:] for page in pages)  # below the command
+    assert first == second
+    images = [imread(where / "figure2/smoke/figure.png") for where in (output, tmp_path)]
+    assert (images[0] == images[1]).all()
+
+
+def test_the_records_of_the_repository_give_its_tables(tmp_path):
+    results = Path(command.__file__).parents[1] / "docs" / "results" / "short"
+    found = ["all", "--records", str(results / "records.jsonl"), "--output", str(tmp_path)]
+    command.main(found)
+    for name in EXPERIMENTS:
+        metrics = [
+            path.read_text().partition("Work in training")[0].splitlines()[4:]
+            for path in (tmp_path / name / "short" / "table.md", results / f"{name}.md")
+        ]
+        assert metrics[0] == metrics[1]
 
 
 def test_a_second_command_trains_nothing(output, data_dir, monkeypatch, capsys):
@@ -70,10 +91,10 @@ def test_absent_data_is_named_and_ends_nothing(tmp_path):
 
 
 def test_a_failing_run_ends_no_other(tmp_path, monkeypatch):
-    arms = EXPERIMENTS["figure3"]("smoke").arms
+    variants = EXPERIMENTS["figure3"]("smoke").variants
 
     def fail(self):
-        if self.arm == arms[1]:
+        if self.variant == variants[1]:
             raise RuntimeError("a fault")
         return arguments(self)
 
@@ -81,8 +102,8 @@ def test_a_failing_run_ends_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "fit_arguments", fail)
     run("figure3", "--output", tmp_path)
     table = (tmp_path / "figure3" / "smoke" / "table.md").read_text()
-    assert f"| mixture | {arms[1].label} | failed | 0 |" in table
-    assert f"- failed: RuntimeError: a fault -- mixture, {arms[1].label} (seed 0)" in table
+    assert f"| mixture | {variants[1].label} | failed | 0 |" in table
+    assert f"- failed: RuntimeError: a fault -- mixture, {variants[1].label} (seed 0)" in table
     assert table.count("| 1 | ") == 2 * len(EXPERIMENTS["figure3"]("smoke").metrics)
 
 

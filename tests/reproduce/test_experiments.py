@@ -19,62 +19,62 @@ ALL = [
 ROOT = CONFIGS.parent
 
 
-def steers(arm):
-    """The settings of every STEER callback of an arm."""
-    config = yaml.safe_load((CONFIGS / f"{arm.config}.yaml").read_text())
+def steers(variant):
+    """The settings of every STEER callback of a variant."""
+    config = yaml.safe_load((CONFIGS / f"{variant.config}.yaml").read_text())
     found = [
         callback["init_args"]
         for callback in config["trainer"]["callbacks"]
         if callback["class_path"].endswith("SteerCallback")
     ]
-    for i, argument in enumerate(arm.overrides):
+    for i, argument in enumerate(variant.overrides):
         if argument.endswith("+=steer_lightning.SteerCallback"):
-            rest = dict(a.split("=") for a in arm.overrides[i + 1 :] if ".callbacks." in a)
+            rest = dict(a.split("=") for a in variant.overrides[i + 1 :] if ".callbacks." in a)
             found.append({key.rpartition(".")[2]: yaml.safe_load(v) for key, v in rest.items()})
     return found
 
 
 @pytest.mark.parametrize("experiment", ALL)
-def test_arms_differ_from_their_baseline_by_the_callback_alone(experiment):
+def test_variants_differ_from_their_baseline_by_the_callback_alone(experiment):
     for part in experiment.comparisons:
         baseline = part.baseline
         assert steers(baseline) == []
-        for arm in part.others:
-            (settings,) = steers(arm)
-            assert arm.config.removesuffix("_steer") == baseline.config
-            rest = [a for a in arm.overrides if not a.startswith(f"{TRAINER}.callbacks")]
+        for variant in part.others:
+            (settings,) = steers(variant)
+            assert variant.config == baseline.config
+            rest = [a for a in variant.overrides if not a.startswith(f"{TRAINER}.callbacks")]
             assert tuple(rest) == baseline.overrides
-            assert arm.weights == baseline.weights
-            if labelled := re.search(r"b = ([\d.]+)", arm.label):
+            assert variant.weights == baseline.weights
+            if labelled := re.search(r"b = ([\d.]+)", variant.label):
                 assert settings["b"] == float(labelled[1])
             else:
                 assert settings.get("b") is None
                 assert settings.get("horizons", []) == (
-                    ["network.encoder"] if "encoder alone" in arm.label else []
+                    ["network.encoder"] if "encoder alone" in variant.label else []
                 )
 
 
 @pytest.mark.parametrize("experiment", ALL)
-def test_settings_and_labels_tell_arms_apart(experiment):
+def test_settings_and_labels_tell_variants_apart(experiment):
     settings = [part.setting for part in experiment.comparisons]
     assert len(set(settings)) == len(settings)
     for part in experiment.comparisons:
-        assert len({arm.label for arm in part.arms}) == len(part.arms)
+        assert len({variant.label for variant in part.variants}) == len(part.variants)
 
 
 @pytest.mark.parametrize("make", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_papers_scale_cuts_nothing(make):
     cuts = ("limit_", "hidden", "filters", "image_size", "n_train", "batch_size", "n_traj")
-    for arm in make("paper").arms:
-        assert not [a for a in arm.overrides if any(word in a for word in cuts)]
-        assert "_small" not in arm.config
+    for variant in make("paper").variants:
+        assert not [a for a in variant.overrides if any(word in a for word in cuts)]
+        assert "_small" not in variant.config
 
 
 def test_the_stiff_equation_has_the_papers_iterations():
     config = yaml.safe_load((CONFIGS / "stiff/chapra.yaml").read_text())
     assert config["trainer"]["max_steps"] == 3000
-    for arm in EXPERIMENTS["figure5"]("paper").arms:
-        assert f"{TRAINER}.max_epochs=60" in arm.overrides  # of 1,000 starts in batches of 20
+    for variant in EXPERIMENTS["figure5"]("paper").variants:
+        assert f"{TRAINER}.max_epochs=60" in variant.overrides  # of 1,000 starts in batches of 20
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -85,7 +85,7 @@ def test_the_stiff_equation_has_the_papers_iterations():
 def test_figures_share_the_runs_of_tables(scale, part, whole):
     settings = Settings(scale, Path("results"), Path("data"))
     folders = [
-        {Run(arm, 0, settings).folder for arm in EXPERIMENTS[name](scale).arms}
+        {Run(variant, 0, settings).folder for variant in EXPERIMENTS[name](scale).variants}
         for name in (part, whole)
     ]
     assert folders[0] <= folders[1]
@@ -98,7 +98,7 @@ def test_figures_share_the_runs_of_tables(scale, part, whole):
 def test_sweeps_share_runs(sweep, other, shared):
     settings = Settings("short", Path("results"), Path("data"))
     folders = [
-        {Run(arm, 0, settings).folder for arm in EXPERIMENTS[name]("short").arms}
+        {Run(variant, 0, settings).folder for variant in EXPERIMENTS[name]("short").variants}
         for name in (sweep, other)
     ]
     assert len(folders[0] & folders[1]) == shared
@@ -112,7 +112,7 @@ def test_groups_are_spelled_out():
     assert paper <= set(EXPERIMENTS)
 
 
-def short_arm(name, setting):
+def short_variant(name, setting):
     (part,) = (p for p in EXPERIMENTS[name]("short").comparisons if p.setting == setting)
     return part.baseline
 
@@ -147,6 +147,6 @@ SHAPED = [
 
 @pytest.mark.parametrize(("name", "setting", "few"), SHAPED, ids=lambda x: str(x)[:40])
 def test_short_shapes_fit_together(name, setting, few, data_dir):
-    run = Run(short_arm(name, setting), 0, Settings("short", Path("results"), data_dir))
+    run = Run(short_variant(name, setting), 0, Settings("short", Path("results"), data_dir))
     main = cli.main(["fit", *run.arguments(), f"{TRAINER}.fast_dev_run=1", *few])
     assert main.trainer.global_step == 1

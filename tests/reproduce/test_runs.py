@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reproduce.experiments import Arm, steer
+from reproduce.experiments import Variant, steer
 from reproduce.flows import figure3
-from reproduce.history import History
 from reproduce.runs import CONFIGS, Run, Settings, execute, prepare
 from reproduce.stiff import figure4
 from reproduce.workers import execute_all
+from steer_lightning.callbacks import TrainingClock
 
 ROOT = CONFIGS.parent
 TINY = figure3("smoke").comparisons[0]
@@ -24,9 +24,9 @@ TINY = figure3("smoke").comparisons[0]
 EPOCHS = ("--trainer.max_epochs=3",)
 
 
-def make(arm=TINY.baseline, seed=0, overrides=(), output="results"):
-    arm = replace(arm, overrides=(*arm.overrides, *EPOCHS))
-    return Run(arm, seed, Settings("smoke", Path(output), Path("data"), overrides))
+def make(variant=TINY.baseline, seed=0, overrides=(), output="results"):
+    variant = replace(variant, overrides=(*variant.overrides, *EPOCHS))
+    return Run(variant, seed, Settings("smoke", Path(output), Path("data"), overrides))
 
 
 def numbers(run):
@@ -48,16 +48,17 @@ def unbroken(tmp_path_factory):
 
 def test_what_a_finished_run_leaves(unbroken):
     saved = json.loads((unbroken.folder / "run.json").read_text())
-    assert set(saved["values"]) >= {"test/nll", "test/nfe_forward", "val/nll", "sweep/nll@0.625"}
+    assert set(saved["values"]) >= {"test/nll", "test/nfe_forward", "val/nll"}
+    assert set(saved["sweep"]) == {"end_time", "nll", "nfe_forward"}
     assert [check["step"] for check in saved["checks"]] == [1, 2, 3, 4, 5, 6]
     assert (saved["monitor"], saved["mode"], saved["scale"]) == ("val/nll", "min", "smoke")
     (session,) = saved["sessions"]
     assert {"versions", "cpu", "cores", "threads", "gpu", "commit", "dirty"} <= set(session)
     config = yaml.safe_load((unbroken.folder / "logs" / "config.yaml").read_text())
     classes = [c["class_path"].rpartition(".")[2] for c in config["trainer"]["callbacks"]]
-    assert classes[-2:] == ["SteerCallback", "History"]
-    pictures = {path.name for path in (unbroken.folder / "logs" / "pictures").glob("*.png")}
-    assert pictures == {"flow_test.png", "end_time_sweep_test.png"}  # none of validation
+    assert classes[-2:] == ["SteerCallback", "TrainingClock"]
+    plots = {path.name for path in (unbroken.folder / "logs" / "plots").glob("*.png")}
+    assert plots == {"flow_test.png", "end_time_sweep_test.png"}  # none of validation
     assert unbroken.record().clock == "cpu_seconds"
 
 
@@ -70,7 +71,7 @@ def stopping(monkeypatch):
     """A function that executes a run up to a step."""
 
     def stop(run, step):
-        kept = History.on_train_batch_start
+        kept = TrainingClock.on_train_batch_start
 
         def start(self, trainer, *rest):
             if trainer.global_step == step:
@@ -78,7 +79,7 @@ def stopping(monkeypatch):
             kept(self, trainer, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(History, "on_train_batch_start", start)
+            patch.setattr(TrainingClock, "on_train_batch_start", start)
             execute(run)
         assert run.record().message == "Stop: here"
 
@@ -97,9 +98,11 @@ def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, tmp_pat
 
 def test_checks_that_cross_epochs_go_on(tmp_path, stopping):
     """As in the configs of the stiff equation, with a check after every third of two batches."""
-    arm = figure4("smoke").comparisons[0].others[0]
+    variant = figure4("smoke").comparisons[0].others[0]
     overrides = ("--trainer.val_check_interval=3", "--trainer.max_epochs=5")
-    runs = [Run(arm, 0, Settings("smoke", tmp_path / n, Path("data"), overrides)) for n in "ab"]
+    runs = [
+        Run(variant, 0, Settings("smoke", tmp_path / n, Path("data"), overrides)) for n in "ab"
+    ]
     execute(runs[0])
     stopping(runs[1], 5)
     execute(runs[1])
@@ -113,7 +116,7 @@ def test_an_interruption_is_no_failure(tmp_path, monkeypatch):
 
     run = make(output=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(History, "on_train_batch_start", interrupt)
+        patch.setattr(TrainingClock, "on_train_batch_start", interrupt)
         with pytest.raises(SystemExit):  # what Lightning makes of it
             execute(run)
     assert run.record().status == "pending"
@@ -122,16 +125,15 @@ def test_an_interruption_is_no_failure(tmp_path, monkeypatch):
 CODE = """
 import os, signal, sys
 from tests.reproduce.test_runs import TINY, make
-from reproduce.history import History
 from reproduce.runs import execute
 
-kept = History.on_train_batch_start
+kept = TrainingClock.on_train_batch_start
 def stop(self, trainer, *rest):
     if trainer.global_step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     kept(self, trainer, *rest)
 
-History.on_train_batch_start = stop
+TrainingClock.on_train_batch_start = stop
 execute(make(TINY.others[0], output=sys.argv[1]))
 """
 
@@ -220,7 +222,7 @@ def test_a_failure_is_tried_again(monkeypatch):
 )
 def test_absent_data_is_no_failure(config, words, monkeypatch):
     monkeypatch.setitem(sys.modules, "dm_control", None)
-    run = Run(Arm("x", config), 0, Settings("smoke", Path("results"), Path("data")))
+    run = Run(Variant("x", config), 0, Settings("smoke", Path("results"), Path("data")))
     with pytest.raises((FileNotFoundError, ModuleNotFoundError), match=words):
         prepare(run)
     execute(run)

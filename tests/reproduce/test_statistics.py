@@ -84,8 +84,8 @@ def test_a_metric_that_was_never_logged_is_not_reached():
 
 def test_reaching_the_last_metric_of_the_same_seed():
     baseline = [record(0, 0.5, (0.1, 0.6, 0.5)), record(1, 0.5, (0.1, 0.9)), record(3, 0.5)]
-    arm = [record(1, 0.5, (0.95, 0.1)), record(0, 0.5, (0.2, 0.4)), record(2, 0.5)]
-    found = reached(baseline, arm)
+    variant = [record(1, 0.5, (0.95, 0.1)), record(0, 0.5, (0.2, 0.4)), record(2, 0.5)]
+    found = reached(baseline, variant)
     assert {seed: check and check.step for seed, check in found.items()} == {0: None, 1: 1}
     own = reached(baseline[:2], baseline[:2])
     assert {seed: check.step for seed, check in own.items()} == {0: 2, 1: 2}

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from steer_lightning.callbacks.plots.evaluation import pictures_folder, save_picture
+from steer_lightning.callbacks.plots.evaluation import plots_folder, save_plot
 from steer_lightning.callbacks.plots.figures import plot_sweep
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import AdaptiveSolver, SolverError, SolveStats, TorchdiffeqSolver
@@ -25,9 +25,9 @@ class EndTimeSweep(Callback):
     The module's ``evaluate(batch)`` gives its metrics; ``nfe_forward`` beside them is the mean
     number of function evaluations of a batch, where the model's blocks count them. Drawn once: at
     the end of training from training or validation batches, or at the end of a test from test
-    batches. The numbers are written as CSV beside the picture. Far from its own end time a model
+    batches. The numbers are written as CSV beside the plot. Far from its own end time a model
     can be stiff: an end time at which a solve fails, or needs more than ``max_nfe`` evaluations,
-    gives NaN, a gap in the picture.
+    gives NaN, a gap in the plot.
 
     Args:
         b: Half-width of the sweep, in units of time.
@@ -99,7 +99,7 @@ class EndTimeSweep(Callback):
                 f"Expected {self.split} batches to sweep over, but got none. Give the Trainer "
                 f"{self.split} data, or EndTimeSweep another split."
             )
-        folder = pictures_folder(trainer)
+        folder = plots_folder(trainer)
         if not trainer.is_global_zero:
             return
         batches = [
@@ -120,12 +120,12 @@ class EndTimeSweep(Callback):
             return
         metrics = {name: [row.get(name, float("nan")) for row in rows] for name in names}
         name = f"end_time_sweep_{self.split}"
-        path = save_picture(trainer, plot_sweep(end_times, metrics, t1), name, folder)
+        path = save_plot(trainer, plot_sweep(end_times, metrics, t1), name, folder)
         with path.with_suffix(".csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["end_time", *metrics])
             writer.writerows(zip(end_times, *metrics.values(), strict=True))
-        rank_zero_info(f"Picture: {path}")
+        rank_zero_info(f"Plot: {path}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Pictures in TensorBoard, and as PNG files beside the logs."""
+"""Plots in TensorBoard, and as PNG files beside the logs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +15,12 @@ from steer_lightning.callbacks.plots.figures import flow_plotter, plot_trajector
 from steer_lightning.nn import CNF
 
 
-def pictures_folder(trainer: Trainer) -> Path:
-    """Where a run's pictures go; to be asked for on every rank."""
-    return run_folder(trainer) / "pictures"
+def plots_folder(trainer: Trainer) -> Path:
+    """Where a run's plots go; to be asked for on every rank."""
+    return run_folder(trainer) / "plots"
 
 
-def save_picture(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path:
+def save_plot(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path:
     """Write a figure as a PNG file and to TensorBoard, under one name; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
@@ -31,10 +31,10 @@ def save_picture(trainer: Trainer, figure: Figure, name: str, folder: Path) -> P
     return path
 
 
-class EvaluationPicture(Callback):
-    """Base of pictures drawn from the batches of validation and test.
+class EvaluationPlot(Callback):
+    """Base of plots drawn from the batches of validation and test.
 
-    Each picture replaces the file of the one before; TensorBoard keeps them all.
+    Each plot replaces the file of the one before; TensorBoard keeps them all.
 
     Args:
         every_n_checks: Draw after every n-th validation; after every test.
@@ -43,7 +43,7 @@ class EvaluationPicture(Callback):
         ValueError: If ``every_n_checks < 1``.
     """
 
-    name = "picture"
+    name = "plot"
 
     def __init__(self, every_n_checks: int = 1) -> None:
         if every_n_checks < 1:
@@ -53,7 +53,7 @@ class EvaluationPicture(Callback):
         self._batch: Any = None
 
     def check(self, pl_module: LightningModule) -> None:
-        """Raise if no picture can be drawn of the module; asked before the first batch."""
+        """Raise if no plot can be drawn of the module; asked before the first batch."""
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
         """The figure, from the first batch; called without gradients, in eval mode."""
@@ -108,17 +108,17 @@ class EvaluationPicture(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
         path = self._save(trainer, pl_module, f"{self.name}_test")
-        rank_zero_info(f"Picture: {path}")
+        rank_zero_info(f"Plot: {path}")
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> Path:
-        folder = pictures_folder(trainer)
+        folder = plots_folder(trainer)
         if trainer.is_global_zero:
-            save_picture(trainer, self.draw(pl_module, self._batch), name, folder)
+            save_plot(trainer, self.draw(pl_module, self._batch), name, folder)
         self._batch = None
         return folder / f"{name}.png"
 
 
-class FlowPicture(EvaluationPicture):
+class FlowPlot(EvaluationPlot):
     """Flow field, transported density and data, for one- and two-dimensional flows.
 
     The module must hold a :class:`~steer_lightning.nn.CNF` as ``flow``, and its batches points or
@@ -147,7 +147,7 @@ class FlowPicture(EvaluationPicture):
         return plot(flow, *points)
 
 
-class StiffPicture(EvaluationPicture):
+class StiffPlot(EvaluationPlot):
     """Predicted against true trajectory, for modules that map ``(y0, t)`` to states.
 
     Args:
@@ -171,6 +171,6 @@ def _flow_and_plotter(pl_module: LightningModule) -> tuple[CNF, Callable[..., Fi
     if plot is None or not isinstance(flow, CNF):
         raise TypeError(
             f"Expected a module with a CNF of one or two dimensions as `flow`, but got "
-            f"{type(pl_module).__name__}. Leave FlowPicture out."
+            f"{type(pl_module).__name__}. Leave FlowPlot out."
         )
     return flow, plot

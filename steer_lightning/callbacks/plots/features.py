@@ -1,4 +1,4 @@
-"""A picture of features on their way through time."""
+"""A plot of features on their way through time."""
 
 import math
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
 from steer_lightning.callbacks.plots.figures import plot_features
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import SolverError
 
 
-class FeaturePicture(EvaluationPicture):
+class FeaturePlot(EvaluationPlot):
     r"""Features of one batch from ``t0`` to ``t1 + b``, in the plane in which they differ most.
 
     The plane holds the mean of the features at ``t1`` and their first two principal components
@@ -63,7 +63,7 @@ class FeaturePicture(EvaluationPicture):
         if not callable(getattr(pl_module, "trajectories", None)) or not _spans(pl_module):
             raise TypeError(
                 f"Expected a module with a method `trajectories(x, t_eval)` and a block with a "
-                f"span, but got {type(pl_module).__name__}. Leave FeaturePicture out."
+                f"span, but got {type(pl_module).__name__}. Leave FeaturePlot out."
             )
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
@@ -80,7 +80,7 @@ class FeaturePicture(EvaluationPicture):
         try:
             features = follow(x, t_eval)
         except SolverError as error:
-            rank_zero_warn(f"FeaturePicture ends at t1: {error}")
+            rank_zero_warn(f"FeaturePlot ends at t1: {error}")
             t_eval = t_eval[: len(until)]
             features = follow(x, t_eval)
         return plot_features(t_eval, features.flatten(2), targets, len(until) - 1, b)

@@ -32,7 +32,7 @@ def plot_flow_1d(
         flow: A flow with ``event_shape == (1,)``.
         data: Points to compare with, shape ``(N, 1)``.
         weight: Weights of the points, shape ``(N,)``.
-        limit: Half-width of the picture.
+        limit: Half-width of the plot.
         n_times: Number of times.
         n_points: Number of points across.
         n_paths: Number of particle paths.
@@ -76,7 +76,7 @@ def plot_flow_2d(
         flow: A flow with ``event_shape == (2,)``.
         data: Points to compare with, shape ``(N, 2)``.
         weight: Weights of the points, shape ``(N,)``.
-        limit: Half-width of the picture.
+        limit: Half-width of the plot.
         n_times: Number of times from base to data.
         n_points: Points along each side.
 

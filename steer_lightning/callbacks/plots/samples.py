@@ -13,22 +13,22 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from steer_lightning.callbacks.folders import run_folder
-from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
 from steer_lightning.callbacks.plots.figures import plot_images
 from steer_lightning.nn import Flow
 from steer_lightning.utils.seeding import stream
 
 
-class SampleGrid(EvaluationPicture):
+class SampleGrid(EvaluationPlot):
     """Samples of an image flow from one fixed noise, at several temperatures.
 
-    The same noise is carried to images after each check, so that the pictures of a run show how
+    The same noise is carried to images after each check, so that the plots of a run show how
     each image changes. The module must hold a :class:`~steer_lightning.nn.Flow` of images as
     ``flow``.
 
     Args:
         n_samples: Images in each row.
-        temperatures: Factors on the base's deviation, one row for each.
+        temperatures: Factors on the base's standard deviation, one row for each.
         seed: Of the noise, which is the same on every device.
         every_n_checks: Draw after every n-th validation; after every test.
 

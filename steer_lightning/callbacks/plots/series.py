@@ -1,4 +1,4 @@
-"""Pictures of irregular series: what was observed, what a model makes of it."""
+"""Plots of irregular series: what was observed, what a model makes of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule
 
-from steer_lightning.callbacks.plots.evaluation import EvaluationPicture
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
 from steer_lightning.callbacks.plots.figures import plot_series
 from steer_lightning.nn.series import SeriesBatch
 
 
-class SeriesPicture(EvaluationPicture):
+class SeriesPlot(EvaluationPlot):
     """Reconstructed and extrapolated series, observed points filled and hidden ones hollow.
 
     The module must have a method ``predict_at(batch, times)`` that gives values ``(S, B, G, D)``
@@ -60,7 +60,7 @@ class SeriesPicture(EvaluationPicture):
         if not callable(getattr(pl_module, "predict_at", None)):
             raise TypeError(
                 f"Expected a module with a method `predict_at(batch, times)`, but "
-                f"{type(pl_module).__name__} has none. Leave SeriesPicture out."
+                f"{type(pl_module).__name__} has none. Leave SeriesPlot out."
             )
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:

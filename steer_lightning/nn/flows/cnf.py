@@ -46,8 +46,8 @@ class CNF(Flow):
             ``"t0"`` as in the public FFJORD and RNODE code.
         learn_t1: Make ``t1`` a parameter.
         trace_estimator: ``"exact"``, for few dimensions; or ``"hutchinson"``, with one random
-            direction for a whole solve.
-        noise: Distribution of Hutchinson's directions, ``"gaussian"`` or ``"rademacher"``.
+            probe for a whole solve.
+        noise: Distribution of Hutchinson's probes, ``"gaussian"`` or ``"rademacher"``.
         compile: Compile the field with its divergence; see
             :class:`~steer_lightning.nn.CompiledField`.
 
@@ -192,10 +192,10 @@ class CNF(Flow):
         self, state: tuple[Tensor, ...], t_eval: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:
         """Solve for a state and the integrals beside it, one or three."""
-        direction = None
+        probe = None
         if self.trace_estimator == "hutchinson":
-            direction = trace_noise(state[0], self.noise, generator)
-        field: nn.Module = DivergenceField(self.vector_field, direction, regularize=len(state) > 2)
+            probe = trace_noise(state[0], self.noise, generator)
+        field: nn.Module = DivergenceField(self.vector_field, probe, regularize=len(state) > 2)
         if self._compile:
             field = CompiledField(field)
         solution = self._integrate(field, state, t_eval)

@@ -84,9 +84,9 @@ class ConcatSquashField(nn.Module):
         derivative: Tensor = last(t, y)
         return derivative
 
-    def value_and_tangent(self, t: Tensor, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivative and its change along ``direction``, each of the shape of ``y``."""
-        value, tangent = y, direction
+    def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivative and its change along ``probe``, each of the shape of ``y``."""
+        value, tangent = y, probe
         layers = self._layers()
         for layer in layers:
             gate, shift = layer.gate_and_shift(t)

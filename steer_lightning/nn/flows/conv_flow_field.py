@@ -14,21 +14,21 @@ from steer_lightning.utils.checks import check_choice
 Elementwise = Callable[[Tensor], Tensor]
 
 
-def _tanh_slope(x: Tensor) -> Tensor:
+def _tanh_derivative(x: Tensor) -> Tensor:
     return 1.0 - torch.tanh(x).square()
 
 
-# Each activation with its slope at the same point.
+# Each activation with its derivative at the same point.
 ACTIVATIONS: Final[dict[str, tuple[Elementwise, Elementwise]]] = {
     "softplus": (F.softplus, torch.sigmoid),
-    "tanh": (torch.tanh, _tanh_slope),
+    "tanh": (torch.tanh, _tanh_derivative),
 }
 
 
 class ConvFlowField(nn.Module):
     r"""3x3 convolutions with time as a channel of each, the last one's weight initially zero.
 
-    :meth:`value_and_tangent` stacks state and direction along the batch, so that each layer is
+    :meth:`jvp` stacks state and probe along the batch, so that each layer is
     one convolution of twice the batch; bias and time enter the half of the state alone. With it
     the gradient of a flow's loss is ordinary reverse mode, once.
 
@@ -50,7 +50,7 @@ class ConvFlowField(nn.Module):
     Example:
         >>> field = ConvFlowField(channels=1, hidden=(8, 8))
         >>> y, e = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
-        >>> dy, tangent = field.value_and_tangent(torch.tensor(0.5), y, e)
+        >>> dy, tangent = field.jvp(torch.tensor(0.5), y, e)
         >>> dy.shape, tangent.shape
         (torch.Size([2, 1, 4, 4]), torch.Size([2, 1, 4, 4]))
     """
@@ -89,16 +89,16 @@ class ConvFlowField(nn.Module):
         y = last.convolve(y)
         return y + last.offset(t, y)
 
-    def value_and_tangent(self, t: Tensor, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivative and its change along ``direction``, each of the shape of ``y``."""
-        activate, slope = ACTIVATIONS[self.activation]
+    def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivative and its change along ``probe``, each of the shape of ``y``."""
+        activate, derivative = ACTIVATIONS[self.activation]
         *hidden, last = self._layers()
-        stacked = torch.cat([y, direction])
+        stacked = torch.cat([y, probe])
         for layer in hidden:
             value, tangent = self._convolve(layer, stacked).chunk(2)
             value = value + layer.offset(t, value)
             with _own_precision(value):
-                stacked = torch.cat([activate(value), slope(value) * tangent])
+                stacked = torch.cat([activate(value), derivative(value) * tangent])
         value, tangent = last.convolve(stacked).chunk(2)
         return value + last.offset(t, value), tangent
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.nn.trace import exact_divergence, exact_jacobian, value_and_tangent
+from steer_lightning.nn.trace import exact_divergence, exact_jacobian, jvp
 
 
 class DivergenceField(nn.Module):
@@ -14,11 +14,11 @@ class DivergenceField(nn.Module):
     The derivatives are :math:`f`, :math:`\operatorname{tr} J` and, with ``regularize``,
     :math:`\tfrac12 \operatorname{mean}(f^2)` and :math:`\operatorname{mean}((J e)^2)`, where means
     are over the ``D`` dimensions. One evaluation gives them all: of the field's own
-    ``value_and_tangent`` or ``value_and_divergence`` where it has one.
+    ``jvp`` or ``value_and_divergence`` where it has one.
 
     Args:
         vector_field: ``f(t, y)``.
-        direction: Direction :math:`e` of Hutchinson's estimate, shape of ``y``, for a whole
+        probe: Probe :math:`e` of Hutchinson's estimate, shape of ``y``, for a whole
             solve; without it the trace is exact, and so is :math:`|J|_F^2 / D`.
         regularize: Whether the state has the two regularisers as third and fourth part.
 
@@ -30,21 +30,21 @@ class DivergenceField(nn.Module):
     controlled_parts = 2  # the regularisers ride along: they do not set the step size
 
     def __init__(
-        self, vector_field: nn.Module, direction: Tensor | None = None, regularize: bool = False
+        self, vector_field: nn.Module, probe: Tensor | None = None, regularize: bool = False
     ) -> None:
         super().__init__()
         self.vector_field = vector_field
-        self.direction = direction
+        self.probe = probe
         self.regularize = regularize
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Derivatives of the state ``(B, ...)`` and of the ``(B,)`` integrals beside it."""
         y = state[0]
-        if self.direction is not None:
-            dy, tangent = value_and_tangent(self.vector_field, t, y, self.direction)
+        if self.probe is not None:
+            dy, tangent = jvp(self.vector_field, t, y, self.probe)
             # Autocast may have lowered the network's precision: sums over dimensions keep y's.
             tangent = tangent.to(y.dtype)
-            divergence = _sum(tangent * self.direction)
+            divergence = _sum(tangent * self.probe)
             squared_norm = _sum(tangent.square()) if self.regularize else None
         elif self.regularize:
             dy, jacobian = exact_jacobian(self.vector_field, t, y)

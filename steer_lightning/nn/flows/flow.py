@@ -107,7 +107,8 @@ class Flow(nn.Module, ABC):
         Args:
             n: Number of samples.
             generator: Random stream on the parameters' device; the global one if not given.
-            temperature: Factor on the base's deviation; below one, samples lie nearer its mode.
+            temperature: Factor on the base's standard deviation; below one, samples lie nearer its
+                mode.
         """
         like = next(self.parameters())
         z = torch.randn(

@@ -52,7 +52,7 @@ class MultiScaleCNF(Flow):
         data_at: End of the span nearer the data; ``"t0"`` as in the public FFJORD and RNODE code.
         learn_t1: Make each block's ``t1`` a parameter.
         trace_estimator: ``"hutchinson"``, or ``"exact"`` for tiny images.
-        noise: Distribution of Hutchinson's directions, ``"gaussian"`` or ``"rademacher"``.
+        noise: Distribution of Hutchinson's probes, ``"gaussian"`` or ``"rademacher"``.
         compile: Compile the field with its divergence: one compilation for all blocks of a shape.
 
     Raises:

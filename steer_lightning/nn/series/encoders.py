@@ -1,4 +1,4 @@
-"""Encoders of irregular series: from what was observed to a belief about the first state."""
+"""Encoders of irregular series: from what was observed to a posterior over the first state."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.nn.series import SeriesBatch, keep_times
-from steer_lightning.nn.series.ode_rnn import ODERNN, Belief, tanh_network
-from steer_lightning.nn.series.unroll_plan import walking_order
+from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, tanh_network
+from steer_lightning.nn.series.unroll_plan import unroll_order
 
 
 class Observations(NamedTuple):
-    """What an encoder walks along: the observed times of each sample, padded.
+    """What an encoder unrolls along: the observed times of each sample, padded.
 
     Args:
         times: Times, shape ``(B, K)``; padding repeats the last one.
@@ -41,7 +41,7 @@ def observations(batch: SeriesBatch) -> Observations:
 
 
 class ODERNNEncoder(nn.Module):
-    """Belief about the state at each sample's first time, by an ODE-RNN that walks back.
+    """Posterior over the state at each sample's first time, by an ODE-RNN that unrolls back.
 
     Args:
         vector_field: ``f(t, y)`` of the recognition state.
@@ -68,15 +68,15 @@ class ODERNNEncoder(nn.Module):
         self.rnn = ODERNN(vector_field, n_features, n_states, n_hidden, max_step, reverse=True)
         self.to_latent = tanh_network([2 * n_states, 100, 2 * n_latents])
 
-    def forward(self, seen: Observations) -> Belief:
-        """Mean and deviation of the latent state, each ``(B, L)``."""
-        belief = self.rnn(*seen).final
-        mean, std = self.to_latent(torch.cat(belief, dim=1)).chunk(2, dim=1)
-        return Belief(mean, std.abs())
+    def forward(self, seen: Observations) -> Posterior:
+        """Mean and standard deviation of the latent state, each ``(B, L)``."""
+        posterior = self.rnn(*seen).final
+        mean, std = self.to_latent(torch.cat(posterior, dim=1)).chunk(2, dim=1)
+        return Posterior(mean, std.abs())
 
 
 class RNNEncoder(nn.Module):
-    """Belief about the state at each sample's first time, by a GRU without an ODE.
+    """Posterior over the state at each sample's first time, by a GRU without an ODE.
 
     It reads values, masks and the time since the observation before, from the last one back.
 
@@ -91,16 +91,16 @@ class RNNEncoder(nn.Module):
         self.gru = nn.GRU(2 * n_features + 1, n_states, batch_first=True)
         self.to_latent = tanh_network([n_states, 50, 2 * n_latents])
 
-    def forward(self, seen: Observations) -> Belief:
-        """Mean and deviation of the latent state, each ``(B, L)``."""
+    def forward(self, seen: Observations) -> Posterior:
+        """Mean and standard deviation of the latent state, each ``(B, L)``."""
         times, values, mask, lengths = seen
         gaps = torch.cat([times.diff(dim=1), torch.zeros_like(times[:, :1])], dim=1).to(values)
         x = torch.cat([values * mask, mask, gaps[..., None]], dim=2)
-        order = walking_order(lengths, x.shape[1], reverse=True)
+        order = unroll_order(lengths, x.shape[1], reverse=True)
         x = x.gather(1, order[..., None].expand_as(x))
         packed = nn.utils.rnn.pack_padded_sequence(
             x, lengths.cpu(), batch_first=True, enforce_sorted=False
         )
         _, final = self.gru(packed)
         mean, std = self.to_latent(final[-1]).chunk(2, dim=1)
-        return Belief(mean, std.abs())
+        return Posterior(mean, std.abs())

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from steer_lightning.nn.series import SeriesBatch
-from steer_lightning.nn.series.ode_rnn import Belief
+from steer_lightning.nn.series.ode_rnn import Posterior
 
 
 class Forecast(NamedTuple):
@@ -16,11 +16,11 @@ class Forecast(NamedTuple):
         mean: Predicted values, shape ``(S, B, T, D)``.
         along: State at each time, which a classifier of times reads, shape ``(S, B, T, L)``.
         whole: State of each series, which a classifier of series reads, shape ``(S, B, L)``.
-        belief: Posterior of the latent state, if there is one.
+        posterior: Posterior of the latent state, if there is one.
     """
 
     batch: SeriesBatch
     mean: Tensor
     along: Tensor
     whole: Tensor
-    belief: Belief | None
+    posterior: Posterior | None

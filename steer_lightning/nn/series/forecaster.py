@@ -12,7 +12,7 @@ from steer_lightning.nn.series.ode_rnn import ODERNN, tanh_network
 
 
 class ODERNNForecaster(nn.Module):
-    r"""Walk forward along a series and predict at each time from what was observed before it.
+    r"""Unroll forward along a series and predict at each time from what was observed before it.
 
     The prediction at a time is read off the state on arrival there, before its observation is
     taken in. The first time of a series has nothing before it and is no target. A classifier reads
@@ -59,14 +59,14 @@ class ODERNNForecaster(nn.Module):
     def forward(self, batch: SeriesBatch) -> Forecast:
         """Predict at the times that are observed or asked for."""
         batch = keep_times(batch, batch.observed | batch.asked)
-        walk = self.rnn(batch.times, batch.values, batch.mask, batch.lengths)
+        unroll = self.rnn(batch.times, batch.values, batch.mask, batch.lengths)
         later = batch.target_mask.clone()
         later[:, 0] = 0.0
         return Forecast(
             batch._replace(target_mask=later),
-            self.readout(walk.arrival)[None],
-            walk.departure[None],
-            walk.final.mean[None],
+            self.readout(unroll.arrival)[None],
+            unroll.departure[None],
+            unroll.final.mean[None],
             None,
         )
 
@@ -91,8 +91,8 @@ class ODERNNForecaster(nn.Module):
             masks.append(blank.index_copy(0, place, mask[:length]))
         merged = make_series(grids, values, masks)
         lengths = merged.lengths.to(times.device)
-        walk = self.rnn(merged.times, merged.values, merged.mask, lengths)
+        unroll = self.rnn(merged.times, merged.values, merged.mask, lengths)
         place = torch.searchsorted(merged.times, times.contiguous())
-        state = walk.arrival.gather(1, place[..., None].expand(-1, -1, walk.arrival.shape[2]))
+        state = unroll.arrival.gather(1, place[..., None].expand(-1, -1, unroll.arrival.shape[2]))
         predicted: Tensor = self.readout(state)
         return predicted[None]

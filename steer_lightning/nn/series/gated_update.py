@@ -1,7 +1,7 @@
-r"""The gated update of beliefs, and its gradient step by step.
+r"""The gated update of posteriors, and its gradient step by step.
 
-The state :math:`s` is mean :math:`\mu` and deviation :math:`\sigma` side by side. One network of
-two blocks, :math:`g`, gives the gates :math:`u` and :math:`r`, the same for mean and deviation;
+The state :math:`s` is mean :math:`\mu` and standard deviation :math:`\sigma` side by side. One
+network of two blocks, :math:`g`, gives the gates :math:`u` and :math:`r`, the same for both;
 another, :math:`c`, gives the new state:
 
 .. math::
@@ -18,7 +18,7 @@ A bar marks the gradient in something, :math:`\Sigma` is the sum of a state's tw
                \Sigma\, \bar q \odot s \odot r (1 - r)) \\
     \bar s &= \bar s' \odot u + \bar q \odot r + (\partial g / \partial s)^T \bar g.
 
-All factors but the gradients are known once a walk has ended, and computed for all steps at once.
+All factors but the gradients are known after an unroll, and computed for all steps at once.
 """
 
 from collections.abc import Sequence
@@ -53,13 +53,13 @@ def gated_update(
 
 
 def _parts(state: Tensor) -> Tensor:
-    """Mean and deviation apart, or the two gates, shape ``(N, 2, R)``."""
+    """Mean and standard deviation apart, or the two gates, shape ``(N, 2, R)``."""
     n, width = state.shape
     return state.view(n, 2, width // 2)
 
 
 def _proper(found: Tensor) -> Tensor:
-    """The new state, whose deviation is not negative, shape ``(N, 2, R)``."""
+    """The new state, whose standard deviation is not negative, shape ``(N, 2, R)``."""
     mean, std = found.chunk(2, dim=1)
     return _parts(torch.cat([mean, std.abs()], dim=1))
 

@@ -12,7 +12,7 @@ from steer_lightning.nn.integrate import integrate
 from steer_lightning.nn.series import SeriesBatch, keep_times
 from steer_lightning.nn.series.encoders import ODERNNEncoder, RNNEncoder, observations
 from steer_lightning.nn.series.forecast import Forecast
-from steer_lightning.nn.series.ode_rnn import Belief, tanh_network
+from steer_lightning.nn.series.ode_rnn import Posterior, tanh_network
 from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
 from steer_lightning.solvers.step_memory import StepMemory
 from steer_lightning.utils.checks import check_choice
@@ -110,9 +110,9 @@ class LatentODE(nn.Module):
         n_features: Features ``D`` of the series.
         n_latents: Width ``L`` of the latent state.
         n_states: Width of the encoder's state.
-        encoder: ``"ode_rnn"`` walks back over the observations and follows an ODE between them,
+        encoder: ``"ode_rnn"`` unrolls back over the observations and follows an ODE between them,
             ``"rnn"`` has a GRU that reads the gaps; or a module from ``Observations`` to the
-            ``Belief`` about the latent state.
+            ``Posterior`` about the latent state.
         n_hidden: Width of the hidden layers of the ODE-RNN's gates.
         recognition_hidden: Hidden layers of the ODE-RNN's field.
         generative_hidden: Hidden layers of the latent field.
@@ -176,28 +176,30 @@ class LatentODE(nn.Module):
             generator: Random stream of the draws, on the device of the batch; the global one if
                 not given.
         """
-        belief = self.encode(batch)
+        posterior = self.encode(batch)
         asked = keep_times(batch, batch.asked)
-        z0 = self.draw(belief, n_draws, generator)
+        z0 = self.draw(posterior, n_draws, generator)
         z = self.decoder(z0, asked.times, asked.lengths)
-        return Forecast(asked, self.readout(z), z, z0, belief)
+        return Forecast(asked, self.readout(z), z, z0, posterior)
 
-    def encode(self, batch: SeriesBatch) -> Belief:
+    def encode(self, batch: SeriesBatch) -> Posterior:
         """Posterior of the latent state, given what is observed, in the dtype of the values."""
-        belief: Belief = self.encoder(observations(batch))
+        posterior: Posterior = self.encoder(observations(batch))
         # Cast because autocast lowers what an encoder's last layer gives.
-        return Belief(*(part.to(batch.values.dtype) for part in belief))
+        return Posterior(*(part.to(batch.values.dtype) for part in posterior))
 
-    def draw(self, belief: Belief, n_draws: int, generator: torch.Generator | None) -> Tensor:
+    def draw(
+        self, posterior: Posterior, n_draws: int, generator: torch.Generator | None
+    ) -> Tensor:
         """Latent states, shape ``(S, B, L)``."""
         noise = torch.randn(
             n_draws,
-            *belief.mean.shape,
+            *posterior.mean.shape,
             generator=generator,
-            dtype=belief.mean.dtype,
-            device=belief.mean.device,
+            dtype=posterior.mean.dtype,
+            device=posterior.mean.device,
         )
-        return belief.mean + belief.std * noise
+        return posterior.mean + posterior.std * noise
 
     def predict_at(
         self,

@@ -58,8 +58,8 @@ class NetworkGradient:
     ) -> None:
         self.network = network
         self.inputs = inputs
-        slopes = [(1.0 - x.square()).split_with_sizes(counts) for x in reversed(inputs[1:])]
-        self._slopes = list(zip(*slopes, strict=True)) or [()] * len(counts)
+        derivatives = [(1.0 - x.square()).split_with_sizes(counts) for x in reversed(inputs[1:])]
+        self._derivatives = list(zip(*derivatives, strict=True)) or [()] * len(counts)
         self._found: list[list[Tensor]] = []
 
     def pull(self, m: int, output: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ class NetworkGradient:
         Times ``W_0`` it is that in the input, for the caller to add to what else there is.
         """
         found = [output]
-        for weight, slope in zip(self.network[-2:0:-2], self._slopes[m], strict=True):
-            output = torch.mm(output, weight).mul_(slope)
+        for weight, derivative in zip(self.network[-2:0:-2], self._derivatives[m], strict=True):
+            output = torch.mm(output, weight).mul_(derivative)
             found.append(output)
         self._found.append(found)
         return output

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.nn.fields import MLPField
-from steer_lightning.nn.series.fused_unroll import WalkNetworks, WalkOffsets, fused_walk
+from steer_lightning.nn.series.fused_unroll import UnrollNetworks, UnrollOffsets, fused_unroll
 from steer_lightning.nn.series.network_gradient import Network
 from steer_lightning.nn.series.plain_networks import are_plain, field_network
-from steer_lightning.nn.series.unroll_plan import WalkPlan, plan_walk
+from steer_lightning.nn.series.unroll_plan import UnrollPlan, plan_unroll
 from steer_lightning.nn.series.unroll_steps import list_steps
 from steer_lightning.solvers import SolveStats
 from steer_lightning.utils.problem import check_state
@@ -30,34 +30,34 @@ def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Belief(NamedTuple):
-    """Mean and deviation of a state, each of shape ``(B, R)``."""
+class Posterior(NamedTuple):
+    """Mean and standard deviation of a state, each of shape ``(B, R)``."""
 
     mean: Tensor
     std: Tensor
 
 
-class Walk(NamedTuple):
+class Unroll(NamedTuple):
     """What an ODE-RNN knew along the times of each sample.
 
     Args:
-        final: Belief at the end of the walk.
+        final: Posterior at the end of the unroll.
         arrival: Mean on arrival at each time, before its observation is taken in, shape
             ``(B, K, R)``; zero in the padding.
         departure: Mean at each time after its observation is taken in, likewise.
     """
 
-    final: Belief
+    final: Posterior
     arrival: Tensor
     departure: Tensor
 
 
-class BeliefGRU(nn.Module):
-    r"""A gated update of mean and deviation by an observation.
+class PosteriorGRU(nn.Module):
+    r"""A gated update of mean and standard deviation by an observation.
 
     Args:
         n_inputs: Features of an observation, values and masks together.
-        n_states: Width ``R`` of mean and of deviation.
+        n_states: Width ``R`` of mean and of standard deviation.
         n_hidden: Width of the hidden layer of each gate.
 
     References:
@@ -71,27 +71,27 @@ class BeliefGRU(nn.Module):
         self.reset_gate = tanh_network([n, n_hidden, n_states])
         self.new_state = tanh_network([n, n_hidden, 2 * n_states])
 
-    def forward(self, belief: Belief, x: Tensor) -> Belief:
-        """Update a belief by observations ``x``, shape ``(B, n_inputs)``."""
-        return self.along(x[None])(0, belief, None)
+    def forward(self, posterior: Posterior, x: Tensor) -> Posterior:
+        """Update a posterior by observations ``x``, shape ``(B, n_inputs)``."""
+        return self.along(x[None])(0, posterior, None)
 
-    def along(self, x: Tensor) -> Callable[[int, Belief, Tensor | None], Belief]:
-        """The updates of a walk; what does not depend on the beliefs is computed at once.
+    def along(self, x: Tensor) -> Callable[[int, Posterior, Tensor | None], Posterior]:
+        """The updates of an unroll; what does not depend on the posteriors is computed at once.
 
         Args:
             x: Observations of ``M`` steps, shape ``(M, B, n_inputs)``.
 
         Returns:
-            ``update(m, belief, observes)`` of the beliefs where ``observes``, shape ``(B, 1)``,
-            is true, or of all if it is ``None``.
+            ``update(m, posterior, observes)`` of the posteriors where ``observes``, shape
+            ``(B, 1)``, is true, or of all if it is ``None``.
         """
         update_gate, reset_gate, new_state = (
             _reader(network, x) for network in (self.update_gate, self.reset_gate, self.new_state)
         )
 
-        def update(m: int, belief: Belief, observes: Tensor | None) -> Belief:
-            mean, std = belief
-            joint = torch.cat(belief, dim=1)
+        def update(m: int, posterior: Posterior, observes: Tensor | None) -> Posterior:
+            mean, std = posterior
+            joint = torch.cat(posterior, dim=1)
             keep = torch.sigmoid(update_gate(m, joint)).to(mean.dtype)
             reset = torch.sigmoid(reset_gate(m, joint))
             candidate = new_state(m, torch.cat([mean * reset, std * reset], dim=1))
@@ -99,7 +99,9 @@ class BeliefGRU(nn.Module):
             new_mean, new_std = candidate.to(mean.dtype).chunk(2, dim=1)
             if observes is not None:
                 keep = torch.where(observes, keep, 1.0)
-            return Belief(torch.lerp(new_mean, mean, keep), torch.lerp(new_std.abs(), std, keep))
+            return Posterior(
+                torch.lerp(new_mean, mean, keep), torch.lerp(new_std.abs(), std, keep)
+            )
 
         return update
 
@@ -147,13 +149,14 @@ def _reader(network: nn.Sequential, x: Tensor) -> Callable[[int, Tensor], Tensor
 class ODERNN(nn.Module):
     r"""A recurrent network that follows an ODE from observation to observation.
 
-    Every sample walks along its own observations, all samples of a batch side by side: the
-    number of steps is that of the longest walk, and not that of the union of all times. Between
+    Every sample unrolls along its own observations, all samples of a batch side by side: the
+    number of steps is that of the longest unroll, and not that of the union of all times. Between
     observations the mean follows Euler steps no longer than ``max_step`` times the sample's own
-    time range; at an observation a :class:`BeliefGRU` updates mean and deviation. STEER stretches
-    each interval, and the next one starts from its own observation time again.
+    time range; at an observation a :class:`PosteriorGRU` updates mean and standard
+    deviation. STEER stretches each interval, and the next one starts from its own observation
+    time again.
 
-    If the field is an :class:`~steer_lightning.nn.MLPField` with tanh, the walk is one operation
+    If the field is an :class:`~steer_lightning.nn.MLPField` with tanh, the unroll is one operation
     with a gradient of its own: the same values and gradients in less time, differentiable once.
     With another field, a hook on a part of it, or autocast, autograd follows it step by step.
 
@@ -164,7 +167,7 @@ class ODERNN(nn.Module):
         n_states: Width ``R`` of the state.
         n_hidden: Width of the hidden layer of each gate.
         max_step: Longest Euler step, as a fraction of a sample's time range.
-        reverse: Walk from the last observation to the first.
+        reverse: Unroll from the last observation to the first.
 
     Attributes:
         stats: Work done since its last reset; read by ``NFEMonitor``.
@@ -180,8 +183,8 @@ class ODERNN(nn.Module):
         >>> from steer_lightning.nn import MLPField
         >>> rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=2, n_states=4)
         >>> times, values = torch.tensor([[0.0, 0.3, 1.0]]), torch.ones(1, 3, 2)
-        >>> walk = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
-        >>> walk.final.mean.shape, walk.arrival.shape
+        >>> unroll = rnn(times, values, torch.ones(1, 3, 2), torch.tensor([3]))
+        >>> unroll.final.mean.shape, unroll.arrival.shape
         (torch.Size([1, 4]), torch.Size([1, 3, 4]))
     """
 
@@ -201,26 +204,26 @@ class ODERNN(nn.Module):
                 f"{max_step}."
             )
         self.vector_field = vector_field
-        self.gru = BeliefGRU(2 * n_features, n_states, n_hidden)
+        self.gru = PosteriorGRU(2 * n_features, n_states, n_hidden)
         self.horizon = GridHorizon()
         self.n_states = n_states
         self.max_step = max_step
         self.reverse = reverse
         self.stats = SolveStats()
 
-    def forward(self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor) -> Walk:
-        """Walk along the observations.
+    def forward(self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor) -> Unroll:
+        """Unroll along the observations.
 
         Args:
             times: Times of each sample, strictly increasing within its length, then repeating
                 the last one, shape ``(B, K)``.
             values: Values, shape ``(B, K, D)``; anything finite where nothing is observed.
             mask: One where observed, shape ``(B, K, D)``; a time where nothing is observed is
-                walked through without an update.
+                unrolled through without an update.
             lengths: Number of times of each sample, shape ``(B,)``.
 
         Returns:
-            The belief at the end of the walk, and the means on the way.
+            The posterior at the end of the unroll, and the means on the way.
 
         Raises:
             TypeError: If the values, whose dtype the state has, are neither float32 nor float64.
@@ -228,16 +231,18 @@ class ODERNN(nn.Module):
         check_state(values.new_zeros(len(times), self.n_states))
         plan = self.plan(times, lengths)
         observations = torch.cat([values * mask, mask], dim=2)
-        plain = are_plain((self.vector_field, self.gru), (MLPField, BeliefGRU), observations)
-        walk = self._fused_walk(observations, plan) if plain else self._walk(observations, plan)
+        plain = are_plain((self.vector_field, self.gru), (MLPField, PosteriorGRU), observations)
+        unroll = (
+            self._fused_unroll(observations, plan) if plain else self._unroll(observations, plan)
+        )
         n_steps = plan.dt.shape[1]
         self.stats.count_evaluation("forward", n_steps)
         self.stats.accepted += n_steps
-        return walk
+        return unroll
 
-    def _walk(self, observations: Tensor, plan: WalkPlan) -> Walk:
+    def _unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
         """Step by step, with a tape by autograd."""
-        belief = Belief(*observations.new_zeros(2, len(observations), self.n_states))
+        posterior = Posterior(*observations.new_zeros(2, len(observations), self.n_states))
         inputs = _at_steps(observations, plan)
         inputs = inputs.transpose(0, 1).contiguous()
         observed = _observed(inputs)
@@ -248,34 +253,34 @@ class ODERNN(nn.Module):
         some_observe, all_observe = observed.any(1).tolist(), observed.all(1).tolist()
         arrivals, departures = [], []
         for m, dt in enumerate(dts):
-            slope = self.vector_field(starts[m], belief.mean).to(dt.dtype)
-            belief = belief._replace(mean=torch.addcmul(belief.mean, dt, slope))
-            arrivals.append(belief.mean)
+            slope = self.vector_field(starts[m], posterior.mean).to(dt.dtype)
+            posterior = posterior._replace(mean=torch.addcmul(posterior.mean, dt, slope))
+            arrivals.append(posterior.mean)
             if some_observe[m]:
-                belief = update(m, belief, None if all_observe[m] else observes[m])
-            departures.append(belief.mean)
+                posterior = update(m, posterior, None if all_observe[m] else observes[m])
+            departures.append(posterior.mean)
         arrival, departure = (
             _at_observations(torch.stack(means, dim=1), plan, observations.shape[1])
             for means in (arrivals, departures)
         )
-        return Walk(belief, arrival, departure)
+        return Unroll(posterior, arrival, departure)
 
-    def _fused_walk(self, observations: Tensor, plan: WalkPlan) -> Walk:
+    def _fused_unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
         """The same as one operation."""
         steps = list_steps(plan, observations, _observed(observations))
         field, offset = field_network(cast(MLPField, self.vector_field), steps.t)
-        networks = WalkNetworks(field, *self.gru.networks())
-        offsets = WalkOffsets(offset, *self.gru.offsets(steps.observations))
-        arrivals, states = fused_walk(steps, networks, offsets)
+        networks = UnrollNetworks(field, *self.gru.networks())
+        offsets = UnrollOffsets(offset, *self.gru.offsets(steps.observations))
+        arrivals, states = fused_unroll(steps, networks, offsets)
         arrival, departure = map(steps.at_observations, (arrivals, states[:, : self.n_states]))
-        return Walk(Belief(*steps.last(states).chunk(2, dim=1)), arrival, departure)
+        return Unroll(Posterior(*steps.last(states).chunk(2, dim=1)), arrival, departure)
 
-    def plan(self, times: Tensor, lengths: Tensor) -> WalkPlan:
+    def plan(self, times: Tensor, lengths: Tensor) -> UnrollPlan:
         """The steps of every sample, stretched by the end times in force."""
         span = times[:, -1] - times[:, 0]
         longest = torch.where(span > 0, self.max_step * span, 1.0)
         rates = self.horizon.rates(times, lengths, self.reverse)
-        return plan_walk(times, lengths, longest, rates, self.reverse)
+        return plan_unroll(times, lengths, longest, rates, self.reverse)
 
 
 def _observed(observations: Tensor) -> Tensor:
@@ -283,14 +288,14 @@ def _observed(observations: Tensor) -> Tensor:
     return observations[..., observations.shape[2] // 2 :].any(2)
 
 
-def _at_steps(observations: Tensor, plan: WalkPlan) -> Tensor:
+def _at_steps(observations: Tensor, plan: UnrollPlan) -> Tensor:
     """What each step arrives at, shape ``(B, M, ...)``: zero where it arrives at nothing."""
     padded = F.pad(observations, (0, 0, 1, 0))
     place = (plan.arrived + 1)[..., None].expand(-1, -1, padded.shape[2])
     return padded.gather(1, place)
 
 
-def _at_observations(means: Tensor, plan: WalkPlan, n_times: int) -> Tensor:
+def _at_observations(means: Tensor, plan: UnrollPlan, n_times: int) -> Tensor:
     """Pick the means at the steps that arrive at an observation, in the order of times."""
     out = means.new_zeros(len(means), n_times + 1, means.shape[2])
     place = (plan.arrived + 1)[..., None].expand_as(means)

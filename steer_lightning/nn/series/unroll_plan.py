@@ -1,4 +1,4 @@
-"""How to walk series with a time grid of their own in one batch."""
+"""How to unroll series with a time grid of their own in one batch."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class WalkPlan(NamedTuple):
+class UnrollPlan(NamedTuple):
     r"""The Euler steps of every sample, side by side.
 
     In step ``m`` sample ``b`` goes from ``t[b, m]`` by ``dt[b, m]`` and, if ``arrived[b, m]`` is
@@ -14,7 +14,7 @@ class WalkPlan(NamedTuple):
 
     Args:
         t: Actual times at the start of each step, shape ``(B, M)``.
-        dt: Lengths of the steps, negative when walking back, shape ``(B, M)``.
+        dt: Lengths of the steps, negative when unrolling back, shape ``(B, M)``.
         arrived: Number of the observation at the end of each step, or -1, shape ``(B, M)``.
     """
 
@@ -23,19 +23,19 @@ class WalkPlan(NamedTuple):
     arrived: Tensor
 
 
-def walking_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tensor:
-    """Number of the observation that each sample's walk meets as its i-th.
+def unroll_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tensor:
+    """Number of the observation that each sample's unroll meets as its i-th.
 
     Args:
         lengths: Number of observations of each sample, at least one, shape ``(B,)``.
         n_times: Times ``K`` of the longest sample.
-        reverse: Walk from the last observation to the first.
+        reverse: Unroll from the last observation to the first.
 
     Returns:
         Numbers from zero, shape ``(B, K)``; padding repeats the last one met.
 
     Example:
-        >>> walking_order(torch.tensor([3, 2]), 3, reverse=True)
+        >>> unroll_order(torch.tensor([3, 2]), 3, reverse=True)
         tensor([[2, 1, 0],
                 [1, 0, 0]])
     """
@@ -44,13 +44,13 @@ def walking_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tenso
     return last - number if reverse else number
 
 
-def plan_walk(
+def plan_unroll(
     times: Tensor,
     lengths: Tensor,
     max_step: Tensor | float,
     rates: Tensor | None = None,
     reverse: bool = False,
-) -> WalkPlan:
+) -> UnrollPlan:
     r"""Plan the steps from observation to observation of each sample.
 
     A gap is cut into equal steps no longer than ``max_step``. The first step has length zero and
@@ -61,12 +61,12 @@ def plan_walk(
         times: Observation times, strictly increasing within each length, shape ``(B, K)``.
         lengths: Number of observations of each sample, at least one, shape ``(B,)``.
         max_step: Longest step before it is stretched, shape ``()`` or ``(B,)``.
-        rates: Ratio of stretched to nominal length of the interval that the walk takes as its
+        rates: Ratio of stretched to nominal length of the interval that the unroll takes as its
             i-th, shape ``(B, K - 1)``.
-        reverse: Walk from the last observation to the first.
+        reverse: Unroll from the last observation to the first.
 
     Returns:
-        Steps for all samples, as many as the longest walk has.
+        Steps for all samples, as many as the longest unroll has.
 
     Raises:
         ValueError: If ``max_step`` is a number and not positive.
@@ -76,7 +76,7 @@ def plan_walk(
         al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
 
     Example:
-        >>> plan = plan_walk(torch.tensor([[0.0, 0.1, 0.5]]), torch.tensor([3]), max_step=0.2)
+        >>> plan = plan_unroll(torch.tensor([[0.0, 0.1, 0.5]]), torch.tensor([3]), max_step=0.2)
         >>> plan.dt
         tensor([[0.0000, 0.1000, 0.2000, 0.2000]])
         >>> plan.arrived
@@ -85,7 +85,7 @@ def plan_walk(
     if not isinstance(max_step, Tensor) and not max_step > 0:
         raise ValueError(f"Expected `max_step` > 0, but got {max_step}.")
     n_times = times.shape[1]
-    number = walking_order(lengths, n_times, reverse)
+    number = unroll_order(lengths, n_times, reverse)
     valid = torch.arange(n_times, device=times.device) < lengths[:, None]
     times = times.gather(1, number)
     gaps = torch.cat([torch.zeros_like(times[:, :1]), times.diff(dim=1)], dim=1)
@@ -96,14 +96,14 @@ def plan_walk(
     ends = pieces.cumsum(1)
     step = torch.arange(int(ends[:, -1].max()), device=times.device).repeat(len(times), 1)
     interval = torch.searchsorted(ends, step, right=True)
-    walking = interval < n_times
+    active = interval < n_times
     interval = interval.clamp(max=n_times - 1)
     n_pieces = pieces.gather(1, interval).clamp(min=1)
     if rates is not None:
         gaps = gaps * torch.cat([torch.ones_like(gaps[:, :1]), rates], dim=1)
-    dt = gaps.gather(1, interval) / n_pieces * walking
+    dt = gaps.gather(1, interval) / n_pieces * active
     last = ends.gather(1, interval) - 1
-    start = times.gather(1, torch.where(walking, interval - 1, interval).clamp(min=0))
+    start = times.gather(1, torch.where(active, interval - 1, interval).clamp(min=0))
     t = start + (step - (last - n_pieces + 1)) * dt
-    arrived = torch.where((step == last) & walking, number.gather(1, interval), -1)
-    return WalkPlan(t, dt, arrived)
+    arrived = torch.where((step == last) & active, number.gather(1, interval), -1)
+    return UnrollPlan(t, dt, arrived)

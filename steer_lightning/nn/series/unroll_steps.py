@@ -1,4 +1,4 @@
-"""The steps that the samples of a batch walk, listed without those of samples that are done."""
+"""The steps that the samples of a batch unroll, listed without those of samples that are done."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steer_lightning.nn.series.unroll_plan import WalkPlan
+from steer_lightning.nn.series.unroll_plan import UnrollPlan
 
 
-class WalkSteps(NamedTuple):
-    """Steps and updates of all samples, ``A`` and ``N`` of them, in the order of the walk.
+class UnrollSteps(NamedTuple):
+    """Steps and updates of all samples, ``A`` and ``N`` of them, in the order of the unroll.
 
-    Samples with longer walks come first, so that those who still walk are the first ones.
+    Samples with longer unrolls come first, so that those who still unroll are the first ones.
 
     Args:
-        walking: How many samples walk each step.
+        active: How many samples unroll each step.
         updating: How many of them observe something at its end.
         rows: Which ones these are, shape ``(N,)``.
         t: Times at the start of each step, shape ``(A,)``.
@@ -25,7 +25,7 @@ class WalkSteps(NamedTuple):
             the padding, shape ``(B, K)``.
     """
 
-    walking: list[int]
+    active: list[int]
     updating: list[int]
     rows: Tensor
     t: Tensor
@@ -34,7 +34,7 @@ class WalkSteps(NamedTuple):
     meets: Tensor
 
     def last(self, states: Tensor) -> Tensor:
-        """The state of each sample at the end of its walk, of those in all steps."""
+        """The state of each sample at the end of its unroll, of those in all steps."""
         return states.index_select(0, self.meets.amax(1) - 1)
 
     def at_observations(self, states: Tensor) -> Tensor:
@@ -43,11 +43,11 @@ class WalkSteps(NamedTuple):
         return picked.view(*self.meets.shape, -1)
 
 
-def list_steps(plan: WalkPlan, observations: Tensor, observed: Tensor) -> WalkSteps:
+def list_steps(plan: UnrollPlan, observations: Tensor, observed: Tensor) -> UnrollSteps:
     """List the steps of a plan.
 
     Args:
-        plan: Of the walk.
+        plan: Of the unroll.
         observations: Shape ``(B, K, D)``.
         observed: Whether there is something to take in at each time, shape ``(B, K)``.
     """
@@ -55,8 +55,8 @@ def list_steps(plan: WalkPlan, observations: Tensor, observed: Tensor) -> WalkSt
     number = torch.arange(1, n_steps + 1, device=plan.dt.device)
     length = (number * (plan.arrived >= 0)).amax(1)
     order = length.argsort(descending=True, stable=True)
-    walks = number[:, None] <= length[order]
-    step, rank = walks.nonzero(as_tuple=True)
+    unrolls = number[:, None] <= length[order]
+    step, rank = unrolls.nonzero(as_tuple=True)
     sample = order[rank]
     t, dt, arrived = (part[sample, step] for part in plan)
     arrives = arrived >= 0
@@ -64,8 +64,8 @@ def list_steps(plan: WalkPlan, observations: Tensor, observed: Tensor) -> WalkSt
     meeting = arrives.nonzero()[:, 0]
     meets[sample[meeting], arrived[meeting]] = meeting + 1
     updates = (arrives & observed[sample, arrived]).nonzero()[:, 0]
-    return WalkSteps(
-        walks.sum(1).tolist(),
+    return UnrollSteps(
+        unrolls.sum(1).tolist(),
         torch.bincount(step[updates], minlength=n_steps).tolist(),
         rank[updates],
         t,

@@ -46,14 +46,14 @@ def make_trainer(tmp_path, *callbacks, **arguments):
 
 
 def images(tmp_path):
-    """Steps at which each picture was drawn, by tag, as TensorBoard reads them."""
+    """Steps at which each plot was drawn, by tag, as TensorBoard reads them."""
     events = EventAccumulator(str(tmp_path / "run" / "v"), size_guidance={"images": 0})
     events.Reload()
     return {tag: [e.step for e in events.Images(tag)] for tag in events.Tags()["images"]}
 
 
-def pictures(tmp_path):
-    folder = tmp_path / "run" / "v" / "pictures"
+def plots(tmp_path):
+    folder = tmp_path / "run" / "v" / "plots"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 

@@ -15,7 +15,7 @@ from tests.callbacks.plots.drawing import (
     make_cnf,
     make_stiff,
     make_trainer,
-    pictures,
+    plots,
     stiff_data,
     toy_data,
 )
@@ -37,9 +37,9 @@ def test_sweep_over_test_batches(tmp_path, monkeypatch):
     module, data = make_cnf(), toy_data(n_test=24, eval_batch_size=8)
     trainer = make_trainer(tmp_path, EndTimeSweep(0.5, n_points=5, n_batches=3))
     (plain,) = trainer.test(module, data, verbose=False)
-    assert pictures(tmp_path) == ["end_time_sweep_test.csv", "end_time_sweep_test.png"]
+    assert plots(tmp_path) == ["end_time_sweep_test.csv", "end_time_sweep_test.png"]
     assert list(images(tmp_path)) == ["end_time_sweep_test"]
-    sweep = read_sweep(tmp_path / "run/v/pictures/end_time_sweep_test.csv")
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
     assert sweep.keys() == {"end_time", "nll", "nfe_forward"}
     assert sweep["end_time"] == pytest.approx([0.5, 0.75, 1.0, 1.25, 1.5])
     assert sweep["nll"][2] == pytest.approx(plain["test/nll"], rel=1e-6)
@@ -55,7 +55,7 @@ def test_sweep_over_test_batches(tmp_path, monkeypatch):
 def test_sweep_takes_the_first_batches(tmp_path, n_batches):
     module, data = make_cnf(), toy_data(n_test=24, eval_batch_size=8)
     make_trainer(tmp_path, EndTimeSweep(0.5, 3, n_batches)).test(module, data, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/pictures/end_time_sweep_test.csv")
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
     x, _ = data.build("test").tensors
     expected = -module.flow.log_prob(x[: 8 * n_batches]).mean()
     assert sweep["nll"][1] == pytest.approx(expected.item(), rel=1e-6)
@@ -66,7 +66,7 @@ def test_sweep_over_quadrature_points_in_one_batch(tmp_path):
     data = toy_data(1, n_test=300, eval_batch_size=300, test_points="quadrature")
     trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 3, n_batches=1))
     (plain,) = trainer.test(module, data, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/pictures/end_time_sweep_test.csv")
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
     assert sweep["nll"][1] == pytest.approx(plain["test/nll"], rel=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_sweep_leaves_a_gap_where_a_solve_fails(tmp_path, own_budget):
     trainer = make_trainer(tmp_path, sweep)
     with pytest.warns(UserWarning, match=r"leaves out T = t1 \+0.9: .* more than max_nfe = 160 "):
         (plain,) = trainer.test(module, toy_data(eval_batch_size=16), verbose=False)
-    found = read_sweep(tmp_path / "run/v/pictures/end_time_sweep_test.csv")
+    found = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
     assert found["end_time"] == pytest.approx([0.1, 1.0, 1.9], abs=1e-12)
     assert found["nll"][1] == pytest.approx(plain["test/nll"], rel=1e-6)
     for name in ("nll", "nfe_forward"):
@@ -106,7 +106,7 @@ def test_sweep_counts_the_evaluations_of_a_batch(tmp_path):
     x, labels = torch.randn(24, 2), torch.arange(24) % 2
     loader = DataLoader(TensorDataset(x, labels), batch_size=8)
     make_trainer(tmp_path, EndTimeSweep(0.9, 3, n_batches=2)).test(module, loader, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/pictures/end_time_sweep_test.csv")
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
     assert sweep.keys() == {"end_time", "accuracy", "nfe_forward"}
     for end_time, nfe in zip(sweep["end_time"], sweep["nfe_forward"], strict=True):
         block = ODEBlock(Whirl(), TorchdiffeqSolver(), t_span=(0.0, end_time))
@@ -124,7 +124,7 @@ def test_sweep_has_no_count_where_nothing_counts(tmp_path):
 
     module = Uncounted(make_cnf().flow)
     make_trainer(tmp_path, EndTimeSweep(0.5, 2)).test(module, toy_data(), verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/pictures/end_time_sweep_test.csv")
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
     assert sweep.keys() == {"end_time", "nll"}
 
 
@@ -134,7 +134,7 @@ def test_sweep_draws_nothing_where_every_solve_fails(tmp_path):
         make_trainer(tmp_path, EndTimeSweep(0.5, 3, max_nfe=1)).test(
             module, toy_data(), verbose=False
         )
-    assert pictures(tmp_path) == []
+    assert plots(tmp_path) == []
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -142,19 +142,19 @@ def test_sweep_belongs_to_one_stage(tmp_path, split):
     module, data = make_cnf(), toy_data()
     trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 2, split=split))
     trainer.fit(module, data)
-    after_fit = pictures(tmp_path)
+    after_fit = plots(tmp_path)
     trainer.validate(module, data, verbose=False)
     trainer.test(module, data, verbose=False)
     names = [f"end_time_sweep_{split}.csv", f"end_time_sweep_{split}.png"]
     assert after_fit == ([] if split == "test" else names)
-    assert pictures(tmp_path) == names
+    assert plots(tmp_path) == names
 
 
 def test_sweep_over_training_pieces(tmp_path):
     module = make_stiff()
     trainer = make_trainer(tmp_path, EndTimeSweep(0.3, 3, 2, split="train"))
     trainer.fit(module, stiff_data())
-    sweep = read_sweep(tmp_path / "run/v/pictures/end_time_sweep_train.csv")
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_train.csv")
     assert sweep.keys() == {
         "end_time",
         "loss",
@@ -188,7 +188,7 @@ def test_sweep_leaves_the_model_as_it_was_after_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="no further"):
         make_trainer(tmp_path, EndTimeSweep(0.5)).test(module, toy_data(), verbose=False)
     assert module.flow.horizon.in_force() == {"end_time": 1.0}
-    assert pictures(tmp_path) == []
+    assert plots(tmp_path) == []
 
 
 def test_sweep_over_validation_batches_needs_some(tmp_path):

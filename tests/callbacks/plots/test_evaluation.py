@@ -6,7 +6,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from steer_lightning.callbacks import EndTimeSweep, FlowPicture, StiffPicture
+from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.solvers import FixedGridSolver
@@ -16,7 +16,7 @@ from tests.callbacks.plots.drawing import (
     make_cnf,
     make_stiff,
     make_trainer,
-    pictures,
+    plots,
     stiff_data,
     toy_data,
 )
@@ -31,13 +31,13 @@ def seed():
 
 @pytest.mark.parametrize("data_at", ["t0", "t1"])
 @pytest.mark.parametrize("dim", [1, 2])
-def test_flow_picture(tmp_path, dim, data_at):
+def test_flow_plot(tmp_path, dim, data_at):
     module, data = make_cnf(dim, data_at=data_at), toy_data(dim)
-    trainer = make_trainer(tmp_path, FlowPicture(), max_epochs=2)
+    trainer = make_trainer(tmp_path, FlowPlot(), max_epochs=2)
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
-    assert pictures(tmp_path) == ["flow_test.png", "flow_val.png"]
-    for path in (tmp_path / "run" / "v" / "pictures").iterdir():
+    assert plots(tmp_path) == ["flow_test.png", "flow_val.png"]
+    for path in (tmp_path / "run" / "v" / "plots").iterdir():
         assert path.read_bytes()[:8] == PNG
     assert images(tmp_path) == {"flow_val": [1, 2], "flow_test": [2]}
 
@@ -54,7 +54,7 @@ def test_figure_of_a_one_dimensional_flow():
             return self.rate * y
 
     module = CNFModule(CNF(Widen(), (1,), FixedGridSolver("rk4", 8)))
-    figure = FlowPicture().draw(module, (torch.zeros(4, 1), torch.ones(4)))
+    figure = FlowPlot().draw(module, (torch.zeros(4, 1), torch.ones(4)))
     left, right = figure.axes
     paths = [line.get_xydata() for line in left.lines]
     for path in paths:  # time against place, from base to data
@@ -66,7 +66,7 @@ def test_figure_of_a_one_dimensional_flow():
 
 
 def test_figure_of_a_two_dimensional_flow():
-    figure = FlowPicture().draw(make_cnf(), torch.zeros(4, 2))
+    figure = FlowPlot().draw(make_cnf(), torch.zeros(4, 2))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["t = 0.00", "t = 0.33", "t = 0.67", "t = 1.00", "data"]
     base = torch.as_tensor(figure.axes[0].images[0].get_array())
@@ -83,38 +83,38 @@ def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
         trainer.fit(module, toy_data())
         return module.state_dict(), torch.get_rng_state()
 
-    plain, drawn = train(), train(FlowPicture(), EndTimeSweep(0.5, 3, split="train"))
+    plain, drawn = train(), train(FlowPlot(), EndTimeSweep(0.5, 3, split="train"))
     assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
     assert torch.equal(plain[1], drawn[1])
 
 
-def test_stiff_picture(tmp_path):
+def test_stiff_plot(tmp_path):
     module, data = make_stiff(), stiff_data()
-    trainer = make_trainer(tmp_path, StiffPicture(every_n_checks=2), max_epochs=5)
+    trainer = make_trainer(tmp_path, StiffPlot(every_n_checks=2), max_epochs=5)
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
-    assert pictures(tmp_path) == ["trajectory_test.png", "trajectory_val.png"]
+    assert plots(tmp_path) == ["trajectory_test.png", "trajectory_val.png"]
     assert images(tmp_path) == {"trajectory_val": [6, 12], "trajectory_test": [15]}
     t, y = data.build("test").trajectory
     with torch.no_grad():
-        figure = StiffPicture().draw(module, (t, y))
+        figure = StiffPlot().draw(module, (t, y))
         predicted = module(y[0], t)
     true_line, predicted_line = figure.axes[0].lines
     torch.testing.assert_close(torch.tensor(true_line.get_ydata()), y[:, 0].double())
     torch.testing.assert_close(torch.tensor(predicted_line.get_ydata()), predicted[:, 0].double())
 
 
-def test_pictures_without_tensorboard(tmp_path):
+def test_plots_without_tensorboard(tmp_path):
     for logger, folder in ((False, tmp_path), (CSVLogger(tmp_path, "c", 0), None)):
-        trainer = make_trainer(tmp_path, FlowPicture(), EndTimeSweep(0.5, 2), logger=logger)
+        trainer = make_trainer(tmp_path, FlowPlot(), EndTimeSweep(0.5, 2), logger=logger)
         trainer.test(make_cnf(), toy_data(), verbose=False)
-        names = sorted(p.name for p in (folder or tmp_path / "c/version_0").glob("pictures/*"))
+        names = sorted(p.name for p in (folder or tmp_path / "c/version_0").glob("plots/*"))
         expected = ["end_time_sweep_test.csv", "end_time_sweep_test.png", "flow_test.png"]
         assert names == expected
 
 
 class NoSpan(LightningModule):
-    """A module that has nothing a picture could be drawn of."""
+    """A module that has nothing a plot could be drawn of."""
 
     def __init__(self):
         super().__init__()
@@ -146,8 +146,8 @@ class ThreeDimensional(NoSpan):
 @pytest.mark.parametrize(
     ("callback", "make", "message"),
     [
-        (FlowPicture(), NoSpan, "Expected a module with a CNF of one or two dimensions as `flow`"),
-        (FlowPicture(), ThreeDimensional, "as `flow`, but got ThreeDimensional. Leave FlowPict"),
+        (FlowPlot(), NoSpan, "Expected a module with a CNF of one or two dimensions as `flow`"),
+        (FlowPlot(), ThreeDimensional, "as `flow`, but got ThreeDimensional. Leave FlowPlot"),
         (EndTimeSweep(0.5), NoSpan, "Expected a module with a method `evaluate(batch)`"),
         (EndTimeSweep(0.5), NoSpanButEvaluate, "Expected a model with a SpanHorizon, but NoSpan"),
         (EndTimeSweep(1.0), make_cnf, "Expected an offset that keeps the end time apart from t0"),
@@ -163,11 +163,11 @@ def test_wrong_models_are_refused_before_the_first_batch(tmp_path, callback, mak
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         run(make(), toy_data())
     assert batches.n == 0
-    assert pictures(tmp_path) == []
+    assert plots(tmp_path) == []
 
 
 def test_wrong_model_is_refused_in_validate(tmp_path):
-    trainer = make_trainer(tmp_path, FlowPicture())
+    trainer = make_trainer(tmp_path, FlowPlot())
     with pytest.raises(TypeError, match="Expected a module with a CNF"):
         trainer.validate(NoSpan(), toy_data(), verbose=False)
 
@@ -175,7 +175,7 @@ def test_wrong_model_is_refused_in_validate(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FlowPicture(every_n_checks=0), "Expected `every_n_checks` >= 1, but got 0"),
+        (lambda: FlowPlot(every_n_checks=0), "Expected `every_n_checks` >= 1, but got 0"),
         (
             lambda: EndTimeSweep(0.0),
             "Expected b > 0, n_points >= 2, n_batches >= 1 and max_nfe >= 1",

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from steer_lightning.callbacks import FeaturePicture
+from steer_lightning.callbacks import FeaturePlot
 from steer_lightning.callbacks.plots.figures import principal_components
 from steer_lightning.modules import ClassifierModule, RegressionModule
 from steer_lightning.nn import Augmented, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
-from tests.callbacks.plots.drawing import images, make_cnf, make_trainer, pictures, toy_data
+from tests.callbacks.plots.drawing import images, make_cnf, make_trainer, plots, toy_data
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +27,12 @@ def loader(n=12):
     return DataLoader(TensorDataset(torch.randn(n, 3), torch.arange(n) % 3), batch_size=6)
 
 
-def test_feature_picture(tmp_path):
+def test_feature_plot(tmp_path):
     module, data = make_classifier(), loader()
-    trainer = make_trainer(tmp_path, FeaturePicture(b=0.5), max_epochs=2)
+    trainer = make_trainer(tmp_path, FeaturePlot(b=0.5), max_epochs=2)
     trainer.fit(module, data, data)
     trainer.test(module, data, verbose=False)
-    assert pictures(tmp_path) == ["features_test.png", "features_val.png"]
+    assert plots(tmp_path) == ["features_test.png", "features_val.png"]
     assert images(tmp_path) == {"features_val": [2, 4], "features_test": [4]}
 
 
@@ -43,7 +43,7 @@ def test_figure_follows_the_features_beyond_the_end(t_span, b):
     x, labels = next(iter(loader()))
     t0, t1 = t_span
     with torch.no_grad():
-        figure = FeaturePicture(b, n_samples=4, n_times=5).draw(module, (x, labels))
+        figure = FeaturePlot(b, n_samples=4, n_times=5).draw(module, (x, labels))
         end = module.trajectories(x[:4], torch.tensor([t0, t1]))[-1]
     in_plane, in_time = figure.axes
     times, first = in_time.lines[0].get_xydata().T
@@ -66,14 +66,14 @@ def test_paths_end_at_t1_where_a_solve_fails_beyond_it():
             return torch.where(t > 3.0, torch.full_like(y, torch.nan), -y)
 
     module = ClassifierModule(ODEBlock(Stops(), TorchdiffeqSolver()), nn.Linear(3, 3), 3)
-    with pytest.warns(UserWarning, match="FeaturePicture ends at t1: "):
-        figure = FeaturePicture(4.0).draw(module, next(iter(loader())))
+    with pytest.warns(UserWarning, match="FeaturePlot ends at t1: "):
+        figure = FeaturePlot(4.0).draw(module, next(iter(loader())))
     assert max(figure.axes[1].lines[0].get_xdata()) == 1.0
 
 
 def test_classes_have_their_colours():
     labels = torch.tensor([0, 1, 2, 0])
-    figure = FeaturePicture().draw(make_classifier(), (torch.randn(4, 3), labels))
+    figure = FeaturePlot().draw(make_classifier(), (torch.randn(4, 3), labels))
     colours = [line.get_color() for line in figure.axes[0].lines]
     assert colours[0] == colours[3]
     assert len(set(colours)) == 3
@@ -84,7 +84,7 @@ def test_numbers_and_many_classes_have_a_scale_of_colours(n_classes):
     module = RegressionModule(ODEBlock(MLPField(3, (4,))), nn.Linear(3, 1))
     x = torch.randn(n_classes, 3)
     for targets in (x.sum(1, keepdim=True), torch.arange(n_classes)):
-        figure = FeaturePicture().draw(module, (x, targets))
+        figure = FeaturePlot().draw(module, (x, targets))
         assert len({line.get_color() for line in figure.axes[0].lines}) == n_classes
 
 
@@ -106,13 +106,13 @@ def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
         make_trainer(tmp_path, *callbacks, logger=False).fit(module, data, data)
         return module.state_dict(), torch.get_rng_state()
 
-    plain, drawn = train(), train(FeaturePicture(b=0.5))
+    plain, drawn = train(), train(FeaturePlot(b=0.5))
     assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
     assert torch.equal(plain[1], drawn[1])
 
 
 def test_a_module_without_trajectories_is_refused(tmp_path):
-    trainer = make_trainer(tmp_path, FeaturePicture())
+    trainer = make_trainer(tmp_path, FeaturePlot())
     with pytest.raises(TypeError, match=r"a method `trajectories\(x, t_eval\)` .* got CNFModule"):
         trainer.fit(make_cnf(), toy_data())
     no_span = ClassifierModule(nn.Identity(), nn.Linear(3, 3), num_classes=3)
@@ -132,4 +132,4 @@ def test_a_module_without_trajectories_is_refused(tmp_path):
 )
 def test_bad_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        FeaturePicture(**arguments)
+        FeaturePlot(**arguments)

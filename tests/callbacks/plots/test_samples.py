@@ -17,7 +17,7 @@ from steer_lightning.callbacks.plots.figures import plot_images
 from steer_lightning.modules import CNFModule, ImageFlowModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.solvers import FixedGridSolver
-from tests.callbacks.plots.drawing import CountBatches, images, make_trainer, pictures
+from tests.callbacks.plots.drawing import CountBatches, images, make_trainer, plots
 from tests.helpers.models import image_flow, lively
 
 
@@ -94,14 +94,14 @@ def test_noise_has_the_precision_of_the_flow(monkeypatch):
     assert rows["temperature 1"].dtype == torch.float64
 
 
-def test_pictures_of_a_run(tmp_path):
+def test_plots_of_a_run(tmp_path):
     module = make_module()
     trainer = make_trainer(tmp_path, SampleGrid(2, [1.0], every_n_checks=2), max_epochs=5)
     trainer.fit(module, loader(), loader())
     trainer.test(module, loader(), verbose=False)
-    assert pictures(tmp_path) == ["samples_test.png", "samples_val.png"]
-    for name in pictures(tmp_path):
-        assert imread(tmp_path / "run/v/pictures" / name).ndim == 3
+    assert plots(tmp_path) == ["samples_test.png", "samples_val.png"]
+    for name in plots(tmp_path):
+        assert imread(tmp_path / "run/v/plots" / name).ndim == 3
     assert images(tmp_path) == {"samples_val": [4, 8], "samples_test": [10]}
 
 
@@ -158,7 +158,7 @@ def test_a_module_without_a_flow_of_images_is_refused(tmp_path, make, name, stag
     with pytest.raises(TypeError, match=message):
         getattr(trainer, stage)(make(), ToyDensityDataModule(n_train=8, n_val=8, n_test=8))
     assert batches.n == 0
-    assert pictures(tmp_path) == []
+    assert plots(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,9 @@ def test_writer_writes_each_batch(tmp_path):
         assert torch.equal(written, predicted[i])
         assert written.shape == (n, 1, 4, 4)
         assert 0.0 <= written.min() < written.max() <= 1.0
-        picture = torch.tensor(imread(folder / f"0_{i}.png"))[..., 0]
-        assert picture.shape == (8, 6 * n + 2)  # a row, with borders of two pixels
-        last = picture[2:6, -6:-2]
+        plot = torch.tensor(imread(folder / f"0_{i}.png"))[..., 0]
+        assert plot.shape == (8, 6 * n + 2)  # a row, with borders of two pixels
+        last = plot[2:6, -6:-2]
         torch.testing.assert_close(last, written[-1, 0], atol=0.5 / 255 + 1e-6, rtol=0.0)
 
 

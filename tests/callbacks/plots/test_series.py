@@ -3,11 +3,11 @@ import torch
 from pytorch_lightning import LightningModule
 
 from datamodules import PeriodicDataModule
-from steer_lightning.callbacks import SeriesPicture, SteerCallback
+from steer_lightning.callbacks import SeriesPlot, SteerCallback
 from steer_lightning.modules import LatentODEModule, ODERNNModule
 from steer_lightning.nn import LatentODE, ODERNNForecaster
 from steer_lightning.nn.series import make_series
-from tests.callbacks.plots.drawing import images, make_trainer, pictures
+from tests.callbacks.plots.drawing import images, make_trainer, plots
 
 
 def latent_ode():
@@ -25,12 +25,12 @@ def waves():
 
 
 @pytest.mark.parametrize("make", [latent_ode, ode_rnn])
-def test_a_picture_after_validation_and_test(tmp_path, make):
-    callbacks = SeriesPicture(extend=0.5, n_points=11), SteerCallback(b=None)
+def test_a_plot_after_validation_and_test(tmp_path, make):
+    callbacks = SeriesPlot(extend=0.5, n_points=11), SteerCallback(b=None)
     module, trainer = make(), make_trainer(tmp_path, *callbacks)
     trainer.fit(module, waves())
     trainer.test(module, waves(), verbose=False)
-    assert pictures(tmp_path) == ["series_test.png", "series_val.png"]
+    assert plots(tmp_path) == ["series_test.png", "series_val.png"]
     assert images(tmp_path) == {"series_val": [1], "series_test": [1]}
 
 
@@ -51,7 +51,7 @@ def three_series():
 
 
 def test_curves_and_points_of_a_figure():
-    figure = SeriesPicture(n_series=2, features=[0, 1], extend=0.25, n_points=6).draw(
+    figure = SeriesPlot(n_series=2, features=[0, 1], extend=0.25, n_points=6).draw(
         Line(), three_series()
     )
     axes = figure.axes
@@ -74,14 +74,14 @@ def test_curves_and_points_of_a_figure():
 )
 def test_arguments_out_of_range_raise(arguments):
     with pytest.raises(ValueError, match="Expected n_series >= 1, n_points >= 2, extend >= 0"):
-        SeriesPicture(**arguments)
+        SeriesPlot(**arguments)
 
 
 def test_a_feature_that_the_data_has_not_raises():
     with pytest.raises(ValueError, match=r"features below 2, which the data has, but got \[2\]"):
-        SeriesPicture(features=[2]).draw(Line(), three_series())
+        SeriesPlot(features=[2]).draw(Line(), three_series())
 
 
 def test_a_module_that_cannot_predict_raises():
     with pytest.raises(TypeError, match=r"method `predict_at.*LightningModule has none"):
-        SeriesPicture().check(LightningModule())
+        SeriesPlot().check(LightningModule())

@@ -5,7 +5,7 @@ import torch
 
 from steer_lightning.nn import ConcatSquashField
 from steer_lightning.nn.flows.concat_squash import ConcatSquashLinear
-from steer_lightning.nn.trace import exact_divergence, value_and_tangent
+from steer_lightning.nn.trace import exact_divergence, jvp
 
 TIMES = [torch.tensor(0.3).double(), torch.tensor([0.3, -1.0, 2.0, 0.0]).double()]
 
@@ -73,7 +73,7 @@ def test_value_tangent_and_their_gradients_against_forward_mode(hidden, t):
     t, y = t.clone().requires_grad_(), y.requires_grad_()
     results = []
     for vector_field in (field, field.forward):
-        value, tangent = value_and_tangent(vector_field, t, y, e)
+        value, tangent = jvp(vector_field, t, y, e)
         loss = (value.square() * tangent.sin()).sum()
         gradients = torch.autograd.grad(loss, (t, y, *field.parameters()))
         results.append((value, tangent, *gradients))
@@ -95,9 +95,9 @@ def test_autocast_lowers_the_network_alone():
     field = ConcatSquashField(2, (16, 16))
     y, t = torch.randn(4, 2), torch.tensor(0.5)
     e = torch.randn(4, 2)
-    exact, tangent = field.value_and_divergence(t, y), field.value_and_tangent(t, y, e)
+    exact, tangent = field.value_and_divergence(t, y), field.jvp(t, y, e)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = (field(t, y), *field.value_and_divergence(t, y), *field.value_and_tangent(t, y, e))
+        low = (field(t, y), *field.value_and_divergence(t, y), *field.jvp(t, y, e))
     assert [part.dtype for part in low] == [torch.float32] * 5
     for a, b in zip(low, (exact[0], *exact, *tangent), strict=True):
         assert not torch.equal(a, b)

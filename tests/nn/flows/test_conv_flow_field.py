@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from steer_lightning.nn import ConvFlowField
 from steer_lightning.nn.flows.conv_flow_field import ACTIVATIONS
-from steer_lightning.nn.trace import exact_jacobian, value_and_tangent
+from steer_lightning.nn.trace import exact_jacobian, jvp
 from tests.helpers.models import lively
 from tests.helpers.problems import jacobians
 
@@ -37,7 +37,7 @@ def watch_inputs(layers, note):
         layer.convolve = lambda x, convolve=convolve: note(x) or convolve(x)
 
 
-def state_and_direction():
+def state_and_probe():
     return torch.randn(2, 3, 2, 4, 5, dtype=torch.float64)
 
 
@@ -45,7 +45,7 @@ def state_and_direction():
 @every_setting
 def test_field_against_its_formula(settings, t):
     field = make_field(**settings)
-    y, _ = state_and_direction()
+    y, _ = state_and_probe()
     activate = {"softplus": F.softplus, "tanh": torch.tanh}[settings["activation"]]
     expected = y
     for i, layer in enumerate(field.layers):
@@ -68,11 +68,11 @@ def double_backward(field, t, y, e):
 @every_setting
 def test_value_tangent_and_their_gradients_against_two_references(settings, t, reference):
     field = make_field(**settings)
-    y, e = state_and_direction()
+    y, e = state_and_probe()
     t = t.clone().requires_grad_()
     y.requires_grad_()
     results = []
-    for way in (value_and_tangent, reference):
+    for way in (jvp, reference):
         value, tangent = way(field, t, y, e)
         loss = (value.square() * tangent.sin()).sum() + (e * tangent).sum()
         gradients = torch.autograd.grad(loss, (t, y, *field.parameters()))
@@ -83,25 +83,25 @@ def test_value_tangent_and_their_gradients_against_two_references(settings, t, r
 
 
 @both_times
-def test_gradcheck_of_value_and_tangent(t):
+def test_gradcheck_of_jvp(t):
     field = make_field()
-    y, e = (part[:, :, :2, :2] for part in state_and_direction())
+    y, e = (part[:, :, :2, :2] for part in state_and_probe())
     inputs = [x.clone().requires_grad_() for x in (t, y, e)]
-    assert torch.autograd.gradcheck(field.value_and_tangent, inputs)
+    assert torch.autograd.gradcheck(field.jvp, inputs)
 
 
 @both_times
 @pytest.mark.parametrize("activation", ["softplus", "tanh"])
 def test_jacobian_of_all_coordinates_at_once(activation, t):
     field = make_field(activation=activation)
-    y = state_and_direction()[0][..., :2, :2]
+    y = state_and_probe()[0][..., :2, :2]
     value, jacobian = exact_jacobian(field, t, y)
     torch.testing.assert_close(value, field(t, y))
     torch.testing.assert_close(jacobian.permute(1, 2, 0), jacobians(field, t, y))
 
 
 def test_the_memory_format_is_kept_within_and_changes_no_number():
-    y, e = state_and_direction()
+    y, e = state_and_probe()
     weights, seen, results = make_field().state_dict(), [], []
     for channels_last in (True, False):
         field = make_field(channels_last=channels_last)
@@ -110,15 +110,15 @@ def test_the_memory_format_is_kept_within_and_changes_no_number():
             field.layers[1:],
             lambda x: seen.append(x.is_contiguous(memory_format=torch.channels_last)),
         )
-        results.append((field(TIMES[0], y), *field.value_and_tangent(TIMES[0], y, e)))
+        results.append((field(TIMES[0], y), *field.jvp(TIMES[0], y, e)))
     assert seen == [True] * 4 + [False] * 4
     torch.testing.assert_close(results[0], results[1])
 
 
 def test_a_new_field_is_constant_in_the_state():
     field = ConvFlowField(2, (5, 4)).double()
-    y, e = state_and_direction()
-    value, tangent = field.value_and_tangent(TIMES[0], y, e)
+    y, e = state_and_probe()
+    value, tangent = field.jvp(TIMES[0], y, e)
     bias = field.layers[-1].bias
     assert torch.equal(value, bias.view(1, -1, 1, 1).expand_as(y))
     assert not tangent.any()
@@ -128,13 +128,13 @@ def test_a_new_field_is_constant_in_the_state():
 
 def test_autocast_lowers_every_layer_and_stays_near():
     field = lively(ConvFlowField(2, (8, 8)))
-    y, e = state_and_direction().float()
+    y, e = state_and_probe().float()
     t = torch.tensor(0.3)
-    exact = (field(t, y), *field.value_and_tangent(t, y, e))
+    exact = (field(t, y), *field.jvp(t, y, e))
     seen = []
     watch_inputs(field.layers, lambda x: seen.append(x.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = (field(t, y), *field.value_and_tangent(t, y, e))
+        low = (field(t, y), *field.jvp(t, y, e))
     # Activations keep the precision that the convolution before them came in.
     assert seen == 2 * [torch.float32, torch.bfloat16, torch.bfloat16]
     for a, b in zip(low, exact, strict=True):
@@ -155,10 +155,10 @@ def test_autocast_rests_in_the_activations(monkeypatch):
     softplus, slope = ACTIVATIONS["softplus"]
     monkeypatch.setitem(ACTIVATIONS, "softplus", (watched(softplus), watched(slope)))
     field = ConvFlowField(2, (8,))
-    y, e = state_and_direction().float()
+    y, e = state_and_probe().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         field(torch.tensor(0.3), y)
-        field.value_and_tangent(torch.tensor(0.3), y, e)
+        field.jvp(torch.tensor(0.3), y, e)
     assert seen == 3 * [(torch.bfloat16, False)]  # a GPU's autocast would raise them to float32
 
 

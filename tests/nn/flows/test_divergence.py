@@ -64,7 +64,7 @@ def test_sums_over_dimensions_keep_the_states_precision_under_autocast():
     y, e = torch.randn(2, 3, 1, 8, 8)
     state = (y, *torch.zeros(3, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value, tangent = field.value_and_tangent(torch.tensor(0.3), y, e)
+        value, tangent = field.jvp(torch.tensor(0.3), y, e)
         found = DivergenceField(field, e, regularize=True)(torch.tensor(0.3), state)
     assert value.dtype == torch.bfloat16
     value, tangent = value.float(), tangent.float()
@@ -188,11 +188,11 @@ def test_gradients_of_the_adjoint_are_those_of_backpropagation():
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
-def test_estimates_along_orthogonal_directions_average_to_the_exact_integrals(monkeypatch):
+def test_estimates_along_orthogonal_probes_average_to_the_exact_integrals(monkeypatch):
     field = lively(ConvFlowField(4, (3,)).double())
     x = torch.randn(1, 4, 2, 2, dtype=torch.float64).expand(16, 4, 2, 2)
-    directions = hadamard(16).view(16, 4, 2, 2)
-    monkeypatch.setattr(module, "trace_noise", lambda y, noise, generator: directions)
+    probes = hadamard(16).view(16, 4, 2, 2)
+    monkeypatch.setattr(module, "trace_noise", lambda y, noise, generator: probes)
     estimated, exact = (
         CNF(field, (4, 2, 2), FixedGridSolver(), trace_estimator=estimator).transport(
             x, regularize=True

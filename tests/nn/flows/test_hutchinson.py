@@ -12,8 +12,8 @@ from tests.helpers.models import lively
 every_noise = pytest.mark.parametrize("noise", NOISES)
 
 
-class WatchDirections(nn.Module):
-    """Keeps the direction of every evaluation."""
+class WatchProbes(nn.Module):
+    """Keeps the probe of every evaluation."""
 
     def __init__(self, vector_field):
         super().__init__()
@@ -23,14 +23,14 @@ class WatchDirections(nn.Module):
     def forward(self, t, y):
         return self.vector_field(t, y)
 
-    def value_and_tangent(self, t, y, direction):
-        self.seen.append(direction)
-        return self.vector_field.value_and_tangent(t, y, direction)
+    def jvp(self, t, y, probe):
+        self.seen.append(probe)
+        return self.vector_field.jvp(t, y, probe)
 
 
 def make_flow(solver=None, **settings):
     torch.manual_seed(0)
-    field = WatchDirections(lively(ConvFlowField(1, (3,)).double()))
+    field = WatchProbes(lively(ConvFlowField(1, (3,)).double()))
     settings = {"trace_estimator": "hutchinson", "data_at": "t0", **settings}
     return CNF(field, (1, 2, 2), solver or TorchdiffeqSolver(), **settings)
 
@@ -50,17 +50,17 @@ def points(n=3):
     ],
     ids=repr,
 )
-def test_one_direction_for_a_whole_solve_and_its_backward_pass(solver, noise):
+def test_one_probe_for_a_whole_solve_and_its_backward_pass(solver, noise):
     flow = make_flow(solver, noise=noise)
-    directions = []
+    probes = []
     for _ in range(2):
         flow.vector_field.seen.clear()
         flow.log_prob(points()).sum().backward()
         assert len(flow.vector_field.seen) >= 7
-        directions.append(flow.vector_field.seen[0])
-        assert all(torch.equal(e, directions[-1]) for e in flow.vector_field.seen)
-        assert bool((directions[-1].abs() == 1.0).all()) == (noise == "rademacher")
-    assert not torch.equal(*directions)
+        probes.append(flow.vector_field.seen[0])
+        assert all(torch.equal(e, probes[-1]) for e in flow.vector_field.seen)
+        assert bool((probes[-1].abs() == 1.0).all()) == (noise == "rademacher")
+    assert not torch.equal(*probes)
 
 
 @every_noise

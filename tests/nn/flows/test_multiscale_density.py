@@ -73,15 +73,15 @@ def test_log_density_is_that_of_the_whole_maps_jacobian(event_shape, data_at):
 
 
 @both_ends
-def test_estimates_along_orthogonal_directions_average_to_the_exact_density(monkeypatch, data_at):
+def test_estimates_along_orthogonal_probes_average_to_the_exact_density(monkeypatch, data_at):
     flow = make_flow((1, 4, 4), min_size=2, data_at=data_at, solver=FixedGridSolver("rk4", 3))
     x = images(1, (1, 4, 4)).expand(16, 1, 4, 4)
 
-    def directions(y, noise, generator):
+    def probes(y, noise, generator):
         rows = hadamard(y[0].numel())
         return rows.repeat(16 // len(rows), 1).view_as(y)
 
-    monkeypatch.setattr(module, "trace_noise", directions)
+    monkeypatch.setattr(module, "trace_noise", probes)
     estimated = flow.transport(x, regularize=True)
     exact = make_exact(flow).transport(x[:1], regularize=True)
     assert len({block.event_shape for block in flow.blocks}) == 3

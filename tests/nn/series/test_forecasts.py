@@ -7,11 +7,11 @@ from torch import nn
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import (
-    Belief,
     LatentODE,
     MLPField,
     ODERNNEncoder,
     ODERNNForecaster,
+    Posterior,
     RNNEncoder,
 )
 from steer_lightning.nn.series import make_series
@@ -79,12 +79,12 @@ def test_values_are_read_off_states_that_follow_the_field():
 
 
 class Fixed(nn.Module):
-    """A belief that is the same for all."""
+    """A posterior that is the same for all."""
 
     def forward(self, seen):
         n = len(seen.times)
         mean = torch.tensor([[1.0, -1.0]], dtype=torch.float64).expand(n, -1)
-        return Belief(mean, torch.full_like(mean, 0.5))
+        return Posterior(mean, torch.full_like(mean, 0.5))
 
 
 @pytest.mark.parametrize("make", [make_latent_ode, lambda: make_latent_ode("rnn")])
@@ -111,7 +111,7 @@ def test_an_ode_rnn_predicts_from_what_came_before():
     network, batch = make_ode_rnn(), series()
     forecast = network(batch)
     assert forecast.batch.times.tolist() == [[0.0, 0.7, 1.0], [0.1, 0.6, 0.6]]
-    assert forecast.belief is None
+    assert forecast.posterior is None
     assert forecast.mean.shape == (1, 2, 3, 2)
     later = batch.values.clone()
     later[:, -2:] += 1.0  # the observation at 0.7 of the first, the last of the second

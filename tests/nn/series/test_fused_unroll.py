@@ -1,4 +1,4 @@
-"""The walk as one operation, against the same walk step by step and its gradient by autograd."""
+"""The unroll as one operation, against itself step by step with its gradient by autograd."""
 
 import copy
 
@@ -31,35 +31,35 @@ def make(time_dependent=False, reverse=False, hidden=(8, 5), **settings):
 
 
 def stepwise(rnn):
-    """A copy that walks step by step, as a field with a hook does."""
+    """A copy that unrolls step by step, as a field with a hook does."""
     twin = copy.deepcopy(rnn)
     twin.vector_field.register_forward_hook(lambda *args: None)
     return twin
 
 
 def results(rnn, series, values, mask, lengths):
-    """The walk, and the gradients of a mean of all of it with random weights."""
+    """The unroll, and the gradients of a mean of all of it with random weights."""
     inputs = [part.clone().requires_grad_() for part in (series, values)]
-    walk = rnn(*inputs, mask, lengths)
+    unroll = rnn(*inputs, mask, lengths)
     generator = torch.Generator().manual_seed(5)
-    parts = [*walk.final, *walk[1:]]
+    parts = [*unroll.final, *unroll[1:]]
     weights = [torch.randn(part.shape, generator=generator).to(part) for part in parts]
     loss = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
     wanted = [*inputs, *(p for p in rnn.parameters() if p.requires_grad)]
-    return walk, torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    return unroll, torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
 
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Counts the walks that are one operation."""
+    """Counts the unrolls that are one operation."""
     calls = []
 
     def counted(*args):
         calls.append(args)
-        return walk(*args)
+        return unroll(*args)
 
-    walk = ode_rnn.fused_walk
-    monkeypatch.setattr(ode_rnn, "fused_walk", counted)
+    unroll = ode_rnn.fused_unroll
+    monkeypatch.setattr(ode_rnn, "fused_unroll", counted)
     return calls
 
 
@@ -94,7 +94,7 @@ def test_gradcheck(time_dependent):
     rnn, (series, values, mask, lengths) = make(time_dependent, hidden=(3,)), own_grids()
     names = [name for name, _ in rnn.named_parameters()]
 
-    def walk(series, values, *parameters):
+    def unroll(series, values, *parameters):
         arguments = (series, values, mask, lengths)
         weights = dict(zip(names, parameters, strict=True))
         final, *means = torch.func.functional_call(rnn, weights, arguments)
@@ -102,7 +102,7 @@ def test_gradcheck(time_dependent):
 
     inputs = [part.clone().requires_grad_() for part in (series, values)]
     parameters = [p.detach().clone().requires_grad_() for p in rnn.parameters()]
-    assert torch.autograd.gradcheck(walk, (*inputs, *parameters), fast_mode=True)
+    assert torch.autograd.gradcheck(unroll, (*inputs, *parameters), fast_mode=True)
 
 
 @pytest.mark.parametrize("hidden", [(), (4,)], ids=["linear", "one layer"])
@@ -143,7 +143,7 @@ def test_going_back_twice():
 def test_a_second_derivative_is_refused():
     rnn = make()
     loss, parameters = rnn(*own_grids()).final.mean.sum(), list(rnn.parameters())
-    with pytest.raises(RuntimeError, match="without create_graph=True: the fused walk"):
+    with pytest.raises(RuntimeError, match="without create_graph=True: the fused unroll"):
         torch.autograd.grad(loss, parameters, create_graph=True)
     plain = stepwise(rnn)  # what the message proposes
     loss, weight = plain(*own_grids()).final.mean.sum(), plain.vector_field.network[0].weight
@@ -156,10 +156,10 @@ def test_without_a_gradient_nothing_is_kept(mode):
     rnn, batch = make(), own_grids()
     expected = rnn(*batch)
     with mode():
-        walk = rnn(*batch)
-    assert walk.final.mean.grad_fn is None
+        unroll = rnn(*batch)
+    assert unroll.final.mean.grad_fn is None
     assert expected.final.mean.grad_fn is not None
-    assert torch.equal(walk.final.mean, expected.final.mean)
+    assert torch.equal(unroll.final.mean, expected.final.mean)
 
 
 class OwnField(MLPField):
@@ -194,7 +194,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_is_not_known_by_its_weights_walks_step_by_step(change, fused):
+def test_what_is_not_known_by_its_weights_unrolls_step_by_step(change, fused):
     rnn = make()
     before = rnn(*own_grids()).final.mean
     assert len(fused) == 1
@@ -203,7 +203,7 @@ def test_what_is_not_known_by_its_weights_walks_step_by_step(change, fused):
     assert len(fused) == 1
 
 
-def test_autocast_walks_step_by_step(fused):
+def test_autocast_unrolls_step_by_step(fused):
     rnn, batch = make().float(), [part.float() for part in own_grids()[:3]]
     with torch.autocast("cpu", torch.bfloat16):
         rnn(*batch, LENGTHS)

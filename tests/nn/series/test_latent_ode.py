@@ -180,23 +180,23 @@ encoders = pytest.mark.parametrize("kind", ["rnn", "ode_rnn"])
 
 
 @encoders
-def test_a_belief_depends_on_its_sample_alone(kind):
+def test_a_posterior_depends_on_its_sample_alone(kind):
     encoder, seen = make_encoder(kind), observations(series_batch())
-    belief = encoder(seen)
-    assert belief.mean.shape == belief.std.shape == (3, 4)
-    assert bool((belief.std > 0).all())
+    posterior = encoder(seen)
+    assert posterior.mean.shape == posterior.std.shape == (3, 4)
+    assert bool((posterior.std > 0).all())
     for b, n in enumerate(seen.lengths):
         part = Observations(*(x[b : b + 1, :n] for x in seen[:3]), seen.lengths[b : b + 1])
         alone = encoder(part)
-        torch.testing.assert_close(belief.mean[b], alone.mean[0], rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(belief.std[b], alone.std[0], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(posterior.mean[b], alone.mean[0], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(posterior.std[b], alone.std[0], rtol=1e-12, atol=1e-13)
 
 
 @encoders
 @pytest.mark.parametrize("what", ["value", "mask", "time"])
-def test_a_belief_hears_of_values_masks_and_times(kind, what):
+def test_a_posterior_hears_of_values_masks_and_times(kind, what):
     encoder, seen = make_encoder(kind), observations(series_batch())
-    belief = encoder(seen)
+    posterior = encoder(seen)
     if what == "value":
         seen.values[0, 2, 0] += 1.0
     elif what == "mask":
@@ -204,24 +204,24 @@ def test_a_belief_hears_of_values_masks_and_times(kind, what):
     else:
         seen.times[0, 1] += 0.2
     changed = encoder(seen)
-    assert not torch.allclose(changed.mean[0], belief.mean[0], rtol=1e-6)
-    torch.testing.assert_close(changed.mean[1:], belief.mean[1:])
+    assert not torch.allclose(changed.mean[0], posterior.mean[0], rtol=1e-6)
+    torch.testing.assert_close(changed.mean[1:], posterior.mean[1:])
 
 
 @encoders
-def test_a_belief_does_not_hear_of_what_is_not_observed(kind):
+def test_a_posterior_does_not_hear_of_what_is_not_observed(kind):
     encoder, seen = make_encoder(kind), observations(series_batch())
-    belief = encoder(seen)
+    posterior = encoder(seen)
     changed = encoder(seen._replace(values=seen.values + 7.0 * (1.0 - seen.mask)))
-    assert torch.equal(changed.mean, belief.mean)
-    assert torch.equal(changed.std, belief.std)
+    assert torch.equal(changed.mean, posterior.mean)
+    assert torch.equal(changed.std, posterior.std)
 
 
 @encoders
 def test_every_parameter_of_an_encoder_has_a_gradient(kind):
     encoder = make_encoder(kind)
-    belief = encoder(observations(series_batch()))
-    (belief.mean.sum() + belief.std.sum()).backward()
+    posterior = encoder(observations(series_batch()))
+    (posterior.mean.sum() + posterior.std.sum()).backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, name
         assert bool((parameter.grad != 0).any()), name
@@ -234,15 +234,15 @@ def test_a_gru_reads_backwards_with_the_time_since_the_observation_before():
         x = torch.cat([seen.values[0, k], seen.mask[0, k], times(gap)])
         _, state = encoder.gru(x[None, None], state)
     mean, std = encoder.to_latent(state[0]).chunk(2, dim=1)
-    belief = encoder(seen)
-    torch.testing.assert_close(belief.mean[:1], mean)
-    torch.testing.assert_close(belief.std[:1], std.abs())
+    posterior = encoder(seen)
+    torch.testing.assert_close(posterior.mean[:1], mean)
+    torch.testing.assert_close(posterior.std[:1], std.abs())
 
 
-def test_an_ode_rnn_walks_back_to_the_first_time():
+def test_an_ode_rnn_unrolls_back_to_the_first_time():
     encoder, seen = make_encoder("ode_rnn"), observations(series_batch())
-    belief = encoder.rnn(*seen).final
-    mean, std = encoder.to_latent(torch.cat(belief, dim=1)).chunk(2, dim=1)
+    posterior = encoder.rnn(*seen).final
+    mean, std = encoder.to_latent(torch.cat(posterior, dim=1)).chunk(2, dim=1)
     found = encoder(seen)
     assert torch.equal(found.mean, mean)
     assert torch.equal(found.std, std.abs())

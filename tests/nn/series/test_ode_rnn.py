@@ -1,4 +1,4 @@
-"""The walk of a batch, against a walk interval by interval."""
+"""The unroll of a batch, against an unroll interval by interval."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from steer_lightning.horizon.end_time import EndTimeDraw
-from steer_lightning.nn import ODERNN, Belief, BeliefGRU, MLPField, Walk
+from steer_lightning.nn import ODERNN, MLPField, Posterior, PosteriorGRU, Unroll
 from steer_lightning.solvers import SolveStats
 from tests.helpers.models import RecordingField, seeded
 
@@ -70,7 +70,7 @@ def gru_step(gru, mean, std, x):
 
 
 def interval_by_interval(rnn, grid, values, mask, rates=None):
-    """All samples along one grid, shape ``(K,)``; ``rates`` of intervals in walking order."""
+    """All samples along one grid, shape ``(K,)``; ``rates`` of intervals in unrolling order."""
     order = list(range(len(grid)))
     if rnn.reverse:
         order.reverse()
@@ -92,7 +92,7 @@ def interval_by_interval(rnn, grid, values, mask, rates=None):
         new_mean, new_std = gru_step(rnn.gru, mean, std, x)
         mean, std = torch.where(seen, new_mean, mean), torch.where(seen, new_std, std)
         departure[:, k] = mean
-    return Walk(Belief(mean, std), arrival, departure), n_steps
+    return Unroll(Posterior(mean, std), arrival, departure), n_steps
 
 
 def steered(rnn, draw):
@@ -104,21 +104,21 @@ def steered(rnn, draw):
 @fields
 @directions
 @draws
-def test_samples_of_one_grid_walk_interval_by_interval(time_dependent, reverse, draw):
+def test_samples_of_one_grid_unroll_interval_by_interval(time_dependent, reverse, draw):
     rnn, (series, *rest) = steered(make(time_dependent, reverse), draw), shared_grid()
-    walk_grid, rates = GRID.flip(0) if reverse else GRID, None
+    unroll_grid, rates = GRID.flip(0) if reverse else GRID, None
     if draw is not None:
-        ends = rnn.horizon.end_times(walk_grid)
-        rates = (ends - walk_grid[:-1]) / walk_grid.diff()
-        b = 0.999 * walk_grid.diff().abs() if draw.b is None else torch.tensor(draw.b)
-        assert bool(((ends - walk_grid[1:]).abs() <= b).all())
-    walk = rnn(series, *rest)
+        ends = rnn.horizon.end_times(unroll_grid)
+        rates = (ends - unroll_grid[:-1]) / unroll_grid.diff()
+        b = 0.999 * unroll_grid.diff().abs() if draw.b is None else torch.tensor(draw.b)
+        assert bool(((ends - unroll_grid[1:]).abs() <= b).all())
+    unroll = rnn(series, *rest)
     expected, n_steps = interval_by_interval(rnn, GRID, *rest[:2], rates)
-    torch.testing.assert_close(walk, expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(unroll, expected, rtol=1e-12, atol=1e-13)
     assert rnn.stats == SolveStats(nfe_forward=n_steps, accepted=n_steps)
     if draw is not None:
         rnn.horizon.reset()
-        assert not torch.allclose(rnn(series, *rest).final.mean, walk.final.mean, rtol=1e-6)
+        assert not torch.allclose(rnn(series, *rest).final.mean, unroll.final.mean, rtol=1e-6)
 
 
 @fields
@@ -135,13 +135,13 @@ def test_samples_of_one_grid_with_end_times_of_their_own(time_dependent, reverse
 @fields
 @directions
 @pytest.mark.parametrize("scope", [None, "batch", "sample"])
-def test_samples_of_other_grids_walk_their_own_intervals(time_dependent, reverse, scope):
+def test_samples_of_other_grids_unroll_their_own_intervals(time_dependent, reverse, scope):
     rnn, (series, values, mask, lengths) = make(time_dependent, reverse), own_grids()
     rates = None
     if scope is not None:
         rnn.horizon.perturb(EndTimeDraw(None, key=3, scope=scope))
         rates = rnn.horizon.rates(series, lengths, reverse)
-    walk = rnn(series, values, mask, lengths)
+    unroll = rnn(series, values, mask, lengths)
     longest = 0
     for b, n in enumerate(lengths):
         expected, n_steps = interval_by_interval(
@@ -151,9 +151,9 @@ def test_samples_of_other_grids_walk_their_own_intervals(time_dependent, reverse
             mask[b : b + 1, :n],
             None if rates is None else rates[b, : n - 1],
         )
-        for part, single in zip(walk.final, expected.final, strict=True):
+        for part, single in zip(unroll.final, expected.final, strict=True):
             torch.testing.assert_close(part[b : b + 1], single, rtol=1e-12, atol=1e-13)
-        for way, single in zip(walk[1:], expected[1:], strict=True):
+        for way, single in zip(unroll[1:], expected[1:], strict=True):
             torch.testing.assert_close(way[b, :n], single[0], rtol=1e-12, atol=1e-13)
             assert not bool(way[b, n:].any())
         longest = max(longest, n_steps)
@@ -182,26 +182,26 @@ def test_the_field_is_told_the_actual_time():
 @directions
 def test_a_sample_does_not_hear_of_the_rest_of_the_batch(reverse):
     rnn, batch = make(reverse=reverse), own_grids()
-    belief, arrival, *_ = rnn(*batch)
+    posterior, arrival, *_ = rnn(*batch)
     for b, n in enumerate(LENGTHS):
         alone, alone_arrival, _ = rnn(
             batch[0][b : b + 1, :n], *(part[b : b + 1, :n] for part in batch[1:3]), LENGTHS[[b]]
         )
-        for part, single in zip(belief, alone, strict=True):
+        for part, single in zip(posterior, alone, strict=True):
             torch.testing.assert_close(part[b], single[0], rtol=1e-13, atol=1e-14)
         torch.testing.assert_close(arrival[b, :n], alone_arrival[0], rtol=1e-13, atol=1e-14)
 
 
-def test_a_time_without_an_observation_is_walked_through():
+def test_a_time_without_an_observation_is_unrolled_through():
     rnn = make(max_step=1.0)
     series = torch.tensor([[0.0, 0.4, 1.0]], dtype=torch.float64)
     values, mask = torch.ones(2, 1, 3, N_FEATURES, dtype=torch.float64)
     mask[0, 1] = 0.0
-    belief, arrival, *_ = rnn(series, values, mask, torch.tensor([3]))
+    posterior, arrival, *_ = rnn(series, values, mask, torch.tensor([3]))
     values[0, 1] = 1e9  # not seen
-    assert torch.equal(rnn(series, values, mask, torch.tensor([3])).final.mean, belief.mean)
+    assert torch.equal(rnn(series, values, mask, torch.tensor([3])).final.mean, posterior.mean)
     expected, _ = interval_by_interval(rnn, series[0], values, mask)
-    torch.testing.assert_close(belief, expected.final)
+    torch.testing.assert_close(posterior, expected.final)
     torch.testing.assert_close(arrival, expected.arrival)
 
 
@@ -219,15 +219,15 @@ def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
 def test_every_parameter_has_a_gradient(time_dependent, reverse):
     rnn = make(time_dependent, reverse)
     rnn.horizon.perturb(EndTimeDraw(None, key=3))
-    belief, arrival, *_ = rnn(*own_grids())
-    (belief.mean.sum() + belief.std.square().sum() + arrival.square().sum()).backward()
+    posterior, arrival, *_ = rnn(*own_grids())
+    (posterior.mean.sum() + posterior.std.square().sum() + arrival.square().sum()).backward()
     for name, parameter in rnn.named_parameters():
         assert parameter.grad is not None, name
         assert bool((parameter.grad != 0).any()), name
         assert bool(parameter.grad.isfinite().all()), name
 
 
-def test_after_a_reset_the_walk_is_nominal_to_the_last_bit():
+def test_after_a_reset_the_unroll_is_nominal_to_the_last_bit():
     rnn, batch = make(), own_grids()
     nominal = rnn(*batch).final.mean
     rnn.horizon.perturb(EndTimeDraw(None, key=3))
@@ -243,37 +243,39 @@ def test_after_a_reset_the_walk_is_nominal_to_the_last_bit():
     assert torch.equal(rnn(*batch).final.mean, nominal)
 
 
-def test_the_belief_has_a_deviation_that_is_not_negative():
-    belief, *_ = make()(*own_grids())
-    assert bool((belief.std > 0).all())
+def test_the_posterior_has_a_std_that_is_not_negative():
+    posterior, *_ = make()(*own_grids())
+    assert bool((posterior.std > 0).all())
 
 
 def test_autocast_lowers_the_precision_of_the_networks_alone():
     rnn, batch = make().float(), own_grids()
     batch = [part.float() for part in batch[:3]]
     with torch.autocast("cpu", torch.bfloat16):
-        belief, arrival, *_ = rnn(*batch, LENGTHS)
-    assert belief.mean.dtype == belief.std.dtype == arrival.dtype == torch.float32
-    torch.testing.assert_close(belief.mean, rnn(*batch, LENGTHS).final.mean, rtol=0.1, atol=0.05)
+        posterior, arrival, *_ = rnn(*batch, LENGTHS)
+    assert posterior.mean.dtype == posterior.std.dtype == arrival.dtype == torch.float32
+    torch.testing.assert_close(
+        posterior.mean, rnn(*batch, LENGTHS).final.mean, rtol=0.1, atol=0.05
+    )
 
 
 def test_times_may_be_of_higher_precision_than_values():
     rnn, (series, values, mask, lengths) = make().float(), own_grids()
-    belief, arrival, *_ = rnn(series, values.float(), mask.float(), lengths)
-    assert belief.mean.dtype == arrival.dtype == torch.float32
+    posterior, arrival, *_ = rnn(series, values.float(), mask.float(), lengths)
+    assert posterior.mean.dtype == arrival.dtype == torch.float32
 
 
-def test_gates_keep_or_replace_a_belief():
-    gru = BeliefGRU(4, N_STATES, 5).double()
-    belief = Belief(*torch.ones(2, 2, N_STATES, dtype=torch.float64))
+def test_gates_keep_or_replace_a_posterior():
+    gru = PosteriorGRU(4, N_STATES, 5).double()
+    posterior = Posterior(*torch.ones(2, 2, N_STATES, dtype=torch.float64))
     x = torch.ones(2, 4, dtype=torch.float64)
     with torch.no_grad():
         gru.update_gate[-1].bias.fill_(1e3)
-        assert torch.equal(gru(belief, x).mean, belief.mean)
+        assert torch.equal(gru(posterior, x).mean, posterior.mean)
         gru.update_gate[-1].bias.fill_(-1e3)
         gru.new_state[-1].weight.zero_()
         gru.new_state[-1].bias.copy_(torch.tensor([1.0, 2, 3, -4, 5, -6]))
-        updated = gru(belief, x)
+        updated = gru(posterior, x)
     assert updated.mean[0].tolist() == [1.0, 2.0, 3.0]
     assert updated.std[0].tolist() == [4.0, 5.0, 6.0]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from steer_lightning.nn.series.unroll_plan import plan_walk, walking_order
+from steer_lightning.nn.series.unroll_plan import plan_unroll, unroll_order
 from tests.helpers.problems import times
 
 LENGTHS = torch.tensor([4, 2, 1])
@@ -22,9 +22,9 @@ def random_series(n_samples=5, n_times=9, seed=0):
     return gaps.cumsum(1), lengths
 
 
-def test_the_order_of_a_walk_is_padded_by_the_last_one_met():
-    assert walking_order(LENGTHS, 4).tolist() == [[0, 1, 2, 3], [0, 1, 1, 1], [0] * 4]
-    assert walking_order(LENGTHS, 4, reverse=True).tolist() == [
+def test_the_order_of_a_unroll_is_padded_by_the_last_one_met():
+    assert unroll_order(LENGTHS, 4).tolist() == [[0, 1, 2, 3], [0, 1, 1, 1], [0] * 4]
+    assert unroll_order(LENGTHS, 4, reverse=True).tolist() == [
         [3, 2, 1, 0],
         [1, 0, 0, 0],
         [0] * 4,
@@ -39,7 +39,7 @@ def check(plan, t, dt, arrived):
 
 def test_forward_by_hand():
     check(
-        plan_walk(TIMES, LENGTHS, 1.0),
+        plan_unroll(TIMES, LENGTHS, 1.0),
         t=[[0.0, 0.0, 1.0, 1.5, 2.5], [2.0, 2.0, 3.0, 4.0, 5.0], [7.0] * 5],
         dt=[[0.0, 1.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0, 0.0], [0.0] * 5],
         arrived=[[0, 1, 2, -1, 3], [0, -1, -1, 1, -1], [0, -1, -1, -1, -1]],
@@ -48,7 +48,7 @@ def test_forward_by_hand():
 
 def test_backward_by_hand():
     check(
-        plan_walk(TIMES, LENGTHS, 1.0, reverse=True),
+        plan_unroll(TIMES, LENGTHS, 1.0, reverse=True),
         t=[[3.5, 3.5, 2.5, 1.5, 1.0], [5.0, 5.0, 4.0, 3.0, 2.0], [7.0] * 5],
         dt=[[0.0, -1.0, -1.0, -0.5, -1.0], [0.0, -1.0, -1.0, -1.0, 0.0], [0.0] * 5],
         arrived=[[3, -1, 2, 1, 0], [1, -1, -1, 0, -1], [0, -1, -1, -1, -1]],
@@ -57,16 +57,16 @@ def test_backward_by_hand():
 
 def test_rates_stretch_an_interval_and_the_next_one_starts_unperturbed():
     check(
-        plan_walk(TIMES, LENGTHS, 1.0, RATES),
+        plan_unroll(TIMES, LENGTHS, 1.0, RATES),
         t=[[0.0, 0.0, 1.0, 1.5, 3.5], [2.0, 2.0, 2.25, 2.5, 5.0], [7.0] * 5],
         dt=[[0.0, 0.5, 0.75, 2.0, 2.0], [0.0, 0.25, 0.25, 0.25, 0.0], [0.0] * 5],
         arrived=[[0, 1, 2, -1, 3], [0, -1, -1, 1, -1], [0, -1, -1, -1, -1]],
     )
 
 
-def test_rates_number_the_intervals_as_the_walk_takes_them():
+def test_rates_number_the_intervals_as_the_unroll_takes_them():
     check(
-        plan_walk(TIMES, LENGTHS, 1.0, RATES, reverse=True),
+        plan_unroll(TIMES, LENGTHS, 1.0, RATES, reverse=True),
         t=[[3.5, 3.5, 3.0, 1.5, 1.0], [5.0, 5.0, 4.75, 4.5, 2.0], [7.0] * 5],
         dt=[[0.0, -0.5, -0.5, -0.75, -2.0], [0.0, -0.25, -0.25, -0.25, 0.0], [0.0] * 5],
         arrived=[[3, -1, 2, 1, 0], [1, -1, -1, 0, -1], [0, -1, -1, -1, -1]],
@@ -74,14 +74,14 @@ def test_rates_number_the_intervals_as_the_walk_takes_them():
 
 
 def test_each_sample_may_have_a_longest_step_of_its_own():
-    plan = plan_walk(TIMES, LENGTHS, times(2.0, 1.5, 1.0))
+    plan = plan_unroll(TIMES, LENGTHS, times(2.0, 1.5, 1.0))
     assert plan.dt.tolist() == [[0.0, 1.0, 0.5, 2.0], [0.0, 1.5, 1.5, 0.0], [0.0] * 4]
 
 
-def test_a_walk_that_is_done_stands_still_where_it_ended():
+def test_a_unroll_that_is_done_stands_still_where_it_ended():
     series = torch.stack([times(0.0, 3.0), times(4.0, 5.0)])
     check(
-        plan_walk(series, torch.tensor([2, 2]), 1.0),
+        plan_unroll(series, torch.tensor([2, 2]), 1.0),
         t=[[0.0, 0.0, 1.0, 2.0], [4.0, 4.0, 5.0, 5.0]],
         dt=[[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]],
         arrived=[[0, -1, -1, 1], [0, 1, -1, -1]],
@@ -93,7 +93,7 @@ def test_a_walk_that_is_done_stands_still_where_it_ended():
 def test_steps_are_equal_as_few_as_allowed_and_add_up_to_the_gaps(reverse, max_step):
     series, lengths = random_series()
     for t, dt, arrived, grid, n in zip(
-        *plan_walk(series, lengths, max_step, reverse=reverse), series, lengths, strict=True
+        *plan_unroll(series, lengths, max_step, reverse=reverse), series, lengths, strict=True
     ):
         order = torch.arange(n).flip(0) if reverse else torch.arange(n)
         met = (arrived >= 0).nonzero().flatten()
@@ -112,13 +112,13 @@ def test_steps_are_equal_as_few_as_allowed_and_add_up_to_the_gaps(reverse, max_s
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("stretched", [False, True])
-def test_a_sample_alone_walks_as_it_does_in_a_batch(reverse, stretched):
+def test_a_sample_alone_unrolls_as_it_does_in_a_batch(reverse, stretched):
     series, lengths = random_series()
     longest = torch.linspace(0.05, 0.3, len(series), dtype=torch.float64)
     rates = torch.linspace(0.1, 1.9, series[:, 1:].numel()).double().view_as(series[:, 1:])
-    batch = plan_walk(series, lengths, longest, rates if stretched else None, reverse)
+    batch = plan_unroll(series, lengths, longest, rates if stretched else None, reverse)
     for i, n in enumerate(lengths):
-        alone = plan_walk(
+        alone = plan_unroll(
             series[i : i + 1, :n],
             lengths[i : i + 1],
             longest[i],
@@ -135,17 +135,17 @@ def test_a_sample_alone_walks_as_it_does_in_a_batch(reverse, stretched):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_gap_of_whole_steps_to_rounding_takes_no_step_more(dtype):
     series = (torch.arange(40, dtype=dtype) / 20).expand(1, -1)
-    assert plan_walk(series, torch.tensor([40]), 0.05).dt.shape == (1, 40)
-    assert plan_walk(series, torch.tensor([40]), 0.0499).dt.shape == (1, 79)
+    assert plan_unroll(series, torch.tensor([40]), 0.05).dt.shape == (1, 40)
+    assert plan_unroll(series, torch.tensor([40]), 0.0499).dt.shape == (1, 79)
 
 
 def test_the_steps_have_a_gradient_in_the_times():
     series = TIMES.clone().requires_grad_()
-    plan_walk(series, LENGTHS, 1.0, RATES).dt.sum().backward()
+    plan_unroll(series, LENGTHS, 1.0, RATES).dt.sum().backward()
     assert series.grad.tolist() == [[-0.5, -1.0, -0.5, 2.0], [-0.25, 0.25, 0.0, 0.0], [0.0] * 4]
 
 
 @pytest.mark.parametrize("max_step", [0.0, -1.0, float("nan")])
 def test_a_longest_step_that_leads_nowhere_is_refused(max_step):
     with pytest.raises(ValueError, match=f"Expected `max_step` > 0, but got {max_step}"):
-        plan_walk(TIMES, LENGTHS, max_step)
+        plan_unroll(TIMES, LENGTHS, max_step)

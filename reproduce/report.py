@@ -1,18 +1,19 @@
-"""Records in, Markdown out."""
+"""The page of an experiment in Markdown, from its records."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from reproduce.experiments import Arm, Comparison, Experiment, Metric, Record, Results, Scale
+from reproduce.experiments import Comparison, Experiment, Metric, Scale, Variant
+from reproduce.records import Record, Results, finished
 from reproduce.statistics import Paired, Summary, paired, reached, summary
 
 
-def write_table(experiment: Experiment, results: Results, scale: Scale, command: str = "") -> str:
+def write_page(experiment: Experiment, results: Results, scale: Scale, command: str = "") -> str:
     """The whole page: caption, a table for each metric, work, and what did not run.
 
     Args:
         experiment: What was compared.
-        results: Records of each arm.
+        results: Records of each variant.
         scale: Of the runs.
         command: Command line that made the page.
     """
@@ -28,7 +29,7 @@ def write_table(experiment: Experiment, results: Results, scale: Scale, command:
 
 def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
     """What the numbers are, and what they are not."""
-    seeds = sorted({record.seed for arm in experiment.arms for record in results[arm]})
+    seeds = sorted({record.seed for variant in experiment.variants for record in results[variant]})
     words = ", ".join(map(str, seeds))
     if scale == "paper":
         first = f"Reproduction at the paper's scale. {experiment.cut}"
@@ -46,22 +47,24 @@ def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
 
 
 def metric_table(experiment: Experiment, metric: Metric, results: Results) -> str:
-    """One metric of every arm, beside the paper's if it is the first."""
-    first = metric is experiment.metrics[0] and any(arm.paper for arm in experiment.arms)
+    """One metric of every variant, beside the paper's if it is the first."""
+    first = metric is experiment.metrics[0] and any(
+        variant.paper for variant in experiment.variants
+    )
     against = "ratio to baseline" if metric.ratio else "difference"
-    header = ["setting", "arm", metric.label, "n", f"{against} [95 %]", "verdict"]
+    header = ["setting", "variant", metric.label, "n", f"{against} [95 %]", "verdict"]
     rows = [[*header[:2], "paper", *header[2:]] if first else header]
-    for part, arm in _arms(experiment):
-        values = _values(results[arm], metric)
+    for part, variant in _variants(experiment):
+        values = _values(results[variant], metric)
         found = summary([*values.values()])
         if found.n == 0 and metric is not experiment.metrics[0]:
             continue  # the first table says why
-        row = [part.setting, arm.label, _show_summary(found, metric), str(found.n)]
+        row = [part.setting, variant.label, _show_summary(found, metric), str(found.n)]
         if found.n == 0:
-            row[2] = _why(results[arm])
+            row[2] = _why(results[variant])
         if first:
-            row.insert(2, arm.paper)
-        if arm is part.baseline:
+            row.insert(2, variant.paper)
+        if variant is part.baseline:
             row += ["", ""]
         else:
             difference = paired(_values(results[part.baseline], metric), values, metric.better)
@@ -75,18 +78,18 @@ def metric_table(experiment: Experiment, metric: Metric, results: Results) -> st
 def work_table(experiment: Experiment, results: Results) -> str:
     """Evaluations and time, in all and until the baseline's last validation metric is reached."""
     rows = [
-        ["setting", "arm", "NFE forward", "backward", "s", "NFE of a test batch", "NFE to reach",
-         "s to reach", "difference in s [95 %]", "verdict"]
+        ["setting", "variant", "NFE forward", "backward", "s", "NFE of a test batch",
+         "NFE to reach", "s to reach", "difference in s [95 %]", "verdict"]
     ]  # fmt: skip
     monitors: dict[str, None] = {}
-    for part, arm in _arms(experiment):
-        records = [r for r in results[arm] if r.status == "finished" and r.checks]
+    for part, variant in _variants(experiment):
+        records = [r for r in finished(results[variant]) if r.checks]
         if not records:
             continue
-        monitors |= {record.monitor: None for record in records}
+        monitors |= {record.monitor: None for record in records if record.monitor}
         last = [record.checks[-1] for record in records]
         clock = records[0].clock
-        found = reached(results[part.baseline], results[arm])
+        found = reached(results[part.baseline], results[variant])
         there = {seed: check for seed, check in found.items() if check is not None}
         own = reached(results[part.baseline], results[part.baseline])
         baseline = {seed: getattr(c, clock) for seed, c in own.items() if c is not None}
@@ -95,7 +98,7 @@ def work_table(experiment: Experiment, results: Results) -> str:
         late = len(found) - len(there)
         row = [
             part.setting,
-            arm.label,
+            variant.label,
             _count(check.nfe_forward for check in last),
             _count(check.nfe_backward for check in last),
             _plain((getattr(check, clock) for check in last), 0),
@@ -105,7 +108,7 @@ def work_table(experiment: Experiment, results: Results) -> str:
         ]
         if late:
             row[-1] = f"{row[-1]} not reached ({late} of {len(found)})".strip()
-        if arm is part.baseline:
+        if variant is part.baseline:
             row += ["", ""]
         elif late:
             row += ["", "not reached" if not there else "not reached by all: no verdict"]
@@ -125,11 +128,11 @@ def work_table(experiment: Experiment, results: Results) -> str:
 def missing_runs(experiment: Experiment, results: Results) -> str:
     """What failed or did not run, and why; empty if all is there."""
     lines: dict[str, list[str]] = {}
-    for part, arm in _arms(experiment):
-        for record in results[arm]:
+    for part, variant in _variants(experiment):
+        for record in results[variant]:
             if record.status != "finished":
                 key = f"{record.status}: {_short(record.message)}"
-                where = f"{part.setting}, {arm.label} (seed {record.seed})"
+                where = f"{part.setting}, {variant.label} (seed {record.seed})"
                 lines.setdefault(key, []).append(where)
     return "\n".join(
         f"- {key} -- {where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}"
@@ -139,11 +142,7 @@ def missing_runs(experiment: Experiment, results: Results) -> str:
 
 def machines(results: Results) -> str:
     """Versions, hardware and commits of the finished runs."""
-    lines = []
-    for records in results.values():
-        for record in records:
-            if record.status == "finished":
-                lines.append(_machine(record.machine))
+    lines = [_machine(r.machine) for records in results.values() for r in finished(records)]
     return "\n".join(dict.fromkeys(lines)) or "Nothing has run."
 
 
@@ -161,18 +160,15 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
-def _arms(experiment: Experiment) -> Iterable[tuple[Comparison, Arm]]:
-    return ((part, arm) for part in experiment.comparisons for arm in part.arms)
+def _variants(experiment: Experiment) -> Iterable[tuple[Comparison, Variant]]:
+    return ((part, variant) for part in experiment.comparisons for variant in part.variants)
 
 
 def _values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
     """By seed, as shown; logarithms where ratios are compared."""
-    found = {}
-    for record in records:
-        if record.status == "finished" and metric.key in record.values:
-            value = metric.factor * record.values[metric.key]
-            found[record.seed] = _log(value) if metric.ratio else value
-    return found
+    found = {r.seed: r.value(metric.key) for r in finished(records)}
+    shown = {seed: metric.factor * value for seed, value in found.items() if value is not None}
+    return {seed: _log(v) for seed, v in shown.items()} if metric.ratio else shown
 
 
 def _log(value: float) -> float:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from reproduce.experiments import Metric
-from reproduce.tables import caption, metric_table, write_table
+from reproduce.report import caption, metric_table, write_page
 from tests.reproduce.records import ACCURACY, BASELINE, MACHINE, STEER, experiment, record
 
 RESULTS = {
@@ -24,7 +24,7 @@ larger than their spread.
 
 accuracy, % (higher is better):
 
-| setting | arm | paper | accuracy, % | n | difference [95 %] | verdict |
+| setting | variant | paper | accuracy, % | n | difference [95 %] | verdict |
 |---|---|---|---|---|---|---|
 | MNIST | without | 0.50 | 55.0 +- 7.1 | 2 |  |  |
 | MNIST | STEER | 0.60 | 66.0 +- 7.1 | 2 | +11.0 [+10.9, +11.1] | gain |
@@ -34,8 +34,8 @@ seconds in training batches (on CPU processor seconds), without validation. "To 
 first check at which `val/accuracy` is as good as the baseline's at its last check, with the same \
 seed.
 
-| setting | arm | NFE forward | backward | s | NFE of a test batch | NFE to reach | s to reach \
-| difference in s [95 %] | verdict |
+| setting | variant | NFE forward | backward | s | NFE of a test batch | NFE to reach \
+| s to reach | difference in s [95 %] | verdict |
 |---|---|---|---|---|---|---|---|---|---|
 | MNIST | without | 200 | 100 | 20 | 26.0 | 300 | 20 |  |  |
 | MNIST | STEER | 200 | 100 | 20 | 26.0 | 150 | 10 | -10 [-10, -10] | gain |
@@ -50,7 +50,7 @@ def cells(table, row):
 
 
 def test_a_whole_page():
-    page = write_table(experiment(), RESULTS, "short", "python -m reproduce table9")
+    page = write_page(experiment(), RESULTS, "short", "python -m reproduce table9")
     assert page == PAGE
 
 
@@ -64,7 +64,7 @@ def test_only_the_papers_scale_is_called_a_reproduction():
 
 
 def test_one_seed_gives_no_verdict():
-    results = {arm: records[:1] for arm, records in RESULTS.items()}
+    results = {variant: records[:1] for variant, records in RESULTS.items()}
     row = cells(metric_table(experiment(), ACCURACY, results), -1)
     assert row == ["MNIST", "STEER", "0.60", "61.0", "1", "+11.0", "one seed: no verdict"]
     assert "Seed 0 (" in caption(experiment(), results, "short")
@@ -75,7 +75,7 @@ def test_other_metrics_stand_alone():
     shown = experiment((ACCURACY, other))
     table = metric_table(shown, other, RESULTS)
     assert table.startswith("NFE (lower is better):")
-    assert cells(table, 2) == ["setting", "arm", "NFE", "n", "difference [95 %]", "verdict"]
+    assert cells(table, 2) == ["setting", "variant", "NFE", "n", "difference [95 %]", "verdict"]
     assert cells(table, -1) == ["MNIST", "STEER", "26 +- 0", "2", "+0 [+0, +0]", "no difference"]
 
 
@@ -94,21 +94,21 @@ def test_ratios_of_what_spans_decades():
 
 def test_a_target_that_is_not_reached():
     late = {**RESULTS, STEER: [record(0, 0.6, (0.1, 0.2)), record(1, 0.7, (0.1, 0.6))]}
-    table = write_table(experiment(), late, "short")
+    table = write_page(experiment(), late, "short")
     row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
     assert row.endswith("| 300 | 20 not reached (1 of 2) |  | not reached by all: no verdict |")
     never = {**RESULTS, STEER: [record(s, 0.6, (0.1, 0.2)) for s in (0, 1)]}
-    table = write_table(experiment(), never, "short")
+    table = write_page(experiment(), never, "short")
     row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
     assert row.endswith("|  | not reached (2 of 2) |  | not reached |")
 
 
 def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
     on_gpu = {
-        arm: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]
-        for arm, records in RESULTS.items()
+        variant: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]
+        for variant, records in RESULTS.items()
     }
-    table = write_table(experiment(), on_gpu, "short")
+    table = write_page(experiment(), on_gpu, "short")
     assert "| MNIST | without | 200 | 100 | 40 |" in table
     assert "on A GPU," in table
 
@@ -116,11 +116,11 @@ def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
 @pytest.mark.parametrize("status", ["failed", "not run"])
 def test_what_did_not_run_is_named(status):
     gone = [record(s, 0.0, status=status, message="No\nfile | here") for s in (0, 1)]
-    table = write_table(experiment(), {**RESULTS, STEER: gone}, "short")
+    table = write_page(experiment(), {**RESULTS, STEER: gone}, "short")
     assert f"| MNIST | STEER | 0.60 | {status} | 0 |  |  |" in table
     assert f"- {status}: No file / here -- MNIST, STEER (seed 0) and 1 more" in table
 
 
 def test_nothing_has_run():
-    gone = {arm: [record(0, 0.0, status="pending")] for arm in (BASELINE, STEER)}
-    assert write_table(experiment(), gone, "short").endswith("Nothing has run.\n")
+    gone = {variant: [record(0, 0.0, status="pending")] for variant in (BASELINE, STEER)}
+    assert write_page(experiment(), gone, "short").endswith("Nothing has run.\n")

@@ -1,0 +1,140 @@
+"""What became of runs, and a compact file of it: one line a run."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from reproduce.experiments import Experiment, Variant
+from steer_lightning.callbacks.training_clock import Check
+from steer_lightning.utils.io import replacing
+
+Status = Literal["finished", "failed", "not run", "pending"]
+MOST_CHECKS = 100
+_NAMES = ("experiment", "setting", "variant")
+_CLOCKED = ("step", "epoch", "seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
+
+
+@dataclass
+class Record:
+    """What became of one run.
+
+    Args:
+        seed: Its ``seed_everything``.
+        status: Whether there is a result.
+        message: Why there is none.
+        values: Metrics of test and last check, by name.
+        sweep: Columns of the table of ``EndTimeSweep``, by name.
+        checks: The history of training.
+        monitor: What its checkpoints are chosen by.
+        mode: Whether a larger (``"max"``) or a smaller monitor is better.
+        machine: Versions, hardware and commit of the last session.
+        folder: Its files, where they are at hand.
+    """
+
+    seed: int
+    status: Status
+    message: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    checks: Sequence[Check] = ()
+    monitor: str = ""
+    mode: str = "min"
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    @property
+    def clock(self) -> Literal["seconds", "cpu_seconds"]:
+        """Wall-clock time on a GPU; on CPU, which other work may share, processor time."""
+        return "seconds" if self.machine.get("gpu") else "cpu_seconds"
+
+    def value(self, key: str) -> float | None:
+        """A metric by name; ``sweep/NAME@T`` is that of the evaluation at end time ``T``."""
+        name, _, end_time = key.removeprefix("sweep/").partition("@")
+        if not end_time:
+            return self.values.get(key)
+        for t, value in zip(self.sweep.get("end_time", ()), self.sweep.get(name, ()), strict=True):
+            if f"{t:g}" == end_time:
+                return value
+        return None
+
+
+Results = Mapping[Variant, Sequence[Record]]
+
+
+def finished(records: Iterable[Record]) -> list[Record]:
+    """Those with a result."""
+    return [record for record in records if record.status == "finished"]
+
+
+def write_records(path: Path, experiments: Mapping[Experiment, Results]) -> None:
+    """Write a line for each run, with rounded numbers and at most 100 checks of the monitor.
+
+    Args:
+        path: The file, replaced whole.
+        experiments: What was compared, and its records.
+    """
+    lines, machine = [], None
+    for experiment, results in experiments.items():
+        for part in experiment.comparisons:
+            for variant in part.variants:
+                for record in results[variant]:
+                    names = (experiment.name, part.setting, variant.label)
+                    line = {**dict(zip(_NAMES, names, strict=True)), **_compact(record)}
+                    if line["machine"] == machine:  # as in the line before
+                        del line["machine"]
+                    else:
+                        machine = line["machine"]
+                    lines.append(json.dumps(line, separators=(",", ":")))
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+
+
+def read_records(path: Path, experiment: Experiment) -> Results:
+    """Records of an experiment from such a file; a variant that is not in it has none."""
+    found: dict[tuple[str, ...], list[Record]] = {}
+    machine: Mapping[str, Any] = {}
+    for line in path.read_text().splitlines():
+        saved = {"machine": machine, **json.loads(line)}
+        machine = saved["machine"]
+        key = tuple(saved.pop(name) for name in _NAMES)
+        found.setdefault(key, []).append(_expand(saved))
+    return {
+        variant: found.get((experiment.name, part.setting, variant.label), [])
+        for part in experiment.comparisons
+        for variant in part.variants
+    }
+
+
+def _compact(record: Record) -> dict[str, Any]:
+    checks = record.checks
+    n = min(MOST_CHECKS, len(checks))
+    kept = [checks[round((i + 1) * len(checks) / n) - 1] for i in range(n)]
+    columns = {name: [_rounded(getattr(c, name)) for c in kept] for name in _CLOCKED}
+    columns["monitor"] = [_rounded(c.metrics.get(record.monitor, math.nan)) for c in kept]
+    return {
+        "seed": record.seed,
+        "status": record.status,
+        "message": record.message,
+        # Not of each block: a name has no second slash.
+        "values": {k: _rounded(v) for k, v in record.values.items() if k.count("/") < 2},
+        "sweep": {name: [_rounded(v) for v in column] for name, column in record.sweep.items()},
+        "checks": columns if kept else {},
+        "monitor": record.monitor,
+        "mode": record.mode,
+        "machine": dict(record.machine),
+    }
+
+
+def _expand(saved: dict[str, Any]) -> Record:
+    monitor, columns = saved["monitor"], saved.pop("checks")
+    # Records of old kept no history of the monitor: such checks have no metrics.
+    metrics = [{} if math.isnan(v) else {monitor: v} for v in columns.pop("monitor", [])]
+    rows = zip(*columns.values(), metrics, strict=True) if columns else ()
+    return Record(**saved, checks=[Check(*row) for row in rows])
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) or not math.isfinite(value) else float(f"{value:.6g}")
