@@ -11,7 +11,7 @@ from steer_lightning.nn.fields import autonomous_field
 from steer_lightning.nn.integrate import integrate
 from steer_lightning.nn.series import SeriesBatch, keep_times
 from steer_lightning.nn.series.encoders import ODERNNEncoder, RNNEncoder, observations
-from steer_lightning.nn.series.forecast import Forecast
+from steer_lightning.nn.series.forecaster import Forecast
 from steer_lightning.nn.series.ode_rnn import Posterior, tanh_network
 from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
 from steer_lightning.solvers.step_memory import StepMemory
