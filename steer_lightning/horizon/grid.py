@@ -8,7 +8,8 @@ from torch import Tensor
 from steer_lightning.horizon.base import Horizon, PiecewiseField, WarpedField
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.utils.problem import VectorField, check_problem, first_part, has_float64
+from steer_lightning.utils.checks import check_problem
+from steer_lightning.utils.problem import VectorField, first_part, has_float64
 
 
 class GridHorizon(Horizon):

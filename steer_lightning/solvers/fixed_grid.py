@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.runge_kutta import Time, stack
-from steer_lightning.solvers.stepper import Stepper
+from steer_lightning.solvers.runge_kutta import Time
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import FIXED
-from steer_lightning.solvers.work import Work
-from steer_lightning.utils.checks import check_choice
-from steer_lightning.utils.problem import VectorField, check_problem
+from steer_lightning.solvers.work import Stepper, Work
+from steer_lightning.utils.checks import check_choice, check_problem
+from steer_lightning.utils.problem import VectorField, stack
 
 
 class FixedGridSolver(Solver):

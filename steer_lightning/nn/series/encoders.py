@@ -11,7 +11,7 @@ from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, tanh_network
 
 
 class Observations(NamedTuple):
-    """What an encoder unrolls along: the observed times of each sample, padded.
+    """The observed times of each sample, padded, along which an encoder unrolls.
 
     Args:
         times: Times, shape ``(B, K)``; padding repeats the last one.

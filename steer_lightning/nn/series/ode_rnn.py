@@ -13,7 +13,7 @@ from steer_lightning.nn.fields import MLPField
 from steer_lightning.nn.series.fused_unroll import Network, fused_unroll
 from steer_lightning.nn.series.unroll import UnrollPlan, list_steps, plan_unroll
 from steer_lightning.solvers import SolveStats
-from steer_lightning.utils.problem import check_state
+from steer_lightning.utils.checks import check_state
 
 
 def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:
@@ -35,7 +35,7 @@ class Posterior(NamedTuple):
 
 
 class Unroll(NamedTuple):
-    """What an ODE-RNN knew along the times of each sample.
+    """Posterior and means of an ODE-RNN along the times of each sample.
 
     Args:
         final: Posterior at the end of the unroll.
@@ -300,7 +300,7 @@ def _observed(observations: Tensor) -> Tensor:
 
 
 def _at_steps(observations: Tensor, plan: UnrollPlan) -> Tensor:
-    """What each step arrives at, shape ``(B, M, ...)``: zero where it arrives at nothing."""
+    """The observation each step arrives at, shape ``(B, M, ...)``: zero where there is none."""
     padded = F.pad(observations, (0, 0, 1, 0))
     place = (plan.arrived + 1)[..., None].expand(-1, -1, padded.shape[2])
     return padded.gather(1, place)

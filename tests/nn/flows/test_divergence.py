@@ -9,7 +9,7 @@ from torch import nn
 
 from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.nn import CNF, ConcatSquashField, ConvFlowField, MLPField, Transport
-from steer_lightning.nn import cnf as module
+from steer_lightning.nn.flows import cnf as module
 from steer_lightning.nn.flows.divergence import DivergenceField
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.models import lively

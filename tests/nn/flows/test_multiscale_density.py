@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steer_lightning.nn import cnf as module
+from steer_lightning.nn.flows import cnf as module
 from steer_lightning.nn.likelihood import standard_normal_log_prob
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.models import image_flow, lively
