@@ -99,7 +99,9 @@ class FixedGridSolver(Solver):
         work.stats.accepted += len(knots) - 1
         steps = None
         if dense:
-            ends = torch.stack([torch.as_tensor(t).to("cpu", torch.float64) for t in knots])
+            ends = torch.stack(
+                [torch.as_tensor(t, dtype=torch.float64, device="cpu") for t in knots]
+            )
             steps = Steps(tableau, ends, states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 
