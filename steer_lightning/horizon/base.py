@@ -1,4 +1,4 @@
-"""What every horizon is: something that STEER can perturb, and reset."""
+"""Horizons, which STEER perturbs and resets, and the fields seen through their warp."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class WarpedField(nn.Module):
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))
 
     def trainable_tensors(self) -> list[Tensor]:
-        """What an adjoint must differentiate besides the parameters: a learnable end time."""
+        """The learnable end time, which an adjoint must differentiate besides the parameters."""
         return [x for x in self.warp if isinstance(x, Tensor) and x.requires_grad]
 
 
@@ -49,7 +49,10 @@ class PiecewiseField(NamedTuple):
 
 
 class Horizon(nn.Module):
-    """What can be perturbed. Its draw is plain state: never a buffer, never in ``state_dict``."""
+    """Times of a solve that a draw can move.
+
+    The draw is plain state: never a buffer, never in ``state_dict``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class Horizon(nn.Module):
         raise NotImplementedError
 
     def in_force(self) -> dict[str, float]:
-        """What is in force now, by the names it is logged under."""
+        """The values in force now, by the names they are logged under."""
         raise NotImplementedError
 
     def times(self, y0: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""How STEER draws an end time: a pure function of a key, away from global random state."""
+"""Draws of STEER's end times: pure functions of a key, away from global random state."""
 
 import math
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def end_time_offset(u: Tensor, b: Tensor, distribution: Distribution = "uniform"
 
 
 class Draw(Protocol):
-    """What a horizon needs to know of a draw."""
+    """The part of a draw that horizons know."""
 
     @property
     def per_sample(self) -> bool:
@@ -118,9 +118,6 @@ class EndTimeDraw:
         Args:
             gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``.
             clip: Cut ``b`` to ``(1 - epsilon) |gap|`` instead of raising.
-
-        Returns:
-            Non-negative half-widths, shape ``(N,)``.
 
         Raises:
             ValueError: If ``b`` reaches the fixed end of an interval and ``clip`` is off.

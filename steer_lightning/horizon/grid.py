@@ -8,8 +8,8 @@ from torch import Tensor
 from steer_lightning.horizon.base import Horizon, PiecewiseField, WarpedField
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.nn.series.unroll_plan import unroll_order
-from steer_lightning.utils.problem import VectorField, check_problem, first_part, has_float64
+from steer_lightning.utils.checks import check_problem
+from steer_lightning.utils.problem import VectorField, first_part, has_float64
 
 
 class GridHorizon(Horizon):
@@ -137,3 +137,24 @@ def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:
         t_eval, rates = t_eval.double(), rates.to(t_eval.device)
     gaps = rates.to(t_eval) * t_eval.diff()
     return torch.cat([t_eval[:1], t_eval[0] + gaps.cumsum(0)])
+
+
+def unroll_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tensor:
+    """Number of the observation that each sample's unroll meets as its i-th.
+
+    Args:
+        lengths: Number of observations of each sample, at least one, shape ``(B,)``.
+        n_times: Times ``K`` of the longest sample.
+        reverse: Unroll from the last observation to the first.
+
+    Returns:
+        Numbers from zero, shape ``(B, K)``; padding repeats the last one met.
+
+    Example:
+        >>> unroll_order(torch.tensor([3, 2]), 3, reverse=True)
+        tensor([[2, 1, 0],
+                [1, 0, 0]])
+    """
+    last = lengths[:, None] - 1
+    number = torch.minimum(torch.arange(n_times, device=lengths.device), last)
+    return last - number if reverse else number

@@ -8,7 +8,7 @@ from steer_lightning.modules.series import SeriesModule
 from steer_lightning.nn import LatentODE
 from steer_lightning.nn.likelihood import importance_bound, standard_normal_kl
 from steer_lightning.nn.series import SeriesBatch
-from steer_lightning.nn.series.forecast import Forecast
+from steer_lightning.nn.series.forecaster import Forecast
 
 
 class LatentODEModule(SeriesModule):

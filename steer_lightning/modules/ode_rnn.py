@@ -7,7 +7,7 @@ from steer_lightning.modules.base import LRInterval, OptimizerFactory, Scheduler
 from steer_lightning.modules.series import SeriesModule
 from steer_lightning.nn import ODERNNForecaster
 from steer_lightning.nn.series import SeriesBatch
-from steer_lightning.nn.series.forecast import Forecast
+from steer_lightning.nn.series.forecaster import Forecast
 
 
 class ODERNNModule(SeriesModule):

@@ -21,7 +21,7 @@ from steer_lightning.modules.base import (
 )
 from steer_lightning.nn.likelihood import masked_gaussian_log_prob
 from steer_lightning.nn.series import SeriesBatch, check_series
-from steer_lightning.nn.series.forecast import Forecast
+from steer_lightning.nn.series.forecaster import Forecast
 
 
 class DefinedAUROC(BinaryAUROC):

@@ -15,8 +15,7 @@ from steer_lightning.nn.series.encoders import (
     RNNEncoder,
     observations,
 )
-from steer_lightning.nn.series.forecast import Forecast
-from steer_lightning.nn.series.forecaster import ODERNNForecaster
+from steer_lightning.nn.series.forecaster import Forecast, ODERNNForecaster
 from steer_lightning.nn.series.latent_ode import LatentDecoder, LatentODE
 from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, PosteriorGRU, Unroll
 

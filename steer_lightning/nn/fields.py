@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.checks import check_choice, check_widths
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -152,7 +152,7 @@ class ConvField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Derivative at ``t``, shape of ``y``, ``(B, C, H, W)``."""
-        # A compiler chooses memory formats and buffers by itself, and does it worse after us.
+        # A compiler chooses memory formats by itself, and does it worse after us.
         if not self.channels_last or torch.compiler.is_compiling():
             y = self.conv1(t, y).relu()
             y = self.conv2(t, y).relu()
@@ -165,9 +165,3 @@ class ConvField(nn.Module):
         y = self.conv2.convolve(y).add_(offset).relu_()
         y = self.conv3.at_each_pixel(t, y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return y.contiguous()
-
-
-def check_widths(dim: int, hidden: Sequence[int]) -> None:
-    """Raise a ``ValueError`` unless all layer widths are positive."""
-    if dim < 1 or any(width < 1 for width in hidden):
-        raise ValueError(f"Expected positive layer widths, but got {dim} and {tuple(hidden)}.")

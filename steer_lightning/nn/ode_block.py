@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from steer_lightning.horizon import Horizon, SpanHorizon, WarpedField
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.nn.integrate import solve_horizon
-from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
-from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.nn.integrate import Block
+from steer_lightning.solvers import AdaptiveSolver, Solver
+from steer_lightning.utils.checks import check_span
+from steer_lightning.utils.problem import last_of
 
 
-class ODEBlock(nn.Module):
+class ODEBlock(Block):
     r"""Map a state to the solution of an ODE that starts there.
 
     .. math:: y(t_1) = y_0 + \int_{t_0}^{t_1} f(t, y(t))\, dt
@@ -25,9 +26,6 @@ class ODEBlock(nn.Module):
             for solutions at many times.
         eval_solver: Integrator in eval mode; ``solver`` if not given. A model can train on a
             fixed compiled grid and be evaluated to a tolerance, or the reverse.
-
-    Attributes:
-        stats: Work done since its last reset; read by ``NFEMonitor``.
 
     Raises:
         ValueError: If both ``t_span`` and ``horizon`` are given.
@@ -58,15 +56,11 @@ class ODEBlock(nn.Module):
             raise ValueError(
                 "Expected one of `t_span` and `horizon`, but got both: the horizon has its span."
             )
-        if t_span is not None and len(t_span) != 2:
-            raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
-        self.vector_field = vector_field
-        self.solver = AdaptiveSolver() if solver is None else solver
-        self.eval_solver = eval_solver
-        t0, t1 = (0.0, 1.0) if t_span is None else t_span
-        self.horizon = SpanHorizon(t0, t1) if horizon is None else horizon
-        self.stats = SolveStats()
-        self.step_memory = StepMemory()
+        if horizon is None:
+            t_span = (0.0, 1.0) if t_span is None else t_span
+            check_span(t_span)
+            horizon = SpanHorizon(*t_span)
+        self.set_up(vector_field, solver or AdaptiveSolver(), eval_solver, horizon)
 
     def forward(
         self, y0: Any, t_eval: Tensor | None = None, *, t_start: Tensor | None = None
@@ -91,9 +85,5 @@ class ODEBlock(nn.Module):
                     "Expected no `t_start` with a GridHorizon, whose times are actual."
                 )
             field = WarpedField(field, TimeWarp(self.horizon.t0, t_start, 1.0))
-        ys = solve_horizon(self, field, y0, times).ys
-        return _at_end(ys) if t_eval is None else ys
-
-
-def _at_end(ys: Any) -> Any:
-    return tuple(part[-1] for part in ys) if isinstance(ys, tuple) else ys[-1]
+        ys = self.solve(field, y0, times).ys
+        return last_of(ys) if t_eval is None else ys

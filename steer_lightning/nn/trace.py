@@ -8,6 +8,7 @@ from torch import Tensor
 
 from steer_lightning.utils.checks import check_choice
 
+Field = Callable[[Tensor, Tensor], Tensor]
 TraceEstimator = Literal["exact", "hutchinson"]
 Noise = Literal["gaussian", "rademacher"]
 
@@ -15,9 +16,7 @@ TRACE_ESTIMATORS: Final = ("exact", "hutchinson")
 NOISES: Final = ("gaussian", "rademacher")
 
 
-def exact_jacobian(
-    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
+def exact_jacobian(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     r"""Value and Jacobian of a vector field, by forward mode along each coordinate.
 
     Works under ``inference_mode`` and can be trained through. The cost is ``D`` tangents: for
@@ -54,18 +53,11 @@ def exact_jacobian(
     return values[0], columns
 
 
-def exact_divergence(
-    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
+def exact_divergence(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     r"""Value and divergence of a vector field, exactly; see :func:`exact_jacobian`.
 
     .. math:: \operatorname{tr} \frac{\partial f}{\partial y}
         = \sum_d \frac{\partial f_d}{\partial y_d}
-
-    Args:
-        vector_field: ``f(t, y)``, which treats the samples of a batch apart.
-        t: Time, shape ``()`` or ``(B,)``.
-        y: State, shape ``(B, ...)``.
 
     Returns:
         ``f(t, y)``, shape of ``y``, and its divergence, shape ``(B,)``.
@@ -79,14 +71,12 @@ def exact_divergence(
     return value, jacobian.diagonal(dim1=0, dim2=2).sum(1)
 
 
-def jvp(
-    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, probe: Tensor
-) -> tuple[Tensor, Tensor]:
+def jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
     r"""Value of a vector field and its derivative along a probe, in one forward pass.
 
-    A field with a method ``jvp(t, y, probe)`` computes them its own way, the
-    fast one; any other is differentiated by forward mode. Both can be trained through by reverse
-    mode, and work under ``inference_mode``.
+    A field with a method ``jvp(t, y, probe)`` computes them its own, fast way; any other is
+    differentiated by forward mode. Both can be trained through by reverse mode, and work under
+    ``inference_mode``.
 
     Args:
         vector_field: ``f(t, y)``.
@@ -141,9 +131,7 @@ def trace_noise(
     return signs.to(y.dtype) * 2.0 - 1.0
 
 
-def _jvp(
-    vector_field: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, probe: Tensor
-) -> tuple[Tensor, Tensor]:
+def _jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
     value: Tensor
     tangent: Tensor
     value, tangent = torch.func.jvp(  # type: ignore[misc]  # a third entry only with has_aux

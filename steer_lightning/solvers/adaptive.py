@@ -6,22 +6,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steer_lightning.solvers.base import Solution, Solver, SolveStats, check_tolerances
+from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
-from steer_lightning.solvers.runge_kutta import (
-    Time,
-    error_ratio,
-    evaluate,
-    stack,
-)
+from steer_lightning.solvers.runge_kutta import Time, error_ratio, evaluate
 from steer_lightning.solvers.step_size import StepController, find_first_step
-from steer_lightning.solvers.stepper import Stepper
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import ADAPTIVE
 from steer_lightning.solvers.tf32 import TF32Check
-from steer_lightning.solvers.work import Work
-from steer_lightning.utils.checks import check_choice
-from steer_lightning.utils.problem import VectorField, check_problem
+from steer_lightning.solvers.work import Stepper, Work
+from steer_lightning.utils.checks import check_choice, check_problem, check_tolerances
+from steer_lightning.utils.problem import VectorField, stack
 
 
 class AdaptiveSolver(Solver):
@@ -118,22 +112,25 @@ class AdaptiveSolver(Solver):
         """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
         self._check_tf32(vector_field, y0, self.rtol)
-        work = Work(y0, stats, self.max_nfe, (self.rtol, self.atol))
+        tolerances = (self.rtol, self.atol)
+        work = Work(y0, stats, self.max_nfe, tolerances)
         tableau = ADAPTIVE[self.method]
         assert tableau.error is not None
         step = Stepper(vector_field, tableau, work, self.compile, checkpoint=self.checkpoint)
         controlled = getattr(vector_field, "controlled_parts", None)
-        tolerances = (self.rtol, self.atol)
         # Times and lengths are numbers: a GPU is waited for once a step, to hear of its error.
         (t, *between, t1) = t_eval.tolist()
         starts, ends = _moving_ends(t_eval, t, t1)
         work.spend(1, t)
         y, slope = y0, evaluate(vector_field, starts.get(t, t), y0)
-        h, error, next_step = self._first_step(first_step), 0.0, None
+        h = first_step
+        if h is None and not isinstance(self.first_step, str):
+            h = self.first_step
         if h is None:
             h = find_first_step(
                 vector_field, t, t1, y, slope, tableau.order, tolerances, controlled, work
             )
+        error, next_step = 0.0, None
         controller = StepController(tableau.order)
         knots, states, stages = [t], [y], []
         while t != t1:
@@ -167,11 +164,6 @@ class AdaptiveSolver(Solver):
         steps = Steps(tableau, _knots(knots, t_eval), states, stages, tolerances, controlled)
         ys = _with_ends(y0, steps.at(t_eval[1:-1]), y) if between else stack([y0, y])
         return Solution(ys, work.stats, steps if dense else None, next_step)
-
-    def _first_step(self, suggested: float | None) -> float | None:
-        if suggested is not None:
-            return suggested
-        return None if isinstance(self.first_step, str) else self.first_step
 
 
 def _moving_ends(t_eval: Tensor, t: float, t1: float) -> tuple[dict[float, Time], ...]:

@@ -61,7 +61,7 @@ rejected_backward=0)
 
 
 class Solution(NamedTuple):
-    """What a solve returns.
+    """States and counts of a solve.
 
     Args:
         ys: State at each time of ``t_eval``, shape ``(T, *y0.shape)``; a tuple if ``y0`` was one.
@@ -137,12 +137,3 @@ class Solver(ABC):
             TypeError: If a dtype is not supported.
             SolverError: If the solve cannot be finished.
         """
-
-
-def check_tolerances(rtol: float, atol: float, max_nfe: int | None) -> None:
-    """Raise a ``ValueError`` unless tolerances and the budget are positive."""
-    for name, tolerance in (("rtol", rtol), ("atol", atol)):
-        if not (math.isfinite(tolerance) and tolerance > 0):
-            raise ValueError(f"Expected `{name}` to be finite and > 0, but got {tolerance}.")
-    if max_nfe is not None and max_nfe < 1:
-        raise ValueError(f"Expected `max_nfe` to be None or >= 1, but got {max_nfe}.")

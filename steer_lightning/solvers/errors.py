@@ -1,4 +1,4 @@
-"""What can go wrong in a solve, each with where it did and what to do about it."""
+"""Errors of solves, each with where it arose and what to do about it."""
 
 import copyreg
 from typing import Any, TypeVar

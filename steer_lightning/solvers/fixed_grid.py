@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.runge_kutta import Time, stack
-from steer_lightning.solvers.stepper import Stepper
+from steer_lightning.solvers.runge_kutta import Time
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import FIXED
-from steer_lightning.solvers.work import Work
-from steer_lightning.utils.checks import check_choice
-from steer_lightning.utils.problem import VectorField, check_problem
+from steer_lightning.solvers.work import Stepper, Work
+from steer_lightning.utils.checks import check_choice, check_problem
+from steer_lightning.utils.problem import VectorField, stack
 
 
 class FixedGridSolver(Solver):
@@ -100,7 +99,9 @@ class FixedGridSolver(Solver):
         work.stats.accepted += len(knots) - 1
         steps = None
         if dense:
-            ends = torch.stack([torch.as_tensor(t).to("cpu", torch.float64) for t in knots])
+            ends = torch.stack(
+                [torch.as_tensor(t, dtype=torch.float64, device="cpu") for t in knots]
+            )
             steps = Steps(tableau, ends, states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steer_lightning.solvers.tableaus import Row, Tableau
-from steer_lightning.utils.problem import VectorField
+from steer_lightning.utils.problem import VectorField, parts
 
 # A number where the time is constant: no operation turns it into a tensor, and no GPU is waited
 # for. A tensor of shape () where it has a gradient, and in what is compiled.
@@ -117,18 +117,6 @@ def combine(ks: Sequence[Tensor], weights: Row, h: Time = 1.0) -> Tensor:
     for w, k in rest:
         total = _add(total, k, w, h)
     return total
-
-
-def stack(states: Sequence[Any]) -> Any:
-    """States along a new first axis, part by part."""
-    if isinstance(states[0], tuple):
-        return tuple(torch.stack(column) for column in zip(*states, strict=True))
-    return torch.stack(list(states))
-
-
-def parts(y: Any) -> tuple[Tensor, ...]:
-    """The parts of a state that is a tuple; a tensor is one part."""
-    return y if isinstance(y, tuple) else (y,)
 
 
 def _add(y: Tensor, k: Tensor, w: float, h: Time) -> Tensor:

@@ -1,4 +1,4 @@
-"""How long a step is to be: the first one, and each after one that was tried."""
+"""Step sizes: of the first step, and after each one tried."""
 
 import math
 from typing import Any, Final
@@ -6,14 +6,9 @@ from typing import Any, Final
 import torch
 
 from steer_lightning.solvers.errors import NonFiniteStateError
-from steer_lightning.solvers.runge_kutta import (
-    advance,
-    error_ratio,
-    evaluate,
-    parts,
-)
+from steer_lightning.solvers.runge_kutta import advance, error_ratio, evaluate
 from steer_lightning.solvers.work import Work
-from steer_lightning.utils.problem import VectorField
+from steer_lightning.utils.problem import VectorField, parts
 
 SAFETY: Final = 0.9
 SHRINK, GROW = 0.2, 10.0  # in one step
@@ -116,14 +111,14 @@ def find_first_step(
     if slope_size == 0.0:
         return span
     change = state_size / slope_size  # the time in which the state changes by its own size
-    probe = min(max(0.01 * change, 1e-3 * span), 0.1 * span)
-    h = math.copysign(probe, t1 - t)
+    trial = min(max(0.01 * change, 1e-3 * span), 0.1 * span)
+    h = math.copysign(trial, t1 - t)
     work.spend(1, t)
     turned = evaluate(vector_field, t + h, advance(y, h, (1.0,), [slope]))
     turn = [a - b for a, b in zip(parts(turned), parts(slope), strict=True)]
-    rate = size(tuple(turn) if isinstance(y, tuple) else turn[0]) / (probe * slope_size)
+    rate = size(tuple(turn) if isinstance(y, tuple) else turn[0]) / (trial * slope_size)
     if not math.isfinite(rate):  # too far already
-        return 1e-3 * probe
+        return 1e-3 * trial
     # A slope that happens not to turn here turns elsewhere.
     turning = math.pow(max(rate, 0.3 / max(change, 0.1 * span)), order - 1)
     return min(math.pow(100.0 / (slope_size * turning), 1.0 / order), span)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_lightning.solvers.runge_kutta import combine, error_ratio, parts, rms
+from steer_lightning.solvers.runge_kutta import combine, error_ratio, rms
 from steer_lightning.solvers.tableaus import Tableau
-from steer_lightning.utils.problem import has_float64
+from steer_lightning.utils.problem import has_float64, parts
 
 
 class Steps:

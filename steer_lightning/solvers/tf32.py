@@ -1,4 +1,4 @@
-"""Tolerances that a GPU's TF32 cannot hold."""
+"""Warn of tolerances that a GPU's TF32 cannot hold."""
 
 import warnings
 from functools import cache
@@ -24,7 +24,7 @@ def tf32_message(
     conv: str,
     convolves: bool,
 ) -> str | None:
-    """What to say to who solves adaptively with a field that rounds to TF32; often nothing.
+    """The warning for adaptive solves of a field that rounds to TF32; ``None`` if it does not.
 
     Torch lets convolutions round to TF32 by default, so that this is said of fields that have
     some, and of matrix products only where somebody chose it.

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from steer_lightning.solvers.base import Solution, Solver, SolveStats, check_tolerances
+from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
-from steer_lightning.solvers.runge_kutta import parts
 from steer_lightning.solvers.tf32 import TF32Check
-from steer_lightning.solvers.work import CountedField, Work
-from steer_lightning.utils.checks import check_choice
+from steer_lightning.solvers.work import Work
+from steer_lightning.utils.checks import check_choice, check_problem, check_tolerances
 from steer_lightning.utils.problem import (
     VectorField,
-    check_problem,
     first_part,
     has_float64,
+    parts,
     trainable_tensors,
 )
 
@@ -130,7 +129,7 @@ class TorchdiffeqSolver(Solver):
         t_eval = _on_device(t_eval, device)
         tolerances = (self.rtol, self.atol) if self.method not in FIXED_METHODS else None
         work = Work(y0, stats, self.max_nfe, tolerances)
-        counted = _SteppingField(vector_field, work, self.method)
+        counted = _CountedField(vector_field, work, self.method)
         settings: dict[str, Any] = {
             "rtol": self.rtol,
             "atol": self.atol,
@@ -188,11 +187,16 @@ def _warn_of_restarts(n_times: int) -> None:
     )
 
 
-class _SteppingField(CountedField):
-    """A counted field that hears of every step of a Runge-Kutta or Adams method of torchdiffeq."""
+class _CountedField:
+    """A field whose calls are counted, and that hears of every step of a torchdiffeq method.
+
+    It stays outside anything compiled: a counter inside a compiled module would be a guard on a
+    number that always changes.
+    """
 
     def __init__(self, vector_field: VectorField, work: Work, method: str) -> None:
-        super().__init__(vector_field, work)
+        self.vector_field = vector_field
+        self.work = work
         # torchdiffeq looks these up by name, and warns where it cannot call them.
         if method in ADAPTIVE_METHODS:
             self.callback_step = self.callback_step_adjoint = self._try_step
@@ -200,6 +204,10 @@ class _SteppingField(CountedField):
             self.callback_reject_step = self.callback_reject_step_adjoint = self._reject_step
         elif method in FIXED_METHODS:
             self.callback_step = self.callback_step_adjoint = self._accept_step
+
+    def __call__(self, t: Tensor, y: Any) -> Any:
+        self.work.spend(1, t)
+        return self.vector_field(t, y)
 
     def _try_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         """Raise what torchdiffeq would only assert: a finite state, and time that advances."""

@@ -1,4 +1,4 @@
-"""Who moves horizons: in blocks of this library, or by hooks in any model."""
+"""Move horizons, in blocks of this library or by hooks in any model."""
 
 from steer_lightning.steering.control import steer
 

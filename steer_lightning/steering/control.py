@@ -10,12 +10,7 @@ import torch
 from torch import nn
 
 from steer_lightning.horizon import Horizon, SpanHorizon
-from steer_lightning.horizon.end_time import (
-    Distribution,
-    EndTimeDraw,
-    FixedOffset,
-    Scope,
-)
+from steer_lightning.horizon.end_time import Distribution, EndTimeDraw, FixedOffset, Scope
 from steer_lightning.steering.attach import AttachedHorizon
 from steer_lightning.steering.targets import as_paths, attach, find_horizons, refuse_double_warp
 from steer_lightning.utils.seeding import stream_key
@@ -25,7 +20,7 @@ _CONTEXTS = itertools.count()
 
 @dataclass(frozen=True)
 class SteerSettings:
-    r"""What decides the draws of end times; see :class:`steer_lightning.SteerCallback`.
+    r"""Settings of the draws of end times; see :class:`steer_lightning.SteerCallback`.
 
     Raises:
         ValueError: If a value is outside its range or a name is unknown.
@@ -129,7 +124,7 @@ class Steering:
                 horizon.detach()
 
     def in_force(self) -> dict[str, float]:
-        """What is in force, by the names it is logged under, ``steer/<path>/end_time``."""
+        """The values in force by their logged names, ``steer/<path>/end_time``."""
         return {
             f"steer/{path}/{name}": value
             for path, horizon in self.horizons.items()

@@ -1,4 +1,4 @@
-"""What STEER can move in a model: its own horizons, and vector fields by name."""
+"""Find what STEER moves in a model: its own horizons, and vector fields by name."""
 
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -14,15 +14,7 @@ _ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()
 
 
 def as_paths(name: str, paths: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A tuple of dotted paths.
-
-    Args:
-        name: Name of the argument, for the message.
-        paths: What the user gave.
-
-    Raises:
-        ValueError: If a single string is given in place of a list.
-    """
+    """Dotted paths as a tuple; a single string, for argument ``name``, is a ``ValueError``."""
     if isinstance(paths, str):
         raise ValueError(
             f"Expected `{name}` to be a list of dotted paths, but got the string {paths!r}. Write "

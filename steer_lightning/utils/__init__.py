@@ -1,1 +1,1 @@
-"""What the rest stands on: checks, and what torch does not offer by itself."""
+"""Checks, seeding, patching, compiling, files: helpers of every other room."""

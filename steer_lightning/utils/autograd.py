@@ -1,4 +1,4 @@
-"""What autograd is doing."""
+"""The state of the autograd engine."""
 
 import torch
 

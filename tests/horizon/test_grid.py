@@ -8,7 +8,7 @@ from torchdiffeq import odeint
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
-from steer_lightning.nn import MLPField, ODEBlock
+from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.models import StubSolver
 from tests.helpers.problems import (
@@ -183,15 +183,6 @@ def test_what_is_in_force_is_the_mean_stretch_of_the_last_solve():
     horizon.reset()
     assert horizon.in_force() == {"stretch": 1.0}
     assert horizon.describe() == "each interval of t_eval"
-
-
-def test_a_block_solves_over_a_grid():
-    block = ODEBlock(MLPField(2, (4,), time_dependent=False), horizon=GridHorizon())
-    t_eval = torch.tensor([0.0, 0.5, 1.0])
-    ys = block(torch.zeros(4, 2), t_eval)
-    assert ys.shape == (3, 4, 2)
-    assert not list(block.horizon.buffers())
-    assert not [name for name in block.state_dict() if "horizon" in name]
 
 
 def test_a_grid_has_no_times_of_its_own():

@@ -155,17 +155,6 @@ def test_end_times_of_samples_leave_the_solver_its_nominal_times():
     assert all(torch.equal(t_eval, times(0.0, 1.0)) for t_eval in stub.t_evals)
 
 
-def test_reset_is_bit_for_bit_the_horizon_that_never_moved():
-    solver, field, y0 = TorchdiffeqSolver(), CosineField(), initial_state()
-    horizon = SpanHorizon(0.0, 1.0)
-    before = solve(horizon, solver, field, y0).ys
-    horizon.perturb(EndTimeDraw(0.5, key=1))
-    assert not torch.equal(solve(horizon, solver, field, y0).ys, before)
-    horizon.reset()
-    assert torch.equal(solve(horizon, solver, field, y0).ys, before)
-    assert horizon.in_force() == {"end_time": 1.0}
-
-
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 @pytest.mark.parametrize("then", ["reset", "perturb"])
 def test_a_backward_pass_sees_the_end_time_of_its_forward_pass(scope, then):
@@ -218,16 +207,6 @@ def test_a_learnable_end_keeps_steer_around_itself():
     with pytest.raises(ValueError, match=r"\|t1 - t0\| = 0.25, .* but got b = 0.5"):
         horizon.perturb(EndTimeDraw(0.5))
     assert horizon.describe() == "[0, 1] learned"
-
-
-def test_draws_leave_no_trace_in_a_checkpoint():
-    block = ODEBlock(CosineField())
-    names = list(block.state_dict())
-    for scope in ("batch", "sample"):
-        block.horizon.perturb(EndTimeDraw(0.5, scope=scope, key=1))
-        block(initial_state())
-        assert list(block.state_dict()) == names == ["vector_field.a"]
-        assert not list(block.buffers())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

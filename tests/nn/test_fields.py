@@ -18,25 +18,6 @@ def count_parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize("t", [torch.tensor(0.3), torch.tensor([0.3, -1.0, 2.0])])
-@pytest.mark.parametrize(
-    ("field", "shape"),
-    [
-        (MLPField(4, (8, 8)), (3, 4)),
-        (MLPField(4, (8,), time_dependent=False), (3, 4)),
-        (ConvField(2, 5), (3, 2, 6, 7)),
-        (ConvField(2, 5, channels_last=False), (3, 2, 6, 7)),
-    ],
-)
-def test_one_time_or_one_for_each_sample(field, shape, t):
-    y = torch.randn(shape)
-    dy = field(t, y)
-    assert dy.shape == shape
-    for i in range(3):  # a sample sees its own time and no other sample
-        alone = field(t if t.ndim == 0 else t[i], y[i : i + 1])
-        torch.testing.assert_close(dy[i : i + 1], alone)
-
-
 def test_mlp_against_its_formula():
     field = MLPField(2, (5,), "tanh").double()
     first, last = field.network[0], field.network[2]

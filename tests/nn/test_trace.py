@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from steer_lightning.nn import ConvFlowField, MLPField
+from steer_lightning.nn import ConvFlowField
 from steer_lightning.nn.trace import (
     NOISES,
     exact_divergence,
-    exact_jacobian,
     jvp,
     trace_noise,
 )
@@ -30,44 +29,6 @@ class Field(nn.Module):
         return (torch.tanh(flat @ self.weight.T) * flat + t.reshape(-1, 1) * flat).reshape_as(y)
 
 
-@pytest.fixture(params=[(1,), (3,), (2, 2, 2)], ids=str)
-def case(request):
-    generator = torch.Generator().manual_seed(1)
-    y = torch.randn(4, *request.param, generator=generator, dtype=torch.float64)
-    return Field(request.param), torch.tensor(0.3, dtype=torch.float64), y
-
-
-TIMES = [torch.tensor(0.3).double(), torch.tensor([0.0, 0.4, -1.0, 2.0]).double()]
-
-
-def reference(field, t, y):
-    """Trace of the Jacobian of each sample by itself."""
-    return jacobians(field, t, y).diagonal(dim1=1, dim2=2).sum(1)
-
-
-def test_equals_the_trace_of_the_jacobian(case):
-    field, t, y = case
-    value, divergence = exact_divergence(field, t, y)
-    torch.testing.assert_close(value, field(t, y))
-    torch.testing.assert_close(divergence, reference(field, t, y))
-
-
-def test_a_time_for_each_sample(case):
-    field, _, y = case
-    t = torch.linspace(0.0, 1.0, len(y), dtype=torch.float64)
-    _, divergence = exact_divergence(field, t, y)
-    torch.testing.assert_close(divergence, reference(field, t, y))
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_works_without_gradients(case, mode):
-    field, t, y = case
-    expected = reference(field, t, y)
-    with mode():
-        _, divergence = exact_divergence(field, t, y)
-    torch.testing.assert_close(divergence, expected)
-
-
 def test_can_be_trained_through():
     field = Field((2,))
     t = torch.tensor(0.3, dtype=torch.float64)
@@ -80,67 +41,6 @@ def test_can_be_trained_through():
 
     weight = field.weight.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(outputs, (weight, y.requires_grad_()))
-
-
-FIELDS = {
-    "mlp": (lambda: MLPField(3, (5,)), (3,)),
-    "conv, its own way": (lambda: ConvFlowField(2, (3,)), (2, 2, 3)),
-    "conv, forward mode": (lambda: Plain(ConvFlowField(2, (3,), channels_last=False)), (2, 2, 3)),
-}
-
-
-class Plain(nn.Module):
-    """A field without a way of its own to a tangent."""
-
-    def __init__(self, vector_field):
-        super().__init__()
-        self.vector_field = vector_field
-
-    def forward(self, t, y):
-        return self.vector_field(t, y)
-
-
-@pytest.fixture(params=sorted(FIELDS))
-def field_and_state(request):
-    make, shape = FIELDS[request.param]
-    generator = torch.Generator().manual_seed(3)
-    y = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
-    torch.manual_seed(0)
-    return lively(make().double()), y
-
-
-@pytest.mark.parametrize("t", TIMES, ids=["shared", "each"])
-def test_the_jacobian_is_that_of_reverse_mode(field_and_state, t):
-    field, y = field_and_state
-    value, jacobian = exact_jacobian(field, t, y)
-    torch.testing.assert_close(value, field(t, y))
-    torch.testing.assert_close(jacobian.permute(1, 2, 0), jacobians(field, t, y))
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_jacobian_and_tangent_without_gradients(field_and_state, mode):
-    field, y = field_and_state
-    e = torch.ones_like(y)
-
-    def everything():
-        return *exact_jacobian(field, TIMES[1], y), *jvp(field, TIMES[1], y, e)
-
-    expected = everything()
-    with mode():
-        found = everything()
-    assert not any(part.requires_grad for part in found)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b.detach())
-
-
-@pytest.mark.parametrize("t", TIMES, ids=["shared", "each"])
-def test_the_tangent_is_the_jacobian_times_the_probe(field_and_state, t):
-    field, y = field_and_state
-    e = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).view_as(y)
-    value, tangent = jvp(field, t, y, e)
-    torch.testing.assert_close(value, field(t, y))
-    expected = torch.einsum("bij,bj->bi", jacobians(field, t, y), e.flatten(1))
-    torch.testing.assert_close(tangent.flatten(1), expected)
 
 
 def test_a_fields_own_way_is_taken():

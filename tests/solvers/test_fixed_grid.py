@@ -8,7 +8,7 @@ from torchdiffeq import odeint
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, SolveStats
-from steer_lightning.solvers import stepper as module
+from steer_lightning.solvers import work as module
 from steer_lightning.solvers.tableaus import FIXED
 from tests.helpers.models import RecordingField
 from tests.helpers.problems import CosineField, OscillatorField, initial_state, times

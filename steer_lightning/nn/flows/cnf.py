@@ -11,7 +11,7 @@ from steer_lightning.horizon import SpanHorizon
 from steer_lightning.nn.compiled import CompiledField
 from steer_lightning.nn.flows.divergence import DivergenceField
 from steer_lightning.nn.flows.flow import Flow, Transport, check_shape
-from steer_lightning.nn.integrate import solve_horizon
+from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.likelihood import standard_normal_log_prob
 from steer_lightning.nn.trace import (
     NOISES,
@@ -20,15 +20,14 @@ from steer_lightning.nn.trace import (
     TraceEstimator,
     trace_noise,
 )
-from steer_lightning.solvers import AdaptiveSolver, Solution, Solver, SolveStats
-from steer_lightning.solvers.step_memory import StepMemory
-from steer_lightning.utils.checks import check_choice
+from steer_lightning.solvers import AdaptiveSolver, Solution, Solver
+from steer_lightning.utils.checks import check_choice, check_span
 from steer_lightning.utils.problem import default_times, first_part
 
 DATA_ENDS: Final = ("t0", "t1")
 
 
-class CNF(Flow):
+class CNF(Flow, Block):
     r"""A continuous normalizing flow between data and a standard normal base.
 
     .. math:: \log p(x) = \log p_\mathrm{base}(z)
@@ -51,9 +50,6 @@ class CNF(Flow):
         compile: Compile the field with its divergence; see
             :class:`~steer_lightning.nn.CompiledField`.
 
-    Attributes:
-        stats: Work done since its last reset; read by ``NFEMonitor``.
-
     Raises:
         ValueError: If ``data_at``, ``trace_estimator`` or ``noise`` is unknown or ``t_span`` is
             not a pair of different times.
@@ -68,6 +64,8 @@ class CNF(Flow):
         >>> flow.log_prob(torch.zeros(4, 2)).shape, flow.sample(3).shape
         (torch.Size([4]), torch.Size([3, 2]))
     """
+
+    horizon: SpanHorizon
 
     def __init__(
         self,
@@ -86,17 +84,12 @@ class CNF(Flow):
         check_choice("data_at", data_at, DATA_ENDS)
         check_choice("trace_estimator", trace_estimator, TRACE_ESTIMATORS)
         check_choice("noise", noise, NOISES)
-        if len(t_span) != 2:
-            raise ValueError(f"Expected `t_span` = (t0, t1), but got {tuple(t_span)}.")
-        self.vector_field = vector_field
-        self.solver = AdaptiveSolver() if solver is None else solver
-        self.eval_solver = eval_solver
-        self.horizon = SpanHorizon(t_span[0], t_span[1], learn_t1=learn_t1)
+        check_span(t_span)
+        horizon = SpanHorizon(t_span[0], t_span[1], learn_t1=learn_t1)
+        self.set_up(vector_field, solver or AdaptiveSolver(), eval_solver, horizon)
         self.data_at = data_at
         self.trace_estimator = trace_estimator
         self.noise: Noise = noise
-        self.stats = SolveStats()
-        self.step_memory = StepMemory()
         self._compile = compile
 
     @property
@@ -184,9 +177,9 @@ class CNF(Flow):
     def _integrate(self, field: nn.Module, state: Any, t_eval: Tensor) -> Solution:
         """Solve in training or in evaluation, which autocast does not lower the precision of."""
         if self.training:
-            return solve_horizon(self, field, state, t_eval)
+            return self.solve(field, state, t_eval)
         with torch.autocast(first_part(state).device.type, enabled=False):
-            return solve_horizon(self, field, state, t_eval)
+            return self.solve(field, state, t_eval)
 
     def _solve(
         self, state: tuple[Tensor, ...], t_eval: Tensor, generator: torch.Generator | None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steer_lightning.nn.fields import check_widths
+from steer_lightning.utils.checks import check_widths
 
 
 class ConcatSquashLinear(nn.Module):

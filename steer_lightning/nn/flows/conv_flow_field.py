@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steer_lightning.nn.fields import TimeConv2d, check_widths
-from steer_lightning.utils.checks import check_choice
+from steer_lightning.nn.fields import TimeConv2d
+from steer_lightning.utils.checks import check_choice, check_widths
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -28,9 +28,9 @@ ACTIVATIONS: Final[dict[str, tuple[Elementwise, Elementwise]]] = {
 class ConvFlowField(nn.Module):
     r"""3x3 convolutions with time as a channel of each, the last one's weight initially zero.
 
-    :meth:`jvp` stacks state and probe along the batch, so that each layer is
-    one convolution of twice the batch; bias and time enter the half of the state alone. With it
-    the gradient of a flow's loss is ordinary reverse mode, once.
+    :meth:`jvp` stacks state and probe along the batch, so that each layer is one convolution of
+    twice the batch; bias and time enter the half of the state alone. With it the gradient of a
+    flow's loss is ordinary reverse mode, once.
 
     Args:
         channels: Channels ``C`` of the state.

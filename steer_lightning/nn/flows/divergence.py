@@ -13,13 +13,13 @@ class DivergenceField(nn.Module):
 
     The derivatives are :math:`f`, :math:`\operatorname{tr} J` and, with ``regularize``,
     :math:`\tfrac12 \operatorname{mean}(f^2)` and :math:`\operatorname{mean}((J e)^2)`, where means
-    are over the ``D`` dimensions. One evaluation gives them all: of the field's own
-    ``jvp`` or ``value_and_divergence`` where it has one.
+    are over the ``D`` dimensions. One evaluation gives them all: of the field's own ``jvp`` or
+    ``value_and_divergence`` where it has one.
 
     Args:
         vector_field: ``f(t, y)``.
-        probe: Probe :math:`e` of Hutchinson's estimate, shape of ``y``, for a whole
-            solve; without it the trace is exact, and so is :math:`|J|_F^2 / D`.
+        probe: Hutchinson's :math:`e`, shape of ``y``, for a whole solve; without it the trace is
+            exact, and so is :math:`|J|_F^2 / D`.
         regularize: Whether the state has the two regularisers as third and fourth part.
 
     References:
@@ -52,20 +52,14 @@ class DivergenceField(nn.Module):
             divergence = jacobian.diagonal(dim1=0, dim2=2).sum(1)
             squared_norm = jacobian.square().sum((0, 2))
         else:
-            dy, divergence = self._value_and_divergence(t, y)
+            own: Any = getattr(self.vector_field, "value_and_divergence", None)
+            dy, divergence = own(t, y) if own else exact_divergence(self.vector_field, t, y)
             squared_norm = None
         dy, divergence = dy.to(y.dtype), divergence.to(y.dtype)
         if squared_norm is None:
             return dy, divergence
         dim = y[0].numel()
         return dy, divergence, 0.5 * _sum(dy.square()) / dim, squared_norm / dim
-
-    def _value_and_divergence(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        own: Any = getattr(self.vector_field, "value_and_divergence", None)
-        if own is None:
-            return exact_divergence(self.vector_field, t, y)
-        dy, divergence = own(t, y)
-        return dy, divergence
 
 
 def _sum(x: Tensor) -> Tensor:

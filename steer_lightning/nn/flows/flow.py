@@ -1,4 +1,4 @@
-"""What every normalizing flow here can do, whatever it is made of."""
+"""The contract of normalizing flows."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple

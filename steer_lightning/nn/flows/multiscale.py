@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,22 +90,19 @@ class MultiScaleCNF(Flow):
             raise ValueError(f"Expected `n_blocks` >= 1, but got {n_blocks}.")
         self.logit = None if alpha is None else Logit(alpha)
 
+        settings: Any = {
+            "solver": solver,
+            "eval_solver": eval_solver,
+            "t_span": t_span,
+            "data_at": data_at,
+            "learn_t1": learn_t1,
+            "trace_estimator": trace_estimator,
+            "noise": noise,
+            "compile": compile,
+        }
+
         def stack(shape: tuple[int, ...]) -> list[CNF]:
-            return [
-                CNF(
-                    vector_field(shape[0]),
-                    shape,
-                    solver,
-                    eval_solver,
-                    t_span,
-                    data_at,
-                    learn_t1,
-                    trace_estimator,
-                    noise,
-                    compile,
-                )
-                for _ in range(n_blocks)
-            ]
+            return [CNF(vector_field(shape[0]), shape, **settings) for _ in range(n_blocks)]
 
         shapes = scale_shapes(self.event_shape, min_size)
         self.latent_shapes = [(2 * c, h // 2, w // 2) for c, h, w in shapes[:-1]] + shapes[-1:]

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from steer_lightning.horizon.grid import unroll_order
 from steer_lightning.nn.series import SeriesBatch, keep_times
 from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, tanh_network
-from steer_lightning.nn.series.unroll_plan import unroll_order
 
 
 class Observations(NamedTuple):
-    """What an encoder unrolls along: the observed times of each sample, padded.
+    """The observed times of each sample, padded, along which an encoder unrolls.
 
     Args:
         times: Times, shape ``(B, K)``; padding repeats the last one.

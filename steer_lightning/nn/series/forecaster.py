@@ -1,14 +1,32 @@
 """An ODE-RNN that predicts each observation from those before it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steer_lightning.nn.fields import autonomous_field
 from steer_lightning.nn.series import SeriesBatch, keep_times, make_series
-from steer_lightning.nn.series.forecast import Forecast
-from steer_lightning.nn.series.ode_rnn import ODERNN, tanh_network
+from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, tanh_network
+
+
+class Forecast(NamedTuple):
+    """Predictions of a batch, in ``S`` draws.
+
+    Args:
+        batch: The series at the times predicted at, with the targets that count, ``T`` times.
+        mean: Predicted values, shape ``(S, B, T, D)``.
+        along: State at each time, which a classifier of times reads, shape ``(S, B, T, L)``.
+        whole: State of each series, which a classifier of series reads, shape ``(S, B, L)``.
+        posterior: Posterior of the latent state, if there is one.
+    """
+
+    batch: SeriesBatch
+    mean: Tensor
+    along: Tensor
+    whole: Tensor
+    posterior: Posterior | None
 
 
 class ODERNNForecaster(nn.Module):

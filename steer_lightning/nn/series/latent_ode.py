@@ -8,18 +8,17 @@ from torch import Tensor, nn
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.nn.fields import autonomous_field
-from steer_lightning.nn.integrate import integrate
+from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.series import SeriesBatch, keep_times
 from steer_lightning.nn.series.encoders import ODERNNEncoder, RNNEncoder, observations
-from steer_lightning.nn.series.forecast import Forecast
+from steer_lightning.nn.series.forecaster import Forecast
 from steer_lightning.nn.series.ode_rnn import Posterior, tanh_network
-from steer_lightning.solvers import AdaptiveSolver, Solver, SolveStats
-from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.solvers import AdaptiveSolver, Solver
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import default_times
 
 
-class LatentDecoder(nn.Module):
+class LatentDecoder(Block):
     r"""Follow a latent state through each sample's own times, in one smooth solve for all.
 
     The field ignores time, so that samples may start together: the solve runs over the longest
@@ -32,9 +31,6 @@ class LatentDecoder(nn.Module):
         solver: Integrator that can be read between its steps; dopri5 at ``rtol=1e-3, atol=1e-4``
             if not given.
         eval_solver: Integrator in eval mode; ``solver`` if not given.
-
-    Attributes:
-        stats: Work done since its last reset; read by ``NFEMonitor``.
 
     Raises:
         ValueError: If the field does not say that it ignores time (``autonomous = True``).
@@ -51,6 +47,8 @@ class LatentDecoder(nn.Module):
         torch.Size([5, 2, 3, 4])
     """
 
+    horizon: GridHorizon
+
     def __init__(
         self,
         vector_field: nn.Module,
@@ -63,12 +61,8 @@ class LatentDecoder(nn.Module):
                 "Expected a vector field that ignores time, with `autonomous = True`, so that "
                 "samples with other times can share a solve. MLPField has `time_dependent=False`."
             )
-        self.vector_field = vector_field
-        self.solver = AdaptiveSolver(rtol=1e-3, atol=1e-4) if solver is None else solver
-        self.eval_solver = eval_solver
-        self.horizon = GridHorizon()
-        self.stats = SolveStats()
-        self.step_memory = StepMemory()
+        solver = solver or AdaptiveSolver(rtol=1e-3, atol=1e-4)
+        self.set_up(vector_field, solver, eval_solver, GridHorizon())
 
     def forward(self, z0: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
         """Follow ``z0`` from the first time of each sample.
@@ -92,8 +86,8 @@ class LatentDecoder(nn.Module):
             return z0[:, :, None].expand(-1, -1, times.shape[1], -1)
         ends = default_times(z0, 0.0, end)
         nominal = default_times(z0, 0.0, float((times - times[:, :1]).max()))
-        solution = integrate(
-            self, self.vector_field, z0.flatten(0, 1), ends, nominal=nominal, dense=True
+        solution = self.solve_at(
+            self.vector_field, z0.flatten(0, 1), ends, nominal=nominal, dense=True
         )
         z: Tensor = solution.at(elapsed.repeat(n_draws, 1))
         return z.view(n_draws, n_samples, times.shape[1], n_latents)

@@ -10,13 +10,10 @@ from torch.nn import functional as F
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.nn.fields import MLPField
-from steer_lightning.nn.series.fused_unroll import UnrollNetworks, UnrollOffsets, fused_unroll
-from steer_lightning.nn.series.network_gradient import Network
-from steer_lightning.nn.series.plain_networks import are_plain, field_network
-from steer_lightning.nn.series.unroll_plan import UnrollPlan, plan_unroll
-from steer_lightning.nn.series.unroll_steps import list_steps
+from steer_lightning.nn.series.fused_unroll import Network, fused_unroll
+from steer_lightning.nn.series.unroll import UnrollPlan, list_steps, plan_unroll
 from steer_lightning.solvers import SolveStats
-from steer_lightning.utils.problem import check_state
+from steer_lightning.utils.checks import check_state
 
 
 def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:
@@ -38,7 +35,7 @@ class Posterior(NamedTuple):
 
 
 class Unroll(NamedTuple):
-    """What an ODE-RNN knew along the times of each sample.
+    """Posterior and means of an ODE-RNN along the times of each sample.
 
     Args:
         final: Posterior at the end of the unroll.
@@ -231,7 +228,7 @@ class ODERNN(nn.Module):
         check_state(values.new_zeros(len(times), self.n_states))
         plan = self.plan(times, lengths)
         observations = torch.cat([values * mask, mask], dim=2)
-        plain = are_plain((self.vector_field, self.gru), (MLPField, PosteriorGRU), observations)
+        plain = self._is_plain(observations)
         unroll = (
             self._fused_unroll(observations, plan) if plain else self._unroll(observations, plan)
         )
@@ -268,12 +265,26 @@ class ODERNN(nn.Module):
     def _fused_unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
         """The same as one operation."""
         steps = list_steps(plan, observations, _observed(observations))
-        field, offset = field_network(cast(MLPField, self.vector_field), steps.t)
-        networks = UnrollNetworks(field, *self.gru.networks())
-        offsets = UnrollOffsets(offset, *self.gru.offsets(steps.observations))
+        field, offset = _field_network(cast(MLPField, self.vector_field), steps.t)
+        networks = (field, *self.gru.networks())
+        offsets = (offset, *self.gru.offsets(steps.observations))
         arrivals, states = fused_unroll(steps, networks, offsets)
         arrival, departure = map(steps.at_observations, (arrivals, states[:, : self.n_states]))
         return Unroll(Posterior(*steps.last(states).chunk(2, dim=1)), arrival, departure)
+
+    def _is_plain(self, like: Tensor) -> bool:
+        """Whether formulas over the weights give all that the networks do with a tensor.
+
+        Not so with autocast, hooks, subclasses, parametrised weights or a ``forward`` of one's
+        own.
+        """
+        known = (MLPField, PosteriorGRU, nn.Sequential, nn.Linear, nn.Tanh)
+        networks = (self.vector_field, self.gru)
+        return (
+            all(type(m) in known and not _is_changed(m) for net in networks for m in net.modules())
+            and {p.dtype for net in networks for p in net.parameters()} == {like.dtype}
+            and not torch.is_autocast_enabled(like.device.type)
+        )
 
     def plan(self, times: Tensor, lengths: Tensor) -> UnrollPlan:
         """The steps of every sample, stretched by the end times in force."""
@@ -289,7 +300,7 @@ def _observed(observations: Tensor) -> Tensor:
 
 
 def _at_steps(observations: Tensor, plan: UnrollPlan) -> Tensor:
-    """What each step arrives at, shape ``(B, M, ...)``: zero where it arrives at nothing."""
+    """The observation each step arrives at, shape ``(B, M, ...)``: zero where there is none."""
     padded = F.pad(observations, (0, 0, 1, 0))
     place = (plan.arrived + 1)[..., None].expand(-1, -1, padded.shape[2])
     return padded.gather(1, place)
@@ -300,3 +311,23 @@ def _at_observations(means: Tensor, plan: UnrollPlan, n_times: int) -> Tensor:
     out = means.new_zeros(len(means), n_times + 1, means.shape[2])
     place = (plan.arrived + 1)[..., None].expand_as(means)
     return out.scatter(1, place, means)[:, 1:]
+
+
+def _is_changed(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)
+
+
+def _field_network(field: MLPField, t: Tensor) -> tuple[Network, Tensor]:
+    """The state's share in a tanh field, and what times, shape ``(A,)``, and bias add to it."""
+    first, *later = cast(list[nn.Linear], list(field.network)[::2])
+    network = tuple(part for layer in later for part in (layer.weight, layer.bias))
+    if field.autonomous:
+        return (first.weight, *network), first.bias.expand(len(t), -1)
+    offset = torch.addcmul(first.bias, t[:, None].to(first.weight), first.weight[:, 0])
+    return (first.weight[:, 1:], *network), offset

@@ -185,21 +185,6 @@ def test_events_of_several_axes():
     assert flow.log_prob(x).shape == (3,)
 
 
-@pytest.mark.parametrize("field", [ConcatSquashField(2, (8,)), MLPField(2, (8,))])
-def test_inference_mode_gives_the_same_numbers(field):
-    flow = CNF(field, (2,))
-    x, times = torch.randn(4, 2), torch.tensor([0.0, 0.5, 1.0])
-
-    def everything():
-        sample = flow.sample(3, torch.Generator().manual_seed(0))
-        return flow.log_prob(x), sample, *flow.trajectories(x, times)
-
-    expected = everything()
-    with torch.inference_mode():
-        found = everything()
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
 def test_sample_is_the_inverse_of_normal_noise():
     flow = small_flow()
     before = torch.get_rng_state()
@@ -210,44 +195,12 @@ def test_sample_is_the_inverse_of_normal_noise():
     assert (flow.sample(2) != flow.sample(2)).all()  # without a generator the global stream
 
 
-@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
-def test_every_parameter_gets_a_gradient(gradient):
-    flow = CNF(ConcatSquashField(2, (8, 8)), (2,), TorchdiffeqSolver(gradient=gradient))
-    flow.horizon.perturb(FixedOffset(0.3))
-    flow.log_prob(torch.randn(4, 2)).mean().backward()
-    missing = [n for n, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
-    assert missing == []
-
-
 def test_fixed_grid_agrees_with_an_adaptive_solver():
     flow = small_flow()
     x = torch.randn(4, 2, dtype=torch.float64)
     adaptive = flow.log_prob(x)
     flow.solver = FixedGridSolver("rk4", n_steps=60)
     torch.testing.assert_close(flow.log_prob(x), adaptive, atol=1e-6, rtol=0.0)
-
-
-def test_work_is_counted():
-    flow = CNF(ConcatSquashField(2, (8,)), (2,), FixedGridSolver("rk4", n_steps=3))
-    flow.log_prob(torch.zeros(2, 2))
-    flow.sample(2)
-    assert (flow.stats.nfe_forward, flow.stats.accepted) == (2 * 12, 2 * 3)
-
-
-def test_the_evaluation_solver_serves_eval_mode_alone():
-    flow = CNF(
-        ConcatSquashField(2, (8,)),
-        (2,),
-        FixedGridSolver("rk4", n_steps=1),
-        FixedGridSolver("rk4", n_steps=5),
-    )
-    x = torch.zeros(2, 2)
-    for training, n_steps in ((True, 1), (False, 5)):
-        flow.train(training).stats.reset()
-        flow.log_prob(x)
-        flow.sample(2)
-        flow.trajectories(x, torch.tensor([0.0, 1.0]))
-        assert flow.stats.accepted == 3 * n_steps
 
 
 def test_temperature_scales_the_base():

@@ -5,7 +5,6 @@ import torch
 
 from steer_lightning.nn import ConcatSquashField
 from steer_lightning.nn.flows.concat_squash import ConcatSquashLinear
-from steer_lightning.nn.trace import exact_divergence, jvp
 
 TIMES = [torch.tensor(0.3).double(), torch.tensor([0.3, -1.0, 2.0, 0.0]).double()]
 
@@ -32,63 +31,6 @@ def test_field_is_its_layers_with_tanh_between():
     first, middle, last = field.layers
     expected = last(t, torch.tanh(middle(t, torch.tanh(first(t, y)))))
     torch.testing.assert_close(field(t, y), expected)
-
-
-@pytest.mark.parametrize("t", TIMES)
-@pytest.mark.parametrize(("dim", "hidden"), [(1, (8,)), (2, (8, 8)), (3, (7, 6, 5))])
-def test_divergence_against_the_jacobian(dim, hidden, t):
-    field = ConcatSquashField(dim, hidden).double()
-    y = torch.randn(4, dim, dtype=torch.float64)
-    value, divergence = field.value_and_divergence(t, y)
-    torch.testing.assert_close(value, field(t, y))
-    for i in range(4):
-        t_i = t if t.ndim == 0 else t[i]
-        jacobian = torch.autograd.functional.jacobian(
-            lambda point, t_i=t_i: field(t_i, point[None])[0], y[i]
-        )
-        torch.testing.assert_close(divergence[i], jacobian.trace())
-
-
-def test_gradient_of_the_divergence_against_forward_mode():
-    field = ConcatSquashField(2, (6, 6)).double()
-    y = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
-    t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    inputs = (y, t, *field.parameters())
-    for i in (0, 1):  # value, divergence
-        own = field.value_and_divergence(t, y)[i].square().sum()
-        reference = exact_divergence(field.forward, t, y)[i].square().sum()
-        for a, b in zip(
-            torch.autograd.grad(own, inputs, allow_unused=True, materialize_grads=True),
-            torch.autograd.grad(reference, inputs, allow_unused=True, materialize_grads=True),
-            strict=True,
-        ):
-            torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("t", TIMES)
-@pytest.mark.parametrize("hidden", [(6,), (6, 5)])
-def test_value_tangent_and_their_gradients_against_forward_mode(hidden, t):
-    field = ConcatSquashField(3, hidden).double()
-    y, e = torch.randn(2, 4, 3, dtype=torch.float64)
-    t, y = t.clone().requires_grad_(), y.requires_grad_()
-    results = []
-    for vector_field in (field, field.forward):
-        value, tangent = jvp(vector_field, t, y, e)
-        loss = (value.square() * tangent.sin()).sum()
-        gradients = torch.autograd.grad(loss, (t, y, *field.parameters()))
-        results.append((value, tangent, *gradients))
-    for own, other in zip(*results, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
-
-
-def test_divergence_under_inference_mode():
-    field = ConcatSquashField(2, (8,))
-    y, t = torch.randn(4, 2), torch.tensor(0.5)
-    expected = field.value_and_divergence(t, y)
-    with torch.inference_mode():
-        found = field.value_and_divergence(t, y)
-    assert torch.equal(found[0], expected[0].detach())
-    assert torch.equal(found[1], expected[1].detach())
 
 
 def test_autocast_lowers_the_network_alone():

@@ -7,9 +7,7 @@ from torch.nn import functional as F
 
 from steer_lightning.nn import ConvFlowField
 from steer_lightning.nn.flows.conv_flow_field import ACTIVATIONS
-from steer_lightning.nn.trace import exact_jacobian, jvp
 from tests.helpers.models import lively
-from tests.helpers.problems import jacobians
 
 TIMES = [torch.tensor(0.3).double(), torch.tensor([0.3, -1.0, 2.0]).double()]
 SETTINGS = [
@@ -55,49 +53,12 @@ def test_field_against_its_formula(settings, t):
     torch.testing.assert_close(field(t, y), expected)
 
 
-def forward_mode(field, t, y, e):
-    return torch.func.jvp(lambda y: field(t, y), (y,), (e,))
-
-
-def double_backward(field, t, y, e):
-    return torch.autograd.functional.jvp(lambda y: field(t, y), y, e, create_graph=True)
-
-
-@pytest.mark.parametrize("reference", [forward_mode, double_backward])
-@both_times
-@every_setting
-def test_value_tangent_and_their_gradients_against_two_references(settings, t, reference):
-    field = make_field(**settings)
-    y, e = state_and_probe()
-    t = t.clone().requires_grad_()
-    y.requires_grad_()
-    results = []
-    for way in (jvp, reference):
-        value, tangent = way(field, t, y, e)
-        loss = (value.square() * tangent.sin()).sum() + (e * tangent).sum()
-        gradients = torch.autograd.grad(loss, (t, y, *field.parameters()))
-        results.append((value, tangent, *gradients))
-    assert min(float(part.detach().abs().max()) for part in results[0]) > 1e-3
-    for own, other in zip(*results, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
-
-
 @both_times
 def test_gradcheck_of_jvp(t):
     field = make_field()
     y, e = (part[:, :, :2, :2] for part in state_and_probe())
     inputs = [x.clone().requires_grad_() for x in (t, y, e)]
     assert torch.autograd.gradcheck(field.jvp, inputs)
-
-
-@both_times
-@pytest.mark.parametrize("activation", ["softplus", "tanh"])
-def test_jacobian_of_all_coordinates_at_once(activation, t):
-    field = make_field(activation=activation)
-    y = state_and_probe()[0][..., :2, :2]
-    value, jacobian = exact_jacobian(field, t, y)
-    torch.testing.assert_close(value, field(t, y))
-    torch.testing.assert_close(jacobian.permute(1, 2, 0), jacobians(field, t, y))
 
 
 def test_the_memory_format_is_kept_within_and_changes_no_number():

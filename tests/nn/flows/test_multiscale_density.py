@@ -178,17 +178,3 @@ def test_autocast_lowers_the_networks_alone_and_only_in_training(solver):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         evaluated = everything()
     assert all(torch.equal(a, b) for a, b in zip(evaluated, exact, strict=True))
-
-
-def test_inference_mode_gives_the_same_numbers():
-    flow, x = make_flow((1, 8, 8), solver=TorchdiffeqSolver()), images(2, (1, 8, 8))
-
-    def everything():
-        generator = torch.Generator().manual_seed(0)
-        return *flow.transport(x, generator=generator, regularize=True), flow.sample(2, generator)
-
-    expected = everything()
-    with torch.inference_mode():
-        found = everything()
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b.detach())

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import (
     LatentODE,
@@ -158,25 +157,6 @@ def test_predictions_at_any_times_past_the_end_too(network):
     grid = torch.linspace(0.1, 5.0, 9, dtype=torch.float64).expand(2, -1)
     assert network.predict_at(batch, grid).shape == (1, 2, 9, 2)
     assert network.predict_at(batch, grid).isfinite().all()
-
-
-@pytest.mark.parametrize("network", make_all(), ids=["ode_rnn encoder", "rnn encoder", "ode_rnn"])
-def test_every_horizon_moves_the_forecast_and_a_reset_puts_it_back(network):
-    batch = series()
-    arguments = () if isinstance(network, ODERNNForecaster) else (1, None)
-
-    def forecast():
-        torch.manual_seed(0)
-        return network(batch, *arguments).mean
-
-    nominal = forecast()
-    horizons = [m for m in network.modules() if isinstance(m, GridHorizon)]
-    assert len(horizons) == (2 if isinstance(getattr(network, "encoder", 0), ODERNNEncoder) else 1)
-    for horizon in horizons:
-        horizon.perturb(EndTimeDraw(None, key=1))
-        assert not torch.allclose(forecast(), nominal, rtol=1e-6)
-        horizon.reset()
-        assert torch.equal(forecast(), nominal)
 
 
 def test_the_decoder_is_stretched_over_the_times_that_are_asked_for_alone():

@@ -1,7 +1,5 @@
 """Encoders and the decoder, against solves interval by interval."""
 
-import copy
-
 import pytest
 import torch
 from torchdiffeq import odeint
@@ -63,21 +61,6 @@ def test_the_decoder_solves_each_interval_from_the_end_of_the_stretched_one_befo
     assert torch.equal(z[:, :, 0], z0)
     expected = interval_by_interval(decoder.vector_field, z0, series, lengths, rates)
     torch.testing.assert_close(z, expected, rtol=1e-7, atol=1e-7)
-
-
-def test_a_draw_moves_the_decoder_and_a_reset_moves_it_back_to_the_last_bit():
-    decoder, z0 = tight_decoder(), draws_of_state()
-    nominal = decoder(z0, SERIES, LENGTHS)
-    decoder.horizon.perturb(EndTimeDraw(None, key=4))
-    moved = decoder(z0, SERIES, LENGTHS)
-    assert torch.equal(decoder(z0, SERIES, LENGTHS), moved)
-    assert bool(((moved - nominal)[:, :2, 1:].abs() > 1e-3).all(-1).any(-1).all())
-    assert torch.equal(moved[:, 2], nominal[:, 2])  # a sample of one time
-    assert torch.equal(copy.deepcopy(decoder)(z0, SERIES, LENGTHS), nominal)
-    decoder.horizon.reset()
-    assert torch.equal(decoder(z0, SERIES, LENGTHS), nominal)
-    decoder.horizon.perturb(EndTimeDraw(0.0))
-    assert torch.equal(decoder(z0, SERIES, LENGTHS), nominal)
 
 
 def test_the_decoder_has_the_closed_forms_values_and_gradients():
@@ -217,16 +200,6 @@ def test_a_posterior_does_not_hear_of_what_is_not_observed(kind):
     assert torch.equal(changed.std, posterior.std)
 
 
-@encoders
-def test_every_parameter_of_an_encoder_has_a_gradient(kind):
-    encoder = make_encoder(kind)
-    posterior = encoder(observations(series_batch()))
-    (posterior.mean.sum() + posterior.std.sum()).backward()
-    for name, parameter in encoder.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool((parameter.grad != 0).any()), name
-
-
 def test_a_gru_reads_backwards_with_the_time_since_the_observation_before():
     encoder, seen = make_encoder("rnn"), observations(series_batch())
     state = torch.zeros(1, 1, 3, dtype=torch.float64)
@@ -249,12 +222,3 @@ def test_an_ode_rnn_unrolls_back_to_the_first_time():
     plan = encoder.rnn.plan(seen.times, seen.lengths)
     assert bool((plan.dt <= 0).all())
     torch.testing.assert_close(plan.dt.sum(1), -times(0.8, 0.6, 0.0))
-
-
-def test_a_draw_moves_the_ode_rnn_and_a_reset_moves_it_back_to_the_last_bit():
-    encoder, seen = make_encoder("ode_rnn"), observations(series_batch())
-    nominal = encoder(seen).mean
-    encoder.rnn.horizon.perturb(EndTimeDraw(None, key=1))
-    assert bool((encoder(seen).mean != nominal)[:2].any(1).all())
-    encoder.rnn.horizon.reset()
-    assert torch.equal(encoder(seen).mean, nominal)

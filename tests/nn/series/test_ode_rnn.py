@@ -1,6 +1,5 @@
 """The unroll of a batch, against an unroll interval by interval."""
 
-import copy
 import math
 
 import pytest
@@ -212,35 +211,6 @@ def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
     rnn(series, *rest)
     assert len(asked) == 4  # of five times, one without an observation
     assert rnn.stats.nfe_forward > 10
-
-
-@fields
-@directions
-def test_every_parameter_has_a_gradient(time_dependent, reverse):
-    rnn = make(time_dependent, reverse)
-    rnn.horizon.perturb(EndTimeDraw(None, key=3))
-    posterior, arrival, *_ = rnn(*own_grids())
-    (posterior.mean.sum() + posterior.std.square().sum() + arrival.square().sum()).backward()
-    for name, parameter in rnn.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool((parameter.grad != 0).any()), name
-        assert bool(parameter.grad.isfinite().all()), name
-
-
-def test_after_a_reset_the_unroll_is_nominal_to_the_last_bit():
-    rnn, batch = make(), own_grids()
-    nominal = rnn(*batch).final.mean
-    rnn.horizon.perturb(EndTimeDraw(None, key=3))
-    moved = rnn(*batch).final.mean
-    assert torch.equal(rnn(*batch).final.mean, moved)
-    assert torch.equal(copy.deepcopy(rnn)(*batch).final.mean, nominal)
-    rnn.horizon.reset()
-    assert torch.equal(rnn(*batch).final.mean, nominal)
-    moving = [b for b in range(4) if LENGTHS[b] > 1]
-    assert bool((moved[moving] != nominal[moving]).all())
-    assert torch.equal(moved[2], nominal[2])
-    rnn.horizon.perturb(EndTimeDraw(0.0))
-    assert torch.equal(rnn(*batch).final.mean, nominal)
 
 
 def test_the_posterior_has_a_std_that_is_not_negative():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from steer_lightning.nn.series.unroll_plan import plan_unroll, unroll_order
+from steer_lightning.nn.series.unroll import plan_unroll, unroll_order
 from tests.helpers.problems import times
 
 LENGTHS = torch.tensor([4, 2, 1])
@@ -22,7 +22,7 @@ def random_series(n_samples=5, n_times=9, seed=0):
     return gaps.cumsum(1), lengths
 
 
-def test_the_order_of_a_unroll_is_padded_by_the_last_one_met():
+def test_the_order_of_an_unroll_is_padded_by_the_last_one_met():
     assert unroll_order(LENGTHS, 4).tolist() == [[0, 1, 2, 3], [0, 1, 1, 1], [0] * 4]
     assert unroll_order(LENGTHS, 4, reverse=True).tolist() == [
         [3, 2, 1, 0],
@@ -78,7 +78,7 @@ def test_each_sample_may_have_a_longest_step_of_its_own():
     assert plan.dt.tolist() == [[0.0, 1.0, 0.5, 2.0], [0.0, 1.5, 1.5, 0.0], [0.0] * 4]
 
 
-def test_a_unroll_that_is_done_stands_still_where_it_ended():
+def test_an_unroll_that_is_done_stands_still_where_it_ended():
     series = torch.stack([times(0.0, 3.0), times(4.0, 5.0)])
     check(
         plan_unroll(series, torch.tensor([2, 2]), 1.0),
