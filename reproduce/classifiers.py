@@ -12,6 +12,7 @@ from reproduce.experiments import (
     Experiment,
     Metric,
     Scale,
+    steer,
 )
 from reproduce.figures import draw_curves, draw_sweeps
 
@@ -49,7 +50,7 @@ def arm(data: str, model: str, scale: Scale, with_steer: bool, extra: tuple[str,
         data: ``"MNIST"``, ``"CIFAR-10"`` or ``"SVHN"``.
         model: ``"NODE"`` or ``"ANODE"``.
         scale: How much to cut.
-        with_steer: Whether the config with STEER is meant.
+        with_steer: Whether it is trained with STEER.
         extra: More overrides.
     """
     name = f"classifier/{data.lower().replace('-', '')}_{model.lower()}"
@@ -78,8 +79,8 @@ def arm(data: str, model: str, scale: Scale, with_steer: bool, extra: tuple[str,
         )
     return Arm(
         "STEER, b = 0.99" if with_steer else "without",
-        name + ("_steer" if with_steer else ""),
-        overrides + extra,
+        name,
+        overrides + (steer(0.99) if with_steer else ()) + extra,
         PAPER[data, model][with_steer] if not extra else "",
     )
 

@@ -70,7 +70,7 @@ def _images(data: str, model: str, scale: Scale) -> Comparison:
         f"{data}{variant}, {model}",
         Arm("without", config, overrides, paper[0]),
         (
-            Arm("STEER, b = 0.5", f"{config}_steer", overrides, paper[1]),
+            Arm("STEER, b = 0.5", config, overrides + steer(0.5), paper[1]),
             Arm("STEER, b = 0.25", config, overrides + steer(0.25), paper[2]),
         ),
     )
@@ -156,10 +156,11 @@ def figure1(scale: Scale) -> Experiment:
         comparisons=tuple(
             Comparison(
                 density,
-                Arm("without", "cnf/toy2d", toy2d_overrides(scale, density)),
-                (Arm("STEER, b = 0.5", "cnf/toy2d_steer", toy2d_overrides(scale, density)),),
+                Arm("without", "cnf/toy2d", overrides),
+                (Arm("STEER, b = 0.5", "cnf/toy2d", overrides + steer(0.5)),),
             )
             for density in densities
+            for overrides in [toy2d_overrides(scale, density)]
         ),
         metrics=(
             Metric("test/nll", "test negative log-likelihood, nats", "lower"),
@@ -185,7 +186,7 @@ def figure3(scale: Scale) -> Experiment:
     }
     baseline = Arm("without", "cnf/toy1d", overrides[scale])
     quarter = Arm("STEER, b = 0.25", "cnf/toy1d", overrides[scale] + steer(0.25))
-    most = Arm("STEER, b = 0.375", "cnf/toy1d_steer", overrides[scale])
+    most = Arm("STEER, b = 0.375", "cnf/toy1d", overrides[scale] + steer(0.375))
     return Experiment(
         name="figure3",
         title="Figure 3: five Gaussians in one dimension, density and particle paths",

@@ -39,9 +39,9 @@ def _comparison(
     elif model == "latent ODE, RNN encoder":
         overrides = (_RNN, *overrides)
     where = "encoder and decoder" if model == MODELS[0] else "each interval"
-    others = [Arm(f"STEER, {where}", f"{config}_steer", overrides, paper[1])]
+    others = [Arm(f"STEER, {where}", config, overrides + steer("auto"), paper[1])]
     if encoder_alone:
-        alone = overrides + steer(horizons=["network.encoder"])
+        alone = overrides + steer("auto", horizons=["network.encoder"])
         others.append(Arm("STEER, encoder alone (released code)", config, alone))
     baseline = Arm("without", config, overrides, paper[0])
     return Comparison(setting or model, baseline, tuple(others))

@@ -15,6 +15,7 @@ from reproduce.experiments import (
     Metric,
     Results,
     Scale,
+    steer,
 )
 from reproduce.figures import draw_stiffness, draw_trajectories
 
@@ -66,7 +67,8 @@ def _comparison(setting: str, r: int, scale: Scale) -> Comparison:
     paper = ("3.87", "0.52") if (setting, r) == ("as released", 1000) else ("", "")
     config = SETTINGS[setting]
     baseline = Arm("without", config, overrides, paper[0], weights="last")
-    other = Arm("STEER, b = 0.124", f"{config}_steer", overrides, paper[1], weights="last")
+    steered = overrides + steer(0.124)
+    other = Arm("STEER, b = 0.124", config, steered, paper[1], weights="last")
     return Comparison(f"{setting}, r = {r}", baseline, (other,))
 
 

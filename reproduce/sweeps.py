@@ -15,12 +15,7 @@ WIDTHS: dict[Scale, tuple[float, ...]] = {
 def sweep_b_flow(scale: Scale) -> Experiment:
     """The flow on eight Gaussians."""
     overrides = toy2d_overrides(scale)
-    others = [
-        Arm(f"b = {b:g}", "cnf/toy2d_steer", overrides)
-        if b == 0.5
-        else Arm(f"b = {b:g}", "cnf/toy2d", overrides + steer(b))
-        for b in WIDTHS[scale]
-    ]
+    others = [Arm(f"b = {b:g}", "cnf/toy2d", overrides + steer(b)) for b in WIDTHS[scale]]
     metrics = (
         Metric("test/nll", "test negative log-likelihood, nats", "lower"),
         Metric("test/nfe_forward", "NFE of a test batch", "lower", digits=1),

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from reproduce.experiments import Arm, Check, Comparison, Experiment, Metric, Record
 
 BASELINE = Arm("without", "cnf/toy1d", paper="0.50")
-STEER = Arm("STEER", "cnf/toy1d_steer", paper="0.60")
+STEER = Arm("STEER", "cnf/toy1d", ("--steer.b=0.375",), paper="0.60")
 ACCURACY = Metric("test/accuracy", "accuracy, %", "higher", 100.0, 1)
 MACHINE = {
     "python": "3.11.7",

@@ -19,36 +19,31 @@ ALL = [
 ROOT = CONFIGS.parent
 
 
-def steers(arm):
-    """The settings of every STEER callback of an arm."""
-    config = yaml.safe_load((CONFIGS / f"{arm.config}.yaml").read_text())
-    found = [
-        callback["init_args"]
-        for callback in config["trainer"]["callbacks"]
-        if callback["class_path"].endswith("SteerCallback")
-    ]
-    for i, argument in enumerate(arm.overrides):
-        if argument.endswith("+=steer_lightning.SteerCallback"):
-            rest = dict(a.split("=") for a in arm.overrides[i + 1 :] if ".callbacks." in a)
-            found.append({key.rpartition(".")[2]: yaml.safe_load(v) for key, v in rest.items()})
-    return found
+def steer_settings(arm):
+    """An arm's settings of STEER."""
+    options = dict(a.removeprefix("--steer.").split("=") for a in arm.overrides if is_steer(a))
+    return {name: yaml.safe_load(value) for name, value in options.items()}
+
+
+def is_steer(argument):
+    return argument.startswith("--steer.")
 
 
 @pytest.mark.parametrize("experiment", ALL)
-def test_arms_differ_from_their_baseline_by_the_callback_alone(experiment):
+def test_arms_differ_from_their_baseline_by_steer_alone(experiment):
     for part in experiment.comparisons:
         baseline = part.baseline
-        assert steers(baseline) == []
+        assert steer_settings(baseline) == {}
         for arm in part.others:
-            (settings,) = steers(arm)
-            assert arm.config.removesuffix("_steer") == baseline.config
-            rest = [a for a in arm.overrides if not a.startswith(f"{TRAINER}.callbacks")]
+            settings = steer_settings(arm)
+            assert arm.config == baseline.config
+            rest = [a for a in arm.overrides if not is_steer(a)]
             assert tuple(rest) == baseline.overrides
             assert arm.weights == baseline.weights
             if labelled := re.search(r"b = ([\d.]+)", arm.label):
                 assert settings["b"] == float(labelled[1])
             else:
-                assert settings.get("b") is None
+                assert settings["b"] == "auto"
                 assert settings.get("horizons", []) == (
                     ["network.encoder"] if "encoder alone" in arm.label else []
                 )
