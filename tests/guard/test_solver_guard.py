@@ -102,39 +102,41 @@ def test_steps_are_counted_as_taken():
     assert trainer.fit_loop.epoch_loop.batch_idx == 3
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("policy", ["raise", "skip"])
-@pytest.mark.parametrize("b", [0.0, 0.5])
+class Unscheduled(FaultyModel):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+
+class Absent(Unscheduled):  # a step of None would move a schedule
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx == 1 else self.loss(batch)
+
+
+def steered(model, guard, fault, b, steer_first):
+    callbacks = [SteerCallback(b, seed=0), guard]
+    callbacks = callbacks if steer_first else callbacks[::-1]
+    return fit(None, "none", fault, "none", "none", model=model, before=callbacks)
+
+
+@each_fault
 @pytest.mark.parametrize("steer_first", [True, False])
-def test_steer_goes_on_after_a_dropped_batch(fault, policy, b, steer_first):
+def test_steer_is_put_back_after_a_failure(fault, steer_first):
+    model = seeded(FaultyModel, FAULTS[fault][0])
+    with pytest.raises(SolverError, match=r"block 'block'.* batch 1"):
+        steered(model, SolverGuard(), fault, 0.5, steer_first)
+    assert model.block.horizon.draw is None
+    assert model.block.horizon.owner is None
+
+
+@each_fault
+@pytest.mark.parametrize(("b", "steer_first"), [(0.0, True), (0.5, True), (0.5, False)])
+def test_steer_goes_on_after_a_dropped_batch(fault, b, steer_first):
     """Against a step that returns None for that batch before it solves anything."""
-
-    class Absent(FaultyModel):
-        def training_step(self, batch, batch_idx):
-            return None if batch_idx == 1 else self.loss(batch)
-
-        def configure_optimizers(self):  # a step of None moves a schedule
-            return torch.optim.Adam(self.parameters(), lr=0.05)
-
-    class Same(FaultyModel):
-        configure_optimizers = Absent.configure_optimizers
-
-    def run(guard, model):
-        callbacks = [SteerCallback(b, seed=0), guard]
-        callbacks = callbacks if steer_first else callbacks[::-1]
-        return fit(None, "none", fault, "none", "none", model=model, before=callbacks)
-
     gradient = FAULTS[fault][0]
-    model = seeded(Same, gradient)
-    if policy == "raise":
-        with pytest.raises(SolverError, match=r"block 'block'.* batch 1"):
-            run(SolverGuard(), model)
-        assert model.block.horizon.draw is None
-        assert model.block.horizon.owner is None
-        return
-    expected = state_of(run(SolverGuard(), seeded(Absent, gradient)))
+    model = seeded(Unscheduled, gradient)
+    expected = state_of(steered(seeded(Absent, gradient), SolverGuard(), fault, b, steer_first))
     with pytest.warns(UserWarning, match="a batch is dropped"):
-        found = state_of(run(SolverGuard("skip"), model))
+        found = state_of(steered(model, SolverGuard("skip"), fault, b, steer_first))
     del found["global_step"], expected["global_step"]
     assert_same(found, expected)
     assert model.block.horizon.draw is None
