@@ -1,65 +1,67 @@
-"""What the ranks of a run tell each other of failed solves."""
+"""Failures that all ranks of a run hear of."""
 
-from typing import Any, Final, Literal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.solvers import SolverError
 from steer_lightning.utils.patching import WrappedMethods
 
-Outcome = Literal["fine", "fallback", "skipped"]
 
-_ORDER: Final = ("fine", "fallback", "skipped")
+def is_ddp(strategy: object) -> bool:
+    """Whether a strategy is DDP, of ``pytorch_lightning`` or ``lightning.pytorch``.
 
-
-def worst(*outcomes: Outcome) -> Outcome:
-    """The worst of several outcomes.
+    DeepSpeed's strategy is a subclass of it, but its ranks meet elsewhere.
 
     Example:
-        >>> worst("fine", "skipped", "fallback")
-        'skipped'
+        >>> from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+        >>> is_ddp(DDPStrategy()), is_ddp(SingleDeviceStrategy("cpu"))
+        (True, False)
     """
-    return max(outcomes, key=_ORDER.index)
+    names = ("pytorch_lightning.strategies", "lightning.pytorch.strategies")
+    return any(
+        isinstance(strategy, found.DDPStrategy)
+        and not isinstance(strategy, found.DeepSpeedStrategy)
+        for found in map(sys.modules.get, names)
+        if found is not None
+    )
 
 
 def can_agree(trainer: Trainer, module: LightningModule) -> bool:
-    """Whether there are ranks that could all hear of a failure in one of them.
+    """Whether there are ranks that could all hear of a failure in one of them in training.
 
-    A rank whose solve fails leaves out what its training step would have done next. Under
-    ``DistributedDataParallel`` the ranks meet after the step, in the backward pass; where they
-    meet inside it (manual optimisation, synchronised batch norm, sharded parameters), it is too
-    late.
+    A rank whose solve fails leaves out what its training step would have done next. Under DDP
+    the ranks meet after the step, in the backward pass; where they meet inside it (manual
+    optimisation, synchronised batch norm, sharded parameters), it is too late.
     """
     return (
         trainer.world_size > 1
-        and isinstance(trainer.strategy.model, DistributedDataParallel)
+        and is_ddp(trainer.strategy)
         and module.automatic_optimization
         and not any(isinstance(m, nn.SyncBatchNorm) for m in module.modules())
     )
 
 
 def agree(
-    trainer: Trainer,
-    outcome: Outcome,
-    error: SolverError | None,
-    memories: StepMemories | None = None,
-) -> tuple[Outcome, SolverError | None]:
-    """Tell all ranks what became of a batch, and hear the worst; all ranks must call it.
+    trainer: Trainer, error: SolverError | None, memories: StepMemories | None = None
+) -> SolverError | None:
+    """Tell all ranks of a failure on one; all ranks must call it.
 
     While nothing fails anywhere this is one reduction.
 
     Args:
         trainer: The trainer.
-        outcome: What became of this rank's part of the batch.
         error: What failed on this rank.
         memories: First steps of the next batch, which take part in the reduction.
 
     Returns:
-        The worst outcome of all ranks, and the error of the lowest rank that has one.
+        The error of the lowest rank that has one.
     """
     device = trainer.strategy.root_device
     told_fine = torch.tensor([float(error is None)], dtype=torch.float64, device=device)
@@ -70,38 +72,28 @@ def agree(
     if memories is not None:
         memories.take(*shortest)
     if bool(all_fine):
-        return "fine", None
-    told: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(told, (outcome, error))
-    return worst(*(o for o, _ in told)), next(e for _, e in told if e is not None)
+        return None
+    told: list[SolverError | None] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(told, error)
+    return next(e for e in told if e is not None)
 
 
-class LateLogs:
-    """Keeps what a training step logs until the ranks have agreed to log it.
+@contextmanager
+def late_logs(module: LightningModule) -> Iterator[Callable[[], None]]:
+    """Keep what a training step logs, and yield a function that logs it afterwards.
 
     Lightning reduces some values at once, and others at the end of an epoch by their names. A
     rank whose solve failed would not take part, or not know the name.
-
-    Args:
-        module: The module, whose ``log`` is wrapped inside the context.
     """
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def __init__(self, module: LightningModule) -> None:
-        self._module = module
-        self._methods = WrappedMethods(module)
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def replay() -> None:
+        for args, kwargs in calls:
+            module.log(*args, **kwargs)
 
-    def __enter__(self) -> None:
-        self._methods.wrap("log", lambda _, *args, **kwargs: self._calls.append((args, kwargs)))
-
-    def __exit__(self, *_: object) -> None:
-        self._methods.release()
-
-    def forget(self) -> None:
-        """Drop what is kept: the step runs again, or was for nothing."""
-        self._calls = []
-
-    def replay(self) -> None:
-        """Log what is kept."""
-        for args, kwargs in self._calls:
-            self._module.log(*args, **kwargs)
+    methods = WrappedMethods(module)
+    methods.wrap("log", lambda _, *args, **kwargs: calls.append((args, kwargs)))
+    try:
+        yield replay
+    finally:
+        methods.release()

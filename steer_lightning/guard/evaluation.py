@@ -1,4 +1,4 @@
-"""Evaluation on several ranks, of which one may fail."""
+"""End an evaluation on all ranks if a solve fails on one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from steer_lightning.utils.patching import WrappedMethods
 
 
 class GuardedEvaluation:
-    """The evaluation steps of a module, wrapped on the instance until :meth:`release`.
+    """Wraps the evaluation steps of a module until :meth:`release`.
 
     Ranks may have different numbers of batches, so they meet in the last one of a loader, before
     Lightning reduces metrics: a rank whose solve failed passes over its other batches, and then
@@ -50,8 +50,7 @@ class GuardedEvaluation:
         At the end of an evaluation too, for loaders that are shorter than known, or of no known
         length: an error is never lost.
         """
-        error, self._error = self._error, None
-        _, error = agree(self.trainer, "fine", error)
+        error, self._error = agree(self.trainer, self._error), None
         if error is not None:
             raise error
 

@@ -1,16 +1,17 @@
-"""What is said before a solve fails: steps that shrink, fields that are random."""
+"""Warnings before a solve fails: of steps that shrink, and of fields that are random."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
 from steer_lightning.solvers import SolveStats
-from steer_lightning.solvers.randomness import ProbingSolve, suspects
-from steer_lightning.solvers.replacing import wrapped_solves
+from steer_lightning.solvers.randomness import solve_probed, suspects
+from steer_lightning.solvers.wrapping import wrapped_solves
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import VectorField
@@ -111,8 +112,7 @@ class FieldCheck:
             yield
             return
         self._pending = False
-        report = _Report(model, self.reaction)
-        with wrapped_solves(model, lambda _, solve: ProbingSolve(solve, report)):
+        with wrapped_solves(model, partial(solve_probed, _Report(model, self.reaction))):
             yield
 
 

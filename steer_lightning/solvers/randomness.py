@@ -1,4 +1,4 @@
-"""Fields that have no solution: their value changes while their arguments stay."""
+"""Find vector fields that are random: their value changes while their arguments stay."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,32 +14,31 @@ from steer_lightning.utils.problem import VectorField
 Report = Callable[[SolveStats | None, VectorField, str], None]
 
 
-class ProbingSolve:
-    """A solver's ``solve`` that first asks whether the field has the same value twice.
+def solve_probed(
+    report: Report,
+    solve: Callable[..., Any],
+    vector_field: VectorField,
+    y0: Any,
+    t_eval: Tensor,
+    *,
+    stats: SolveStats | None = None,
+    **options: Any,
+) -> Any:
+    """Report a field that has not the same value twice, then solve.
 
     Args:
-        solve: The method.
         report: Called with the block's counts, the field, and what is wrong with it in words.
+        solve: A solver's method ``solve``, which gets the rest.
+        vector_field: See :meth:`steer_lightning.solvers.Solver.solve`, as for the rest.
+        y0: Initial state.
+        t_eval: Times.
+        stats: The block's counts.
+        **options: Passed on.
     """
-
-    def __init__(self, solve: Callable[..., Any], report: Report) -> None:
-        self.solve = solve
-        self.report = report
-
-    def __call__(
-        self,
-        vector_field: VectorField,
-        y0: Any,
-        t_eval: Tensor,
-        *,
-        stats: SolveStats | None = None,
-        **options: Any,
-    ) -> Any:
-        """Look, then solve; see :meth:`steer_lightning.solvers.Solver.solve`."""
-        trouble = randomness(vector_field, t_eval[0], y0)
-        if trouble is not None:
-            self.report(stats, vector_field, trouble)
-        return self.solve(vector_field, y0, t_eval, stats=stats, **options)
+    trouble = randomness(vector_field, t_eval[0], y0)
+    if trouble is not None:
+        report(stats, vector_field, trouble)
+    return solve(vector_field, y0, t_eval, stats=stats, **options)
 
 
 def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:

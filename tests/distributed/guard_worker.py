@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from steer_lightning import SteerCallback
 from steer_lightning.guard import SolverGuard
-from steer_lightning.solvers import FixedGridSolver, SolverError
+from steer_lightning.solvers import SolverError
 from tests.helpers.faults import FAULTS, FaultyModel, Steps, batches, state_of, untouched
 from tests.helpers.models import seeded, tiny_trainer
 
@@ -33,28 +33,6 @@ class Shared(FaultyModel):
     test_step = validation_step
 
 
-class OnAGrid(Shared):
-    """Rank 1 has a fixed grid for its second batch."""
-
-    fault = "budget"
-
-    def training_step(self, batch, batch_idx):
-        self.is_fixed = batch_idx == 1 and RANK == 1
-        return super().training_step(batch, batch_idx)
-
-    def forward(self, y0):
-        if not self.is_fixed:
-            return self.block(y0)
-        own, self.block.solver = self.block.solver, FixedGridSolver("rk4", 8)
-        y = self.block(y0)
-        self.block.solver = own
-        return y if self.fault == "budget" else self.block(y0).detach() + (y - y.detach())
-
-
-class ForAdjoint(OnAGrid):
-    fault = "adjoint"
-
-
 def share(*faults):
     """This rank's batches; where rank 1 has a fault, rank 0 has none."""
     found = batches(*faults)
@@ -74,10 +52,10 @@ class Endless(IterableDataset):
         return iter(self.found)
 
 
-def run(guard, *faults, gradient="autograd", model=Shared, end="fit", steer=False, **settings):
+def run(guard, *faults, gradient="autograd", end="fit", steer=False, **settings):
     """What a rank saw of a run whose faults are those of rank 1."""
     own = share(*faults)
-    module, steps = seeded(model, gradient), Steps()
+    module, steps = seeded(Shared, gradient), Steps()
     callbacks = [SteerCallback(0.5, seed=0)] * steer + [guard] * (guard is not None) + [steps]
     # find_unused_parameters is False: the zero loss of a dropped batch reaches every parameter.
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
@@ -126,14 +104,6 @@ def scenarios():
         )  # fmt: skip
     yield "first", run(SolverGuard("skip"), "nan", "none")
     yield "steer", run(SolverGuard("skip"), *three[:2], "nan", "none", steer=True)
-    for fault, model in (("budget", OnAGrid), ("adjoint", ForAdjoint)):
-        guard = SolverGuard("fallback", fallback_steps=8)
-        yield f"fallback {fault}", run(guard, "none", fault, "none", gradient="adjoint")
-        yield (
-            f"on a grid {fault}",
-            run(None, "none", fault, "none", gradient="adjoint", model=model),
-        )
-    yield "fallback nan", run(SolverGuard("fallback"), "none", "nan", "none", "none")
     yield "in a row", run(SolverGuard("skip", max_consecutive=2), "none", "nan", "nan", "none")
     yield (
         "unknown length",

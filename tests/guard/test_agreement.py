@@ -2,37 +2,54 @@
 
 from types import SimpleNamespace
 
+import lightning.pytorch.strategies
 import pytest
+from pytorch_lightning.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    SingleDeviceStrategy,
+)
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from steer_lightning.guard.agreement import LateLogs, agree, can_agree, worst
+from steer_lightning.guard.agreement import agree, can_agree, is_ddp, late_logs
 from steer_lightning.solvers import NonFiniteStateError
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "expected"),
-    [(["fine"], "fine"), (["fallback", "fine"], "fallback"), (["skipped", "fallback"], "skipped")],
-)
-def test_worst(outcomes, expected):
-    assert worst(*outcomes) == expected
+class OwnDDP(DDPStrategy):
+    pass
 
 
 @pytest.mark.parametrize(
-    ("world_size", "wrapped", "layer", "automatic", "expected"),
+    ("strategy_class", "expected"),
     [
-        (1, True, nn.Linear(1, 1), True, False),
-        (2, True, nn.Linear(1, 1), True, True),
-        (2, False, nn.Linear(1, 1), True, False),
-        (2, True, nn.SyncBatchNorm(1), True, False),
-        (2, True, nn.Linear(1, 1), False, False),
+        (DDPStrategy, True),
+        (OwnDDP, True),
+        (lightning.pytorch.strategies.DDPStrategy, True),
+        (DeepSpeedStrategy, False),
+        (lightning.pytorch.strategies.DeepSpeedStrategy, False),
+        (FSDPStrategy, False),
+        (SingleDeviceStrategy, False),
     ],
 )
-def test_who_can_agree(world_size, wrapped, layer, automatic, expected):
+def test_ddp_is_told_by_its_class(strategy_class, expected):
+    assert is_ddp(strategy_class.__new__(strategy_class)) is expected
+
+
+@pytest.mark.parametrize(
+    ("world_size", "strategy", "layer", "automatic", "expected"),
+    [
+        (1, DDPStrategy(), nn.Linear(1, 1), True, False),
+        (2, DDPStrategy(), nn.Linear(1, 1), True, True),
+        (2, FSDPStrategy(), nn.Linear(1, 1), True, False),
+        (2, DDPStrategy(), nn.SyncBatchNorm(1), True, False),
+        (2, DDPStrategy(), nn.Linear(1, 1), False, False),
+    ],
+)
+def test_who_can_agree(world_size, strategy, layer, automatic, expected):
     module = nn.Sequential(layer)
     module.automatic_optimization = automatic
-    model = DistributedDataParallel.__new__(DistributedDataParallel) if wrapped else module
-    trainer = SimpleNamespace(world_size=world_size, strategy=SimpleNamespace(model=model))
+    trainer = SimpleNamespace(world_size=world_size, strategy=strategy)
     assert can_agree(trainer, module) is expected
 
 
@@ -40,13 +57,13 @@ def test_an_error_is_told_to_all(monkeypatch):
     own, other = (NonFiniteStateError(t, "forward") for t in (0.5, 0.25))
 
     def gather(told, mine):
-        told[:] = [("fine", None), ("fallback", other), mine]
+        told[:] = [None, other, mine]
 
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
     strategy = SimpleNamespace(root_device="cpu", reduce=lambda x, reduce_op: x)
     trainer = SimpleNamespace(world_size=3, strategy=strategy)
-    assert agree(trainer, "fine", None) == ("fine", None)
-    assert agree(trainer, "skipped", own) == ("skipped", other)
+    assert agree(trainer, None) is None
+    assert agree(trainer, own) is other
 
 
 class Module(nn.Module):
@@ -60,21 +77,17 @@ class Module(nn.Module):
 
 def test_logs_come_late_or_not_at_all():
     module = Module()
-    logs = LateLogs(module)
-    with logs:
+    with late_logs(module):
         module.log("a", 1)
-    assert module.logged == []
-    with logs:
-        logs.forget()
+    with late_logs(module) as replay:
         module.log("b", 2, sync_dist=True)
-    logs.replay()
+        assert module.logged == []
+    replay()
     assert module.logged == [("b", 2, {"sync_dist": True})]
-    assert "log" not in vars(module)
 
 
-def test_a_log_of_the_instance_comes_back():
+def test_the_log_comes_back_after_an_exception():
     module = Module()
-    module.log = own = module.log
-    with pytest.raises(KeyError), LateLogs(module):
+    with pytest.raises(KeyError), late_logs(module):
         raise KeyError
-    assert vars(module)["log"] is own
+    assert "log" not in vars(module)

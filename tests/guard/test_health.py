@@ -185,24 +185,32 @@ def test_eval_mode_is_a_remedy():
     assert messages(SolverGuard(), model) == []
 
 
-def test_batch_norm_is_named_for_its_buffers():
+class Noise(ClockField):
+    def forward(self, t, y):
+        return super().forward(t, y) + torch.randn_like(y)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, t, y):
+        return torch.tanh(self.norm(y))
+
+
+@pytest.mark.parametrize(
+    ("field_class", "expected"),
+    [
+        (Normed, "every evaluation changes its buffers. Suspected: BatchNorm1d "),
+        (Noise, "two evaluations at one point differ. Suspected: noise that its forward draws."),
+    ],
+)
+def test_what_is_random_is_named(field_class, expected):
     model = random_model(FixedGridSolver("euler", 2))
-    model.block.vector_field.net[1] = nn.BatchNorm1d(4)
+    model.block.vector_field = field_class()
     (message,) = messages(SolverGuard(), model)
-    assert (
-        "defines no ODE: every evaluation changes its buffers. Suspected: BatchNorm1d " in message
-    )
-
-
-def test_noise_that_no_layer_draws_is_named_so():
-    class Noise(ClockField):
-        def forward(self, t, y):
-            return super().forward(t, y) + torch.randn_like(y)
-
-    model = random_model(FixedGridSolver("euler", 2))
-    model.block.vector_field = Noise()
-    (message,) = messages(SolverGuard(), model)
-    assert "Suspected: noise that its forward draws." in message
+    assert f"defines no ODE: {expected}" in message
 
 
 class Dropping(nn.Module):
@@ -257,14 +265,6 @@ def test_looking_disturbs_neither_stream_nor_buffers_nor_counts(solver):
             loss = self.loss(batch)
             self.numbers.append(float(torch.rand(())))
             return loss
-
-    class Normed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(2)
-
-        def forward(self, t, y):
-            return torch.tanh(self.norm(y))
 
     seen = []
     for random_fields in ("warn", "ignore"):

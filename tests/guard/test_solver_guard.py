@@ -7,9 +7,7 @@ import torch
 
 from steer_lightning import SteerCallback
 from steer_lightning.guard import SolverGuard
-from steer_lightning.solvers import (
-    SolverError,
-)
+from steer_lightning.solvers import SolverError
 from tests.helpers.faults import (
     FAULTS,
     FaultyModel,
@@ -35,7 +33,7 @@ def test_skip_is_a_run_that_never_saw_the_batch(fault):
         found = fit(guard, "none", fault, "none", "none", gradient=gradient, after=[steps])
     assert_same(state_of(found), state_of(expected))
     assert [logged["solver/skipped"] for logged in steps.logged] == [0.0, 1.0, 1.0, 1.0]
-    assert guard.state_dict() == {"skipped": 1, "fallbacks": 0}
+    assert guard.state_dict() == {"skipped": 1}
     assert untouched(found.lightning_module)
 
 
@@ -104,39 +102,41 @@ def test_steps_are_counted_as_taken():
     assert trainer.fit_loop.epoch_loop.batch_idx == 3
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("policy", ["raise", "skip"])
-@pytest.mark.parametrize("b", [0.0, 0.5])
+class Unscheduled(FaultyModel):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+
+class Absent(Unscheduled):  # a step of None would move a schedule
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx == 1 else self.loss(batch)
+
+
+def steered(model, guard, fault, b, steer_first):
+    callbacks = [SteerCallback(b, seed=0), guard]
+    callbacks = callbacks if steer_first else callbacks[::-1]
+    return fit(None, "none", fault, "none", "none", model=model, before=callbacks)
+
+
+@each_fault
 @pytest.mark.parametrize("steer_first", [True, False])
-def test_steer_goes_on_after_a_dropped_batch(fault, policy, b, steer_first):
+def test_steer_is_put_back_after_a_failure(fault, steer_first):
+    model = seeded(FaultyModel, FAULTS[fault][0])
+    with pytest.raises(SolverError, match=r"block 'block'.* batch 1"):
+        steered(model, SolverGuard(), fault, 0.5, steer_first)
+    assert model.block.horizon.draw is None
+    assert model.block.horizon.owner is None
+
+
+@each_fault
+@pytest.mark.parametrize(("b", "steer_first"), [(0.0, True), (0.5, True), (0.5, False)])
+def test_steer_goes_on_after_a_dropped_batch(fault, b, steer_first):
     """Against a step that returns None for that batch before it solves anything."""
-
-    class Absent(FaultyModel):
-        def training_step(self, batch, batch_idx):
-            return None if batch_idx == 1 else self.loss(batch)
-
-        def configure_optimizers(self):  # a step of None moves a schedule
-            return torch.optim.Adam(self.parameters(), lr=0.05)
-
-    class Same(FaultyModel):
-        configure_optimizers = Absent.configure_optimizers
-
-    def run(guard, model):
-        callbacks = [SteerCallback(b, seed=0), guard]
-        callbacks = callbacks if steer_first else callbacks[::-1]
-        return fit(None, "none", fault, "none", "none", model=model, before=callbacks)
-
     gradient = FAULTS[fault][0]
-    model = seeded(Same, gradient)
-    if policy == "raise":
-        with pytest.raises(SolverError, match=r"block 'block'.* batch 1"):
-            run(SolverGuard(), model)
-        assert model.block.horizon.draw is None
-        assert model.block.horizon.owner is None
-        return
-    expected = state_of(run(SolverGuard(), seeded(Absent, gradient)))
+    model = seeded(Unscheduled, gradient)
+    expected = state_of(steered(seeded(Absent, gradient), SolverGuard(), fault, b, steer_first))
     with pytest.warns(UserWarning, match="a batch is dropped"):
-        found = state_of(run(SolverGuard("skip"), model))
+        found = state_of(steered(model, SolverGuard("skip"), fault, b, steer_first))
     del found["global_step"], expected["global_step"]
     assert_same(found, expected)
     assert model.block.horizon.draw is None
@@ -162,7 +162,7 @@ def test_a_failure_in_the_first_batch_is_no_horizon_left_unsolved(steer_first):
     assert len(model.ends) == 1
 
 
-@pytest.mark.parametrize("policy", ["raise", "skip", "fallback"])
+@pytest.mark.parametrize("policy", ["raise", "skip"])
 def test_the_guard_changes_no_bit_of_a_run_without_failure(policy):
     faults = ["none"] * 4
     expected = fit(None, *faults, gradient="adjoint", before=[SteerCallback(0.5, seed=0)])
@@ -172,12 +172,11 @@ def test_the_guard_changes_no_bit_of_a_run_without_failure(policy):
     assert_same(state_of(found), state_of(expected))
 
 
-@pytest.mark.parametrize("policy", ["skip", "fallback"])
-def test_bf16_mixed_works(policy):
-    guard = SolverGuard(policy)
-    with pytest.warns(UserWarning, match="SolverGuard: a batch is"):
+def test_bf16_mixed_works():
+    guard = SolverGuard("skip")
+    with pytest.warns(UserWarning, match="a batch is dropped"):
         trainer = fit(guard, "none", "adjoint", "none", gradient="adjoint", precision="bf16-mixed")
-    assert sum(guard.state_dict().values()) == 1
+    assert guard.skipped == 1
     assert all(v.isfinite().all() for v in state_of(trainer).values())
 
 

@@ -26,7 +26,6 @@ FAULTS = {
     "budget": ("adjoint", NFEBudgetExceededError, "forward"),
     "adjoint": ("adjoint", NFEBudgetExceededError, "backward"),
 }
-HEALABLE = ("budget", "adjoint")  # on a fixed grid
 WRAPPED = {"training_step", "backward", "optimizer_step", "lr_scheduler_step", "log"}
 
 

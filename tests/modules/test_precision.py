@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from steer_lightning import SteerCallback
 from steer_lightning.nn import ODERNN, LatentODE, MLPField, ODEBlock
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, TorchdiffeqSolver
-from steer_lightning.solvers.replacing import wrapped_solves
+from steer_lightning.solvers.wrapping import wrapped_solves
 from tests.helpers.faults import scaled
 from tests.modules.cases import CASES
 from tests.modules.test_common import make_trainer
@@ -84,15 +84,12 @@ class Watch(TorchFunctionMode):
                 rnn.vector_field.register_forward_pre_hook(self.enter)
                 rnn.vector_field.register_forward_hook(self.leave)
 
-        def wrap(_, solve):
-            def watched(field, y0, t_eval, **settings):
-                solution = solve(Watched(field, self), y0, t_eval, **settings)
-                self.states.update(part.dtype for part in parts(getattr(solution, "ys", y0)))
-                return solution
+        def watched(solve, field, y0, t_eval, **settings):
+            solution = solve(Watched(field, self), y0, t_eval, **settings)
+            self.states.update(part.dtype for part in parts(getattr(solution, "ys", y0)))
+            return solution
 
-            return watched
-
-        return wrapped_solves(model, wrap)
+        return wrapped_solves(model, watched)
 
 
 class Losses(Callback):

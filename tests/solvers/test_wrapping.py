@@ -1,19 +1,56 @@
-"""Adjoints whose failure does not leave the backward pass."""
+"""Wrapped solves, and adjoints whose failure does not leave the backward pass."""
 
-import math
+import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from steer_lightning.nn import MLPField
+from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import (
-    FixedGridSolver,
+    AdaptiveSolver,
     NFEBudgetExceededError,
     SolveStats,
     TorchdiffeqSolver,
 )
-from steer_lightning.solvers.rescued import RescuedAdjoint
+from steer_lightning.solvers.wrapping import has_adjoint, solve_enclosed, wrapped_solves
+from tests.helpers.models import StubSolver
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@torch.no_grad()  # tensors with a graph cannot be copied
+def test_a_wrapped_solver_is_still_itself(shared):
+    solver, calls = StubSolver(), []
+    solvers = [solver, solver if shared else StubSolver()]
+    model = nn.ModuleList([ODEBlock(MLPField(2, (4,)), solver) for solver in solvers])
+
+    def listening(solve, *args, **kwargs):
+        calls.append(args[2])
+        return solve(*args, **kwargs)
+
+    with wrapped_solves(model, listening):
+        assert [block.solver for block in model] == solvers
+        model[1](model[0](torch.zeros(1, 2)))
+        copy.deepcopy(model)[0](torch.zeros(1, 2))  # whose solves are its own
+    assert len(calls) == 2
+    assert len(solver.t_evals) == (2 if shared else 1)
+    assert all("solve" not in vars(solver) for solver in solvers)
+
+
+def test_solvers_are_chosen_and_come_back_after_an_exception():
+    adjoint, other = TorchdiffeqSolver(gradient="adjoint"), AdaptiveSolver()
+    block = ODEBlock(MLPField(2, (4,)), adjoint, eval_solver=other)
+    found = []
+
+    def breaks(solve, *args, **options):
+        found.append("solve" in vars(other))
+        raise KeyError
+
+    with pytest.raises(KeyError), wrapped_solves(block, breaks, has_adjoint):
+        block(torch.ones(1, 2))
+    assert found == [False]
+    assert "solve" not in vars(adjoint)
 
 
 class Pair(nn.Module):
@@ -39,7 +76,7 @@ class Stubborn(nn.Module):
         return self.a * y + 20.0 * torch.cos(2e3 * t) * (y - y.detach())
 
 
-def unused(error, gradients_by):
+def unused(error):
     raise AssertionError("nothing failed")
 
 
@@ -63,8 +100,8 @@ def test_without_a_failure_nothing_changes(field_class):
     t_eval, solver = torch.tensor([0.0, 0.4, 1.0]), TorchdiffeqSolver(gradient="adjoint")
     expected_stats, stats = SolveStats(), SolveStats()
     expected = gradients(solver.solve, field, parts, t_eval, expected_stats)
-    rescued = RescuedAdjoint(solver.solve, unused)
-    found = gradients(rescued, field, parts, t_eval, stats)
+    enclosed = partial(solve_enclosed, unused, solver.solve)
+    found = gradients(enclosed, field, parts, t_eval, stats)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert stats == expected_stats
     assert stats.nfe_backward > 0
@@ -73,8 +110,8 @@ def test_without_a_failure_nothing_changes(field_class):
 def test_without_gradients_it_is_a_plain_solve():
     solver = TorchdiffeqSolver(gradient="adjoint")
     with torch.no_grad():
-        ys = RescuedAdjoint(solver.solve, unused)(
-            MLPField(2, (5,)), torch.ones(1, 2), torch.tensor([0.0, 1.0])
+        ys = solve_enclosed(
+            unused, solver.solve, MLPField(2, (5,)), torch.ones(1, 2), torch.tensor([0.0, 1.0])
         ).ys
     assert ys.grad_fn is None
 
@@ -82,23 +119,24 @@ def test_without_gradients_it_is_a_plain_solve():
 def test_constants_get_no_gradient():
     field, y0 = MLPField(2, (5,)), torch.ones(1, 2)
     solver = TorchdiffeqSolver(gradient="adjoint")
-    RescuedAdjoint(solver.solve, unused)(field, y0, torch.tensor([0.0, 1.0])).ys.sum().backward()
+    solution = solve_enclosed(unused, solver.solve, field, y0, torch.tensor([0.0, 1.0]))
+    solution.ys.sum().backward()
     assert y0.grad is None
     assert all(p.grad is not None for p in field.parameters())
 
 
-def failing(rescue):
-    """Gradients of a solve whose adjoint fails, and its counts."""
+def failing(failed):
+    """Value and gradients of a solve whose adjoint fails."""
     solver = TorchdiffeqSolver(rtol=1e-6, atol=1e-6, gradient="adjoint", max_nfe=500)
-    stats, y0 = SolveStats(), torch.ones(1, 1, dtype=torch.float64)
-    t_eval = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    found = gradients(RescuedAdjoint(solver.solve, rescue), Stubborn(), [y0], t_eval, stats)
-    return found[0][-1], found[1:], stats
+    t_eval, y0 = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.ones(1, 1).double()
+    enclosed = partial(solve_enclosed, failed, solver.solve)
+    found = gradients(enclosed, Stubborn(), [y0], t_eval)
+    return found[0][-1], found[1:]
 
 
-def test_what_is_not_rescued_has_no_gradient():
+def test_an_adjoint_that_fails_gives_zero_gradients():
     errors = []
-    y1, found, _ = failing(lambda error, gradients_by: errors.append(error))
+    y1, found = failing(errors.append)
     (error,) = errors
     assert isinstance(error, NFEBudgetExceededError)
     assert (error.phase, error.nfe) == ("backward", 500)
@@ -106,22 +144,9 @@ def test_what_is_not_rescued_has_no_gradient():
     assert all(torch.equal(g, torch.zeros_like(g)) for g in found)
 
 
-def test_gradients_by_another_solver_take_the_place():
-    """With as many steps as the quick part needs: exp(a + 20 sin(2000) / 2000) in closed form."""
-    y1, (dy0, dt, da), stats = failing(
-        lambda error, gradients_by: gradients_by(FixedGridSolver("rk4", 4000).solve)
-    )
-    propagator = math.exp(-0.5 + 0.01 * math.sin(2e3))
-    slope = math.cos(float(y1))
-    assert dy0.item() == pytest.approx(math.cos(1.0) + slope * propagator, rel=1e-5)
-    assert da.item() == pytest.approx(slope * propagator, rel=1e-3)  # but for a small integral
-    assert dt.isfinite().all()
-    assert stats.nfe_backward == 500 + 4 * 4000
-
-
 def test_other_exceptions_pass():
-    def rescue(error, gradients_by):
+    def failed(error):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        failing(rescue)
+        failing(failed)

@@ -1,0 +1,132 @@
+"""Wrap the solves of a model's solvers; keep an adjoint's failure inside the backward pass."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from steer_lightning.solvers.base import Solution, Solver, SolveStats
+from steer_lightning.solvers.errors import SolverError
+from steer_lightning.utils.patching import WrappedMethods
+from steer_lightning.utils.problem import VectorField, trainable_tensors
+
+
+@contextmanager
+def wrapped_solves(
+    model: nn.Module,
+    wrapper: Callable[..., Any],
+    where: Callable[[Solver], bool] = lambda solver: True,
+) -> Iterator[None]:
+    """Wrap the method ``solve`` of the solvers that a model's modules hold, and unwrap it.
+
+    Args:
+        model: Any model.
+        wrapper: Called as ``wrapper(solve, vector_field, y0, t_eval, **options)``.
+        where: Whether to wrap a solver.
+    """
+    solvers = {
+        id(value): WrappedMethods(value)
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Solver) and where(value)
+    }
+    try:
+        for methods in solvers.values():
+            methods.wrap("solve", wrapper)
+        yield
+    finally:
+        for methods in solvers.values():
+            methods.release()
+
+
+def has_adjoint(solver: Solver) -> bool:
+    """Whether a solver integrates an adjoint equation, which may fail in the backward pass."""
+    return getattr(solver, "gradient", None) == "adjoint"
+
+
+def solve_enclosed(
+    failed: Callable[[SolverError], None],
+    solve: Callable[..., Any],
+    vector_field: VectorField,
+    y0: Any,
+    t_eval: Tensor,
+    *,
+    stats: SolveStats | None = None,
+    **options: Any,
+) -> Solution:
+    """Solve so that an adjoint that fails gives zero gradients instead of an exception.
+
+    An exception breaks a backward pass off, and with it a reduction of gradients over processes
+    in which other ranks wait. Values, and gradients that do not fail, are those of ``solve``.
+
+    Args:
+        failed: Called in the backward pass with the error of an adjoint.
+        solve: The method ``solve`` of a solver with an adjoint.
+        vector_field: See :meth:`steer_lightning.solvers.Solver.solve`, as for the rest.
+        y0: Initial state.
+        t_eval: Times.
+        stats: Counts to add to.
+        **options: Passed on.
+
+    Example:
+        >>> from functools import partial
+        >>> from steer_lightning.nn import MLPField, ODEBlock
+        >>> from steer_lightning.solvers import TorchdiffeqSolver
+        >>> block = ODEBlock(MLPField(1, (4,)), TorchdiffeqSolver(gradient="adjoint", rtol=1e-9))
+        >>> errors = []
+        >>> block.solver.max_nfe = 100
+        >>> with wrapped_solves(block, partial(solve_enclosed, errors.append), has_adjoint):
+        ...     block(torch.ones(1, 1)).sum().backward()
+    """
+    stats = SolveStats() if stats is None else stats
+    if not torch.is_grad_enabled():
+        solution: Solution = solve(vector_field, y0, t_eval, stats=stats, **options)
+        return solution
+    is_tuple = isinstance(y0, tuple)
+
+    def run(t_eval: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        y0 = parts if is_tuple else parts[0]
+        ys = solve(vector_field, y0, t_eval, stats=stats, **options).ys
+        return tuple(ys) if is_tuple else (ys,)
+
+    cut = (t_eval, *(y0 if is_tuple else (y0,)))
+    ys = _Enclosed.apply(run, failed, len(cut), *cut, *trainable_tensors(vector_field))
+    return Solution(ys if is_tuple else ys[0], stats)
+
+
+class _Enclosed(torch.autograd.Function):
+    """A solve with an autograd graph of its own, out of which no solver's error comes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Callable[..., tuple[Tensor, ...]],
+        failed: Callable[[SolverError], None],
+        n_cut: int,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        # Times and states are cut off; parameters are the same tensors inside and outside.
+        cut = [x.detach().requires_grad_(x.requires_grad) for x in tensors[:n_cut]]
+        with torch.enable_grad():
+            ctx.ys = run(*cut)
+        ctx.failed, ctx.inputs = failed, [*cut, *tensors[n_cut:]]
+        return tuple(y.detach() for y in ctx.ys)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = [x for x in ctx.inputs if x.requires_grad]
+        pairs = [(y, c) for y, c in zip(ctx.ys, cotangents, strict=True) if y.requires_grad]
+        try:
+            found = torch.autograd.grad(
+                [y for y, _ in pairs], wanted, [c for _, c in pairs],
+                retain_graph=True, allow_unused=True,
+            )  # fmt: skip
+        except SolverError as error:
+            ctx.failed(error)
+            found = tuple(torch.zeros_like(x) for x in wanted)
+        left = iter(found)
+        return None, None, None, *(next(left) if x.requires_grad else None for x in ctx.inputs)
