@@ -55,13 +55,9 @@ class HumanActivityDataModule(SeriesDataModule):
         split: ``"window"`` splits windows at random, ``"recording"`` whole recordings.
         window: Points in a window.
         stride: Points between the starts of two windows.
-        batch_size: Windows in a training batch.
-        eval_batch_size: Windows in any other batch; ``None`` means ``batch_size``.
         val_size: Windows to validate on; with ``split="recording"`` as many recordings as give so
             many windows.
-        limit_train: Keep this many training windows after the split; ``None`` keeps all.
         download: Download the file if it is missing.
-        num_workers: Loader processes.
         seed: Key of the split and the order.
 
     Raises:
@@ -80,6 +76,7 @@ class HumanActivityDataModule(SeriesDataModule):
         (12, 7)
     """
 
+    folder_name = "person_activity"
     n_features = 3 * len(TAGS)
     num_classes = len(CLASSES)
 
@@ -110,25 +107,12 @@ class HumanActivityDataModule(SeriesDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the file if it is missing and ``download`` is true, and check it.
-
-        Raises:
-            ValueError: If the file is broken.
-            FileNotFoundError: If the file is missing.
-            OSError: If the download fails.
-        """
         path = Path(self.data_dir, self.file_name or FILE_NAME)
         if self.download and not path.exists():
             download_activity(path)
         merge_rows(read_rows(find_file(self.data_dir, self.file_name)))
 
     def load(self) -> tuple[SeriesBatch, Tensor | None]:
-        """Read the file and cut its recordings into windows.
-
-        Raises:
-            ValueError: If the file is broken, or no recording is as long as a window.
-            FileNotFoundError: If the file is missing.
-        """
         path = find_file(self.data_dir, self.file_name)
         table = read_rows(path)
         if len(table) < N_ROWS:

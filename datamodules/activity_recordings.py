@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.files import download, download_members
-from datamodules.tables import TextTable
+from datamodules.csv_columns import CSVColumns
+from datamodules.downloads import download
 
 # The archive's present form, and the one it had before.
 URLS = (
@@ -61,12 +61,7 @@ class Recording(NamedTuple):
 
 
 def find_file(data_dir: str | Path, file_name: str | None) -> Path:
-    """Find the file of the data set.
-
-    Args:
-        data_dir: Where to look.
-        file_name: Its name; ``None`` means ``ConfLongDemo_JSI.txt``, or else the only file of a
-            name ``ConfLongDemo_JSI*.txt``.
+    """Find the file of the data set, see :class:`~datamodules.activity.HumanActivityDataModule`.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -90,30 +85,26 @@ def find_file(data_dir: str | Path, file_name: str | None) -> Path:
     return found[0]
 
 
-def read_rows(path: Path) -> TextTable:
-    """Read the rows of the file.
-
-    Raises:
-        ValueError: If there are none, or a line has not 8 fields.
-    """
+def read_rows(path: Path) -> CSVColumns:
+    """Read the rows of the file; ``ValueError`` if there are none or a line has not 8 fields."""
     return _rows(path.read_bytes(), path)
 
 
-def _rows(content: bytes, path: Path) -> TextTable:
-    table = TextTable(content, _COLUMNS, str(path), has_header=False)
+def _rows(content: bytes, path: Path) -> CSVColumns:
+    table = CSVColumns({str(path): content}, _COLUMNS, has_header=False)
     if not len(table):
         raise ValueError(f"Expected rows in {path}, but it is empty. Get the file again.")
     return table
 
 
-def merge_rows(table: TextTable) -> dict[str, Recording]:
+def merge_rows(table: CSVColumns) -> dict[str, Recording]:
     r"""Merge the rows that are at one time once it is rounded to 10 ms.
 
     Times count from the first row of a recording. Rows are sorted by time. Of several positions
     of one tag at one time the mean is taken, and of several labels that of the last row.
 
     Args:
-        table: What :func:`read_rows` read.
+        table: Rows of :func:`read_rows`.
 
     Returns:
         Each recording by its name, in the order of the names.
@@ -126,7 +117,7 @@ def merge_rows(table: TextTable) -> dict[str, Recording]:
     # As floats, ticks lose their last two digits, far below what is rounded away.
     ticks = table.numbers("ticks")
     points = np.stack([table.numbers(axis) for axis in "xyz"], axis=1)
-    names, recording = np.unique(np.array(table.text("recording")), return_inverse=True)
+    names, recording = np.unique(table.text("recording"), return_inverse=True)
     return {
         str(name): _merge(*(part[recording == i] for part in (ticks, tags, points, labels)))
         for i, name in enumerate(names)
@@ -156,16 +147,7 @@ def _merge(
     )
 
 
-def check_complete(content: bytes, path: Path) -> None:
-    """Raise unless a file is all of the data set.
-
-    Args:
-        content: Content of the file.
-        path: Where it comes from, for messages.
-
-    Raises:
-        ValueError: If it is broken, or has more or fewer than 164,860 rows.
-    """
+def _check_complete(content: bytes, path: Path) -> None:
     table = _rows(content, path)
     if len(table) != N_ROWS:
         raise ValueError(
@@ -176,21 +158,17 @@ def check_complete(content: bytes, path: Path) -> None:
 
 
 def download_activity(path: Path) -> None:
-    """Download the file, from a zip archive or as it is.
+    """Download the file, from a zip archive or as it is; ``OSError`` if no address gives it."""
 
-    Args:
-        path: Name of the finished file.
+    def take(file: Path) -> dict[str, bytes]:
+        content = _unzip(file) if file.suffix == ".zip" else file.read_bytes()
+        _check_complete(content, file)
+        return {path.name: content}
 
-    Raises:
-        OSError: If no address gives the file.
-    """
     failures = []
     for url in URLS:
         try:
-            if url.endswith(".zip"):
-                download_members(url, path.parent, lambda archive: {path.name: unzip(archive)})
-            else:
-                download(url, path, lambda file: check_complete(file.read_bytes(), file))
+            download(url, path.parent, take)
             return
         except (OSError, ValueError) as error:
             failures.append(str(error))
@@ -200,15 +178,8 @@ def download_activity(path: Path) -> None:
     )
 
 
-def unzip(archive: Path) -> bytes:
-    """Read the one text file of the data set in a zip archive; nothing is extracted.
-
-    Args:
-        archive: The zip archive.
-
-    Raises:
-        ValueError: If the archive is broken, or does not hold the file once.
-    """
+def _unzip(archive: Path) -> bytes:
+    """Read the one text file of the data set in a zip archive; nothing is extracted."""
     try:
         with zipfile.ZipFile(archive) as members:
             found = [m for m in members.infolist() if Path(m.filename).name == FILE_NAME]
@@ -218,10 +189,8 @@ def unzip(archive: Path) -> bytes:
                     f"bytes, but got {[member.filename for member in members.infolist()][:5]}. "
                     "Get the file by hand."
                 )
-            content = members.read(found[0])
+            return members.read(found[0])
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(
             f"Expected {archive} to be a zip archive, but got: {error}. Try again."
         ) from error
-    check_complete(content, archive)
-    return content

@@ -1,4 +1,4 @@
-"""What every datamodule here shares: tensors in memory, seeded splits, loaders."""
+"""Base of every datamodule: tensors in memory, seeded splits, loaders that resume."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-
-from datamodules.samplers import ShareSampler
 
 Split = Literal["train", "val", "test"]
 BatchT = TypeVar("BatchT", bound="tuple[Tensor, ...]")
@@ -47,10 +46,6 @@ def derive_seed(seed: int, purpose: str) -> int:
 def seeded_generator(seed: int, purpose: str) -> torch.Generator:
     """Create a CPU generator keyed by ``(seed, purpose)``; the global stream is not touched.
 
-    Args:
-        seed: Any integer.
-        purpose: What the stream is for, such as ``"split"``.
-
     Example:
         >>> a, b = seeded_generator(0, "split"), seeded_generator(0, "split")
         >>> bool((torch.rand(3, generator=a) == torch.rand(3, generator=b)).all())
@@ -65,19 +60,7 @@ def keep_batch(batch: Any) -> Any:
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:
-    """Raise ``ValueError`` unless the argument ``name`` is at least ``minimum``.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: What the user gave.
-        minimum: Smallest allowed value.
-
-    Raises:
-        ValueError: If ``value < minimum``.
-
-    Example:
-        >>> check_at_least("n_test", 10, minimum=1)
-    """
+    """Raise ``ValueError`` unless the argument ``name`` is at least ``minimum``."""
     if value < minimum:
         raise ValueError(
             f"Expected `{name}` to be at least {minimum}, but got {value}. "
@@ -124,23 +107,12 @@ class TensorData(Dataset[BatchT], Generic[BatchT]):
         return self.select(indices)
 
     def select(self, index: int | list[int]) -> BatchT:
-        """Index every tensor; a subclass may convert here what it stores compactly.
-
-        Args:
-            index: One index, or the indices of a batch.
-
-        Returns:
-            A batch of the type of ``tensors``.
-        """
+        """Index every tensor, by one index or a batch's; a subclass may convert what it stores."""
         return like(self.tensors, [tensor[index] for tensor in self.tensors])
 
 
 def like(template: BatchT, values: Sequence[Tensor]) -> BatchT:
     """Put ``values`` into a tuple or named tuple of the type of ``template``.
-
-    Args:
-        template: The tuple whose type is wanted.
-        values: As many tensors as ``template`` has.
 
     Example:
         >>> like((torch.zeros(1),), [torch.ones(1)])
@@ -153,6 +125,8 @@ def like(template: BatchT, values: Sequence[Tensor]) -> BatchT:
 
 class ResumableLoader(DataLoader[Any]):
     """A loader that goes on in the middle of an epoch, and begins only when a batch is asked for.
+
+    By hand, as Lightning restarts an interrupted epoch of a loader without a ``state_dict``.
 
     Its ``state_dict``, which Lightning saves and restores, says how many batches of which epoch
     were read; after a restore that epoch goes on behind them. The order of an epoch must depend on
@@ -219,6 +193,10 @@ class TensorDataModule(LightningDataModule, ABC):
         num_workers: Loader processes; 0 is fast for data in memory.
         seed: Key of splits, draws and shuffling.
 
+    Attributes:
+        folder_name: Usual name of the folder ``data_dir``; ``None`` without files.
+        cache_name: Usual name of the folder ``cache_dir``; ``None`` where nothing is cached.
+
     Raises:
         ValueError: If a size is smaller than 1, ``num_workers`` is negative or a split is empty;
             when it is loaded, if a split has fewer samples than there are ranks.
@@ -236,6 +214,8 @@ class TensorDataModule(LightningDataModule, ABC):
     # Folder, below the one of caches, of what a subclass with `cache_dir` keeps.
     caches: ClassVar[str] = ""
     sampler_class: ClassVar[type[DistributedSampler[Any]]] = DistributedSampler
+    folder_name: ClassVar[str | None] = None
+    cache_name: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -264,14 +244,6 @@ class TensorDataModule(LightningDataModule, ABC):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the splits that a stage needs and that are not there yet.
-
-        Args:
-            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or ``None`` for all.
-
-        Raises:
-            ValueError: If a split is empty.
-        """
         for split in _SPLITS[stage]:
             if split not in self._datasets:
                 dataset = self.build(split)
@@ -283,7 +255,6 @@ class TensorDataModule(LightningDataModule, ABC):
                 self._datasets[split] = dataset
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Load the training set in an order keyed by ``(seed, epoch)``."""
         dataset = self._dataset("train")
         n_ranks, rank = self._ranks()
         # Lightning leaves a DistributedSampler as it is and tells it the epoch. Used for one
@@ -298,15 +269,12 @@ class TensorDataModule(LightningDataModule, ABC):
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Load the validation set in order, each sample once."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Load the test set in order, each sample once."""
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Load the test set in order, each sample once."""
         return self.test_dataloader()
 
     @property
@@ -332,7 +300,8 @@ class TensorDataModule(LightningDataModule, ABC):
                 f"Expected a sample for each of the {n_ranks} ranks in the {split} set of "
                 f"{type(self).__name__}, but got {n_samples}. Use fewer processes or more samples."
             )
-        return self._loader(dataset, self.eval_batch_size, ShareSampler(dataset, n_ranks, rank))
+        sampler = UnrepeatedDistributedSampler(dataset, n_ranks, rank, shuffle=False)
+        return self._loader(dataset, self.eval_batch_size, sampler)
 
     def _dataset(self, split: Split) -> Dataset[Any]:
         if split not in self._datasets:

@@ -55,11 +55,6 @@ class MuJoCoHopperDataModule(SeriesDataModule):
         normalise_by: ``"train"`` scales by smallest and largest value of the training samples,
             ``"all"`` by those of all samples; ``"released"`` is the latter, but divides by the
             maximum and not by the range, as the public code of latent ODEs does.
-        batch_size: Trajectories in a training batch.
-        eval_batch_size: Trajectories in any other batch; ``None`` means ``batch_size``.
-        val_size: Trajectories to validate on.
-        limit_train: Keep this many training trajectories after the split; ``None`` keeps all.
-        num_workers: Loader processes.
         seed: Key of the split, the order and the observed points; not of the trajectories.
 
     Raises:
@@ -77,6 +72,7 @@ class MuJoCoHopperDataModule(SeriesDataModule):
         (14, 50, 15)
     """
 
+    cache_name = "hopper"
     n_features = N_STATES
 
     caches = "hopper"
@@ -127,17 +123,9 @@ class MuJoCoHopperDataModule(SeriesDataModule):
         self.normalise_by: NormaliseBy = normalise_by
 
     def prepare_data(self) -> None:
-        """Simulate the trajectories, unless they are in ``cache_dir``.
-
-        Raises:
-            ModuleNotFoundError: If dm_control is needed and not installed.
-            OSError: If the file cannot be written.
-            ValueError: If the file holds something else.
-        """
         load_hopper(self.cache_dir, self.n_trajectories, self.n_simulated)
 
     def load(self) -> tuple[SeriesBatch, None]:
-        """Read the trajectories and choose the observed points."""
         states = load_hopper(self.cache_dir, self.n_trajectories, self.n_simulated)
         n, n_points = self.n_trajectories, self.n_points
         starts = torch.randint(

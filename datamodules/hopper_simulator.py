@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
 from torch import Tensor
 
-from datamodules.files import cached_tensors
+from datamodules.cache import cached_tensors
 
 # That of the public code of latent ODEs.
 SEED = 123

@@ -1,18 +1,24 @@
-"""What all image sets share: bytes in memory, a seeded split, pixels as floats, mirror images."""
+"""Base of all image sets: checked files, bytes in memory, a seeded split, mirror images."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import repeat
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DistributedSampler
+from torchvision.datasets.utils import calculate_md5
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
 
-Pixels = Literal["unit", "grey"]
+Pixels = Literal["unit", "uint8"]
+REPLACE = (
+    "Set `--data.download true` to replace it, or set `--data.data_dir` to a folder with complete "
+    "files."
+)
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -43,9 +49,9 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
         images: All images of the file, shape ``(N, C, H, W)``, uint8.
         labels: Their classes, shape ``(N,)``, int64.
         chosen: Which images belong to this split, shape ``(M,)``, int64; ``None`` means all.
-        pixels: ``"unit"`` divides grey values by 255; ``"grey"`` leaves them whole, from 0 to 255.
+        pixels: ``"unit"`` divides by 255; ``"uint8"`` leaves whole numbers from 0 to 255.
         window: Side of the square windows that are averaged, a divisor of ``H`` and ``W``. With
-            ``pixels="grey"`` averages are rounded to whole numbers, halves to the even one.
+            ``pixels="uint8"`` averages are rounded to whole numbers, halves to the even one.
         flip_seed: Mirror each image left to right with probability 1/2, keyed by this seed, the
             epoch and the image's number in the file; ``None`` mirrors none.
 
@@ -54,7 +60,7 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
 
     Example:
         >>> images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
-        >>> x, label = ImageData(images, torch.tensor([3]), pixels="grey", window=2)[0]
+        >>> x, label = ImageData(images, torch.tensor([3]), pixels="uint8", window=2)[0]
         >>> x
         tensor([[[ 2.,  4.],
                  [10., 12.]]])
@@ -84,15 +90,6 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
         return self.select([index for _, index in pairs], epoch=pairs[0][0])
 
     def select(self, index: int | list[int], epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Read one image or a batch of them.
-
-        Args:
-            index: One index into the chosen images, or the indices of a batch.
-            epoch: Key of the mirror images.
-
-        Returns:
-            Images, shape ``(C, H, W)`` or ``(B, C, H, W)``, float32, and their labels, int64.
-        """
         chosen = self.chosen[index]
         images, labels = (tensor[chosen] for tensor in self.tensors)
         if self.flip_seed is not None:
@@ -103,19 +100,12 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
             x = x / 255.0
         if self.window > 1:
             x = F.avg_pool2d(x, self.window)
-            if self.pixels == "grey":
+            if self.pixels == "uint8":
                 x = x.round()
         return x, labels
 
     def mirrored(self, epoch: int) -> Tensor:
-        """Say which images of the file an epoch mirrors; the last epoch asked for is kept.
-
-        Args:
-            epoch: Number of the epoch.
-
-        Returns:
-            One flag for each image of the file, shape ``(N,)``, bool.
-        """
+        """Flag the images of the file that an epoch mirrors, shape ``(N,)``, bool."""
         if self._mirrored is None or self._mirrored[0] != epoch:
             n = len(self.tensors[0])
             if self.flip_seed is None:
@@ -128,67 +118,77 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
 
 
 class ImageDataModule(TensorDataModule):
-    r"""Base of image sets that fit in memory: a subclass names its shape and reads its files.
+    r"""Base of image sets that fit in memory: a subclass names, checks, fetches and reads files.
 
     A batch is a tuple ``(images, labels)``: images, shape ``(B, C, H, W)``, float32, and labels,
     shape ``(B,)``, int64. The validation set is split from the training files, keyed by ``seed``;
     the test files are never part of it. Files are kept as bytes, in one copy for training and
-    validation.
+    validation. The folder is only written to when ``download`` is true and a file is missing or
+    broken; the MD5 checksum of every file is compared with the published one before any is opened.
 
     Args:
-        data_dir: Folder of the files.
+        data_dir: Folder of the files, in torchvision's layout; ``None`` means the folder of the
+            data set's name in ``data``.
         batch_size: Images in a training batch.
         eval_batch_size: Images in any other batch; ``None`` means ``batch_size``.
         val_size: Images split off the training files for validation.
         limit_train: Keep this many training images after the split; ``None`` keeps all.
-        image_size: Height and width, a divisor of the files' own; smaller images are averages
-            over windows.
-        pixels: ``"unit"`` gives values in [0, 1], grey values divided by 255. ``"grey"`` gives
-            whole numbers from 0 to 255, for flows that add noise to them; averages over windows
-            are then rounded to whole numbers (halves to the even one), and bits per dimension
-            are those of the rounded small images.
+        image_size: Height and width, a divisor of the files' own; ``None`` means the files' own.
+            Smaller images are averages over windows.
+        pixels: ``"unit"`` gives values in [0, 1], bytes divided by 255. ``"uint8"`` gives whole
+            numbers from 0 to 255, for flows that add noise to them; averages over windows are
+            then rounded to whole numbers (halves to the even one), and bits per dimension are
+            those of the rounded small images.
         horizontal_flip: Mirror each training image left to right with probability 1/2, anew in
             each epoch. Which ones depends on ``(seed, epoch)`` and the image's number in the
-            files, and on neither the global random stream nor ``num_workers``.
+            files, and on neither the global random stream nor ``num_workers``. Not for digits.
+        download: Download missing or broken files.
         num_workers: Loader processes.
         seed: Key of the split, the order and the mirror images.
 
+    Attributes:
+        title: Name of the data set, for messages.
+        layout: Names of what ``data_dir`` has to hold, for messages.
+
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is outside its range, or a file is broken.
+        FileNotFoundError: If a file is missing.
+        OSError: If a download fails or a file cannot be written.
 
     Example:
         >>> class Noise(ImageDataModule):
+        ...     title, folder_name, layout = "Noise", "noise", "nothing"
         ...     native_shape = (3, 8, 8)
         ...     num_classes = 2
-        ...
-        ...     def check_files(self):
-        ...         pass
         ...
         ...     def read(self, train):
         ...         generator = torch.Generator().manual_seed(int(train))
         ...         images = torch.randint(256, (20, 3, 8, 8), generator=generator)
         ...         return images.to(torch.uint8), torch.arange(20) % 2
-        >>> data = Noise("nowhere", batch_size=4, val_size=5, image_size=4, pixels="grey")
+        >>> data = Noise(batch_size=4, val_size=5, image_size=4, pixels="uint8")
         >>> data.setup("fit")
         >>> images, labels = next(iter(data.train_dataloader()))
         >>> images.shape, bool((images == images.round()).all())
         (torch.Size([4, 3, 4, 4]), True)
     """
 
+    title: ClassVar[str]
+    layout: ClassVar[str]
     native_shape: ClassVar[tuple[int, int, int]]
     num_classes: ClassVar[int]
     sampler_class = EpochSampler
 
     def __init__(
         self,
-        data_dir: str,
+        data_dir: str | None = None,
         batch_size: int = 256,
         eval_batch_size: int | None = 1000,
         val_size: int = 5000,
         limit_train: int | None = None,
-        image_size: int = 32,
+        image_size: int | None = None,
         pixels: Pixels = "unit",
         horizontal_flip: bool = False,
+        download: bool = False,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -197,23 +197,25 @@ class ImageDataModule(TensorDataModule):
         if limit_train is not None:
             check_at_least("limit_train", limit_train, minimum=1)
         side = self.native_shape[-1]
+        image_size = side if image_size is None else image_size
         if image_size < 1 or side % image_size:
             divisors = [str(size) for size in range(side, 0, -1) if side % size == 0]
             raise ValueError(
                 f"Expected `image_size` to be a divisor of {side}, but got {image_size}. "
                 f"Choose one of {', '.join(divisors)}."
             )
-        if pixels not in ("unit", "grey"):
+        if pixels not in ("unit", "uint8"):
             raise ValueError(
-                f"Expected `pixels` to be 'unit' or 'grey', but got {pixels!r}. Choose 'unit' for "
-                "classifiers and 'grey' for flows on dequantised images."
+                f"Expected `pixels` to be 'unit' or 'uint8', but got {pixels!r}. Choose 'unit' "
+                "for classifiers and 'uint8' for flows on dequantised images."
             )
-        self.data_dir = data_dir
+        self.data_dir = f"data/{self.folder_name}" if data_dir is None else data_dir
         self.val_size = val_size
         self.limit_train = limit_train
         self.image_size = image_size
         self.pixels: Pixels = pixels
         self.horizontal_flip = horizontal_flip
+        self.download = download
         self._files: dict[bool, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -221,14 +223,18 @@ class ImageDataModule(TensorDataModule):
         """Shape of one image, ``(C, H, W)``."""
         return (self.native_shape[0], self.image_size, self.image_size)
 
-    @abstractmethod
-    def check_files(self) -> None:
-        """Raise unless all files are there, training and test, as far as can be told quickly.
+    @property
+    def folder(self) -> Path:
+        """Folder that holds the files themselves."""
+        return Path(self.data_dir)
 
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is broken.
-        """
+    def checksums(self) -> dict[str, str]:
+        """Published MD5 checksum of each file, by name; none here."""
+        return {}
+
+    def fetch(self, name: str) -> None:
+        """Download a file of :meth:`checksums`; it appears whole and checked, or not at all."""
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -244,25 +250,48 @@ class ImageDataModule(TensorDataModule):
             ValueError: If a file is broken.
         """
 
-    def prepare_data(self) -> None:
-        """Check the files before a run makes its folders; one process on each node.
+    def check_files(self) -> None:
+        """Raise unless all files are there and whole, training and test.
 
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is broken.
         """
-        self.check_files()
+        for name in self.checksums():
+            self.check_file(name)
+
+    def check_file(self, name: str) -> None:
+        """Raise unless a file is there and whole, see :meth:`check_files`."""
+        path, expected = self.folder / name, self.checksums()[name]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"Expected the {self.title} file {path}, but it does not exist. Set "
+                f"`--data.download true`, or `--data.data_dir` to the folder that holds "
+                f"{self.layout}."
+            )
+        md5 = calculate_md5(path)
+        if md5 != expected:
+            raise ValueError(
+                f"Expected {path} to have the MD5 checksum {expected} of {self.title}'s own file, "
+                f"but got {md5}; it was not opened. {REPLACE}"
+            )
+
+    def is_whole(self, name: str) -> bool:
+        """Say whether a file passes :meth:`check_file`."""
+        try:
+            self.check_file(name)
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
+
+    def prepare_data(self) -> None:
+        if self.download:
+            for name in self.checksums():
+                if not self.is_whole(name):
+                    self.fetch(name)
+        self.check_files()  # Before a run makes its folders.
 
     def build(self, split: Split) -> ImageData:
-        """Check and read the files, unless that is done, and choose the images of a split.
-
-        Args:
-            split: Which part of the data.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is broken, or ``val_size`` leaves nothing to train on.
-        """
         train = split != "test"
         if train not in self._files:
             self.check_files()

@@ -40,11 +40,6 @@ class PeriodicDataModule(SeriesDataModule):
         noise: ``"gaussian"`` has mean 0 and the standard deviation ``noise_scale``; ``"uniform"``
             lies between 0 and ``noise_scale``, as in the public code of latent ODEs.
         noise_scale: Size of the noise.
-        batch_size: Trajectories in a training batch.
-        eval_batch_size: Trajectories in any other batch; ``None`` means ``batch_size``.
-        val_size: Trajectories to validate on.
-        limit_train: Keep this many training trajectories after the split; ``None`` keeps all.
-        num_workers: Loader processes.
         seed: Key of the trajectories, the split and the order.
 
     Raises:
@@ -111,11 +106,7 @@ class PeriodicDataModule(SeriesDataModule):
         self.noise_scale = noise_scale
 
     def load(self) -> tuple[SeriesBatch, None]:
-        """Draw all trajectories, each kind of number from a random stream of its own.
-
-        Raises:
-            ValueError: If so many points leave no room between times.
-        """
+        # Each kind of number has a random stream of its own.
         shape = (self.n_trajectories, self.n_points)
         times = self._times(1 if self.shared_times else shape[0]).expand(shape)
         frequency = 0.4 + 0.4 * torch.rand(shape[0], 1, generator=self._generator("frequency"))

@@ -7,7 +7,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import Split
-from datamodules.files import cached_tensors, download
+from datamodules.cache import cached_tensors
+from datamodules.downloads import download, whole
 from datamodules.physionet_records import (
     ARCHIVE_NAME,
     FOLDER_NAME,
@@ -30,6 +31,16 @@ URL = "https://physionet.org/files/challenge-2012/1.0.0/"
 # Raise it with every change of what the cache holds.
 _CACHE_VERSION = 1
 _CACHED = ("times", "values", "mask", "lengths", "labels", "dropped")
+
+
+def _take_archive(path: Path) -> dict[str, bytes]:
+    read_archive(path)
+    return whole(path)
+
+
+def _take_outcomes(path: Path) -> dict[str, bytes]:
+    read_outcomes(path)
+    return whole(path)
 
 
 class PhysioNetDataModule(SeriesDataModule):
@@ -65,13 +76,7 @@ class PhysioNetDataModule(SeriesDataModule):
         normalise_by: ``"train"`` scales by smallest and largest value of the training samples,
             ``"all"`` by those of all samples; ``"released"`` is the latter, but divides by the
             maximum and not by the range, as the public code of latent ODEs does.
-        batch_size: Patients in a training batch.
-        eval_batch_size: Patients in any other batch; ``None`` means ``batch_size``.
-        val_size: Patients to validate on.
-        limit_train: Keep this many training patients after the split; ``None`` keeps all.
-            Neither the other sets nor the scaling depend on it.
         download: Download missing files.
-        num_workers: Loader processes.
         seed: Key of the split and the order.
 
     Raises:
@@ -91,6 +96,7 @@ class PhysioNetDataModule(SeriesDataModule):
         (41, 2)
     """
 
+    folder_name = cache_name = "physionet2012"
     n_features = len(PARAMETERS)
     num_classes = 2
 
@@ -124,21 +130,14 @@ class PhysioNetDataModule(SeriesDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download what is missing, if ``download`` is true, and fill the cache.
-
-        Raises:
-            ValueError: If a file is broken.
-            FileNotFoundError: If a file is missing.
-            OSError: If a download fails or the cache cannot be written.
-        """
         if self.download:
             archive, folder, outcomes = (
                 Path(self.data_dir, name) for name in (ARCHIVE_NAME, FOLDER_NAME, OUTCOMES_NAME)
             )
             if not archive.exists() and not folder.exists():
-                download(URL + ARCHIVE_NAME, archive, read_archive)
+                download(URL + ARCHIVE_NAME, archive.parent, _take_archive)
             if not outcomes.exists():
-                download(URL + OUTCOMES_NAME, outcomes, read_outcomes)
+                download(URL + OUTCOMES_NAME, outcomes.parent, _take_outcomes)
         self._read()
 
     def _read(self) -> dict[str, Tensor]:
@@ -150,7 +149,6 @@ class PhysioNetDataModule(SeriesDataModule):
         )
 
     def load(self) -> tuple[SeriesBatch, None]:
-        """Read the records, by way of the cache, and pad them to the longest one."""
         tensors = self._read()
         dropped = tensors["dropped"].tolist()
         if dropped:
@@ -172,15 +170,6 @@ class PhysioNetDataModule(SeriesDataModule):
         return series._replace(values=values)
 
     def build(self, split: Split) -> SeriesData:
-        """Choose the patients of a split; warn if all have the same label.
-
-        Args:
-            split: Which part of the data.
-
-        Raises:
-            ValueError: If a file is broken, or nothing is left to train on.
-            FileNotFoundError: If a file is missing.
-        """
         data = super().build(split)
         labels = data.tensors.labels[data.chosen]
         if bool((labels == labels[0]).all()):

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.tables import TextTable
+from datamodules.csv_columns import CSVColumns
 
 N_RECORDS = 4000
 HOURS = 48
@@ -36,7 +35,6 @@ OUTCOMES_NAME = "Outcomes-a.txt"
 _RECORD_ID = -1
 _CODES = {name: code for code, name in enumerate(PARAMETERS)} | {"RecordID": _RECORD_ID}
 _MINUTES = {f"{m // 60:02d}:{m % 60:02d}": m for m in range(60 * HOURS + 1)}
-_COLUMNS = ("Time", "Parameter", "Value")
 _OUTCOME_COLUMNS = (
     *("RecordID", "SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death"),
 )
@@ -47,17 +45,7 @@ _AGAIN = "Delete it and set `--data.download true`, or get the file from physion
 
 
 def find_records(data_dir: str | Path) -> tuple[Path, Path]:
-    """Find the records, packed or else unpacked, and the outcomes.
-
-    Args:
-        data_dir: Where to look.
-
-    Returns:
-        Paths of ``set-a.tar.gz`` or ``set-a``, and of ``Outcomes-a.txt``.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-    """
+    """Find ``set-a.tar.gz`` or else ``set-a``, and ``Outcomes-a.txt``; raise if one is missing."""
     archive, folder, outcomes = (
         Path(data_dir, name) for name in (ARCHIVE_NAME, FOLDER_NAME, OUTCOMES_NAME)
     )
@@ -72,12 +60,7 @@ def find_records(data_dir: str | Path) -> tuple[Path, Path]:
 
 
 def fingerprint(records: Path, outcomes: Path) -> str:
-    """Tell files apart: by content, or the records of a folder by name, size and time of change.
-
-    Args:
-        records: The archive or the folder.
-        outcomes: The file of outcomes.
-    """
+    """Tell files apart by content, or the records of a folder by name, size and change."""
     digest = hashlib.blake2b(outcomes.read_bytes(), digest_size=8)
     if records.is_dir():
         for path in sorted(records.iterdir()):
@@ -93,9 +76,6 @@ def read_archive(path: Path) -> dict[int, bytes]:
 
     Every member has to be the folder ``set-a`` or a file ``set-a/<RecordID>.txt``: a name that
     leads elsewhere, a link or a device is refused.
-
-    Args:
-        path: The archive.
 
     Returns:
         Content of each record, by its number, in the order of the numbers.
@@ -134,17 +114,7 @@ def read_archive(path: Path) -> dict[int, bytes]:
 
 
 def read_folder(path: Path) -> dict[int, bytes]:
-    """Read the unpacked folder ``set-a``; files not named ``<RecordID>.txt`` are left alone.
-
-    Args:
-        path: The folder.
-
-    Returns:
-        Content of each record, by its number, in the order of the numbers.
-
-    Raises:
-        ValueError: If there are not 4,000 records.
-    """
+    """Read the unpacked folder ``set-a``; files not named ``<RecordID>.txt`` are left alone."""
     files = [file for file in path.iterdir() if re.fullmatch(r"[0-9]{1,9}\.txt", file.name)]
     return _counted({int(file.stem): file.read_bytes() for file in files}, path)
 
@@ -158,18 +128,12 @@ def _counted(contents: dict[int, bytes], path: Path) -> dict[int, bytes]:
 
 
 def read_outcomes(path: Path) -> dict[int, int]:
-    """Read whether each patient died in hospital.
-
-    Args:
-        path: ``Outcomes-a.txt``.
-
-    Returns:
-        0 or 1, by number of the record.
+    """Read ``Outcomes-a.txt``: 1 for a death in hospital, else 0, by number of the record.
 
     Raises:
         ValueError: If the file is broken, or does not hold 4,000 different records.
     """
-    table = TextTable(path.read_bytes(), _OUTCOME_COLUMNS, str(path))
+    table = CSVColumns({str(path): path.read_bytes()}, _OUTCOME_COLUMNS)
     ids = table.numbers("RecordID").astype(np.int64).tolist()
     deaths = table.codes("In-hospital_death", {"0": 0, "1": 1}, "0 or 1 as In-hospital_death")
     outcomes = dict(zip(ids, deaths.tolist(), strict=True))
@@ -182,15 +146,7 @@ def read_outcomes(path: Path) -> dict[int, int]:
 
 
 def read_records(records: Path, outcomes: Path, time_bin: float) -> dict[str, Tensor]:
-    """Read all records and their outcomes.
-
-    Args:
-        records: The archive or the folder.
-        outcomes: The file of outcomes.
-        time_bin: Width of a time bin in hours.
-
-    Returns:
-        What :func:`bin_records` returns.
+    """Read all records and their outcomes into the tensors of :func:`bin_records`.
 
     Raises:
         ValueError: If a file is broken, or records and outcomes are not of the same patients.
@@ -237,11 +193,17 @@ def bin_records(
         tensor([1, 1])
     """
     numbers = np.array(list(contents))
-    parts = [_read(content, number, source) for number, content in contents.items()]
-    minutes, codes, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-    record = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    unknown = (codes < len(DESCRIPTORS)) & (values == -1)
-    record, minutes, codes, values = (part[~unknown] for part in (record, minutes, codes, values))
+    files = {f"{source}: {number}.txt": content for number, content in contents.items()}
+    table = CSVColumns(files, ("Time", "Parameter", "Value"))
+    record = np.repeat(np.arange(len(files)), table.counts)
+    minutes = table.codes("Time", _MINUTES, "a time from 00:00 to 48:00")
+    codes = table.codes("Parameter", _CODES, "one of the 41 parameters or RecordID")
+    values = table.numbers("Value")
+    is_id = codes == _RECORD_ID
+    for row in np.flatnonzero(is_id & (values != numbers[record]))[:1]:
+        raise table.error(f"RecordID {numbers[record[row]]}", row, f"{values[row]:g}")
+    known = ~is_id & ~((codes < len(DESCRIPTORS)) & (values == -1))
+    record, minutes, codes, values = (part[known] for part in (record, minutes, codes, values))
     bins = np.rint(minutes / 60 / time_bin).astype(np.int64)
     n_bins = int(bins.max(initial=0)) + 1
     rows, row = np.unique(record * n_bins + bins, return_inverse=True)
@@ -260,19 +222,3 @@ def bin_records(
         "labels": torch.from_numpy(labels[lengths > 0]),
         "dropped": torch.from_numpy(numbers[lengths == 0]),
     }
-
-
-def _read(
-    content: bytes, number: int, source: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Read minutes, parameters and values of one record, without its number."""
-    table = TextTable(content, _COLUMNS, f"{source}: {number}.txt")
-    minutes = table.codes("Time", _MINUTES, "a time from 00:00 to 48:00")
-    codes = table.codes("Parameter", _CODES, "one of the 41 parameters or RecordID")
-    values = table.numbers("Value")
-    is_id = codes == _RECORD_ID
-    for other in values[is_id & (values != number)][:1]:
-        raise ValueError(
-            f"Expected RecordID {number} in {table.source}, but got {other:g}. {_AGAIN}"
-        )
-    return minutes[~is_id], codes[~is_id], values[~is_id]

@@ -1,4 +1,4 @@
-"""What all irregular series share: padded samples in memory and a seeded split."""
+"""Base of all irregular series: padded samples in memory and a seeded split."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -45,14 +45,6 @@ class SeriesData(TensorData[SeriesBatch]):
         return len(self.chosen)
 
     def select(self, index: int | list[int]) -> SeriesBatch:
-        """Read one sample or a batch of them.
-
-        Args:
-            index: One index into the chosen samples, or the indices of a batch.
-
-        Returns:
-            A batch as long as its longest sample; or one sample, without the batch axis.
-        """
         series, chosen = self.tensors, self.chosen[index]
         lengths = series.lengths[chosen]
         longest = int(lengths.max())
@@ -146,7 +138,8 @@ class SeriesDataModule(TensorDataModule):
         batch_size: Samples in a training batch.
         eval_batch_size: Samples in any other batch; ``None`` means ``batch_size``.
         val_size: Samples to validate on; at least so many where whole groups are split.
-        limit_train: Keep this many training samples after the split; ``None`` keeps all.
+        limit_train: Keep this many training samples after the split; ``None`` keeps all. Neither
+            the other sets nor any scaling depend on it.
         num_workers: Loader processes.
         seed: Key of the split, the order and what else is drawn.
 
@@ -208,15 +201,6 @@ class SeriesDataModule(TensorDataModule):
         return series
 
     def build(self, split: Split) -> SeriesData:
-        """Load, split and scale the samples, unless that is done, and choose those of a split.
-
-        Args:
-            split: Which part of the data.
-
-        Raises:
-            TypeError: If a dtype breaks the contract of series.
-            ValueError: If the samples break that contract, or nothing is left to train on.
-        """
         if self._store is None:
             series, groups = self.load()
             if groups is None:

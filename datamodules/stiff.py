@@ -92,7 +92,6 @@ class StiffODEDataModule(TensorDataModule):
         test_t_end: End of the test trajectory.
         n_test: Number of equidistant test times, both ends included.
         dtype: Precision of the batches.
-        num_workers: Loader processes.
         seed: Key of the start times and the order.
 
     Raises:
@@ -165,11 +164,6 @@ class StiffODEDataModule(TensorDataModule):
         self.dtype = _DTYPES[dtype]
 
     def build(self, split: Split) -> Dataset[StiffBatch] | Dataset[StiffTrajectory]:
-        """Evaluate the solution on the training pieces or on the test trajectory.
-
-        Args:
-            split: Which part of the data.
-        """
         if split == "train":
             t_start = self._draw_start_times()
             t_end = t_start + self.interval

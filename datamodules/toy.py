@@ -30,11 +30,8 @@ class ToyDensityDataModule(TensorDataModule):
         n_train: Training points in an epoch.
         n_val: Validation points.
         n_test: Test points: samples or quadrature nodes.
-        batch_size: Points in a training batch.
-        eval_batch_size: Points in any other batch; ``None`` means ``batch_size``.
         test_points: Where the test points come from; ``"quadrature"`` needs one dimension and a
             closed form.
-        num_workers: Loader processes.
         seed: Key of the draws and the order.
 
     Raises:
@@ -86,11 +83,6 @@ class ToyDensityDataModule(TensorDataModule):
         self.test_points = test_points
 
     def build(self, split: Split) -> TensorData[tuple[Tensor, Tensor]]:
-        """Draw the points of a split, or lay out quadrature nodes.
-
-        Args:
-            split: Which part of the data.
-        """
         n = self.sizes[split]
         if split == "test" and self.test_points == "quadrature":
             assert isinstance(self.density, KnownDensity)

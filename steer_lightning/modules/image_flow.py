@@ -156,7 +156,7 @@ class ImageFlowModule(CNFModule):
             raise ValueError(
                 f"Expected images of grey values, whole numbers 0 to 255, but got values from "
                 f"{low:g} to {high:g}. The datamodules of images give them with "
-                f"`--data.pixels=grey`."
+                f"`--data.pixels=uint8`."
             )
 
 

@@ -167,7 +167,7 @@ def test_averaged_weights_are_validated_and_saved(mnist, folder):
     [
         (f"{FLOW}.event_shape=[1,28,28]", "of shape (B, 1, 28, 28), but got (10, 1, 14, 14)"),
         (f"{DATA}.image_size=28", "of shape (B, 1, 14, 14), but got (10, 1, 28, 28)"),
-        (f"{DATA}.pixels=unit", "give them with `--data.pixels=grey`"),
+        (f"{DATA}.pixels=unit", "give them with `--data.pixels=uint8`"),
         (f"{FLOW}.alpha=0.5", "Expected `alpha` in [0, 0.5), but got 0.5"),
         (f"{FLOW}.alpha=-1", "Expected `alpha` in [0, 0.5), but got -1.0"),
     ],
@@ -185,7 +185,7 @@ def test_the_variant_of_imagenet_must_be_said(capsys):
     assert "variant" in refuse(["fit", "--config", "config.yaml"], capsys)
 
 
-@pytest.mark.parametrize("option", [f"{FLOW}.alhpa=0.1", f"{DATA}.pixles=grey"])
+@pytest.mark.parametrize("option", [f"{FLOW}.alhpa=0.1", f"{DATA}.pixles=uint8"])
 def test_misspelt_options(option, mnist, capsys):
     message = refuse(arguments("fit", "mnist_small_rnode", mnist, option), capsys)
     assert option.split(".")[-1].split("=")[0] in message

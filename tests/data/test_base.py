@@ -4,6 +4,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -14,7 +15,6 @@ from datamodules.base import (
     TensorDataModule,
     keep_batch,
 )
-from datamodules.samplers import ShareSampler
 
 FIRST = {"train": 0, "val": 100, "test": 200}
 
@@ -153,7 +153,7 @@ def test_ranks_evaluate_every_sample_once(split, n):
     first = FIRST["val" if split == "val" else "test"]
     assert parts == [[float(first + i) for i in range(rank, n, 3)] for rank in range(3)]
     assert [len(loader.sampler) for loader in loaders] == [len(part) for part in parts]
-    assert all(isinstance(loader.sampler, ShareSampler) for loader in loaders)
+    assert all(isinstance(loader.sampler, UnrepeatedDistributedSampler) for loader in loaders)
 
 
 def test_a_set_of_one_sample_is_evaluated_by_every_rank():

@@ -11,7 +11,7 @@ from datamodules.base import keep_batch
 from datamodules.images import EpochSampler, ImageData, ImageDataModule
 
 
-def pictures(train: bool) -> Tensor:
+def noise(train: bool) -> Tensor:
     """Noise whose top row is the image's number in red, also when mirrored."""
     n, first = (60, 0) if train else (20, 100)
     generator = torch.Generator().manual_seed(int(train))
@@ -20,7 +20,8 @@ def pictures(train: bool) -> Tensor:
     return images
 
 
-class Pictures(ImageDataModule):
+class Noise(ImageDataModule):
+    title, folder_name, layout = "Noise", "noise", "nothing"
     native_shape = (3, 8, 8)
     num_classes = 10
 
@@ -34,7 +35,7 @@ class Pictures(ImageDataModule):
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         self.calls.append("read train" if train else "read test")
-        images = pictures(train)
+        images = noise(train)
         return images, torch.arange(len(images)) % 10
 
 
@@ -47,7 +48,7 @@ def everything(loader, epoch: int | None = None) -> tuple[Tensor, Tensor]:
 
 def training(epoch: int = 0, **arguments) -> tuple[Tensor, Tensor]:
     """An epoch of training images in the order of their numbers, and those numbers."""
-    data = Pictures(pixels="grey", **arguments)
+    data = Noise(pixels="uint8", **arguments)
     data.setup("fit")
     images, _ = everything(data.train_dataloader(), epoch)
     numbers = images[:, 0, 0, 0].long()
@@ -57,7 +58,7 @@ def training(epoch: int = 0, **arguments) -> tuple[Tensor, Tensor]:
 
 def mirrored(images: Tensor, numbers: Tensor) -> Tensor:
     """Which images are mirrored, after a check that all others are as in the file."""
-    originals = pictures(train=True)[numbers].float()
+    originals = noise(train=True)[numbers].float()
     flags = (images == originals.flip(-1)).flatten(1).all(1)
     assert torch.equal(images[~flags], originals[~flags])
     return flags
@@ -85,35 +86,35 @@ def test_an_epoch_under_way_keeps_its_number():
     assert [epoch for epoch, _ in indices] == [0] * 4
 
 
-def test_unit_and_grey_pixels():
-    images = pictures(train=True)
+def test_unit_and_uint8_pixels():
+    images = noise(train=True)
     labels = torch.arange(len(images))
-    for pixels, expected in (("unit", images.float() / 255.0), ("grey", images.float())):
+    for pixels, expected in (("unit", images.float() / 255.0), ("uint8", images.float())):
         got, got_labels = ImageData(images, labels, pixels=pixels).select([4, 2])
         assert torch.equal(got, expected[[4, 2]])
         assert (got.dtype, got_labels.tolist()) == (torch.float32, [4, 2])
 
 
 @pytest.mark.parametrize("window", [2, 4, 8])
-def test_smaller_images_are_averages_and_whole_in_grey(window):
-    images = pictures(train=True)
+def test_smaller_images_are_averages_and_whole_in_uint8(window):
+    images = noise(train=True)
     labels = torch.zeros(len(images), dtype=torch.int64)
     exact = F.avg_pool2d(images.double(), window)
     unit, _ = ImageData(images, labels, window=window).select(list(range(60)))
-    grey, _ = ImageData(images, labels, pixels="grey", window=window).select(list(range(60)))
+    whole, _ = ImageData(images, labels, pixels="uint8", window=window).select(list(range(60)))
     torch.testing.assert_close(unit.double(), exact / 255.0, atol=1e-6, rtol=0)
-    assert torch.equal(grey.double(), exact.round())
-    assert 0.0 <= float(grey.min()) < float(grey.max()) <= 255.0
+    assert torch.equal(whole.double(), exact.round())
+    assert 0.0 <= float(whole.min()) < float(whole.max()) <= 255.0
 
 
 def test_halves_are_rounded_to_the_even_number():
     images = torch.tensor([[1, 2, 2, 3], [1, 2, 2, 3]], dtype=torch.uint8).view(1, 1, 2, 4)
-    x, _ = ImageData(images, torch.zeros(1), pixels="grey", window=2)[0]
+    x, _ = ImageData(images, torch.zeros(1), pixels="uint8", window=2)[0]
     assert x.flatten().tolist() == [2.0, 2.0]
 
 
 def test_images_are_not_copied_and_read_once():
-    data = Pictures()
+    data = Noise()
     for stage in (None, "fit", "validate", "test", "predict"):
         data.setup(stage)
     assert data.calls == ["check", "read train", "check", "read test"]
@@ -122,13 +123,13 @@ def test_images_are_not_copied_and_read_once():
 
 
 def test_prepare_data_checks_the_files():
-    data = Pictures()
+    data = Noise()
     data.prepare_data()
     assert data.calls == ["check"]
 
 
 def test_one_image_has_no_batch_axis_and_iteration_ends():
-    data = Pictures(image_size=4).build("val")
+    data = Noise(image_size=4).build("val")
     image, label = data[3]
     assert (image.shape, label.shape) == ((3, 4, 4), ())
     assert len(list(data)) == len(data) == 12
@@ -136,7 +137,7 @@ def test_one_image_has_no_batch_axis_and_iteration_ends():
 
 def test_split_is_disjoint_complete_and_keyed_by_seed():
     def split(seed: int) -> tuple[set[int], set[int]]:
-        data = Pictures(seed=seed, pixels="grey")
+        data = Noise(seed=seed, pixels="uint8")
         data.setup("fit")
         loaders = (data.train_dataloader(), data.val_dataloader())
         train, val = (set(everything(loader)[0][:, 0, 0, 0].tolist()) for loader in loaders)
@@ -149,7 +150,7 @@ def test_split_is_disjoint_complete_and_keyed_by_seed():
 
 
 def test_mirror_images_keep_the_set_of_images_and_their_labels():
-    data = Pictures(pixels="grey", horizontal_flip=True)
+    data = Noise(pixels="uint8", horizontal_flip=True)
     data.setup("fit")
     images, labels = everything(data.train_dataloader())
     numbers = images[:, 0, 0, 0].long()
@@ -187,17 +188,17 @@ def test_an_images_mirroring_depends_on_neither_order_nor_limit():
 
 
 def test_only_training_images_are_mirrored():
-    data = Pictures(horizontal_flip=True, pixels="grey")
+    data = Noise(horizontal_flip=True, pixels="uint8")
     data.setup()
-    originals = pictures(train=True).float()
+    originals = noise(train=True).float()
     for _ in range(2):
         val, _ = everything(data.val_dataloader())
         assert torch.equal(val, originals[val[:, 0, 0, 0].long()])
-    assert torch.equal(everything(data.test_dataloader())[0], pictures(train=False).float())
+    assert torch.equal(everything(data.test_dataloader())[0], noise(train=False).float())
 
 
 def test_a_plain_loader_reads_the_mirror_images_of_epoch_0():
-    data = Pictures(horizontal_flip=True).build("train")
+    data = Noise(horizontal_flip=True).build("train")
     plain, _ = everything(DataLoader(data, batch_size=7, collate_fn=keep_batch))
     assert torch.equal(plain, data.select(list(range(48)), epoch=0)[0])
 
@@ -240,7 +241,7 @@ def fit(folder: Path, num_workers: int, max_epochs: int, ckpt_path=None) -> dict
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    data = Pictures(horizontal_flip=True, num_workers=num_workers)
+    data = Noise(horizontal_flip=True, num_workers=num_workers)
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     trainer.save_checkpoint(folder / f"{max_epochs}.ckpt")
     return {epoch: torch.cat(batches) for epoch, batches in model.seen.items()}
@@ -263,15 +264,15 @@ def test_workers_and_a_resume_change_nothing(tmp_path):
         ({"limit_train": 0}, "Expected `limit_train` to be at least 1, but got 0"),
         ({"image_size": 3}, "a divisor of 8, but got 3. Choose one of 8, 4, 2, 1"),
         ({"image_size": 0}, "a divisor of 8, but got 0"),
-        ({"pixels": "byte"}, "Expected `pixels` to be 'unit' or 'grey', but got 'byte'. Choose"),
+        ({"pixels": "byte"}, "Expected `pixels` to be 'unit' or 'uint8', but got 'byte'. Choose"),
         ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
     ],
 )
 def test_arguments_out_of_range_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Pictures(**arguments)
+        Noise(**arguments)
 
 
 def test_validation_must_leave_something_to_train_on():
     with pytest.raises(ValueError, match="smaller than the 60 training images in nowhere, but go"):
-        Pictures(val_size=60).setup("fit")
+        Noise(val_size=60).setup("fit")

@@ -5,7 +5,7 @@ import pytest
 from datamodules import intact
 from tests.helpers.activity_files import write_activity
 from tests.helpers.cifar_files import accept_cifar10, write_cifar10
-from tests.helpers.imagenet_files import write_imagenet32
+from tests.helpers.imagenet_files import accept_imagenet32, write_imagenet32
 from tests.helpers.mnist_files import write_mnist
 from tests.helpers.physionet_files import accept_physionet, write_physionet
 from tests.helpers.svhn_files import accept_svhn, write_svhn
@@ -22,6 +22,7 @@ def write_all(folder, monkeypatch):
     write_svhn(folder / "svhn")
     accept_svhn(monkeypatch, folder / "svhn")
     write_imagenet32(folder / "imagenet32")
+    accept_imagenet32(monkeypatch)
     write_physionet(folder / "physionet2012")
     accept_physionet(monkeypatch)
     write_activity(folder / "person_activity")
@@ -55,11 +56,11 @@ def test_broken_data_sets_are_faults_in_words(tmp_path, monkeypatch):
     ):
         path = tmp_path / file
         path.write_bytes(path.read_bytes()[:-7])
-    (tmp_path / "imagenet32" / "val_data").unlink()
+    (tmp_path / "imagenet32" / "val_data.npz").unlink()
     found = by_name(intact.check_data(tmp_path))
     assert {finding.state for finding in found.values()} == {"fault"}
     for name, words in {
-        "mnist": "t10k-images-idx3-ubyte to have 9424 bytes for its shape",
+        "mnist": "t10k-images-idx3-ubyte to be an uncompressed IDX file",
         "cifar10": "data_batch_3 to have the MD5 checksum",
         "svhn": "test_32x32.mat to have the MD5 checksum",
         "physionet2012": "set-a.tar.gz to be a complete gzipped tar archive",

@@ -126,7 +126,7 @@ def test_records_with_no_observation_are_dropped():
         ("00:07,HR", "Expected 3 fields between commas in line 9 of x: 7.txt, but got '00:07,HR'"),
         ("00:07,HR,7,8", "Expected 3 fields between commas in line 9 of x: 7.txt, but got '00:07"),
         ("", "Expected 3 fields between commas in line 9 of x: 7.txt, but got ''"),
-        ("00:00,RecordID,8", "Expected RecordID 7 in x: 7.txt, but got 8"),
+        ("00:00,RecordID,8", "Expected RecordID 7 in line 9 of x: 7.txt, but got .8"),
     ],
 )
 def test_broken_lines_raise(line, message):

@@ -31,7 +31,7 @@ from tests.helpers.cifar_files import (
     pack_cifar10,
     write_cifar10,
 )
-from tests.helpers.imagenet_files import Format, accept_imagenet32, write_imagenet32
+from tests.helpers.imagenet_files import accept_imagenet32, write_imagenet32
 from tests.helpers.mnist_files import accept_mnist, pack_mnist, write_mnist
 from tests.helpers.physionet_files import FIRST_ID, accept_physionet, write_physionet
 from tests.helpers.svhn_files import NAMES, accept_svhn, write_svhn
@@ -53,24 +53,16 @@ class DataSet:
     move: Callable[[pytest.MonkeyPatch, str], None] | None = None
 
 
-def _write_mnist(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    write_mnist(folder)
-    accept_mnist(monkeypatch, folder)
+def _genuine(
+    write: Callable[[Path], None], accept: Callable[..., None]
+) -> Callable[[pytest.MonkeyPatch, Path], None]:
+    """Write files and take their checksums for the published ones."""
 
+    def both(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        write(folder)
+        accept(monkeypatch, folder)
 
-def _write_cifar10(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    write_cifar10(folder)
-    accept_cifar10(monkeypatch, folder)
-
-
-def _write_svhn(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    write_svhn(folder)
-    accept_svhn(monkeypatch, folder)
-
-
-def _write_imagenet32(form: Format, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    write_imagenet32(folder, form=form)
-    accept_imagenet32(monkeypatch)
+    return both
 
 
 def _write_physionet(form: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -87,7 +79,7 @@ def _write_activity(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def _images(
     cls: Callable[..., TensorDataModule], folder: Path, cache: Path, **arguments
 ) -> TensorDataModule:
-    return cls(data_dir=str(folder), val_size=10, batch_size=8, **arguments)
+    return cls(data_dir=str(folder), **({"val_size": 10, "batch_size": 8} | arguments))
 
 
 def _physionet(folder: Path, cache: Path, **arguments) -> TensorDataModule:
@@ -111,13 +103,11 @@ def _pack_activity(folder: Path) -> dict[str, bytes]:
 
 
 PHYSIONET_NAMES = (ARCHIVE_NAME, OUTCOMES_NAME)
-IMAGENET_NAMES = ("train_data_batch_1", "train_data_batch_10", "val_data")
-imagenet32_module = partial(_images, partial(ImageNet32DataModule, "official"))
 
 DATA_SETS = {
     "mnist": DataSet(
         files=tuple(f"MNIST/raw/{name}" for name in mnist.OFFICIAL),
-        write=_write_mnist,
+        write=_genuine(write_mnist, accept_mnist),
         build=partial(_images, MNISTDataModule),
         pack=pack_mnist,
         move=lambda monkeypatch, address: monkeypatch.setattr(mnist, "URL", address),
@@ -126,7 +116,7 @@ DATA_SETS = {
         files=tuple(
             f"{CIFAR10.base_folder}/{name}" for name in (*TRAIN_NAMES, TEST_NAME, META_NAME)
         ),
-        write=_write_cifar10,
+        write=_genuine(write_cifar10, accept_cifar10),
         build=partial(_images, CIFAR10DataModule),
         pack=lambda folder: {CIFAR10.filename: pack_cifar10(folder)},
         move=lambda monkeypatch, address: monkeypatch.setattr(
@@ -135,20 +125,15 @@ DATA_SETS = {
     ),
     "svhn": DataSet(
         files=tuple(NAMES.values()),
-        write=_write_svhn,
+        write=_genuine(write_svhn, accept_svhn),
         build=partial(_images, SVHNDataModule),
         pack=lambda folder: {name: (folder / name).read_bytes() for name in NAMES.values()},
         move=lambda monkeypatch, address: monkeypatch.setattr(svhn, "URL", address),
     ),
     "imagenet32": DataSet(
-        files=IMAGENET_NAMES,
-        write=partial(_write_imagenet32, "pickle"),
-        build=imagenet32_module,
-    ),
-    "imagenet32_npz": DataSet(
-        files=tuple(f"{name}.npz" for name in IMAGENET_NAMES),
-        write=partial(_write_imagenet32, "npz"),
-        build=imagenet32_module,
+        files=("train_data_batch_1.npz", "train_data_batch_10.npz", "val_data.npz"),
+        write=_genuine(write_imagenet32, lambda patch, _: accept_imagenet32(patch)),
+        build=partial(_images, partial(ImageNet32DataModule, "official")),
     ),
     "physionet": DataSet(
         files=PHYSIONET_NAMES,

@@ -292,7 +292,7 @@ def test_images_alone_or_at_the_front_of_a_batch(batch):
         (grey_images() / 255.0, "whole numbers 0 to 255, but got values from 0."),
         (grey_images() + 255.0, "to 5"),
         (grey_images() - 255.0, "but got values from -2"),
-        (grey_images() + 0.5, "`--data.pixels=grey`"),
+        (grey_images() + 0.5, "`--data.pixels=uint8`"),
         (grey_images() * torch.nan, "but got values from nan to nan"),
         (grey_images()[..., :3], "Expected images of shape (B, 1, 4, 4), but got (3, 1, 4, 3)"),
         (grey_images().expand(N, 3, 4, 4), "of shape (B, 1, 4, 4), but got (3, 3, 4, 4)"),

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from datamodules.tables import TextTable
+from datamodules.csv_columns import CSVColumns
 
 COLUMNS = ("Time", "Name", "Value")
 
 
-def table(*lines: str, end: str = "\n") -> TextTable:
-    return TextTable(end.join(["Time,Name,Value", *lines]).encode(), COLUMNS, "a.txt")
+def table(*lines: str, end: str = "\n") -> CSVColumns:
+    return CSVColumns({"a.txt": end.join(["Time,Name,Value", *lines]).encode()}, COLUMNS)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -15,7 +15,7 @@ def table(*lines: str, end: str = "\n") -> TextTable:
 def test_columns(end, tail):
     t = table("00:00,HR,1.5", "00:07,K,-2", *tail, end=end)
     assert len(t) == 2
-    assert t.text("Time") == ["00:00", "00:07"]
+    assert t.text("Time").tolist() == ["00:00", "00:07"]
     assert t.codes("Name", {"K": 0, "HR": 7}, "a name").tolist() == [7, 0]
     assert np.array_equal(t.numbers("Value"), [1.5, -2.0])
 
@@ -26,10 +26,10 @@ def test_no_lines():
 
 
 def test_without_a_header():
-    t = TextTable(b"1,2\n3,4\n", ("a", "b"), "a.txt", has_header=False)
+    t = CSVColumns({"a.txt": b"1,2\n3,4\n"}, ("a", "b"), has_header=False)
     assert t.numbers("b").tolist() == [2.0, 4.0]
     with pytest.raises(ValueError, match=r"Expected a finite number as a in line 1 of a\.txt"):
-        TextTable(b"x,2\n", ("a", "b"), "a.txt", has_header=False).numbers("a")
+        CSVColumns({"a.txt": b"x,2\n"}, ("a", "b"), has_header=False).numbers("a")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_bytes_that_are_no_text_raise_in_every_column(broken):
     with pytest.raises(
         ValueError, match=r"Expected UTF-8 text in line 4 of a\.txt, but got '.*\ufffd"
     ):
-        TextTable(content, COLUMNS, "a.txt")
+        CSVColumns({"a.txt": content}, COLUMNS)
 
 
 def test_unknown_names_raise():
@@ -74,4 +74,22 @@ def test_unknown_names_raise():
 def test_another_header_raises(content):
     message = "Expected a.txt to start with the line 'Time,Name,Value', but got"
     with pytest.raises(ValueError, match=message):
-        TextTable(content, COLUMNS, "a.txt")
+        CSVColumns({"a.txt": content}, COLUMNS)
+
+
+def test_lines_are_counted_in_each_file():
+    files = {f"{n}.txt": b"Time,Name,Value\n" + b"0,a,1\n" * n for n in (2, 0, 3)}
+    assert CSVColumns(files, COLUMNS).counts.tolist() == [2, 0, 3]
+    files["3.txt"] = files["3.txt"].replace(b"0,a,1\n0,a,1\n0,a", b"0,a,1\n0,a,1\n0,b")
+    with pytest.raises(ValueError, match=r"Expected a in line 4 of 3\.txt, but got 'b'"):
+        CSVColumns(files, COLUMNS).codes("Name", {"a": 0}, "a")
+
+
+@pytest.mark.parametrize("field", ['"a"', '"a', "NA", "null", "", " a ", "#", "\r", "é"])
+def test_fields_are_read_as_they_stand(field):
+    assert table(f"{field},HR,1").text("Time").tolist() == [field]
+
+
+@pytest.mark.parametrize("field", ["0.1", "1e-310", "3.141592653589793", "-0.30000000000000004"])
+def test_numbers_keep_every_digit(field):
+    assert table(f"0,HR,{field}").numbers("Value").tolist() == [float(field)]

@@ -1,0 +1,98 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import requests
+
+from datamodules.downloads import download, whole
+from tests.helpers.http_server import serving
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def parts(archive: Path) -> dict[str, bytes]:
+    if archive.read_bytes() == b"broken":
+        raise ValueError("It is broken.")
+    return {"first": archive.read_bytes()[:3], "second": archive.read_bytes()[3:]}
+
+
+def test_what_is_taken_is_kept_and_the_archive_is_not(tmp_path, capfd):
+    with serving({"a.zip": b"content"}) as address:
+        download(f"{address}a.zip", tmp_path / "new", parts, hashlib.md5(b"content").hexdigest())
+        contents = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+        download(f"{address}a.zip", tmp_path, whole)
+    assert contents == {"first": b"con", "second": b"tent"}
+    assert (tmp_path / "a.zip").read_bytes() == b"content"
+    err = capfd.readouterr().err
+    assert "100%" in err  # the progress bar
+
+
+@pytest.mark.parametrize(
+    ("name", "announce_more", "error", "message"),
+    [
+        ("missing", 0, OSError, "to download .*missing, but got: 404 .* get the file by hand"),
+        (
+            "a.zip",
+            5,
+            OSError,
+            r"to download .*a.zip, but got: .*(5 more|Incomplete)",
+        ),
+        ("broken", 0, ValueError, "It is broken."),
+        ("other", 0, ValueError, "MD5 hash of downloaded file .other. does not match"),
+    ],
+)
+def test_a_failed_download_leaves_nothing(tmp_path, name, announce_more, error, message):
+    contents = {"a.zip": b"content", "broken": b"broken", "other": b"content"}
+    md5 = hashlib.md5(b"expected").hexdigest() if name == "other" else None
+    with serving(contents, announce_more) as address, pytest.raises(error, match=message):
+        download(f"{address}{name}", tmp_path, parts, md5)
+    assert names(tmp_path) == []
+
+
+def test_no_connection_raises(tmp_path):
+    with serving({}) as address:
+        pass
+    with pytest.raises(OSError, match=r"Expected to download .*refused.*\. Check the connection,"):
+        download(f"{address}a.txt", tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/a.txt",
+        "http://127.0.0.1.example.org/a.txt",
+        "http://127.0.0.1@example.org/a.txt",
+        "ftp://example.org/a.txt",
+        "file:///etc/hostname",
+        "example.org/a.txt",
+    ],
+)
+def test_addresses_without_https_are_refused(tmp_path, url):
+    message = f"Expected an https address to download from, but got {url}: .* Get it by hand"
+    with pytest.raises(ValueError, match=message):
+        download(url, tmp_path / "new", whole)
+    assert names(tmp_path) == []
+
+
+def test_https_is_asked_for_and_no_other_address_is_read(tmp_path, monkeypatch):
+    asked = []
+
+    def get(url: str, hooks, **_):
+        asked.append(url)
+        elsewhere = requests.Response()
+        elsewhere.url = "http://example.org/b"
+        hooks["response"](elsewhere)
+
+    monkeypatch.setattr(requests, "get", get)
+    with pytest.raises(ValueError, match=r"https address .* but got http://example\.org/b"):
+        download("https://example.org/a.txt", tmp_path, whole)
+    assert asked == ["https://example.org/a.txt"]
+    assert names(tmp_path) == []
+
+
+def test_a_server_may_send_elsewhere(tmp_path):
+    with serving({"a": "/b", "b": b"content"}) as address:
+        download(f"{address}a", tmp_path, whole)
+    assert (tmp_path / "a").read_bytes() == b"content"
