@@ -162,7 +162,7 @@ def test_predictions_at_any_times_past_the_end_too(network):
 def test_the_decoder_is_stretched_over_the_times_that_are_asked_for_alone():
     latent_ode, batch = make_latent_ode(vector_field=LinearField(), encoder=Fixed()), series()
     latent_ode.readout = nn.Linear(2, 2).double()
-    latent_ode.decoder.horizon.perturb(EndTimeDraw(None, key=2))
+    latent_ode.decoder.horizon.perturb(EndTimeDraw("auto", key=2))
     forecast = draws(latent_ode, batch)
     rates = latent_ode.decoder.horizon.rates(forecast.batch.times, forecast.batch.lengths)
     assert rates.shape == (2, 2)

@@ -54,7 +54,7 @@ def test_the_decoder_solves_each_interval_from_the_end_of_the_stretched_one_befo
     decoder, z0 = tight_decoder(), draws_of_state()
     lengths, rates = LENGTHS if series is SERIES else torch.full((3,), 4), None
     if scope is not None:
-        decoder.horizon.perturb(EndTimeDraw(None, key=4, scope=scope))
+        decoder.horizon.perturb(EndTimeDraw("auto", key=4, scope=scope))
         rates = decoder.horizon.rates(series, lengths)
     z = decoder(z0, series, lengths)
     assert z.shape == (2, 3, 4, 2)
@@ -87,7 +87,7 @@ def test_the_decoder_takes_one_solve_whatever_the_times():
 
 def test_samples_of_a_single_time_stay_where_they_are():
     decoder, z0 = tight_decoder(), draws_of_state()
-    decoder.horizon.perturb(EndTimeDraw(None))
+    decoder.horizon.perturb(EndTimeDraw("auto"))
     for n_times in (1, 3):
         z = decoder(z0, torch.ones(3, n_times, dtype=torch.float64), torch.ones(3).long())
         assert torch.equal(z, z0[:, :, None].expand(-1, -1, n_times, -1))
