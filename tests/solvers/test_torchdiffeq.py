@@ -75,29 +75,6 @@ def test_the_settings_are_not_changed_by_a_solve():
     assert stats.nfe_forward == 10
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "dopri6"}, "Expected `method` to be one of .* Did you mean 'dopri"),
-        ({"gradient": "ajoint"}, "Expected `gradient` .* Did you mean 'adjoint'"),
-        ({"rtol": 0.0}, r"Expected `rtol` to be finite and > 0, but got 0\.0"),
-        ({"atol": float("nan")}, "Expected `atol` to be finite and > 0, but got nan"),
-        ({"max_nfe": 0}, "Expected `max_nfe` to be None or >= 1, but got 0"),
-        ({"seminorm": True}, "gradient='adjoint' with seminorm=True.* got gradient='autograd'"),
-        ({"method": "scipy_solver"}, "'scipy_solver' leaves torch .* gradient='adjoint'"),
-    ],
-)
-def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        TorchdiffeqSolver(**settings)
-
-
-def test_repr_names_what_decides_the_numbers():
-    assert repr(TorchdiffeqSolver("bosh3", 1e-3, 1e-4, "adjoint")) == (
-        "TorchdiffeqSolver(method='bosh3', rtol=0.001, atol=0.0001, gradient='adjoint')"
-    )
-
-
 class Float64Refused(TorchDispatchMode):
     """A device without float64: no operation may return it."""
 
