@@ -1,7 +1,5 @@
 """What a solve reports, and where it stops, against fields that count by themselves."""
 
-import pickle
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +8,6 @@ from torchdiffeq import odeint, odeint_adjoint
 from steer_lightning.solvers import (
     NFEBudgetExceededError,
     NonFiniteStateError,
-    SolverError,
     SolveStats,
     StepSizeUnderflowError,
     TorchdiffeqSolver,
@@ -154,19 +151,6 @@ def test_a_batch_that_holds_nan_is_named_so(options):
     y0 = (torch.ones(2), torch.tensor([1.0, float("nan")]))
     with pytest.raises(NonFiniteStateError, match=r"at t = 0 in the forward solve.*batch and the"):
         TorchdiffeqSolver(options=options).solve(lambda t, y: y, y0, times(0.0, 2.0))
-
-
-def test_errors_are_of_one_tree_and_travel_between_processes():
-    for error in (
-        NFEBudgetExceededError(10, 0.5, "forward"),
-        StepSizeUnderflowError(1e-17, 0.5, "backward"),
-        NonFiniteStateError(0.5, "forward"),
-    ):
-        assert isinstance(error, SolverError)
-        assert isinstance(error, RuntimeError)
-        copy = pickle.loads(pickle.dumps(error))
-        assert type(copy) is type(error)
-        assert str(copy) == str(error)
 
 
 def test_the_witness_is_torchdiffeqs():
