@@ -17,6 +17,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+def feedforward(
+    widths: Sequence[int], activation: str = "tanh", init_std: float | None = 0.1
+) -> nn.Sequential:
+    """Linear layers with an activation between them; zero biases if ``init_std`` is given."""
+    layers: list[nn.Module] = []
+    for d_in, d_out in pairwise(widths):
+        linear = nn.Linear(d_in, d_out)
+        if init_std is not None:
+            nn.init.normal_(linear.weight, std=init_std)
+            nn.init.zeros_(linear.bias)
+        layers += [linear, ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
 class MLPField(nn.Module):
     r"""A multilayer perceptron :math:`f(t, y)` with time as one more input.
 
@@ -49,15 +63,7 @@ class MLPField(nn.Module):
         check_choice("activation", activation, ACTIVATIONS)
         check_widths(dim, hidden)
         self.autonomous = not time_dependent
-        widths = [dim + time_dependent, *hidden, dim]
-        layers: list[nn.Module] = []
-        for d_in, d_out in pairwise(widths):
-            linear = nn.Linear(d_in, d_out)
-            if init_std is not None:
-                nn.init.normal_(linear.weight, std=init_std)
-                nn.init.zeros_(linear.bias)
-            layers += [linear, ACTIVATIONS[activation]()]
-        self.network = nn.Sequential(*layers[:-1])
+        self.network = feedforward([dim + time_dependent, *hidden, dim], activation, init_std)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Derivative at ``t``, shape of ``y``, ``(B, D)``."""

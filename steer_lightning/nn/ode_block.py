@@ -59,8 +59,7 @@ class ODEBlock(Block):
         if horizon is None:
             t_span = (0.0, 1.0) if t_span is None else t_span
             check_span(t_span)
-            t0, t1 = t_span
-            horizon = SpanHorizon(t0, t1)
+            horizon = SpanHorizon(t_span[0], t_span[1])
         self.set_up(vector_field, solver or AdaptiveSolver(), eval_solver, horizon)
 
     def forward(

@@ -53,7 +53,10 @@ def test_no_case_needs_float64(name, scope, tmp_path, monkeypatch):
 
 
 SOLVERS = [
-    *(TorchdiffeqSolver(m, 1e-3, 1e-3) for m in ("dopri5", "dopri8", "bosh3", "fehlberg2")),
+    *(
+        TorchdiffeqSolver(m, 1e-3, 1e-3)
+        for m in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+    ),
     *(TorchdiffeqSolver(m, options={"step_size": 0.25}) for m in ("rk4", "heun3")),
     TorchdiffeqSolver(gradient="adjoint"),
     TorchdiffeqSolver(gradient="adjoint", seminorm=True),

@@ -1,10 +1,20 @@
 """What every solver accepts, refuses and reports."""
 
+import copy
+
 import pytest
 import torch
 
-from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolveStats, TorchdiffeqSolver
+from steer_lightning.solvers import (
+    AdaptiveSolver,
+    FixedGridSolver,
+    NFEBudgetExceededError,
+    SolveStats,
+    TorchdiffeqSolver,
+)
+from steer_lightning.solvers.tableaus import ADAPTIVE, FIXED
 from steer_lightning.utils.problem import default_times, first_part, has_float64
+from tests.helpers.models import RecordingField
 from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
 
 SOLVERS = [
@@ -128,3 +138,103 @@ def test_times_for_a_state_have_its_precision():
     assert first_part((1 * torch.ones(1), torch.zeros(1))).item() == 1.0
     assert has_float64(torch.device("cpu"))
     assert not has_float64(torch.device("mps"))
+
+
+@pytest.mark.parametrize("state", ["tensor", "tuple"])
+@pytest.mark.parametrize(
+    ("solver_class", "method"),
+    [(AdaptiveSolver, m) for m in ADAPTIVE] + [(FixedGridSolver, m) for m in FIXED],
+)
+def test_checkpointing_changes_no_bit_and_counts_what_it_evaluates_again(
+    solver_class, method, state
+):
+    results = []
+    for checkpoint in (False, True):
+        field = RecordingField(CosineField() if state == "tensor" else OscillatorField())
+        y0 = initial_state().requires_grad_()
+        solution = solver_class(method, checkpoint=checkpoint).solve(
+            field, y0 if state == "tensor" else (y0, 2.0 * y0), times(0.0, 3.0)
+        )
+        y = solution.ys if state == "tensor" else torch.cat(solution.ys, dim=1)
+        forward, stats = len(field.times), solution.stats
+        assert stats.nfe_forward == forward
+        gradients = torch.autograd.grad(y[-1].square().sum(), (y0, *field.parameters()))
+        again = len(field.times) - forward
+        n_stages = len({**ADAPTIVE, **FIXED}[method].c) - (method in ADAPTIVE)
+        assert again == stats.nfe_backward == (n_stages * stats.accepted if checkpoint else 0)
+        results.append((y.detach(), *gradients))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        AdaptiveSolver(max_nfe=20),
+        TorchdiffeqSolver(max_nfe=20),
+        TorchdiffeqSolver("euler", max_nfe=20, options={"step_size": 0.01}),
+    ],
+    ids=repr,
+)
+def test_the_budget_stops_a_solve_is_inclusive_and_each_solve_has_its_own(solver):
+    stats, field = SolveStats(), RecordingField(CosineField())
+    message = r"forward solve needs more than max_nfe = 20 .* t = .*raise"
+    with pytest.raises(NFEBudgetExceededError, match=message):
+        solver.solve(field, initial_state(), times(0.0, 50.0), stats=stats)
+    assert 14 <= len(field.times) == stats.nfe_forward <= 20
+    stats.reset()
+    span = times(0.0, 0.05)
+    used = solver.solve(field, initial_state(), span).stats.nfe_forward
+    exact = copy.copy(solver)
+    exact.max_nfe = used
+    for _ in range(3):
+        exact.solve(field, initial_state(), span, stats=stats)
+    assert stats.nfe_forward == 3 * used
+
+
+TOLERANCES = [
+    ({"rtol": 0.0}, r"Expected `rtol` to be finite and > 0, but got 0\.0"),
+    ({"atol": float("nan")}, "Expected `atol` to be finite and > 0, but got nan"),
+    ({"atol": float("inf")}, "Expected `atol` to be finite and > 0, but got inf"),
+    ({"max_nfe": 0}, "Expected `max_nfe` to be None or >= 1, but got 0"),
+]
+BAD = {
+    AdaptiveSolver: [
+        *TOLERANCES,
+        ({"method": "dopri"}, "Expected `method` .* Did you mean 'dopri5'"),
+        ({"first_step": 0.0}, "Expected `first_step` to be finite and > 0, 'auto' or"),
+        ({"first_step": "last"}, "Expected `first_step` to be one of"),
+    ],
+    TorchdiffeqSolver: [
+        *TOLERANCES,
+        ({"method": "dopri6"}, "Expected `method` to be one of .* Did you mean 'dopri"),
+        ({"gradient": "ajoint"}, "Expected `gradient` .* Did you mean 'adjoint'"),
+        ({"seminorm": True}, "gradient='adjoint' with seminorm=True.* got gradient='autograd'"),
+        ({"method": "scipy_solver"}, "'scipy_solver' leaves torch .* gradient='adjoint'"),
+    ],
+    FixedGridSolver: [
+        ({"method": "heun2"}, "Expected `method` .* Did you mean 'heun'"),
+        ({"n_steps": 0}, "Expected `n_steps` >= 1, but got 0"),
+        ({"cuda_graphs": True}, "compile=True with cuda_graphs"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("solver_class", "settings", "message"),
+    [(solver, *case) for solver, cases in BAD.items() for case in cases],
+)
+def test_bad_settings_are_refused(solver_class, settings, message):
+    with pytest.raises(ValueError, match=message):
+        solver_class(**settings)
+
+
+def test_repr_names_what_decides_the_numbers():
+    assert [
+        repr(AdaptiveSolver("tsit5", 1e-3, 1e-4)),
+        repr(FixedGridSolver("heun", 3)),
+        repr(TorchdiffeqSolver("bosh3", 1e-3, 1e-4, "adjoint")),
+    ] == [
+        "AdaptiveSolver(method='tsit5', rtol=0.001, atol=0.0001)",
+        "FixedGridSolver(method='heun', n_steps=3)",
+        "TorchdiffeqSolver(method='bosh3', rtol=0.001, atol=0.0001, gradient='adjoint')",
+    ]

@@ -41,12 +41,20 @@ def test_a_name_that_is_no_context_is_refused():
         NonFiniteStateError(0.5, "forward").with_context(blok="flow")
 
 
-def test_errors_travel_between_processes_without_the_counts():
-    error = NFEBudgetExceededError(10, 0.5, "forward").with_context(
-        block="flow", dtype=torch.float32, stats=SolveStats()
-    )
+@pytest.mark.parametrize(
+    "error",
+    [
+        NFEBudgetExceededError(10, 0.5, "forward"),
+        StepSizeUnderflowError(1e-17, 0.5, "backward"),
+        NonFiniteStateError(0.5, "forward"),
+    ],
+)
+def test_errors_of_one_tree_travel_between_processes_without_the_counts(error):
+    error.with_context(block="flow", dtype=torch.float32, stats=SolveStats())
     copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is NFEBudgetExceededError
+    assert isinstance(copy, SolverError)
+    assert isinstance(copy, RuntimeError)
+    assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert (copy.block, copy.t, copy.dtype, copy.stats) == ("flow", 0.5, torch.float32, None)
 

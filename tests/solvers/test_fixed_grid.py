@@ -63,51 +63,12 @@ def test_evaluations_and_steps_are_counted(method):
     assert len(field.times) == 6 * len(FIXED[method].c)
 
 
-@pytest.mark.parametrize("problem", ["tensor", "tuple"])
-@every_method
-def test_checkpointing_changes_no_bit_and_counts_what_it_evaluates_again(method, problem):
-    results = []
-    for checkpoint in (False, True):
-        field = RecordingField(CosineField() if problem == "tensor" else OscillatorField())
-        y0 = initial_state().requires_grad_()
-        solution = FixedGridSolver(method, 3, checkpoint=checkpoint).solve(
-            field, y0 if problem == "tensor" else (y0, 2.0 * y0), times(0.0, 1.0)
-        )
-        y = solution.ys if problem == "tensor" else torch.cat(solution.ys, dim=1)
-        forward = len(field.times)
-        assert solution.stats == SolveStats(nfe_forward=forward, accepted=3)
-        grads = torch.autograd.grad(y[-1].square().sum(), (y0, *field.parameters()))
-        again = len(field.times) - forward
-        assert again == (forward if checkpoint else 0)
-        assert solution.stats.nfe_backward == again
-        results.append((y.detach(), *grads))
-    for plain, checkpointed in zip(*results, strict=True):
-        assert torch.equal(plain, checkpointed)
-
-
 def test_checkpointing_rests_where_no_gradient_is_asked():
     field = RecordingField(CosineField())
     with torch.no_grad():
         solver = FixedGridSolver("rk4", 2, checkpoint=True)
         stats = solver.solve(field, initial_state(), times(0.0, 1.0)).stats
     assert stats.nfe_forward == len(field.times) == 8
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "heun2"}, "Expected `method` .* Did you mean 'heun'"),
-        ({"n_steps": 0}, "Expected `n_steps` >= 1, but got 0"),
-        ({"cuda_graphs": True}, "compile=True with cuda_graphs"),
-    ],
-)
-def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        FixedGridSolver(**settings)
-
-
-def test_repr_names_what_decides_the_numbers():
-    assert repr(FixedGridSolver("heun", 3)) == "FixedGridSolver(method='heun', n_steps=3)"
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ def test_a_part_without_a_horizon_raises(latent_ode, part):
         find_horizons(latent_ode, [part])
 
 
-def test_a_model_without_horizons_raises():
-    with pytest.raises(ValueError, match="Expected a model with horizons, but Linear has none"):
-        find_horizons(nn.Linear(1, 1), ["encoder"])
-
-
 def test_one_part_alone_is_moved_as_it_is_when_all_are():
     model = nn.Sequential(*(ODEBlock(MLPField(2, (4,))) for _ in range(2)))
     with steer(model, b=0.5, step=3, seed=1) as both:

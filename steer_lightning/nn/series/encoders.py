@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.horizon.grid import unroll_order
+from steer_lightning.nn.fields import feedforward
 from steer_lightning.nn.series import SeriesBatch, keep_times
-from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, tanh_network
+from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior
 
 
 class Observations(NamedTuple):
@@ -66,7 +67,7 @@ class ODERNNEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.rnn = ODERNN(vector_field, n_features, n_states, n_hidden, max_step, reverse=True)
-        self.to_latent = tanh_network([2 * n_states, 100, 2 * n_latents])
+        self.to_latent = feedforward([2 * n_states, 100, 2 * n_latents])
 
     def forward(self, seen: Observations) -> Posterior:
         """Mean and standard deviation of the latent state, each ``(B, L)``."""
@@ -89,7 +90,7 @@ class RNNEncoder(nn.Module):
     def __init__(self, n_features: int, n_states: int, n_latents: int) -> None:
         super().__init__()
         self.gru = nn.GRU(2 * n_features + 1, n_states, batch_first=True)
-        self.to_latent = tanh_network([n_states, 50, 2 * n_latents])
+        self.to_latent = feedforward([n_states, 50, 2 * n_latents])
 
     def forward(self, seen: Observations) -> Posterior:
         """Mean and standard deviation of the latent state, each ``(B, L)``."""

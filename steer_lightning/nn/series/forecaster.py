@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.nn.fields import autonomous_field
+from steer_lightning.nn.fields import autonomous_field, feedforward
 from steer_lightning.nn.series import SeriesBatch, keep_times, make_series
-from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior, tanh_network
+from steer_lightning.nn.series.ode_rnn import ODERNN, Posterior
 
 
 class Forecast(NamedTuple):
@@ -72,7 +72,7 @@ class ODERNNForecaster(nn.Module):
         if vector_field is None:
             vector_field = autonomous_field(n_states, recognition_hidden)
         self.rnn = ODERNN(vector_field, n_features, n_states, n_hidden, max_step)
-        self.readout = tanh_network([n_states, *readout_hidden, n_features])
+        self.readout = feedforward([n_states, *readout_hidden, n_features])
 
     def forward(self, batch: SeriesBatch) -> Forecast:
         """Predict at the times that are observed or asked for."""

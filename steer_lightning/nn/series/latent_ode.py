@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.horizon import GridHorizon
-from steer_lightning.nn.fields import autonomous_field
+from steer_lightning.nn.fields import autonomous_field, feedforward
 from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.series import SeriesBatch, keep_times
 from steer_lightning.nn.series.encoders import ODERNNEncoder, RNNEncoder, observations
 from steer_lightning.nn.series.forecaster import Forecast
-from steer_lightning.nn.series.ode_rnn import Posterior, tanh_network
+from steer_lightning.nn.series.ode_rnn import Posterior
 from steer_lightning.solvers import AdaptiveSolver, Solver
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import default_times
@@ -157,7 +157,7 @@ class LatentODE(nn.Module):
         if vector_field is None:
             vector_field = autonomous_field(n_latents, generative_hidden)
         self.decoder = LatentDecoder(vector_field, solver)
-        self.readout = tanh_network([n_latents, n_features])
+        self.readout = feedforward([n_latents, n_features])
 
     def forward(
         self, batch: SeriesBatch, n_draws: int = 1, generator: torch.Generator | None = None

@@ -1,7 +1,6 @@
 """Recurrent networks whose state follows an ODE between observations."""
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -9,22 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steer_lightning.horizon import GridHorizon
-from steer_lightning.nn.fields import MLPField
+from steer_lightning.nn.fields import MLPField, feedforward
 from steer_lightning.nn.series.fused_unroll import Network, fused_unroll
 from steer_lightning.nn.series.unroll import UnrollPlan, list_steps, plan_unroll
 from steer_lightning.solvers import SolveStats
 from steer_lightning.utils.checks import check_state
-
-
-def tanh_network(widths: Sequence[int], init_std: float = 0.1) -> nn.Sequential:
-    """Linear layers with tanh between them, normal weights and zero biases."""
-    layers: list[nn.Module] = []
-    for d_in, d_out in pairwise(widths):
-        linear = nn.Linear(d_in, d_out)
-        nn.init.normal_(linear.weight, std=init_std)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
 
 
 class Posterior(NamedTuple):
@@ -64,9 +52,9 @@ class PosteriorGRU(nn.Module):
     def __init__(self, n_inputs: int, n_states: int, n_hidden: int) -> None:
         super().__init__()
         n = 2 * n_states + n_inputs
-        self.update_gate = tanh_network([n, n_hidden, n_states])
-        self.reset_gate = tanh_network([n, n_hidden, n_states])
-        self.new_state = tanh_network([n, n_hidden, 2 * n_states])
+        self.update_gate = feedforward([n, n_hidden, n_states])
+        self.reset_gate = feedforward([n, n_hidden, n_states])
+        self.new_state = feedforward([n, n_hidden, 2 * n_states])
 
     def forward(self, posterior: Posterior, x: Tensor) -> Posterior:
         """Update a posterior by observations ``x``, shape ``(B, n_inputs)``."""
@@ -149,9 +137,8 @@ class ODERNN(nn.Module):
     Every sample unrolls along its own observations, all samples of a batch side by side: the
     number of steps is that of the longest unroll, and not that of the union of all times. Between
     observations the mean follows Euler steps no longer than ``max_step`` times the sample's own
-    time range; at an observation a :class:`PosteriorGRU` updates mean and standard
-    deviation. STEER stretches each interval, and the next one starts from its own observation
-    time again.
+    time range; at an observation a :class:`PosteriorGRU` updates mean and standard deviation.
+    STEER stretches each interval, and the next one starts from its own observation time again.
 
     If the field is an :class:`~steer_lightning.nn.MLPField` with tanh, the unroll is one operation
     with a gradient of its own: the same values and gradients in less time, differentiable once.
@@ -228,14 +215,12 @@ class ODERNN(nn.Module):
         check_state(values.new_zeros(len(times), self.n_states))
         plan = self.plan(times, lengths)
         observations = torch.cat([values * mask, mask], dim=2)
-        plain = self._is_plain(observations)
-        unroll = (
-            self._fused_unroll(observations, plan) if plain else self._unroll(observations, plan)
-        )
+        unroll = self._fused_unroll if self._is_plain(observations) else self._unroll
+        unrolled = unroll(observations, plan)
         n_steps = plan.dt.shape[1]
         self.stats.count_evaluation("forward", n_steps)
         self.stats.accepted += n_steps
-        return unroll
+        return unrolled
 
     def _unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
         """Step by step, with a tape by autograd."""

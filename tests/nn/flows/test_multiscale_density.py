@@ -92,19 +92,6 @@ def test_estimates_along_orthogonal_probes_average_to_the_exact_density(monkeypa
     torch.testing.assert_close(estimated.jacobian.mean(), exact.jacobian[0])
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
-def test_log_prob_is_an_unbiased_estimate(noise):
-    n = 2000
-    flow = make_flow((1, 4, 4), min_size=2, n_blocks=1, noise=noise, solver=FixedGridSolver())
-    x = images(1, (1, 4, 4)).expand(n, 1, 4, 4)
-    with torch.no_grad():
-        estimates = flow.log_prob(x, generator=torch.Generator().manual_seed(0))
-        exact = make_exact(flow).log_prob(x[:1])
-    error = estimates.std() / n**0.5
-    assert error > 1e-3
-    assert (estimates.mean() - exact).abs() < 3 * error
-
-
 @both_ends
 def test_regularisers_are_sums_over_the_blocks(data_at):
     flow = make_flow((1, 8, 8), data_at=data_at, solver=FixedGridSolver())
@@ -124,20 +111,6 @@ def test_regularisers_are_sums_over_the_blocks(data_at):
         torch.testing.assert_close(getattr(carried, name), total)
         assert total.shape == (3,)
         assert bool((total > 1e-3).all())
-
-
-def test_regularisers_change_neither_the_points_nor_the_work():
-    flow, x = make_flow((1, 8, 8), solver=TorchdiffeqSolver()), images(3, (1, 8, 8))
-    results = []
-    for regularize in (False, True):
-        generator = torch.Generator().manual_seed(0)
-        carried = flow.transport(x, generator=generator, regularize=regularize)
-        results.append((carried.z, carried.log_p, [str(block.stats) for block in flow.blocks]))
-        for block in flow.blocks:
-            block.stats.reset()
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-    assert results[0][2] == results[1][2]
 
 
 def test_every_block_draws_its_own_noise_from_one_stream(monkeypatch):
