@@ -1,9 +1,14 @@
-"""Train, validate, test, predict: ``python cli.py fit --config configs/cnf/toy2d_steer.yaml``."""
+"""Train, validate, test, predict: ``python cli.py fit --config configs/cnf/toy2d.yaml``.
+
+``--steer.b=0.5`` trains with STEER; every argument of ``SteerCallback`` is an option.
+"""
+
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported so that short class names resolve on the command line.
 import datamodules  # noqa: F401
@@ -11,12 +16,11 @@ import steer_lightning.callbacks.plots.end_time_sweep
 import steer_lightning.callbacks.plots.features
 import steer_lightning.callbacks.plots.samples
 import steer_lightning.modules  # noqa: F401
-from steer_lightning.callbacks import LastCheckpoint
-from steer_lightning.command_line import VersionedCLI
+from steer_lightning.callbacks import LastCheckpoint, SteerCallback
 from steer_lightning.guard import SolverGuard
 
 
-class SteerCLI(VersionedCLI):
+class SteerCLI(LightningCLI):
     """LightningCLI with model and data chosen by class, and the defaults of this project."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -26,6 +30,12 @@ class SteerCLI(VersionedCLI):
             default=None,
             help="Let matrix products and convolutions of GPUs round to TF32; torch's own choice "
             "(convolutions only) if not given.",
+        )
+        parser.add_argument(
+            "--steer",
+            type=SteerCallback | None,
+            default=None,
+            help="STEER: --steer.b=0.5, or --steer.b=auto for series; off if not given.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
@@ -41,6 +51,25 @@ class SteerCLI(VersionedCLI):
             precision = "tf32" if config.tf32 else "ieee"
             torch.backends.cuda.matmul.fp32_precision = precision
             torch.backends.cudnn.conv.fp32_precision = precision
+        if config.steer is not None:
+            self._parser(self.subcommand).callback_keys.insert(0, "steer")
+            follow_steer(config.trainer, config.steer.init_args.b)
+
+
+def follow_steer(trainer: Any, b: float | str) -> None:
+    """Name the logs of a Trainer's config after STEER, and let its plots show all end times."""
+    for logger in as_list(trainer.logger):
+        init_args = getattr(logger, "init_args", {})
+        if (name := init_args.get("name")) and not name.endswith("_steer"):
+            init_args.name = f"{name}_steer"
+    for callback in as_list(trainer.callbacks):
+        if b != "auto" and callback.class_path.endswith((".EndTimeSweep", ".FeaturePlot")):
+            callback.init_args.b = max(b, callback.init_args.b)
+
+
+def as_list(items: Any) -> list[Any]:
+    """What may be one thing, several or nothing, as a list."""
+    return items if isinstance(items, list) else [items] if items else []
 
 
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:

@@ -130,23 +130,19 @@ class Experiment:
         )
 
 
-def steer(b: float | None = None, horizons: Sequence[str] = ()) -> tuple[str, ...]:
-    """Arguments that append the callback to a baseline's config.
+def steer(b: float | Literal["auto"], horizons: Sequence[str] = ()) -> tuple[str, ...]:
+    """Arguments that train a config with STEER.
 
     Args:
-        b: Half-width; ``None`` for nearly the whole of each interval of a grid.
+        b: Half-width; ``"auto"`` for nearly the whole of each interval of a grid.
         horizons: Parts of the model to move; all of it if empty.
 
     Example:
         >>> steer(0.25)
-        ('--trainer.callbacks+=steer_lightning.SteerCallback', '--trainer.callbacks.b=0.25')
+        ('--steer.b=0.25',)
     """
-    arguments = ["--trainer.callbacks+=steer_lightning.SteerCallback"]
-    if b is not None:
-        arguments.append(f"--trainer.callbacks.b={b:g}")
-    if horizons:
-        arguments.append(f"--trainer.callbacks.horizons=[{','.join(horizons)}]")
-    return tuple(arguments)
+    parts = (f"--steer.horizons=[{','.join(horizons)}]",) if horizons else ()
+    return (f"--steer.b={b}", *parts)
 
 
 def compare(

@@ -39,9 +39,9 @@ def _comparison(
     elif model == "latent ODE, RNN encoder":
         overrides = (f"{NETWORK}.encoder=rnn", *overrides)
     where = "encoder and decoder" if model == MODELS[0] else "each interval"
-    others = [Variant(f"STEER, {where}", config, overrides + steer(), paper[1])]
+    others = [Variant(f"STEER, {where}", config, overrides + steer("auto"), paper[1])]
     if encoder_alone and model == MODELS[0]:
-        alone = overrides + steer(horizons=["network.encoder"])
+        alone = overrides + steer("auto", horizons=["network.encoder"])
         others.append(Variant("STEER, encoder alone (released code)", config, alone))
     baseline = Variant("without", config, overrides, paper[0])
     return Comparison(setting or model, baseline, tuple(others))

@@ -60,6 +60,6 @@ if __name__ == "__main__":
     overrides = [*SHORT, *sys.argv[1:]]
     results = {
         "without STEER": run("configs/cnf/toy2d.yaml", overrides),
-        "with STEER, b = 0.5": run("configs/cnf/toy2d_steer.yaml", overrides),
+        "with STEER, b = 0.5": run("configs/cnf/toy2d.yaml", ["--steer.b=0.5", *overrides]),
     }
     print(report(results))

@@ -49,7 +49,7 @@ def run(folder, ckpt_path=None, *, num_workers=0, limit=1.0, every=1):
         limit_train_batches=limit,
         callbacks=[
             seen,
-            SteerCallback(b=None, seed=0),
+            SteerCallback(b="auto", seed=0),
             ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every),
         ],
         logger=False,
@@ -119,7 +119,14 @@ def run_task(case, folder, ckpt_path=None, *callbacks, **settings):
     data, module, log = case.data(), case.build(), Log()
     data.batch_size = 2
     copies = Copies(1, folder)
-    callbacks = [SteerCallback(seed=0), NFEMonitor(), SolverGuard("skip"), log, *callbacks, copies]
+    callbacks = [
+        SteerCallback("auto", seed=0),
+        NFEMonitor(),
+        SolverGuard("skip"),
+        log,
+        *callbacks,
+        copies,
+    ]
     defaults = {
         "accelerator": "cpu",
         "max_epochs": 2,

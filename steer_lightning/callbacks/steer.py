@@ -6,7 +6,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from steer_lightning.horizon.end_time import Distribution, Scope
+from steer_lightning.horizon.end_time import Distribution, HalfWidth, Scope
 from steer_lightning.steering.control import Steering, SteerSettings
 from steer_lightning.steering.targets import as_paths
 from steer_lightning.utils.seeding import default_seed
@@ -24,13 +24,14 @@ class SteerCallback(Callback):
     one step share theirs.
 
     Args:
-        b: Half-width of the end-time interval, in units of time, ``0 <= b < |t1 - t0|``; ``None``
-            for ``(1 - epsilon)`` times each interval. On a grid of times it is cut to that.
+        b: Half-width of the end-time interval, in units of time, ``0 <= b < |t1 - t0|``;
+            ``"auto"`` for ``(1 - epsilon)`` times each interval, to which a number is cut on a
+            grid of times.
         vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``;
             every horizon of the model if not given.
         t0: Fixed end of the span that foreign fields are solved over.
         t1: Moved end of that span.
-        epsilon: Fraction of an interval that ``b=None`` leaves free.
+        epsilon: Fraction of an interval that ``b="auto"`` leaves free.
         distribution: ``"uniform"``, or ``"normal"`` for ``N(t1, (b/2)^2)`` truncated at
             ``t1 +- b``.
         scope: ``"batch"``: one end time on all ranks; ``"rank"``: one on each rank; ``"sample"``:
@@ -59,7 +60,7 @@ class SteerCallback(Callback):
 
     def __init__(
         self,
-        b: float | None = None,
+        b: HalfWidth,
         vector_fields: Sequence[str] | None = None,
         t0: float = 0.0,
         t1: float = 1.0,

@@ -11,6 +11,7 @@ from steer_lightning.utils.checks import check_choice
 
 Distribution = Literal["uniform", "normal"]
 Scope = Literal["batch", "rank", "sample"]
+HalfWidth = float | Literal["auto"]
 
 DISTRIBUTIONS: Final = ("uniform", "normal")
 SCOPES: Final = ("batch", "rank", "sample")
@@ -69,7 +70,7 @@ class EndTimeDraw:
     r"""One draw of end times: everything that decides it, except the interval itself.
 
     Args:
-        b: Half-width of the end-time interval, in units of time; ``None`` means
+        b: Half-width of the end-time interval, in units of time; ``"auto"`` means
             ``(1 - epsilon)`` times the length of each interval.
         epsilon: Fraction of an interval that ``b`` must leave between the end time and ``t0``.
         distribution: ``"uniform"``: ``U(t1 - b, t1 + b)``; ``"normal"``: ``N(t1, (b/2)^2)``
@@ -89,7 +90,7 @@ class EndTimeDraw:
         True
     """
 
-    b: float | None
+    b: HalfWidth
     epsilon: float = 1e-3
     distribution: Distribution = "uniform"
     scope: Scope = "batch"
@@ -97,8 +98,10 @@ class EndTimeDraw:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.b is not None and not (math.isfinite(self.b) and self.b >= 0):
-            raise ValueError(f"Expected `b` to be None or finite and >= 0, but got {self.b}.")
+        if self.b != "auto" and not (
+            isinstance(self.b, int | float) and math.isfinite(self.b) and self.b >= 0
+        ):
+            raise ValueError(f"Expected `b` to be 'auto' or finite and >= 0, but got {self.b!r}.")
         if not 0.0 < self.epsilon < 1.0:
             raise ValueError(
                 f"Expected `epsilon`, a fraction of an interval, in (0, 1), but got "
@@ -126,7 +129,7 @@ class EndTimeDraw:
             ValueError: If ``b`` reaches the fixed end of an interval and ``clip`` is off.
         """
         limits = (1.0 - self.epsilon) * gaps.abs()
-        if self.b is None:
+        if self.b == "auto":
             return limits
         b = torch.full_like(gaps, self.b)
         if clip:
@@ -134,7 +137,7 @@ class EndTimeDraw:
         if bool((b >= gaps.abs()).any()):
             raise ValueError(
                 f"Expected 0 <= b < |t1 - t0| = {gaps.abs().min().item():g}, so that no end time "
-                f"reaches t0, but got b = {self.b:g}. Lower b, or give b=None for "
+                f"reaches t0, but got b = {self.b:g}. Lower b, or give b='auto' for "
                 f"(1 - epsilon) |t1 - t0|."
             )
         return b

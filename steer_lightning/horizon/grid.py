@@ -30,7 +30,7 @@ class GridHorizon(Horizon):
     Example:
         >>> from steer_lightning.horizon.end_time import EndTimeDraw
         >>> horizon = GridHorizon()
-        >>> horizon.perturb(EndTimeDraw(b=None, key=3))
+        >>> horizon.perturb(EndTimeDraw(b="auto", key=3))
         >>> t_eval = torch.tensor([0.0, 0.5, 2.0])
         >>> ends = horizon.end_times(t_eval)
         >>> bool((ends > t_eval[:-1]).all()), bool((ends - t_eval[1:] < t_eval.diff()).all())

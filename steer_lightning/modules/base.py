@@ -12,9 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
-from steer_lightning import __version__
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
-from steer_lightning.modules.compatibility import check_same_network, warn_of_changes
+from steer_lightning.modules.compatibility import check_same_network
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.seeding import default_seed, stream
 
@@ -71,7 +70,6 @@ class TaskModule(LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
-        self._goes_on = False
         self._loading: Mapping[str, Any] | None = None
 
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
@@ -114,19 +112,8 @@ class TaskModule(LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
-    def setup(self, stage: str) -> None:
-        """Know whether a checkpoint is one to go on from, or to be evaluated."""
-        self._goes_on = stage == "fit"
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep by which version of this library it was written."""
-        checkpoint["steer_lightning_version"] = __version__
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say how the configs differ, if a run goes on with another one."""
         self._loading = checkpoint
-        if self._goes_on:
-            warn_of_changes(self, checkpoint)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -1,12 +1,9 @@
-"""Checkpoints of another config: what differs, in words."""
+"""Refuse checkpoints of another network, and say what differs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import LightningModule
-from pytorch_lightning.utilities import rank_zero_warn
-
-from steer_lightning import __version__
 
 _MOST = 6  # that a message names of each kind
 
@@ -36,30 +33,13 @@ def check_same_network(
         _some(sorted(saved.keys() - own.keys()), "not in the model: "),
     ]
     differences = _some(config_differences(checkpoint.get("hyper_parameters", {}), module.hparams))
-    version = checkpoint.get("steer_lightning_version", "an older version")
     raise ValueError(
         f"Expected a checkpoint of the same network as {type(module).__name__} has now, but got "
         f"other weights: {'; '.join(filter(None, found))}. "
         + (f"The configs differ in {differences}. " if differences else "")
-        + f"The checkpoint was written by steer_lightning {version}, this is {__version__}. Run "
-        f"it with the config.yaml that was saved beside its folder, train anew, or load what fits "
-        f"(strict_loading = False)."
+        + "Run it with the config.yaml that was saved beside its folder, train anew, or load what "
+        "fits (strict_loading = False)."
     )
-
-
-def warn_of_changes(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Warn of a run that goes on with another config than it began with.
-
-    Args:
-        module: Module that goes on.
-        checkpoint: What was saved.
-    """
-    differences = _some(config_differences(checkpoint.get("hyper_parameters", {}), module.hparams))
-    if differences:
-        rank_zero_warn(
-            f"The run goes on with another config than the checkpoint's: {differences}. The "
-            f"optimiser's own settings, such as its learning rate, are the checkpoint's."
-        )
 
 
 def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

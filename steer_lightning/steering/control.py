@@ -14,6 +14,7 @@ from steer_lightning.horizon.end_time import (
     Distribution,
     EndTimeDraw,
     FixedOffset,
+    HalfWidth,
     Scope,
 )
 from steer_lightning.steering.attach import AttachedHorizon
@@ -31,7 +32,7 @@ class SteerSettings:
         ValueError: If a value is outside its range or a name is unknown.
     """
 
-    b: float | None = None
+    b: HalfWidth
     vector_fields: tuple[str, ...] | None = None
     t0: float = 0.0
     t1: float = 1.0
@@ -167,7 +168,7 @@ class Steering:
     def table(self) -> str:
         """Each horizon with its span, ``b`` and scope, as text."""
         s = self.settings
-        b = f"(1 - {s.epsilon:g}) gap" if s.b is None else f"{s.b:g}"
+        b = f"(1 - {s.epsilon:g}) gap" if s.b == "auto" else f"{s.b:g}"
         rows = [("horizon", "span", "b", "distribution", "scope")]
         rows += [(p, h.describe(), b, s.distribution, s.scope) for p, h in self.horizons.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -182,7 +183,7 @@ class Steering:
 @contextmanager
 def steer(
     model: nn.Module,
-    b: float | None = None,
+    b: HalfWidth,
     *,
     step: int,
     vector_fields: Sequence[str] | None = None,
@@ -205,7 +206,7 @@ def steer(
 
     Args:
         model: Any model.
-        b: Half-width of the end-time interval; ``None`` for ``(1 - epsilon)`` of each interval.
+        b: Half-width of the end-time interval; ``"auto"`` for ``(1 - epsilon)`` of each.
         step: Count of training steps: another step, another draw.
         vector_fields: Dotted paths of what the model passes to ``odeint``; its own horizons if
             not given.

@@ -260,7 +260,7 @@ def test_a_grid_is_steered_with_b_from_each_interval():
             return self.block(y0, torch.tensor([0.0, 0.2, 1.0]))[-1]
 
     model = seeded(Grid)
-    tiny_trainer(SteerCallback(b=None, seed=0)).fit(model, tiny_loader(), tiny_loader())
+    tiny_trainer(SteerCallback(b="auto", seed=0)).fit(model, tiny_loader(), tiny_loader())
     assert model.clock.tolist() == pytest.approx([0.0, 0.2, 1.0])  # the last was a validation
     for _, first, second in (end for end in model.ends if isinstance(end, list)):
         assert 0.0 < first < 0.4

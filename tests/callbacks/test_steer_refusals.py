@@ -27,7 +27,7 @@ def fit(model, *callbacks):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"b": -0.5}, "Expected `b` to be None or finite and >= 0, but got -0.5"),
+        ({"b": -0.5}, "Expected `b` to be 'auto' or finite and >= 0, but got -0.5"),
         ({"b": math.nan}, "Expected `b` .* but got nan"),
         ({"distribution": "gaussian"}, "Expected `distribution` to be one of"),
         ({"scope": "device"}, "Expected `scope` to be one of"),
@@ -39,7 +39,7 @@ def fit(model, *callbacks):
 )
 def test_bad_settings_are_refused_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
-        SteerCallback(**settings)
+        SteerCallback(**{"b": 0.5, **settings})
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_does_not_fit_the_model_is_refused_before_the_first_batch(
 ):
     model = seeded(model_class)
     with pytest.raises(ValueError, match=message):
-        fit(model, SteerCallback(**settings))
+        fit(model, SteerCallback(**{"b": 0.5, **settings}))
     assert model.ends == []
     where = {"vector_fields": ["func"]} if model_class is ForeignModel else {}
     fit(model, SteerCallback(0.5, **where))  # the refusal left no claim behind

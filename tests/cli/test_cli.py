@@ -9,8 +9,7 @@ import yaml
 
 import cli
 from datamodules import ToyDensityDataModule
-from steer_lightning import __version__
-from steer_lightning.callbacks import SteerCallback
+from steer_lightning.callbacks import EndTimeSweep, FeaturePlot, SteerCallback
 from steer_lightning.modules import CNFModule
 from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
 from tests.cli.running import QUIET, refuse
@@ -23,11 +22,9 @@ def toy_config(**changes):
     return {
         "trainer": {
             "max_epochs": 2,
-            "callbacks": [
-                {"class_path": "steer_lightning.SteerCallback", "init_args": {"b": 0.5}},
-                {"class_path": "steer_lightning.callbacks.NFEMonitor"},
-            ],
+            "callbacks": [{"class_path": "steer_lightning.callbacks.NFEMonitor"}],
         },
+        "steer": {"b": 0.5},
         "checkpoint": {"monitor": "val/nll"},
         "model": {
             "class_path": "steer_lightning.modules.CNFModule",
@@ -76,10 +73,6 @@ def mnist_config():
 def write(config, name="config.yaml"):
     Path(name).write_text(yaml.safe_dump(config))
     return name
-
-
-def test_short():
-    assert len((ROOT / "cli.py").read_text().splitlines()) < 70
 
 
 def test_script_prints_help():
@@ -141,7 +134,7 @@ def test_print_config_can_be_read_back(capsys):
     assert printed["seed_everything"] == 0
     assert printed["last"] == {"every_n_train_steps": None, "dirpath": None}
     assert printed["trainer"]["logger"]["class_path"].endswith("TensorBoardLogger")
-    assert printed["trainer"]["callbacks"][0]["init_args"]["b"] == 0.5
+    assert printed["steer"]["init_args"]["b"] == 0.5
     solver = printed["model"]["init_args"]["flow"]["init_args"]
     assert solver["t_span"] == [0.0, 1.0]
     assert print_config(write(printed, "printed.yaml")) == printed
@@ -155,8 +148,7 @@ def test_classes_and_values_on_the_command_line(caplog):
             "--config",
             write(toy_config()),
             "--trainer.fast_dev_run=1",
-            "--trainer.callbacks=SteerCallback",
-            "--trainer.callbacks.b=0.25",
+            "--steer.b=0.25",
             "--data.name=moons",
             *QUIET,
         ]
@@ -166,6 +158,45 @@ def test_classes_and_values_on_the_command_line(caplog):
     (steer,) = [c for c in done.trainer.callbacks if isinstance(c, SteerCallback)]
     assert steer.settings.b == 0.25
     assert "flow.horizon  [0, 1]  0.25  uniform       batch" in caplog.text
+
+
+def build(*arguments, **changes):
+    return cli.main(["--config", write(toy_config(**changes)), *arguments, *QUIET], run=False)
+
+
+def steer_callbacks(main):
+    return [c for c in main.trainer.callbacks if isinstance(c, SteerCallback)]
+
+
+def test_steer_is_off_unless_asked_for():
+    main = build(steer=None)
+    assert steer_callbacks(main) == []
+    assert main.trainer.logger.name == "run"
+
+
+def test_options_and_config_files_of_steer_add_up():
+    scope = ["--config", write({"steer": {"scope": "rank"}}, "scope.yaml")]
+    main = build(*scope, "--steer.horizons=[flow]", "--steer.b=auto")
+    (steer,) = steer_callbacks(main)
+    settings = steer.settings
+    assert (settings.b, settings.scope, settings.horizons) == ("auto", "rank", ("flow",))
+    assert steer_callbacks(build(*scope, "--steer=null")) == []
+    assert main.trainer.logger.name == "run_steer"
+    names = main.config.as_dict()["trainer"]["logger"]
+    assert build(trainer={"logger": names}).trainer.logger.name == "run_steer"  # and not twice
+
+
+@pytest.mark.parametrize(
+    ("b", "expected"), [("0.25", (0.5, 0.25)), ("0.75", (0.75, 0.75)), ("auto", (0.5, 0.25))]
+)
+def test_plots_show_all_end_times_that_steer_trains(b, expected):
+    callbacks = [
+        {"class_path": f"steer_lightning.callbacks.{name}", "init_args": {"b": width}}
+        for name, width in (("EndTimeSweep", 0.5), ("FeaturePlot", 0.25))
+    ]
+    main = build(f"--steer.b={b}", trainer={"callbacks": callbacks})
+    shown = [c.b for c in main.trainer.callbacks if isinstance(c, EndTimeSweep | FeaturePlot)]
+    assert tuple(shown) == expected
 
 
 @pytest.fixture
@@ -191,11 +222,11 @@ def test_tf32(command, option, precision, backends):
 def test_fit_then_test(folder):
     config = write(toy_config())
     fit = cli.main(["fit", "--config", config, *QUIET])
-    run = folder / "logs" / "run" / "version_0"
+    run = folder / "logs" / "run_steer" / "version_0"
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert len(names) == 2
     assert "last.ckpt" in names
-    assert (run / "config.yaml").is_file()
+    assert yaml.safe_load((run / "config.yaml").read_text())["steer"]["init_args"]["b"] == 0.5
     assert list(run.glob("events.out.tfevents.*"))
     keys = {"train/nll", "val/nll", "train/nfe_forward", "val/nfe_forward"}
     assert keys | {"steer/flow.horizon/end_time"} <= set(fit.trainer.callback_metrics)
@@ -215,7 +246,7 @@ def test_last_is_the_newest_and_the_best_is_kept():
     config = toy_config(checkpoint={"monitor": "val/nll", "mode": "max"})  # the first is the best
     arguments = ["--trainer.max_epochs=3", "--last.every_n_train_steps=1", *QUIET]
     fit = cli.main(["fit", "--config", write(config), *arguments])
-    folder = Path("logs/run/version_0/checkpoints")
+    folder = Path("logs/run_steer/version_0/checkpoints")
     last = torch.load(folder / "last.ckpt", weights_only=True)
     (best,) = folder.glob("epoch=*.ckpt")
     assert last["global_step"] == fit.trainer.global_step == 6
@@ -240,41 +271,17 @@ def test_the_guard_is_always_there(policy):
             cli.main(arguments)
 
 
-def test_a_saved_config_says_which_version_wrote_it(capsys):
-    cli.main(["fit", "--config", write(toy_config()), "--trainer.max_epochs=0", *QUIET])
-    saved = Path("logs/run/version_0/config.yaml")
-    text = saved.read_text()
-    assert text.startswith(f"# steer_lightning=={__version__}\n# pytorch_lightning==")
-    misspelt = "\nold_option: 1\n"
-    saved.write_text(text + misspelt)
-    assert "note:" not in refuse(["fit", "--config", str(saved)], capsys)
-    saved.write_text(text.replace(__version__, "0.0.7", 1) + misspelt)
-    for arguments in (["--config", str(saved)], [f"--config={saved}"], ["-c", str(saved)]):
-        message = refuse(["fit", *arguments], capsys)
-        assert "old_option" in message
-        assert f"note: {saved} was written by steer_lightning 0.0.7, and this is" in message
-
-
 def test_a_checkpoint_of_another_config_is_refused_in_words(capsys):
     config = write(toy_config())
     cli.main(["fit", "--config", config, *QUIET])
-    last = "logs/run/version_0/checkpoints/last.ckpt"
+    last = "logs/run_steer/version_0/checkpoints/last.ckpt"
     wider = "--model.init_args.flow.init_args.vector_field.init_args.hidden=[9]"
     with pytest.raises(
         ValueError,
         match=r"same network as CNFModule has now.* The configs differ in "
-        r"flow\.vector_field\.hidden \(was \[8\], is \[9\]\)\. The checkpoint was written by",
+        r"flow\.vector_field\.hidden \(was \[8\], is \[9\]\)\. Run it with the config\.yaml",
     ):
         cli.main(["test", "--config", config, "--ckpt_path", last, wider, *QUIET])
-
-
-def test_going_on_with_another_config_is_warned_of():
-    config = write(toy_config())
-    cli.main(["fit", "--config", config, *QUIET])
-    last = "logs/run/version_0/checkpoints/last.ckpt"
-    weight = "--model.init_args.kinetic_weight=0.5"
-    with pytest.warns(UserWarning, match=r"kinetic_weight \(was 0\.0, is 0\.5\)"):
-        cli.main(["fit", "--config", config, "--ckpt_path", last, weight, *QUIET])
 
 
 def test_fit_is_reproducible_and_seeds_differ():
@@ -303,10 +310,8 @@ def test_fit_is_reproducible_and_seeds_differ():
             ["data_att"],
         ),
         (lambda c: c["data"]["init_args"].update(n_trian=3), ["ToyDensityDataModule", "n_trian"]),
-        (
-            lambda c: c["trainer"]["callbacks"][0]["init_args"].update(bb=1),
-            ["SteerCallback", "bb"],
-        ),
+        (lambda c: c["steer"].update(scop="rank"), ["SteerCallback", "scop"]),
+        (lambda c: c["steer"].pop("b"), ["SteerCallback", "required"]),
         (lambda c: c["checkpoint"].update(moniter="x"), ["moniter"]),
     ],
 )
@@ -345,11 +350,8 @@ def test_missing_config_file(capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["trainer"]["callbacks"][0]["init_args"].update(b=-1), "Expected `b` to be"),
-        (
-            lambda c: c["trainer"]["callbacks"][0]["init_args"].update(distribution="unifrom"),
-            "distribution",
-        ),
+        (lambda c: c["steer"].update(b=-1), "Expected `b` to be"),
+        (lambda c: c["steer"].update(distribution="unifrom"), "distribution"),
         (lambda c: c["data"]["init_args"].update(name="8gausians"), "8gaussians"),
         (
             lambda c: c["model"]["init_args"]["flow"]["init_args"].update(t_span=[1.0, 1.0]),
@@ -386,8 +388,7 @@ def test_truncated_data(folder):
 
 
 def test_b_that_reaches_t0_ends_before_training(folder):
-    config = toy_config()
-    config["trainer"]["callbacks"][0]["init_args"]["b"] = 1.0
+    config = toy_config(steer={"b": 1.0})
     with pytest.raises(ValueError, match=r"Expected 0 <= b < \|t1 - t0\| = 1, .* got b = 1"):
         cli.main(["fit", "--config", write(config), *QUIET])
     assert not list(folder.rglob("*.ckpt"))

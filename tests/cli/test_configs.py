@@ -3,12 +3,14 @@
 import contextlib
 import io
 import math
+import re
 from functools import cache
 
 import pytest
 import yaml
 
 import cli
+from steer_lightning import SteerCallback
 from steer_lightning.nn import RNNEncoder
 from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, NETWORK, QUIET
 from tests.helpers.activity_files import write_activity
@@ -21,12 +23,7 @@ from tests.helpers.svhn_files import accept_svhn, write_svhn
 
 PATHS = sorted(CONFIGS.glob("*/*.yaml"))
 NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in PATHS]
-PAIRS = [name for name in NAMES if name.endswith("_steer")]
-LATENT_ODES = [
-    name
-    for name in NAMES
-    if name.startswith("latent_ode/") and not name.endswith(("_rnn", "_steer"))
-]
+LATENT_ODES = [n for n in NAMES if n.startswith("latent_ode/") and not n.endswith("_rnn")]
 IMAGE_FLOWS = [name for name in NAMES if name.startswith("cnf/") and "toy" not in name]
 
 SMALL_FLOW = [
@@ -118,27 +115,26 @@ def files(folder, monkeypatch):
 
 
 @cache
-def print_config(name):
+def parse(name):
+    """The whole configuration with every default, as the parser prints it."""
     output = io.StringIO()
     with pytest.raises(SystemExit) as done, contextlib.redirect_stdout(output):
         cli.main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--print_config"])
     assert done.value.code in (0, None)
-    return output.getvalue()
+    return yaml.safe_load(output.getvalue())
 
 
-def parse(name):
-    """The whole configuration with every default, as the parser prints it."""
-    return yaml.safe_load(print_config(name))
+def steer_of(name):
+    """The option that a config's comment names."""
+    (option,) = re.findall(
+        r"^# .*(--steer\.b=[\w.]+)", (CONFIGS / f"{name}.yaml").read_text(), re.M
+    )
+    return option
 
 
-def is_steer(callback):
-    return callback["class_path"].rsplit(".", 1)[-1] == "SteerCallback"
-
-
-def test_there_are_configs():
+def test_every_override_has_its_configs():
     assert {key_of(name) for name in NAMES} == set(OVERRIDES)
-    assert PAIRS
-    assert len(IMAGE_FLOWS) == 16
+    assert IMAGE_FLOWS
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,24 +144,7 @@ def test_parses_in_full(name):
         assert config[part]["init_args"]  # defaults are filled in
     assert config["seed_everything"] is not None
     assert config["trainer"]["logger"]["init_args"]["name"] == name
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_baseline_has_a_steer_config_and_the_reverse(name):
-    other = name.removesuffix("_steer") if name.endswith("_steer") else f"{name}_steer"
-    assert other in NAMES
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_steer_config_differs_by_the_callback_alone(name):
-    steer, baseline = parse(name), parse(name.removesuffix("_steer"))
-    callbacks = steer["trainer"]["callbacks"]
-    assert sum(map(is_steer, callbacks)) == 1
-    assert not any(map(is_steer, baseline["trainer"]["callbacks"]))
-    steer["trainer"]["callbacks"] = [c for c in callbacks if not is_steer(c)]
-    for config in (steer, baseline):
-        del config["trainer"]["logger"]["init_args"]["name"]
-    assert steer == baseline
+    assert config["steer"] is None
 
 
 @pytest.mark.parametrize("name", IMAGE_FLOWS)
@@ -185,23 +164,9 @@ def test_classifiers_have_the_papers_sizes(name, n_parameters, files):
     assert sum(p.numel() for p in main.model.parameters()) == n_parameters
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_runs(name, files):
+def run(name, *arguments):
     config = ["--config", str(CONFIGS / f"{name}.yaml"), "--trainer.fast_dev_run=1"]
-    main = cli.main(["fit", *config, *QUIET, *OVERRIDES[key_of(name)]])
-    check_run(main, name)
-
-
-@pytest.mark.parametrize("name", LATENT_ODES)
-def test_runs_with_the_other_encoder(name, files):
-    config = ["--config", str(CONFIGS / f"{name}.yaml"), "--trainer.fast_dev_run=1"]
-    encoder = f"{NETWORK}.encoder=rnn"
-    main = cli.main(["fit", *config, *QUIET, *OVERRIDES[key_of(name)], encoder])
-    assert isinstance(main.model.network.encoder, RNNEncoder)
-    check_run(main, name)
-
-
-def check_run(main, name):
+    main = cli.main(["fit", *config, *QUIET, *OVERRIDES[key_of(name)], *arguments])
     found = {"val": dict(main.trainer.callback_metrics)}
     (found["test"],) = main.trainer.test(main.model, main.datamodule, verbose=False)
     # What checkpoints are chosen by is logged, in validation and as the test's counterpart.
@@ -209,3 +174,18 @@ def check_run(main, name):
     for stage, metrics in found.items():
         assert math.isfinite(metrics[f"{stage}/{monitor}"])
         assert metrics[f"{stage}/nfe_forward"] > 0
+    return main
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_with_steer(name, files):
+    main = run(name, steer_of(name))
+    assert [type(c) for c in main.trainer.callbacks].count(SteerCallback) == 1
+    assert any(key.startswith("steer/") for key in main.trainer.logged_metrics)
+
+
+@pytest.mark.parametrize("name", LATENT_ODES)
+def test_runs_with_the_other_encoder(name, files):
+    main = run(name, f"{NETWORK}.encoder=rnn")
+    assert isinstance(main.model.network.encoder, RNNEncoder)
+    assert not any(isinstance(c, SteerCallback) for c in main.trainer.callbacks)

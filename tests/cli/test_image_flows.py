@@ -14,6 +14,7 @@ import cli
 from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, QUIET, refuse
 from tests.helpers.mnist_files import write_mnist
 
+STEER = "--steer.b=0.5"
 BLOCKS = [
     *(f"flow.scales.0.{stack}.{i}" for stack in ("before", "after") for i in range(2)),
     *(f"flow.scales.1.before.{i}" for i in range(2)),
@@ -54,7 +55,7 @@ def trained(tmp_path_factory, mnist):
         patch.chdir(tmp_path_factory.mktemp("run"))
         patch.setattr("sys.argv", ["cli.py"])
         short = ["--trainer.max_steps=24", "--trainer.val_check_interval=24"]
-        main = cli.main(arguments("fit", "mnist_small_rnode_steer", mnist, *short))
+        main = cli.main(arguments("fit", "mnist_small_rnode", mnist, STEER, *short))
         run = Path(main.trainer.log_dir).resolve()
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
@@ -104,7 +105,7 @@ def test_warm_up_counts_steps(trained):
 
 def test_test_reports_both_conventions(trained, mnist):
     path = f"--ckpt_path={trained.checkpoint}"
-    main = cli.main(arguments("test", "mnist_small_rnode_steer", mnist, path))
+    main = cli.main(arguments("test", "mnist_small_rnode", mnist, STEER, path))
     metrics = main.trainer.callback_metrics
     names = {name for name in metrics if "bits_per_dim" in name}
     assert names == {f"test/bits_per_dim{end}" for end in ("", "_center", "_stderr")}
@@ -128,8 +129,9 @@ def test_averaged_weights_are_validated_and_saved(mnist, folder):
     main = cli.main(
         arguments(
             "fit",
-            "mnist_small_rnode_steer",
+            "mnist_small_rnode",
             mnist,
+            STEER,
             "--trainer.callbacks+=EMAWeightAveraging",
             "--trainer.callbacks.decay=0.5",
             "--trainer.max_steps=2",
@@ -172,7 +174,7 @@ def test_averaged_weights_are_validated_and_saved(mnist, folder):
 )
 def test_bad_values_end_before_training(change, message, mnist, folder):
     with pytest.raises(ValueError, match=re.escape(message)):
-        cli.main(arguments("fit", "mnist_small_rnode_steer", mnist, change))
+        cli.main(arguments("fit", "mnist_small_rnode", mnist, STEER, change))
     assert not list(folder.rglob("*.ckpt"))
 
 

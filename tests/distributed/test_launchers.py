@@ -19,8 +19,8 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 def arguments(command: str, *more: str) -> list[str]:
-    config = f"--config={CONFIGS / 'cnf/toy2d_steer.yaml'}"
-    return [command, config, *QUIET, *SMALL, *more]
+    config = f"--config={CONFIGS / 'cnf/toy2d.yaml'}"
+    return [command, config, "--steer.b=0.5", *QUIET, *SMALL, *more]
 
 
 def test_a_rank_that_fails_ends_the_others_and_is_shown(tmp_path):

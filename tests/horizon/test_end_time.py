@@ -66,7 +66,7 @@ def test_normal_offsets_have_the_law_of_scipys_truncated_normal():
 def test_without_b_the_end_time_keeps_a_fraction_of_the_gap_from_t0(
     distribution, gap, epsilon, key
 ):
-    draw = EndTimeDraw(None, epsilon=epsilon, distribution=distribution, key=key)
+    draw = EndTimeDraw("auto", epsilon=epsilon, distribution=distribution, key=key)
     offset = float(draw.offsets(gaps(gap), None, clip=True))
     assert abs(offset) <= (1 - epsilon) * abs(gap)
     assert (gap + offset) * gap > 0  # T stays on t1's side of t0
@@ -124,14 +124,14 @@ def test_the_warm_ups_factor_scales_the_offsets():
 @pytest.mark.parametrize("b", [1.0, 1.5])
 @pytest.mark.parametrize("gap", [1.0, -1.0])
 def test_b_that_reaches_t0_is_refused(b, gap):
-    with pytest.raises(ValueError, match=r"0 <= b < \|t1 - t0\| = 1.*but got b = 1.*b=None"):
+    with pytest.raises(ValueError, match=r"0 <= b < \|t1 - t0\| = 1.*but got b = 1.*b='auto'"):
         EndTimeDraw(b).offsets(gaps(gap), None, clip=False)
 
 
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"b": -0.1}, r"Expected `b` to be None or finite and >= 0, but got -0\.1"),
+        ({"b": -0.1}, r"Expected `b` to be 'auto' or finite and >= 0, but got -0\.1"),
         ({"b": math.nan}, "Expected `b` .* but got nan"),
         ({"b": math.inf}, "Expected `b` .* but got inf"),
         ({"b": 0.5, "epsilon": 0.0}, r"`epsilon`.*in \(0, 1\), but got 0"),

@@ -27,7 +27,7 @@ gradient_modes = pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
 
 def perturbed(**settings):
     horizon = GridHorizon()
-    horizon.perturb(EndTimeDraw(**{"b": None, "key": 5, **settings}))
+    horizon.perturb(EndTimeDraw(**{"b": "auto", "key": 5, **settings}))
     return horizon
 
 
@@ -47,7 +47,7 @@ def gradients(ys, *inputs):
 @gradient_modes
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("field_class", [CosineField, LinearField])
-@pytest.mark.parametrize("b", [None, 0.25])
+@pytest.mark.parametrize("b", ["auto", 0.25])
 def test_each_interval_runs_from_its_own_time_to_its_own_end(gradient, grid, field_class, b):
     field, y0, t_eval = field_class(), initial_state().requires_grad_(), times(*grid)
     horizon = perturbed(b=b)
@@ -111,10 +111,10 @@ def test_end_times_for_each_sample(gradient, field_class):
 def test_ends_stay_within_the_half_width_of_each_interval(grid):
     t_eval, epsilon, b = times(*grid), 0.1, 0.2
     for key in range(50):
-        for draw_b in (None, b):
+        for draw_b in ("auto", b):
             ends = perturbed(b=draw_b, epsilon=epsilon, key=key).end_times(t_eval)
             limit = (1 - epsilon) * t_eval.diff().abs()
-            if draw_b is not None:
+            if draw_b != "auto":
                 limit = limit.clamp(max=b)
             assert bool(((ends - t_eval[1:]).abs() <= limit + 1e-12).all())
 
@@ -128,12 +128,12 @@ def test_the_same_draw_gives_the_same_ends_when_asked_again():
         for _ in range(2)
     ]
     assert torch.equal(*results)
-    horizon.perturb(EndTimeDraw(None, key=6))
+    horizon.perturb(EndTimeDraw("auto", key=6))
     assert not torch.equal(horizon.end_times(t_eval), first)
     assert len(((first - t_eval[:-1]) / t_eval.diff()).unique()) == 2
 
 
-@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw(None, scale=0.0)])
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw("auto", scale=0.0)])
 def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     horizon, stub, field, t_eval = GridHorizon(), StubSolver(), CosineField(), times(0.0, 0.3, 1.0)
     if draw is not None:
@@ -254,7 +254,7 @@ def test_padding_does_not_move_an_end():
     assert torch.equal(perturbed().rates(wider, OWN_LENGTHS)[:, :3], rates)
 
 
-@pytest.mark.parametrize("b", [None, 0.2])
+@pytest.mark.parametrize("b", ["auto", 0.2])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_stretches_stay_within_the_half_width_of_each_interval(b, reverse):
     epsilon, gaps = (
@@ -264,7 +264,7 @@ def test_stretches_stay_within_the_half_width_of_each_interval(b, reverse):
     if reverse:
         gaps[0] = gaps[0].flip(0)
     limit = (1 - epsilon) * gaps
-    if b is not None:
+    if b != "auto":
         limit = limit.clamp(max=b)
     widest = torch.zeros_like(gaps)
     for key in range(200):
@@ -299,7 +299,7 @@ def test_the_same_draw_stretches_alike_when_asked_again(scope):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw(None, scale=0.0)])
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw("auto", scale=0.0)])
 def test_nothing_is_stretched_without_an_offset(draw):
     horizon = GridHorizon()
     if draw is not None:
@@ -311,7 +311,7 @@ def test_nothing_is_stretched_without_an_offset(draw):
     assert horizon.rates(OWN, OWN_LENGTHS) is None
 
 
-@pytest.mark.parametrize("draw", [EndTimeDraw(None), FixedOffset(0.1)])
+@pytest.mark.parametrize("draw", [EndTimeDraw("auto"), FixedOffset(0.1)])
 def test_samples_of_one_time_have_nothing_to_stretch(draw):
     horizon = GridHorizon()
     horizon.perturb(draw)

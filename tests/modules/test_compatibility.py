@@ -1,6 +1,4 @@
-"""Checkpoints of another config."""
-
-import warnings
+"""Checkpoints of another network."""
 
 import pytest
 import torch
@@ -8,7 +6,7 @@ import torch
 from steer_lightning.modules import ClassifierModule
 from steer_lightning.modules.compatibility import config_differences
 from steer_lightning.nn import ConvField, ODEBlock
-from tests.modules.cases import CASES, Digits
+from tests.modules.cases import Digits
 
 
 def build(filters=4, num_classes=3, hidden=0, **plain):
@@ -32,8 +30,8 @@ def test_other_shapes(trainer, path):
     with pytest.raises(
         ValueError,
         match=r"same network as ClassifierModule has now, but got other weights: .*"
-        r"block\.vector_field\.conv1\.bias \(4,\) where the model has \(8,\), .*written by "
-        r"steer_lightning 0\.1\.0, this is 0\.1\.0\. Run it with the config\.yaml",
+        r"block\.vector_field\.conv1\.bias \(4,\) where the model has \(8,\), .*Run it with "
+        r"the config\.yaml",
     ):
         trainer.test(build(filters=8), Digits(), ckpt_path=path, weights_only=True)
 
@@ -46,15 +44,14 @@ def test_other_layers(trainer, path):
 def test_weights_that_are_gone(trainer, path, tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["old"] = torch.zeros(1)
-    del checkpoint["steer_lightning_version"]
     torch.save(checkpoint, tmp_path / "b.ckpt")
-    with pytest.raises(ValueError, match=r"not in the model: old\..*by steer_lightning an older"):
+    with pytest.raises(ValueError, match=r"not in the model: old\. Run it with"):
         trainer.test(build(), Digits(), ckpt_path=tmp_path / "b.ckpt")
 
 
 def test_the_configs_are_compared(trainer, path):
     with pytest.raises(
-        ValueError, match=r"The configs differ in num_classes \(was 3, is 4\)\. The checkpoint"
+        ValueError, match=r"The configs differ in num_classes \(was 3, is 4\)\. Run it"
     ):
         trainer.test(build(num_classes=4), Digits(), ckpt_path=path)
 
@@ -81,27 +78,6 @@ def test_loading_without_strictness(path):
         ClassifierModule.load_from_checkpoint(path, num_classes=3, **parts)
     with pytest.raises(RuntimeError, match="Missing key"):  # torch's own, of any other weights
         loaded.load_state_dict({})
-
-
-def test_going_on_with_other_settings_is_warned_of(trainer, path):
-    with pytest.warns(
-        UserWarning,
-        match=r"another config than the checkpoint's: lr_interval \(was epoch, is step\)\. The "
-        r"optimiser's own settings, .* are the checkpoint's",
-    ):
-        trainer.fit(build(lr_interval="step"), Digits(), ckpt_path=path)
-
-
-@pytest.mark.parametrize("name", sorted(CASES))
-def test_the_same_config_hears_nothing(name, trainer, tmp_path):
-    case = CASES[name]
-    trainer.fit_loop.epoch_loop.max_steps = 1
-    trainer.fit(case.build(), case.data())
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*another config.*")
-        trainer.fit(case.build(), case.data(), ckpt_path=tmp_path / "a.ckpt")
-        trainer.test(case.build(), case.data(), ckpt_path=tmp_path / "a.ckpt", verbose=False)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Watch(Callback):
 def test_steer_moves_encoder_and_decoder_in_training_alone(tmp_path, make, n, shared_times):
     watch = Watch()
     # The callback's reset at batch end comes after the watch.
-    fit(make(), tmp_path, watch, SteerCallback(b=None, seed=0), data=waves(shared_times))
+    fit(make(), tmp_path, watch, SteerCallback(b="auto", seed=0), data=waves(shared_times))
     assert len(watch.train) == 4
     for stretches in zip(*watch.train, strict=True):
         assert len(set(stretches)) == 4
@@ -84,7 +84,7 @@ def test_steer_moves_encoder_and_decoder_in_training_alone(tmp_path, make, n, sh
 @pytest.mark.parametrize("make", [latent_ode, ode_rnn])
 def test_evaluation_is_that_of_the_same_model_without_the_callback(tmp_path, make):
     module = make()
-    trainer = fit(module, tmp_path, SteerCallback(b=None, seed=0))
+    trainer = fit(module, tmp_path, SteerCallback(b="auto", seed=0))
     steered = trainer.validate(module, waves(), verbose=False)
     plain = make()
     plain.load_state_dict(module.state_dict())
@@ -98,7 +98,7 @@ def test_a_half_width_of_zero_is_no_callback(tmp_path, make):
     plain, zero, moved = make(), make(), make()
     fit(plain, tmp_path)
     fit(zero, tmp_path, SteerCallback(b=0.0, seed=0))
-    fit(moved, tmp_path, SteerCallback(b=None, seed=0))
+    fit(moved, tmp_path, SteerCallback(b="auto", seed=0))
     assert torch.equal(weights(plain), weights(zero))
     assert not torch.equal(weights(plain), weights(moved))
 
@@ -106,11 +106,11 @@ def test_a_half_width_of_zero_is_no_callback(tmp_path, make):
 @pytest.mark.parametrize("make", [latent_ode, ode_rnn])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, make):
     whole = make()
-    fit(whole, tmp_path, SteerCallback(b=None, seed=0), max_epochs=4)
-    first = fit(make(), tmp_path, SteerCallback(b=None, seed=0))
+    fit(whole, tmp_path, SteerCallback(b="auto", seed=0), max_epochs=4)
+    first = fit(make(), tmp_path, SteerCallback(b="auto", seed=0))
     first.save_checkpoint(tmp_path / "half.ckpt")
     resumed = make()
-    steer = SteerCallback(b=None, seed=0)
+    steer = SteerCallback(b="auto", seed=0)
     fit(resumed, tmp_path, steer, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(weights(resumed), weights(whole))
 

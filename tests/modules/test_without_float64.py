@@ -93,7 +93,7 @@ def test_no_decoder_needs_float64(solver, scope, monkeypatch):
     batch = torch.ones(5, 2, 4), times, torch.tensor([3, 2])
     device.put(*batch, list(model.parameters()))
     with device.watch():
-        take_step(model, *batch, b=None, scope=scope)
+        take_step(model, *batch, b="auto", scope=scope)
 
 
 def test_no_learned_end_time_needs_float64(monkeypatch):

@@ -19,36 +19,31 @@ ALL = [
 ROOT = CONFIGS.parent
 
 
-def steers(variant):
-    """The settings of every STEER callback of a variant."""
-    config = yaml.safe_load((CONFIGS / f"{variant.config}.yaml").read_text())
-    found = [
-        callback["init_args"]
-        for callback in config["trainer"]["callbacks"]
-        if callback["class_path"].endswith("SteerCallback")
-    ]
-    for i, argument in enumerate(variant.overrides):
-        if argument.endswith("+=steer_lightning.SteerCallback"):
-            rest = dict(a.split("=") for a in variant.overrides[i + 1 :] if ".callbacks." in a)
-            found.append({key.rpartition(".")[2]: yaml.safe_load(v) for key, v in rest.items()})
-    return found
+def is_steer(argument):
+    return argument.startswith("--steer.")
+
+
+def steer_settings(variant):
+    """A variant's settings of STEER."""
+    options = (a.removeprefix("--steer.").split("=") for a in variant.overrides if is_steer(a))
+    return {name: yaml.safe_load(value) for name, value in options}
 
 
 @pytest.mark.parametrize("experiment", ALL)
-def test_variants_differ_from_their_baseline_by_the_callback_alone(experiment):
+def test_variants_differ_from_their_baseline_by_steer_alone(experiment):
     for part in experiment.comparisons:
         baseline = part.baseline
-        assert steers(baseline) == []
+        assert steer_settings(baseline) == {}
         for variant in part.others:
-            (settings,) = steers(variant)
+            settings = steer_settings(variant)
             assert variant.config == baseline.config
-            rest = [a for a in variant.overrides if not a.startswith(f"{TRAINER}.callbacks")]
+            rest = [a for a in variant.overrides if not is_steer(a)]
             assert tuple(rest) == baseline.overrides
             assert variant.weights == baseline.weights
             if labelled := re.search(r"b = ([\d.]+)", variant.label):
                 assert settings["b"] == float(labelled[1])
             else:
-                assert settings.get("b") is None
+                assert settings["b"] == "auto"
                 assert settings.get("horizons", []) == (
                     ["network.encoder"] if "encoder alone" in variant.label else []
                 )

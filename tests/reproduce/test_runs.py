@@ -56,7 +56,8 @@ def test_what_a_finished_run_leaves(unbroken):
     assert {"versions", "cpu", "cores", "threads", "gpu", "commit", "dirty"} <= set(session)
     config = yaml.safe_load((unbroken.folder / "logs" / "config.yaml").read_text())
     classes = [c["class_path"].rpartition(".")[2] for c in config["trainer"]["callbacks"]]
-    assert classes[-2:] == ["SteerCallback", "TrainingClock"]
+    assert classes[-1] == "TrainingClock"
+    assert config["steer"]["init_args"]["b"] == 0.25
     plots = {path.name for path in (unbroken.folder / "logs" / "plots").glob("*.png")}
     assert plots == {"flow_test.png", "end_time_sweep_test.png"}  # none of validation
     assert unbroken.record().clock == "cpu_seconds"
@@ -258,5 +259,5 @@ def test_one_crashing_process_ends_no_other(tmp_path, monkeypatch):
 
 
 def test_steer_arguments():
-    assert steer(b=0.5)[1:] == ("--trainer.callbacks.b=0.5",)
-    assert steer(horizons=["a.b", "c"])[1:] == ("--trainer.callbacks.horizons=[a.b,c]",)
+    expected = ("--steer.b=auto", "--steer.horizons=[a.b,c]")
+    assert steer("auto", horizons=["a.b", "c"]) == expected

@@ -238,7 +238,7 @@ def test_an_unknown_path_lists_the_near_ones():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"b": -0.5}, "Expected `b` to be None or finite and >= 0, but got -0.5"),
+        ({"b": -0.5}, "Expected `b` to be 'auto' or finite and >= 0, but got -0.5"),
         ({"b": 1.0}, r"\|t1 - t0\| = 1, .* but got b = 1"),
         ({"b": 0.5, "vector_fields": []}, "name at least one module, but got an empty list"),
         ({"b": 0.5, "vector_fields": "func"}, r"the string 'func'\. Write \['func'\]"),
@@ -250,7 +250,7 @@ def test_an_unknown_path_lists_the_near_ones():
 )
 def test_bad_settings_are_refused(settings, message):
     model = seeded(OwnModel)
-    with pytest.raises(ValueError, match=message), steer(model, step=0, **settings):
+    with pytest.raises(ValueError, match=message), steer(model, step=0, **{"b": 0.5, **settings}):
         pass
     with steer(model, b=0.5, step=0):  # the refusal left no owner behind
         pass
@@ -285,7 +285,7 @@ def test_the_table_shows_each_horizon_with_span_b_and_scope():
     assert "[0.5, 2]" in lines[3]
     assert lines[3].split()[-3:] == ["0.25", "uniform", "rank"]
     assert lines[4].startswith("g          each interval of t_eval")
-    table = Steering(nn.ModuleList([GridHorizon()]), SteerSettings(), owner="test").table()
+    table = Steering(nn.ModuleList([GridHorizon()]), SteerSettings("auto"), owner="test").table()
     assert "(1 - 0.001) gap" in table
 
 

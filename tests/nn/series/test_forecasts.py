@@ -173,7 +173,7 @@ def test_every_horizon_moves_the_forecast_and_a_reset_puts_it_back(network):
     horizons = [m for m in network.modules() if isinstance(m, GridHorizon)]
     assert len(horizons) == (2 if isinstance(getattr(network, "encoder", 0), ODERNNEncoder) else 1)
     for horizon in horizons:
-        horizon.perturb(EndTimeDraw(None, key=1))
+        horizon.perturb(EndTimeDraw("auto", key=1))
         assert not torch.allclose(forecast(), nominal, rtol=1e-6)
         horizon.reset()
         assert torch.equal(forecast(), nominal)
@@ -182,7 +182,7 @@ def test_every_horizon_moves_the_forecast_and_a_reset_puts_it_back(network):
 def test_the_decoder_is_stretched_over_the_times_that_are_asked_for_alone():
     latent_ode, batch = make_latent_ode(vector_field=LinearField(), encoder=Fixed()), series()
     latent_ode.readout = nn.Linear(2, 2).double()
-    latent_ode.decoder.horizon.perturb(EndTimeDraw(None, key=2))
+    latent_ode.decoder.horizon.perturb(EndTimeDraw("auto", key=2))
     forecast = draws(latent_ode, batch)
     rates = latent_ode.decoder.horizon.rates(forecast.batch.times, forecast.batch.lengths)
     assert rates.shape == (2, 2)

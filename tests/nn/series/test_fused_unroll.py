@@ -74,7 +74,7 @@ def test_values_and_gradients_are_those_of_single_steps(
     plain = stepwise(rnn)
     if scope is not None:
         for one in (rnn, plain):
-            one.horizon.perturb(EndTimeDraw(None, key=3, scope=scope))
+            one.horizon.perturb(EndTimeDraw("auto", key=3, scope=scope))
     found, expected = results(rnn, *batch()), results(plain, *batch())
     assert len(fused) == 1
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)

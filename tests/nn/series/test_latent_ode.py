@@ -56,7 +56,7 @@ def test_the_decoder_solves_each_interval_from_the_end_of_the_stretched_one_befo
     decoder, z0 = tight_decoder(), draws_of_state()
     lengths, rates = LENGTHS if series is SERIES else torch.full((3,), 4), None
     if scope is not None:
-        decoder.horizon.perturb(EndTimeDraw(None, key=4, scope=scope))
+        decoder.horizon.perturb(EndTimeDraw("auto", key=4, scope=scope))
         rates = decoder.horizon.rates(series, lengths)
     z = decoder(z0, series, lengths)
     assert z.shape == (2, 3, 4, 2)
@@ -68,7 +68,7 @@ def test_the_decoder_solves_each_interval_from_the_end_of_the_stretched_one_befo
 def test_a_draw_moves_the_decoder_and_a_reset_moves_it_back_to_the_last_bit():
     decoder, z0 = tight_decoder(), draws_of_state()
     nominal = decoder(z0, SERIES, LENGTHS)
-    decoder.horizon.perturb(EndTimeDraw(None, key=4))
+    decoder.horizon.perturb(EndTimeDraw("auto", key=4))
     moved = decoder(z0, SERIES, LENGTHS)
     assert torch.equal(decoder(z0, SERIES, LENGTHS), moved)
     assert bool(((moved - nominal)[:, :2, 1:].abs() > 1e-3).all(-1).any(-1).all())
@@ -104,7 +104,7 @@ def test_the_decoder_takes_one_solve_whatever_the_times():
 
 def test_samples_of_a_single_time_stay_where_they_are():
     decoder, z0 = tight_decoder(), draws_of_state()
-    decoder.horizon.perturb(EndTimeDraw(None))
+    decoder.horizon.perturb(EndTimeDraw("auto"))
     for n_times in (1, 3):
         z = decoder(z0, torch.ones(3, n_times, dtype=torch.float64), torch.ones(3).long())
         assert torch.equal(z, z0[:, :, None].expand(-1, -1, n_times, -1))
@@ -254,7 +254,7 @@ def test_an_ode_rnn_unrolls_back_to_the_first_time():
 def test_a_draw_moves_the_ode_rnn_and_a_reset_moves_it_back_to_the_last_bit():
     encoder, seen = make_encoder("ode_rnn"), observations(series_batch())
     nominal = encoder(seen).mean
-    encoder.rnn.horizon.perturb(EndTimeDraw(None, key=1))
+    encoder.rnn.horizon.perturb(EndTimeDraw("auto", key=1))
     assert bool((encoder(seen).mean != nominal)[:2].any(1).all())
     encoder.rnn.horizon.reset()
     assert torch.equal(encoder(seen).mean, nominal)

@@ -17,7 +17,9 @@ GRID = torch.tensor([0.1, 0.13, 0.5, 0.9, 1.4], dtype=torch.float64)
 LENGTHS = torch.tensor([5, 3, 1, 4])
 fields = pytest.mark.parametrize("time_dependent", [False, True])
 directions = pytest.mark.parametrize("reverse", [False, True])
-draws = pytest.mark.parametrize("draw", [None, EndTimeDraw(None, key=1), EndTimeDraw(0.1, key=2)])
+draws = pytest.mark.parametrize(
+    "draw", [None, EndTimeDraw("auto", key=1), EndTimeDraw(0.1, key=2)]
+)
 
 
 def make(time_dependent=False, reverse=False, max_step=0.1):
@@ -110,7 +112,7 @@ def test_samples_of_one_grid_unroll_interval_by_interval(time_dependent, reverse
     if draw is not None:
         ends = rnn.horizon.end_times(unroll_grid)
         rates = (ends - unroll_grid[:-1]) / unroll_grid.diff()
-        b = 0.999 * unroll_grid.diff().abs() if draw.b is None else torch.tensor(draw.b)
+        b = 0.999 * unroll_grid.diff().abs() if draw.b == "auto" else torch.tensor(draw.b)
         assert bool(((ends - unroll_grid[1:]).abs() <= b).all())
     unroll = rnn(series, *rest)
     expected, n_steps = interval_by_interval(rnn, GRID, *rest[:2], rates)
@@ -125,7 +127,7 @@ def test_samples_of_one_grid_unroll_interval_by_interval(time_dependent, reverse
 @directions
 def test_samples_of_one_grid_with_end_times_of_their_own(time_dependent, reverse):
     rnn, (series, *rest) = make(time_dependent, reverse), shared_grid()
-    rnn.horizon.perturb(EndTimeDraw(None, key=3, scope="sample"))
+    rnn.horizon.perturb(EndTimeDraw("auto", key=3, scope="sample"))
     rates = rnn.horizon.rates(series, rest[-1], reverse)
     assert len(rates.unique()) == rates.numel()
     expected, _ = interval_by_interval(rnn, GRID, *rest[:2], rates)
@@ -139,7 +141,7 @@ def test_samples_of_other_grids_unroll_their_own_intervals(time_dependent, rever
     rnn, (series, values, mask, lengths) = make(time_dependent, reverse), own_grids()
     rates = None
     if scope is not None:
-        rnn.horizon.perturb(EndTimeDraw(None, key=3, scope=scope))
+        rnn.horizon.perturb(EndTimeDraw("auto", key=3, scope=scope))
         rates = rnn.horizon.rates(series, lengths, reverse)
     unroll = rnn(series, values, mask, lengths)
     longest = 0
@@ -163,14 +165,14 @@ def test_samples_of_other_grids_unroll_their_own_intervals(time_dependent, rever
 def test_the_field_is_told_the_actual_time():
     rnn, batch = make(time_dependent=True, max_step=1.0), own_grids()
     series = batch[0]
-    rnn.horizon.perturb(EndTimeDraw(None, key=3))
+    rnn.horizon.perturb(EndTimeDraw("auto", key=3))
     rnn(*batch)
     told = torch.stack(rnn.vector_field.times, dim=1)
     assert told.shape == (4, 5)
     for b, n in enumerate(LENGTHS):  # no interval is cut, so that each step starts at a time
         assert torch.equal(told[b, 1:n], series[b, : n - 1])
     rnn, series = make(time_dependent=True, max_step=0.5), torch.tensor([[0.0, 1.0, 3.0]]).double()
-    rnn.horizon.perturb(EndTimeDraw(None, key=3))
+    rnn.horizon.perturb(EndTimeDraw("auto", key=3))
     rates = rnn.horizon.rates(series, torch.tensor([3]))[0]
     rnn(series, torch.ones(1, 3, 2).double(), torch.ones(1, 3, 2).double(), torch.tensor([3]))
     told = torch.cat(rnn.vector_field.times)
@@ -218,7 +220,7 @@ def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
 @directions
 def test_every_parameter_has_a_gradient(time_dependent, reverse):
     rnn = make(time_dependent, reverse)
-    rnn.horizon.perturb(EndTimeDraw(None, key=3))
+    rnn.horizon.perturb(EndTimeDraw("auto", key=3))
     posterior, arrival, *_ = rnn(*own_grids())
     (posterior.mean.sum() + posterior.std.square().sum() + arrival.square().sum()).backward()
     for name, parameter in rnn.named_parameters():
@@ -230,7 +232,7 @@ def test_every_parameter_has_a_gradient(time_dependent, reverse):
 def test_after_a_reset_the_unroll_is_nominal_to_the_last_bit():
     rnn, batch = make(), own_grids()
     nominal = rnn(*batch).final.mean
-    rnn.horizon.perturb(EndTimeDraw(None, key=3))
+    rnn.horizon.perturb(EndTimeDraw("auto", key=3))
     moved = rnn(*batch).final.mean
     assert torch.equal(rnn(*batch).final.mean, moved)
     assert torch.equal(copy.deepcopy(rnn)(*batch).final.mean, nominal)
