@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
-from benchmarks.timing import count_evaluation, machine, side_by_side, table
+from benchmarks.timing import (
+    best_device,
+    convolve_with_time,
+    count_evaluation,
+    flat_gradient,
+    machine,
+    relative_difference,
+    side_by_side,
+    table,
+)
 from steer_lightning.nn import Augmented, CompiledField, ConvField, ODEBlock
 from steer_lightning.solvers import (
     AdaptiveSolver,
@@ -55,15 +64,9 @@ class PlainField(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Derivative at ``t``."""
         count_evaluation(self.stats)
-        y = F.relu(self._convolve(self.field.conv1, t, y))
-        y = F.relu(self._convolve(self.field.conv2, t, y))
-        return self._convolve(self.field.conv3, t, y)
-
-    @staticmethod
-    def _convolve(layer: nn.Conv2d, t: Tensor, y: Tensor) -> Tensor:
-        time = t.to(y).expand(len(y), 1, *y.shape[2:])
-        y = torch.cat([time, y], dim=1)
-        return F.conv2d(y, layer.weight, layer.bias, padding=layer.padding)
+        y = F.relu(convolve_with_time(self.field.conv1, t, y))
+        y = F.relu(convolve_with_time(self.field.conv2, t, y))
+        return convolve_with_time(self.field.conv3, t, y)
 
 
 class PlainBlock(nn.Module):
@@ -122,9 +125,8 @@ class Step:
     def result(self) -> tuple[Tensor, Tensor]:
         """Loss, and the gradient in the field's parameters."""
         self()
-        gradient = torch.cat([p.grad.flatten() for p in self.field.parameters()])
         with torch.no_grad():
-            return self.loss(), gradient
+            return self.loss(), flat_gradient(self.field)
 
     def kept(self) -> float:
         """Gigabytes that the forward pass keeps for the backward pass, parameters included."""
@@ -197,20 +199,17 @@ def make_steps(
 
 def differences(steps: Mapping[str, Step], reference: Step) -> dict[str, tuple[float, float]]:
     """Relative differences of loss and gradient from a reference's."""
-    loss, gradient = reference.result()
+    exact = reference.result()
     found = {}
     for name, step in steps.items():
-        own_loss, own_gradient = step.result()
-        found[name] = (
-            float((own_loss - loss).abs() / loss.abs()),
-            float((own_gradient - gradient).norm() / gradient.norm()),
-        )
+        loss, gradient = map(relative_difference, step.result(), exact)
+        found[name] = loss, gradient
     return found
 
 
 def measure(name: str, compiled: bool, repeats: int) -> str:
     """One architecture's Markdown table."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     x = make_images().to(device)
     steps = make_steps(ARCHITECTURES[name], x, compiled)
     apart = differences(steps, plain_step(ARCHITECTURES[name], x, tol=1e-5))

@@ -7,7 +7,7 @@ twice: without that term, and as a whole with J e in the plain code too.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
-from benchmarks.timing import machine, side_by_side, table
+from benchmarks.timing import (
+    best_device,
+    convolve_with_time,
+    flat_gradient,
+    machine,
+    relative_difference,
+    side_by_side,
+    table,
+)
 from steer_lightning.nn import CNF, ConvFlowField, MultiScaleCNF
 from steer_lightning.nn.flows.transforms import squeeze
 from steer_lightning.nn.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
@@ -97,8 +105,8 @@ class PlainField(nn.Module):
         """The network, with time as a channel."""
         *hidden, last = self.field.layers
         for layer in hidden:
-            y = F.softplus(self._convolve(layer, t, y))
-        return self._convolve(last, t, y)
+            y = F.softplus(convolve_with_time(layer, t, y))
+        return convolve_with_time(last, t, y)
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Derivatives of state, log-density and regularisers."""
@@ -117,11 +125,6 @@ class PlainField(nn.Module):
             product.square().flatten(1).mean(1),
         )
 
-    @staticmethod
-    def _convolve(layer: nn.Module, t: Tensor, y: Tensor) -> Tensor:
-        time = t.expand(len(y), 1, *y.shape[2:])
-        return F.conv2d(torch.cat([time, y], dim=1), layer.weight, layer.bias, padding=1)
-
 
 def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Loss:
     """The same loss without this library's solver, fields or traces."""
@@ -129,48 +132,31 @@ def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Lo
     integrate = odeint if forward_mode else odeint_adjoint
     assert flow.logit is not None
     y, delta = flow.logit(x)
-    kinetic, jacobian = torch.zeros_like(delta), torch.zeros_like(delta)
+    zero = torch.zeros_like(delta)
+    totals = [delta, zero, zero]
 
-    def through(block: CNF, y: Tensor) -> tuple[Tensor, ...]:
-        field = PlainField(block.vector_field, trace_noise(y, "gaussian", generator), forward_mode)
-        zero = torch.zeros_like(delta)
-        states = integrate(
-            field, (y, zero, zero, zero), torch.tensor([0.0, 1.0], device=y.device),
-            method="rk4", options={"step_size": 0.25},
-        )  # fmt: skip
-        return tuple(state[-1] for state in states)
+    def through(blocks: Iterable[CNF], y: Tensor) -> Tensor:
+        for block in blocks:
+            noise = trace_noise(y, "gaussian", generator)
+            states = integrate(
+                PlainField(block.vector_field, noise, forward_mode), (y, zero, zero, zero),
+                torch.tensor([0.0, 1.0], device=y.device),
+                method="rk4", options={"step_size": 0.25},
+            )  # fmt: skip
+            y, *integrals = (state[-1] for state in states)
+            totals[:] = [a + b for a, b in zip(totals, integrals, strict=True)]
+        return y
 
     latents = []
     *scales, last = flow.scales
     for scale in scales:
-        for stack in (scale.before, scale.after):
-            for block in stack:
-                y, *integrals = through(block, y)
-                delta, kinetic, jacobian = (
-                    a + b for a, b in zip((delta, kinetic, jacobian), integrals, strict=True)
-                )
-            if stack is scale.before:
-                y = squeeze(y)
-        y, latent = y.chunk(2, dim=1)
+        y, latent = through(scale.after, squeeze(through(scale.before, y))).chunk(2, dim=1)
         latents.append(latent)
-    for block in last.before:
-        y, *integrals = through(block, y)
-        delta, kinetic, jacobian = (
-            a + b for a, b in zip((delta, kinetic, jacobian), integrals, strict=True)
-        )
+    y = through(last.before, y)
+    delta, kinetic, jacobian = totals
     z = torch.cat([latent.flatten(1) for latent in (*latents, y)], dim=1)
     bits = bits_per_dim(standard_normal_log_prob(z) + delta, x[0].numel())
     return Loss(bits.mean(), kinetic.mean(), jacobian.mean())
-
-
-def gradient_of(
-    loss: Callable[[], Loss], flow: MultiScaleCNF, jacobian_weight: float = 0.01
-) -> tuple[Tensor, Tensor]:
-    """Loss and flat gradient."""
-    flow.zero_grad()
-    total = loss().total(jacobian_weight)
-    total.backward()
-    return total.detach(), torch.cat([p.grad.flatten() for p in flow.parameters()])
 
 
 def make_step(
@@ -222,10 +208,13 @@ def compare(flow: MultiScaleCNF, x: Tensor) -> dict[str, tuple[float, float]]:
     """Relative differences of loss and gradient from the plain code's, by what is compared."""
 
     def difference(peer: Callable[[], Loss], weight: float) -> tuple[float, float]:
-        (a, da), (b, db) = (
-            gradient_of(loss, flow, weight) for loss in (partial(own_loss, flow, x), peer)
-        )
-        return float((a - b).abs() / b.abs()), float((da - db).norm() / db.norm())
+        losses, gradients = [], []
+        for loss in (partial(own_loss, flow, x), peer):
+            flow.zero_grad()
+            losses.append(loss().total(weight))
+            losses[-1].backward()
+            gradients.append(flat_gradient(flow))
+        return relative_difference(*losses), relative_difference(*gradients)
 
     return {
         "without the Jacobian term, adjoint": difference(partial(plain_loss, flow, x), 0.0),
@@ -250,7 +239,7 @@ def cases(device: torch.device, compiled: bool) -> dict[str, Mapping[str, Any]]:
 
 def run(compiled: bool = True) -> str:
     """Measure, and tell as Markdown tables."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     batch_size = 200 if device.type == "cuda" else 16
     x = make_batch(batch_size).to(device)
     settings: dict[str, tuple[Mapping[str, Any] | None, bool]]

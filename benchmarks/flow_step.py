@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from benchmarks.timing import machine, side_by_side, table
+from benchmarks.timing import machine, relative_difference, side_by_side, table
 from benchmarks.toy_flow import (
     TRAINING_STEPS,
     Integrate,
@@ -103,7 +103,7 @@ def errors(flows: dict[str, CNF | PlainFlow], x: Tensor) -> dict[str, tuple[floa
     loss, gradient = training_step(exact, x.double())
     results = {name: training_step(flow, x) for name, flow in flows.items()}
     return {
-        name: (abs(a - loss) / abs(loss), float((b - gradient).norm() / gradient.norm()))
+        name: (abs(a - loss) / abs(loss), relative_difference(b, gradient))
         for name, (a, b) in results.items()
     }
 

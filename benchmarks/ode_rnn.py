@@ -30,7 +30,7 @@ from torch.distributions import Normal, kl_divergence
 from torchdiffeq import odeint, odeint_adjoint
 
 from benchmarks.configs import DATA_DIR, ROOT, build
-from benchmarks.timing import machine, side_by_side, table
+from benchmarks.timing import flat_gradient, machine, relative_difference, side_by_side, table
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import Observations, ODERNNEncoder, Posterior, PosteriorGRU, observations
 from steer_lightning.nn.series import SeriesBatch
@@ -142,11 +142,6 @@ class PlainLatentODE(nn.Module):
         self.nfe += 1
 
 
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Norm of the difference in units of the norm of ``b``."""
-    return float((a - b).norm() / b.norm())
-
-
 def time_encoders(encoder: ODERNNEncoder, batches: Sequence[SeriesBatch], repeats: int) -> str:
     """Table of what the two unrolls visit, and what that takes."""
     plain, seen = UnionUnroll(encoder), [observations(batch) for batch in batches]
@@ -230,11 +225,6 @@ def stepper(loss: Callable[[], Tensor], module: nn.Module, lr: float) -> Callabl
     return step
 
 
-def gradient(module: nn.Module) -> Tensor:
-    """The gradient that the last step left, flat."""
-    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
-
-
 def time_toy(name: str, module: LatentODEModule, batch: SeriesBatch, repeats: int) -> str:
     """Table of the training step, at weights that stay: the learning rate is zero."""
     first, own = "torchdiffeq, autograd", "this library"
@@ -249,7 +239,7 @@ def time_toy(name: str, module: LatentODEModule, batch: SeriesBatch, repeats: in
     values = {key: step() for key, step in steps.items()}
     work = {key: (p.encoder.n_steps(batch.times[0]), p.nfe) for key, p in plain.items()}
     work[own] = (encoder.rnn.stats.nfe_forward, decoder.stats.nfe_forward)
-    gradients = {key: gradient(model) for key, model in modules.items()}
+    gradients = {key: flat_gradient(model) for key, model in modules.items()}
     seconds = side_by_side(steps, repeats)
     rows = [
         [key, *map(str, work[key]), f"{1e3 * seconds[key]:.0f}",

@@ -7,6 +7,8 @@ from statistics import median
 
 import torch
 import torchdiffeq
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from steer_lightning.solvers import SolveStats
 from steer_lightning.utils.autograd import in_backward
@@ -24,6 +26,27 @@ def machine() -> str:
 def count_evaluation(stats: SolveStats) -> None:
     """Count one call of a field that a solver of someone else's integrates."""
     stats.count_evaluation("backward" if in_backward() else "forward")
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference in units of the norm of ``b``."""
+    return float((a - b).norm() / b.norm())
+
+
+def flat_gradient(module: nn.Module) -> Tensor:
+    """The gradient that the last backward pass left."""
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def convolve_with_time(layer: nn.Conv2d, t: Tensor, y: Tensor) -> Tensor:
+    """A convolution with time concatenated as a channel, as published code has it."""
+    time = t.to(y).expand(len(y), 1, *y.shape[2:])
+    return F.conv2d(torch.cat([time, y], dim=1), layer.weight, layer.bias, padding=layer.padding)
 
 
 def side_by_side(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from benchmarks.timing import count_evaluation
+from benchmarks.timing import count_evaluation, flat_gradient
 from datamodules.toy_densities import get_density
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.nn.likelihood import standard_normal_log_prob
@@ -103,4 +103,4 @@ def training_step(flow: CNF | PlainFlow, x: Tensor) -> tuple[float, Tensor]:
     flow.zero_grad()
     loss = -flow.log_prob(x).mean()
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in flow.parameters()])
+    return loss.item(), flat_gradient(flow)

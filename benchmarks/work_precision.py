@@ -3,7 +3,7 @@
 Ten problems that are not stiff, in float64, at tolerances from 1e-3 to 1e-9; the error is that of
 the worst component at the end, against a reference by scipy's DOP853 at 1e-13.
 
-``python -m benchmarks.work_precision [--picture PATH]``
+``python -m benchmarks.work_precision [--plot PATH]``
 """
 
 import argparse
@@ -165,7 +165,7 @@ def summary(measured: Curves) -> str:
     return table([f"evaluations at equal error, {BASE} = 1", *names[1:]], rows)
 
 
-def plot(measured: Curves) -> Figure:
+def draw(measured: Curves) -> Figure:
     """Evaluations against error, a panel for each problem; larger errors than 10 lie outside."""
     columns = 5
     n_rows = -(-len(measured) // columns)
@@ -188,16 +188,16 @@ def plot(measured: Curves) -> Figure:
     return figure
 
 
-def run(picture: str | None = None) -> str:
-    """Measure, tell as a Markdown table, and draw to ``picture`` if that is given."""
+def run(plot: str | None = None) -> str:
+    """Measure, tell as a Markdown table, and draw to ``plot`` if that is given."""
     measured = curves()
-    if picture is not None:
-        Path(picture).parent.mkdir(parents=True, exist_ok=True)
-        plot(measured).savefig(picture, dpi=150)
+    if plot is not None:
+        Path(plot).parent.mkdir(parents=True, exist_ok=True)
+        draw(measured).savefig(plot, dpi=150)
     return summary(measured)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--picture", help="PNG to draw")
+    parser.add_argument("--plot", help="PNG to draw")
     print(run(**vars(parser.parse_args())))

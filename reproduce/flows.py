@@ -148,8 +148,8 @@ def figure1(scale: Scale) -> Experiment:
 
 def figure3(scale: Scale) -> Experiment:
     """Five Gaussians in one dimension."""
-    full, short = (options(TRAINER, max_epochs=n) for n in (100, 8))
-    overrides = pick(scale, full, short, _SMOKE_TOY)
+    long, short = (options(TRAINER, max_epochs=n) for n in (100, 8))
+    overrides = pick(scale, long, short, _SMOKE_TOY)
     return Experiment(
         name="figure3",
         title="Figure 3: five Gaussians in one dimension, density and particle paths",

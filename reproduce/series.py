@@ -41,7 +41,7 @@ def _comparison(
     where = "encoder and decoder" if model == MODELS[0] else "each interval"
     others = [Variant(f"STEER, {where}", config, overrides + steer("auto"), paper[1])]
     if encoder_alone and model == MODELS[0]:
-        alone = overrides + steer("auto", ["network.encoder"])
+        alone = overrides + steer("auto", horizons=["network.encoder"])
         others.append(Variant("STEER, encoder alone (released code)", config, alone))
     baseline = Variant("without", config, overrides, paper[0])
     return Comparison(setting or model, baseline, tuple(others))

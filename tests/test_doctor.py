@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 import steer_lightning
 from steer_lightning.doctor import Finding, devices, in_words, installation
 from steer_lightning.doctor import __main__ as doctor
-from steer_lightning.doctor.installation import Requirement, check_package, requirements
+from steer_lightning.doctor.installation import check_package, requirements
 from steer_lightning.solvers import TorchdiffeqSolver
 from tests.helpers.mnist_files import write_mnist
 
@@ -40,7 +41,7 @@ def breaking(monkeypatch, **errors):
 @pytest.fixture
 def quick(monkeypatch):
     """A doctor that looks at two packages and one device only."""
-    asked = [Requirement("torch", ">=2.11"), Requirement("torchvision", "", "tasks")]
+    asked = [(Requirement("torch>=2.11"), None), (Requirement("torchvision"), "tasks")]
     monkeypatch.setattr(installation, "requirements", lambda: asked)
 
 
@@ -94,14 +95,14 @@ def test_a_torchvision_that_does_not_fit_is_named_and_the_rest_is_looked_at(
 
 def test_lightning_fails_by_the_same_fault_and_says_so(monkeypatch):
     breaking(monkeypatch, pytorch_lightning=NMS)
-    found = check_package(Requirement("pytorch-lightning", ">=2.6"))
+    found = check_package(Requirement("pytorch-lightning>=2.6"))
     assert found.state == "fault"
     assert "pip install --force-reinstall torch torchvision" in found.sentence
 
 
 def test_any_other_import_that_fails_is_a_fault(monkeypatch):
     breaking(monkeypatch, scipy=OSError("libgfortran.so.5: cannot open\nand more"))
-    found = check_package(Requirement("scipy", "", "tasks"))
+    found = check_package(Requirement("scipy"), "tasks")
     assert found.state == "fault"
     assert "cannot be imported (OSError: libgfortran.so.5: cannot open). Install" in found.sentence
     assert "`pip install --force-reinstall scipy`" in found.sentence
@@ -125,34 +126,15 @@ def test_any_other_import_that_fails_is_a_fault(monkeypatch):
     ],
 )
 def test_what_is_missing_is_a_fault_only_if_it_is_needed(extra, state, sentence):
-    requirement = Requirement("no-such-thing", ">=2", extra)
-    assert check_package(requirement) == Finding("no-such-thing", state, sentence)
+    requirement = Requirement("no-such-thing>=2")
+    assert check_package(requirement, extra) == Finding("no-such-thing", state, sentence)
 
 
 def test_a_version_that_is_too_old_is_a_fault():
     version = metadata.version("torch")
-    assert check_package(Requirement("torch", ">=1000")) == Finding(
+    assert check_package(Requirement("torch>=1000")) == Finding(
         "torch", "fault", f"{version}, but >=1000 is needed: `pip install 'torch>=1000'`."
     )
-
-
-@pytest.mark.parametrize(
-    ("version", "bounds", "expected"),
-    [
-        ("2.11", ">=2.11", True),
-        ("2.11.0", ">=2.11", True),
-        ("2.9.1", ">=2.11", False),
-        ("2.10.9+cu130", ">=2.11", False),
-        ("10.0rc1", ">=2.11", True),
-        ("1.0.50", "==1.0.50", True),
-        ("1.0.5", "==1.0.50", False),
-        ("3", "<4,>=2", True),
-        ("1", "<4,>=2", False),
-        ("1", "", True),
-    ],
-)
-def test_versions_are_compared_as_numbers(version, bounds, expected):
-    assert installation.satisfies(version, bounds) is expected
 
 
 def test_requirements_are_those_of_the_metadata(monkeypatch):
@@ -163,16 +145,16 @@ def test_requirements_are_those_of_the_metadata(monkeypatch):
         'pytest>=8; extra == "dev"',
     ]
     monkeypatch.setattr(metadata, "requires", lambda name: lines)
-    assert requirements() == [
-        Requirement("torch", ">=2.11"),
-        Requirement("jsonargparse", ">=4.40", "tasks"),
-        Requirement("mujoco", "==3.17.0", "mujoco"),
+    assert [(r.name, str(r.specifier), extra) for r, extra in requirements()] == [
+        ("torch", ">=2.11", None),
+        ("jsonargparse", ">=4.40", "tasks"),
+        ("mujoco", "==3.17.0", "mujoco"),
     ]
 
 
 def test_a_package_that_pip_did_not_install_is_looked_at_without_versions(monkeypatch):
     monkeypatch.setattr(installation, "DISTRIBUTION", "no-such-thing")
-    assert requirements() == [Requirement(name) for name in installation.NEEDED]
+    assert [r.name for r, _ in requirements()] == [*installation.NEEDED]
     monkeypatch.setattr(installation, "NEEDED", ("torch",))
     itself, torch_found = installation.check_packages()
     assert (itself.state, torch_found.state) == ("note", "ok")
@@ -214,10 +196,10 @@ def test_a_wrong_gradient_is_found(quick, tmp_path, monkeypatch, capsys):
     assert [finding.state for finding in found] == ["fault", "fault"]
     for finding, dtype in zip(found, ("float32", "float64"), strict=True):
         assert finding.name == "solve on cpu"
-        first, second = (torch.tensor([1.0, 3.0]).double() * math.exp(-0.7 * 1.5)).tolist()
-        wrong = f"dopri5 in {dtype} by adjoint: the gradient in y(t0) is {3 * first:.4f}"
+        right = math.exp(-0.7 * 1.5)
+        wrong = f"dopri5 in {dtype} by adjoint: its gradient in y(t0) is {3 * right:.4f}"
         assert finding.sentence.startswith(wrong)
-        assert f" in place of {first:.7g}, {second:.7g}. Do not train" in finding.sentence
+        assert f" in place of {right:.7g}. Do not train" in finding.sentence
     assert doctor.main(["--data_dir", str(tmp_path)]) == 1
     assert "2 faults" in capsys.readouterr().out
 
@@ -225,7 +207,7 @@ def test_a_wrong_gradient_is_found(quick, tmp_path, monkeypatch, capsys):
 def test_a_wrong_solution_is_found(monkeypatch):
     monkeypatch.setattr(devices, "TorchdiffeqSolver", WrongSolution)
     found = devices.wrong_solve(CPU, torch.float32, "autograd")
-    assert found.startswith("dopri5 in float32 by autograd: y(t1) is 0.3495")
+    assert found.startswith("dopri5 in float32 by autograd: y(t1) is 0.699")
 
 
 def test_a_solve_that_fails_is_a_fault(monkeypatch):

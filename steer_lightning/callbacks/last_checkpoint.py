@@ -62,8 +62,7 @@ class LastCheckpoint(Checkpoint):
         self._handler: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Agree on a folder, which others have found by now; listen for Ctrl-C."""
-        folder = self.dirpath
+        folder = self.dirpath  # others have found theirs by now
         for callback in trainer.checkpoint_callbacks:
             if folder is None and isinstance(callback, ModelCheckpoint):
                 folder = callback.dirpath
@@ -97,31 +96,18 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, unless the epoch ends here and writes it."""
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx
         if trainer.sanity_checking or trainer.is_last_batch or _accumulates(trainer, batch_idx):
             return
         self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it at the end of a whole epoch."""
         if trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it if the last step is not in it; listen no more."""
         if trainer.global_step != self._saved_at:
             self._save(trainer)
-        self._release()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Listen no more."""
-        self._release()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
         self._release()
 
     def on_save_checkpoint(
@@ -159,10 +145,12 @@ class LastCheckpoint(Checkpoint):
         self._release()
         rank_zero_info("\nCtrl-C: stopping after this batch. Press it again to stop at once.")
 
-    def _release(self) -> None:
+    def _release(self, *_: Any, **__: Any) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
+
+    on_exception = teardown = _release
 
 
 def _accumulates(trainer: Trainer, batch_idx: int) -> bool:

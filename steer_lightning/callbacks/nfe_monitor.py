@@ -44,13 +44,8 @@ class NFEMonitor(Callback):
         self._totals: dict[str, int] = {}
         self._batches = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing is known of the model before ``configure_model``; see :meth:`_find`."""
-        self._release()
-
     def _find(self, model: nn.Module) -> None:
-        if self._stats:
-            return
+        """Find what counts, after ``configure_model``."""
         if self.vector_fields is None:
             self._stats = find_stats(model)
         else:
@@ -66,31 +61,45 @@ class NFEMonitor(Callback):
                 f"that it passes to odeint: NFEMonitor(vector_fields=['flow.func'])."
             )
 
-    def _start(self, model: nn.Module) -> None:
-        self._find(model)
-        for stats in self._stats.values():
-            stats.reset()
-
-    def _counts(self, stage: str, names: Sequence[str]) -> dict[str, int]:
+    def _counts(self, stage: str, *names: str) -> dict[str, int]:
         """Counts since the start of the batch, by the names they are logged under."""
         found = {}
-        for name in names:
+        for name in (*names, *(("accepted", "rejected") if self.steps else ())):
             counts = {path: getattr(stats, name) for path, stats in self._stats.items()}
             found[f"{stage}/{name}"] = sum(counts.values())
             if len(counts) > 1:
                 found |= {f"{stage}/{name}/{path}": n for path, n in counts.items()}
         return found
 
-    def _start_evaluation(self) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        if not self._stats:
+            self._find(pl_module)
+        for stats in self._stats.values():
+            stats.reset()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        counts = self._counts("train", "nfe_forward", "nfe_backward")
+        pl_module.log_dict({name: float(n) for name, n in counts.items()})
+        pl_module.log_dict(
+            {f"train/{name}_epoch": float(counts[f"train/{name}"])
+             for name in ("nfe_forward", "nfe_backward")},
+            on_step=False, on_epoch=True, batch_size=1, sync_dist=True,
+        )  # fmt: skip
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._totals = {}
         self._batches = 0
 
-    def _add(self, stage: str) -> None:
-        for name, count in self._counts(stage, self._names("nfe_forward")).items():
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        for name, count in self._counts(
+            "test" if trainer.testing else "val", "nfe_forward"
+        ).items():
             self._totals[name] = self._totals.get(name, 0) + count
         self._batches += 1
 
-    def _log_means(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log means over the batches of all ranks, which may have different numbers of them.
 
         Batches count alike, whatever their size.
@@ -102,84 +111,18 @@ class NFEMonitor(Callback):
         means = {name: total / n for name, total in zip(self._totals, totals, strict=True)}
         pl_module.log_dict(means, sync_dist=True)
 
-    def _names(self, *names: str) -> list[str]:
-        return [*names, *(("accepted", "rejected") if self.steps else ())]
+    on_validation_batch_start = on_test_batch_start = on_train_batch_start
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Count from zero."""
-        self._start(pl_module)
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Log the batch's counts, its backward pass included."""
-        counts = self._counts("train", self._names("nfe_forward", "nfe_backward"))
-        pl_module.log_dict({name: float(n) for name, n in counts.items()})
-        for name in ("nfe_forward", "nfe_backward"):
-            total = float(sum(getattr(stats, name) for stats in self._stats.values()))
-            pl_module.log(
-                f"train/{name}_epoch", total,
-                on_step=False, on_epoch=True, batch_size=1, sync_dist=True,
-            )  # fmt: skip
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an evaluation that broke off has left."""
-        self._start_evaluation()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, *_: Any
-    ) -> None:
-        """Count from zero."""
-        self._start(pl_module)
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *_: Any
-    ) -> None:
-        """Add the batch's counts."""
-        self._add("val")
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means."""
-        self._log_means(trainer, pl_module)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an evaluation that broke off has left."""
-        self._start_evaluation()
-
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Count from zero."""
-        self._start(pl_module)
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Add the batch's counts."""
-        self._add("test")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means."""
-        self._log_means(trainer, pl_module)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Take hooks off."""
-        self._release()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take hooks off."""
-        self._release()
-
-    def _release(self) -> None:
+    def _release(self, *_: Any, **__: Any) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._stats = {}
+
+    setup = on_exception = teardown = _release
 
 
 class _CountCall:

@@ -30,7 +30,6 @@ class StepMemories(Callback):
         self._shared = False  # the ranks agree on the steps of this batch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the blocks that remember."""
         self._memories = find_step_memories(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,7 +43,6 @@ class StepMemories(Callback):
                 self._memories[path].steps = dict(steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Take the shortest steps of all ranks, unless a guard already has."""
         if trainer.world_size > 1 and self._memories and not self._shared:
             self.take(trainer.strategy.reduce(self.lengths(pl_module.device), reduce_op="min"))
         self._shared = False

@@ -2,14 +2,16 @@
 
 import os
 import platform
-import re
 import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from steer_lightning.doctor import Finding, in_words
 
@@ -20,57 +22,28 @@ PURPOSES: Final = {
     "tasks": "The command line and the experiments need it",
     "mujoco": "Simulating the hopper needs it",
 }
-_REQUIREMENT = re.compile(
-    r"(?P<name>[\w.-]+)\s*(\[[^]]*\])?\s*(?P<bounds>[^;]*?)\s*"
-    r"(;.*extra\s*==\s*['\"](?P<extra>[\w-]+)['\"].*)?$"
-)
 
 
-class Requirement(NamedTuple):
-    """A distribution that this package asks for, always or in one of its extras."""
-
-    name: str
-    bounds: str = ""
-    extra: str | None = None
-
-
-def requirements() -> list[Requirement]:
-    """What the metadata of this package asks for, tools of its developers left out.
+def requirements() -> list[tuple[Requirement, str | None]]:
+    """Packages that the metadata asks for, with their extra, tools of developers left out.
 
     Example:
-        >>> "torchdiffeq" in [requirement.name for requirement in requirements()]
+        >>> "torchdiffeq" in [requirement.name for requirement, _ in requirements()]
         True
     """
     try:
-        lines = metadata.requires(DISTRIBUTION) or []
+        asked = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
     except metadata.PackageNotFoundError:
-        return [Requirement(name) for name in NEEDED]
-    found = [match for line in lines if (match := _REQUIREMENT.match(line))]
-    asked = [Requirement(m["name"], m["bounds"], m["extra"]) for m in found]
-    return [r for r in asked if r.extra is None or r.extra in PURPOSES]
-
-
-def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version is within lower bounds and pins; other bounds are not looked at.
-
-    Example:
-        >>> satisfies("2.15.0+cpu", ">=2.11"), satisfies("2.9.1", ">=2.11")
-        (True, False)
-        >>> satisfies("4.0.0", "==3.17.0"), satisfies("3.17", "==3.17.0")
-        (False, True)
-    """
-    at_least = [_release(bound) for bound in re.findall(r">=\s*([^,\s]+)", bounds)]
-    exactly = [_release(bound) for bound in re.findall(r"==\s*([^,\s]+)", bounds)]
-    release = _release(version)
-    return all(release >= bound for bound in at_least) and all(release == b for b in exactly)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    numbers = [int(number) for number in match[0].split(".")] if match else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
+        asked = [Requirement(name) for name in NEEDED]
+    found: list[tuple[Requirement, str | None]] = []
+    for requirement in asked:
+        marker = requirement.marker
+        if marker is None or marker.evaluate({"extra": ""}):
+            found.append((requirement, None))
+        else:
+            extras = (name for name in PURPOSES if marker.evaluate({"extra": name}))
+            found.extend((requirement, extra) for extra in extras)
+    return found
 
 
 def check_python() -> Finding:
@@ -80,7 +53,7 @@ def check_python() -> Finding:
         bounds = str(metadata.metadata(DISTRIBUTION).json.get("requires_python", ""))
     except metadata.PackageNotFoundError:
         bounds = ""
-    if not satisfies(version, bounds):
+    if not SpecifierSet(bounds).contains(version, prereleases=True):
         return Finding(
             "python",
             "fault",
@@ -102,13 +75,13 @@ def check_packages() -> Iterator[Finding]:
         )
     else:
         yield Finding(DISTRIBUTION, "ok", f"{version}, {Path(__file__).parents[1]}")
-    for requirement in requirements():
-        yield check_package(requirement)
+    for requirement, extra in requirements():
+        yield check_package(requirement, extra)
 
 
-def check_package(requirement: Requirement) -> Finding:
+def check_package(requirement: Requirement, extra: str | None = None) -> Finding:
     """Whether one package is there, new enough, and can be imported."""
-    name, bounds, extra = requirement
+    name, bounds = requirement.name, str(requirement.specifier)
     install = f"`pip install '{name}{bounds}'`"
     try:
         version = metadata.version(name)
@@ -117,7 +90,7 @@ def check_package(requirement: Requirement) -> Finding:
             sentence = f"not installed, but steer_lightning does not work without it: {install}."
             return Finding(name, "fault", sentence)
         return Finding(name, "note", f"not installed. {PURPOSES[extra]}: {install}.")
-    if not satisfies(version, bounds):
+    if not requirement.specifier.contains(version, prereleases=True):
         return Finding(name, "fault", f"{version}, but {bounds} is needed: {install}.")
     try:
         import_module(name.replace("-", "_"))
@@ -128,12 +101,8 @@ def check_package(requirement: Requirement) -> Finding:
 
 def _why_not_imported(name: str, error: Exception) -> str:
     if "operator torchvision::" in str(error):
-        versions = []
-        for other in ("torch", "torchvision"):
-            try:
-                versions.append(f"{other} {metadata.version(other)}")
-            except metadata.PackageNotFoundError:
-                versions.append(f"{other} (not installed)")
+        found = {d.name: d.version for d in metadata.distributions()}
+        versions = [f"{p} {found.get(p, '(not installed)')}" for p in ("torch", "torchvision")]
         return (
             f"cannot be imported ({in_words(error)}): {' and '.join(versions)} are builds that do "
             f"not fit each other, such as one for CPUs beside one for CUDA. Install both in one "

@@ -124,7 +124,7 @@ def test_work_and_precision_of_every_solver(tmp_path):
             assert tight.error < min(1e-2, loose.error)
     told = rows(work_precision.summary(measured))
     assert list(told) == ["decay", "logistic", "geometric mean"]
-    work_precision.plot(measured).savefig(tmp_path / "picture.png")
+    work_precision.draw(measured).savefig(tmp_path / "plot.png")
 
 
 @pytest.mark.parametrize("name", work_precision.PROBLEMS)

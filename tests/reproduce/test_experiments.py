@@ -19,14 +19,14 @@ ALL = [
 ROOT = CONFIGS.parent
 
 
-def steer_settings(variant):
-    """A variant's settings of STEER."""
-    options = dict(a.removeprefix("--steer.").split("=") for a in variant.overrides if is_steer(a))
-    return {name: yaml.safe_load(value) for name, value in options.items()}
-
-
 def is_steer(argument):
     return argument.startswith("--steer.")
+
+
+def steer_settings(variant):
+    """A variant's settings of STEER."""
+    options = (a.removeprefix("--steer.").split("=") for a in variant.overrides if is_steer(a))
+    return {name: yaml.safe_load(value) for name, value in options}
 
 
 @pytest.mark.parametrize("experiment", ALL)

@@ -127,6 +127,7 @@ CODE = """
 import os, signal, sys
 from tests.reproduce.test_runs import TINY, make
 from reproduce.runs import execute
+from steer_lightning.callbacks import TrainingClock
 
 kept = TrainingClock.on_train_batch_start
 def stop(self, trainer, *rest):

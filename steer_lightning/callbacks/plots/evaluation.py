@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from steer_lightning.callbacks.folders import run_folder
-from steer_lightning.callbacks.plots.figures import flow_plotter, plot_trajectory
+from steer_lightning.callbacks.plots.figures import FLOW_PLOTS, plot_trajectory
 from steer_lightning.nn import CNF
 
 
@@ -60,15 +60,6 @@ class EvaluationPlot(Callback):
         raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a wrong model before it is trained."""
-        self.check(pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a wrong model."""
-        self.check(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a wrong model."""
         self.check(pl_module)
 
     def on_validation_batch_end(
@@ -80,25 +71,13 @@ class EvaluationPlot(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first batch."""
         if batch_idx == 0:
             self._batch = batch
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the first batch."""
-        if batch_idx == 0:
-            self._batch = batch
+    on_validation_start = on_test_start = on_fit_start
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, unless this is the sanity check or not yet due."""
         if trainer.sanity_checking:
             return
         self._checks += 1
@@ -106,7 +85,6 @@ class EvaluationPlot(Callback):
             self._save(trainer, pl_module, f"{self.name}_val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
         path = self._save(trainer, pl_module, f"{self.name}_test")
         rank_zero_info(f"Plot: {path}")
 
@@ -137,11 +115,9 @@ class FlowPlot(EvaluationPlot):
     name = "flow"
 
     def check(self, pl_module: LightningModule) -> None:
-        """Raise a ``TypeError`` if there is no flow that can be drawn."""
         _flow_and_plotter(pl_module)
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        """The figure of the dimension at hand."""
         flow, plot = _flow_and_plotter(pl_module)
         points = (batch,) if isinstance(batch, Tensor) else batch[:2]
         return plot(flow, *points)
@@ -160,14 +136,13 @@ class StiffPlot(EvaluationPlot):
     name = "trajectory"
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        """The figure of a batch ``(t, y)``."""
         t, y = batch
         return plot_trajectory(t, y, {"predicted": pl_module(y[0], t)})
 
 
 def _flow_and_plotter(pl_module: LightningModule) -> tuple[CNF, Callable[..., Figure]]:
     flow = getattr(pl_module, "flow", None)
-    plot = flow_plotter(flow.event_shape) if isinstance(flow, CNF) else None
+    plot = FLOW_PLOTS.get(tuple(flow.event_shape)) if isinstance(flow, CNF) else None
     if plot is None or not isinstance(flow, CNF):
         raise TypeError(
             f"Expected a module with a CNF of one or two dimensions as `flow`, but got "

@@ -59,7 +59,6 @@ class FeaturePlot(EvaluationPlot):
         self.n_times = n_times
 
     def check(self, pl_module: LightningModule) -> None:
-        """Raise a ``TypeError`` if there are no trajectories to follow."""
         if not callable(getattr(pl_module, "trajectories", None)) or not _spans(pl_module):
             raise TypeError(
                 f"Expected a module with a method `trajectories(x, t_eval)` and a block with a "
@@ -67,7 +66,6 @@ class FeaturePlot(EvaluationPlot):
             )
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        """The figure of a batch ``(x, targets)``."""
         x, targets = (part[: self.n_samples] for part in batch[:2])
         horizon = _spans(pl_module)[0]
         gap = horizon.end_time - horizon.t0

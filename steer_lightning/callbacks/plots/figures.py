@@ -36,9 +36,6 @@ def plot_flow_1d(
         n_times: Number of times.
         n_points: Number of points across.
         n_paths: Number of particle paths.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 3.
     """
     like = next(flow.parameters())
     x = torch.linspace(-limit, limit, n_points).to(like)[:, None]
@@ -79,9 +76,6 @@ def plot_flow_2d(
         limit: Half-width of the plot.
         n_times: Number of times from base to data.
         n_points: Points along each side.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 1.
     """
     like = next(flow.parameters())
     side = torch.linspace(-limit, limit, n_points).to(like)
@@ -110,9 +104,6 @@ def plot_trajectory(t: Tensor, true: Tensor, predicted: Mapping[str, Tensor]) ->
         t: Times, shape ``(T,)``.
         true: True states, shape ``(T, D)``.
         predicted: Predicted states by label, each ``(T, D)``.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 4.
     """
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -137,9 +128,6 @@ def plot_series(
         times: Times of the curves, shape ``(B, G)``.
         draws: Predicted values, shape ``(S, B, G, D)``; each draw is a curve, their mean a line.
         features: Numbers of the features to draw.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 6.
     """
     n_series = len(batch.times)
     figure = Figure(figsize=(3.6 * n_series, 2.6 * len(features)), layout="constrained")
@@ -216,9 +204,6 @@ def plot_features(
             or ``(B, 1)``.
         at_end: Index of ``t1`` among the times.
         b: Mark ``t1 - b`` too.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 2.
     """
     paths = _array(principal_components(features, features[at_end]))
     targets = targets.reshape(len(targets), -1)[:, 0]
@@ -262,11 +247,7 @@ def principal_components(x: Tensor, reference: Tensor) -> Tensor:
     return F.pad(coordinates, (0, 2 - coordinates.shape[-1]))
 
 
-def flow_plotter(event_shape: Sequence[int]) -> Callable[..., Figure] | None:
-    """The plot that fits samples of a shape; ``None`` if there is none."""
-    plots: dict[tuple[int, ...], Callable[..., Figure]]
-    plots = {(1,): plot_flow_1d, (2,): plot_flow_2d}
-    return plots.get(tuple(event_shape))
+FLOW_PLOTS: dict[tuple[int, ...], Callable[..., Figure]] = {(1,): plot_flow_1d, (2,): plot_flow_2d}
 
 
 def _array(x: Tensor) -> Array:

@@ -61,11 +61,9 @@ class SampleGrid(EvaluationPlot):
         self.seed = seed
 
     def check(self, pl_module: LightningModule) -> None:
-        """Raise a ``TypeError`` if there is no flow of images."""
         _image_flow(pl_module)
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        """One row of images for each temperature."""
         flow = _image_flow(pl_module)
         z = torch.randn(
             self.n_samples, *flow.latent_shape, generator=stream("cpu", "sample grid", self.seed)

@@ -56,7 +56,6 @@ class SeriesPlot(EvaluationPlot):
         self.n_points = n_points
 
     def check(self, pl_module: LightningModule) -> None:
-        """Raise a ``TypeError`` if the module cannot predict at any times."""
         if not callable(getattr(pl_module, "predict_at", None)):
             raise TypeError(
                 f"Expected a module with a method `predict_at(batch, times)`, but "
@@ -64,7 +63,6 @@ class SeriesPlot(EvaluationPlot):
             )
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        """The figure of a batch's first series."""
         n_features = batch.values.shape[2]
         if max(self.features) >= n_features:
             raise ValueError(

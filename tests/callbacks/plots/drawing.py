@@ -1,6 +1,7 @@
 """Small models with data, a trainer that logs to TensorBoard, and what it left there."""
 
-from pytorch_lightning import Callback, Trainer
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -55,6 +56,25 @@ def images(tmp_path):
 def plots(tmp_path):
     folder = tmp_path / "run" / "v" / "plots"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+class Bare(LightningModule):
+    """A module that has nothing a plot could be drawn of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 class CountBatches(Callback):

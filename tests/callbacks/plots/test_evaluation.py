@@ -1,17 +1,13 @@
-import re
-
 import pytest
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 from steer_lightning.modules import CNFModule
-from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.nn import CNF
 from steer_lightning.solvers import FixedGridSolver
 from tests.callbacks.plots.drawing import (
-    CountBatches,
     images,
     make_cnf,
     make_stiff,
@@ -75,19 +71,6 @@ def test_figure_of_a_two_dimensional_flow():
     torch.testing.assert_close(base.double(), expected, atol=1e-6, rtol=0.0)
 
 
-def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
-    def train(*callbacks):
-        torch.manual_seed(0)
-        module = make_cnf()
-        trainer = make_trainer(tmp_path, *callbacks, max_epochs=3, logger=False)
-        trainer.fit(module, toy_data())
-        return module.state_dict(), torch.get_rng_state()
-
-    plain, drawn = train(), train(FlowPlot(), EndTimeSweep(0.5, 3, split="train"))
-    assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
-    assert torch.equal(plain[1], drawn[1])
-
-
 def test_stiff_plot(tmp_path):
     module, data = make_stiff(), stiff_data()
     trainer = make_trainer(tmp_path, StiffPlot(every_n_checks=2), max_epochs=5)
@@ -111,82 +94,3 @@ def test_plots_without_tensorboard(tmp_path):
         names = sorted(p.name for p in (folder or tmp_path / "c/version_0").glob("plots/*"))
         expected = ["end_time_sweep_test.csv", "end_time_sweep_test.png", "flow_test.png"]
         assert names == expected
-
-
-class NoSpan(LightningModule):
-    """A module that has nothing a plot could be drawn of."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(2, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch[0]).mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    test_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class NoSpanButEvaluate(NoSpan):
-    def evaluate(self, batch):
-        return {"loss": batch[0].mean()}
-
-
-class ThreeDimensional(NoSpan):
-    def __init__(self):
-        super().__init__()
-        self.flow = CNF(ConcatSquashField(3, (4,)), (3,))
-
-
-@pytest.mark.parametrize(
-    ("callback", "make", "message"),
-    [
-        (FlowPlot(), NoSpan, "Expected a module with a CNF of one or two dimensions as `flow`"),
-        (FlowPlot(), ThreeDimensional, "as `flow`, but got ThreeDimensional. Leave FlowPlot"),
-        (EndTimeSweep(0.5), NoSpan, "Expected a module with a method `evaluate(batch)`"),
-        (EndTimeSweep(0.5), NoSpanButEvaluate, "Expected a model with a SpanHorizon, but NoSpan"),
-        (EndTimeSweep(1.0), make_cnf, "Expected an offset that keeps the end time apart from t0"),
-    ],
-)
-@pytest.mark.parametrize("stage", ["fit", "test"])
-def test_wrong_models_are_refused_before_the_first_batch(tmp_path, callback, make, message, stage):
-    if isinstance(callback, EndTimeSweep):
-        callback = EndTimeSweep(callback.b, split="train" if stage == "fit" else "test")
-    batches = CountBatches()
-    trainer = make_trainer(tmp_path, batches, callback, num_sanity_val_steps=0)
-    run = trainer.fit if stage == "fit" else trainer.test
-    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
-        run(make(), toy_data())
-    assert batches.n == 0
-    assert plots(tmp_path) == []
-
-
-def test_wrong_model_is_refused_in_validate(tmp_path):
-    trainer = make_trainer(tmp_path, FlowPlot())
-    with pytest.raises(TypeError, match="Expected a module with a CNF"):
-        trainer.validate(NoSpan(), toy_data(), verbose=False)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: FlowPlot(every_n_checks=0), "Expected `every_n_checks` >= 1, but got 0"),
-        (
-            lambda: EndTimeSweep(0.0),
-            "Expected b > 0, n_points >= 2, n_batches >= 1 and max_nfe >= 1",
-        ),
-        (lambda: EndTimeSweep(0.5, max_nfe=0), "max_nfe = 0"),
-        (lambda: EndTimeSweep(float("nan")), "but got b = nan"),
-        (lambda: EndTimeSweep(0.5, n_points=1), "n_points = 1"),
-        (lambda: EndTimeSweep(0.5, n_batches=0), "n_batches = 0"),
-        (lambda: EndTimeSweep(0.5, split="vla"), "Did you mean 'val'?"),
-    ],
-)
-def test_bad_arguments_raise(make, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make()

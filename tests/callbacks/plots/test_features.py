@@ -1,5 +1,3 @@
-import re
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +8,7 @@ from steer_lightning.callbacks.plots.figures import principal_components
 from steer_lightning.modules import ClassifierModule, RegressionModule
 from steer_lightning.nn import Augmented, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
-from tests.callbacks.plots.drawing import images, make_cnf, make_trainer, plots, toy_data
+from tests.callbacks.plots.drawing import images, make_trainer, plots
 
 
 @pytest.fixture(autouse=True)
@@ -97,39 +95,3 @@ def test_principal_components_by_hand():
     torch.testing.assert_close(
         principal_components(line, line), torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     )
-
-
-def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
-    def train(*callbacks):
-        torch.manual_seed(0)
-        module, data = make_classifier(), loader()
-        make_trainer(tmp_path, *callbacks, logger=False).fit(module, data, data)
-        return module.state_dict(), torch.get_rng_state()
-
-    plain, drawn = train(), train(FeaturePlot(b=0.5))
-    assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
-    assert torch.equal(plain[1], drawn[1])
-
-
-def test_a_module_without_trajectories_is_refused(tmp_path):
-    trainer = make_trainer(tmp_path, FeaturePlot())
-    with pytest.raises(TypeError, match=r"a method `trajectories\(x, t_eval\)` .* got CNFModule"):
-        trainer.fit(make_cnf(), toy_data())
-    no_span = ClassifierModule(nn.Identity(), nn.Linear(3, 3), num_classes=3)
-    with pytest.raises(TypeError, match="and a block with a span, but got ClassifierModule"):
-        trainer.test(no_span, loader(), verbose=False)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"b": -0.1}, "Expected b >= 0, n_samples >= 3 and n_times >= 2, but got b = -0.1"),
-        ({"b": float("nan")}, "but got b = nan"),
-        ({"n_samples": 2}, "n_samples = 2"),
-        ({"n_times": 1}, "n_times = 1"),
-        ({"every_n_checks": 0}, "Expected `every_n_checks` >= 1, but got 0"),
-    ],
-)
-def test_bad_arguments_raise(arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        FeaturePlot(**arguments)

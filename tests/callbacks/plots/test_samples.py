@@ -1,23 +1,19 @@
-import re
-
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
-from pytorch_lightning import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datamodules import ToyDensityDataModule
 from steer_lightning.callbacks import SampleGrid, SampleWriter
 from steer_lightning.callbacks.plots import samples
 from steer_lightning.callbacks.plots.figures import plot_images
 from steer_lightning.modules import CNFModule, ImageFlowModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.solvers import FixedGridSolver
-from tests.callbacks.plots.drawing import CountBatches, images, make_trainer, plots
+from tests.callbacks.plots.drawing import images, make_trainer, plots
 from tests.helpers.models import image_flow, lively
 
 
@@ -105,19 +101,6 @@ def test_plots_of_a_run(tmp_path):
     assert images(tmp_path) == {"samples_val": [4, 8], "samples_test": [10]}
 
 
-def test_drawing_changes_neither_weights_nor_random_state(tmp_path):
-    def train(*callbacks):
-        torch.manual_seed(0)
-        module = make_module()
-        trainer = make_trainer(tmp_path, *callbacks, max_epochs=2, logger=False)
-        trainer.fit(module, DataLoader(grey_images(), batch_size=4, shuffle=True), loader())
-        return module.state_dict(), torch.get_rng_state()
-
-    plain, drawn = train(), train(SampleGrid(1, [1.0]))
-    assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
-    assert torch.equal(plain[1], drawn[1])
-
-
 def test_plot_shows_every_image_and_label():
     greys = torch.tensor([0.2, 0.4, 0.8])[:, None, None, None].expand(3, 1, 4, 4)
     red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 4, 4)
@@ -128,52 +111,6 @@ def test_plot_shows_every_image_and_label():
     for colour in ((51, 51, 51), (102, 102, 102), (204, 204, 204), (255, 0, 0)):
         assert (pixels == colour).all(-1).sum() > 1000
     assert {"three", "one"} <= {text.get_text() for text in figure.findobj(Text)}
-
-
-class Bare(LightningModule):
-    """A module without a flow."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(2, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch[0]).mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    test_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-@pytest.mark.parametrize(("make", "name"), [(make_points, "CNFModule"), (Bare, "Bare")])
-@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-def test_a_module_without_a_flow_of_images_is_refused(tmp_path, make, name, stage):
-    batches = CountBatches()
-    trainer = make_trainer(tmp_path, batches, SampleGrid(), num_sanity_val_steps=0)
-    message = rf"flow of images \(C, H, W\) as `flow`, but got {name}\. Leave SampleGrid out"
-    with pytest.raises(TypeError, match=message):
-        getattr(trainer, stage)(make(), ToyDensityDataModule(n_train=8, n_val=8, n_test=8))
-    assert batches.n == 0
-    assert plots(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_samples": 0}, "n_samples >= 1 and temperatures > 0, but got n_samples = 0"),
-        ({"temperatures": []}, "temperatures = ()"),
-        ({"temperatures": [1.0, 0.0]}, "temperatures = (1.0, 0.0)"),
-        ({"temperatures": [-1.0]}, "temperatures = (-1.0,)"),
-        ({"every_n_checks": 0}, "Expected `every_n_checks` >= 1, but got 0"),
-    ],
-)
-def test_bad_arguments_raise(settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        SampleGrid(**settings)
 
 
 def test_writer_writes_each_batch(tmp_path):

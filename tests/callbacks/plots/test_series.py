@@ -68,20 +68,6 @@ def test_curves_and_points_of_a_figure():
     assert (observed, hidden) == ([[0.0, 0.0], [1.0, 1.0], [4.0, 4.0]], [])
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"n_series": 0}, {"n_points": 1}, {"extend": -0.1}, {"features": []}, {"features": [-1]}],
-)
-def test_arguments_out_of_range_raise(arguments):
-    with pytest.raises(ValueError, match="Expected n_series >= 1, n_points >= 2, extend >= 0"):
-        SeriesPlot(**arguments)
-
-
 def test_a_feature_that_the_data_has_not_raises():
     with pytest.raises(ValueError, match=r"features below 2, which the data has, but got \[2\]"):
         SeriesPlot(features=[2]).draw(Line(), three_series())
-
-
-def test_a_module_that_cannot_predict_raises():
-    with pytest.raises(TypeError, match=r"method `predict_at.*LightningModule has none"):
-        SeriesPlot().check(LightningModule())
