@@ -96,16 +96,6 @@ def test_training_files_are_split_with_their_labels(name, folder):
     assert torch.equal(everything(limited.val_dataloader())[0], parts[1][0])
 
 
-@pytest.mark.parametrize("download", [False, True])
-def test_complete_files_are_neither_written_nor_downloaded(name, folder, monkeypatch, download):
-    monkeypatch.setattr("pooch.retrieve", lambda *_, **__: pytest.fail("Nothing is missing."))
-    before = times(folder)
-    data = module(name, folder, download=download)
-    data.prepare_data()
-    data.setup()
-    assert times(folder) == before
-
-
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
 @pytest.mark.parametrize("place", [0, -1])
 def test_download_repairs_files_in_prepare_data_only(name, folder, monkeypatch, damage, place):
