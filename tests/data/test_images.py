@@ -57,7 +57,7 @@ def training(epoch: int = 0, **arguments) -> tuple[Tensor, Tensor]:
 
 
 def mirrored(images: Tensor, numbers: Tensor) -> Tensor:
-    """Which images are mirrored, after a check that all others are as in the file."""
+    """Flags of the mirrored images, after a check that all others are as in the file."""
     originals = noise(train=True)[numbers].float()
     flags = (images == originals.flip(-1)).flatten(1).all(1)
     assert torch.equal(images[~flags], originals[~flags])

@@ -1,4 +1,4 @@
-"""What the doctor says of data sets."""
+"""Findings of the doctor about data sets."""
 
 import pytest
 

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from datamodules import PhysioNetDataModule, ToyDensityDataModule, files, physionet_records
+from datamodules import PhysioNetDataModule, ToyDensityDataModule, cache, physionet_records
 from datamodules import physionet as physionet_module
 from datamodules.base import TensorData, TensorDataModule
 from steer_lightning import NFEMonitor, SteerCallback, steer
@@ -131,7 +131,7 @@ def prepared() -> dict[str, int]:
         return count
 
     physionet_module.read_records = counted("read", physionet_module.read_records)
-    files.replacing = counted("written", files.replacing)
+    cache.replacing = counted("written", cache.replacing)
     data = PhysioNetDataModule(
         str(FOLDER / "physionet"), str(FOLDER / "cache"), time_bin=1.0, val_size=8, batch_size=4
     )
