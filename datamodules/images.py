@@ -231,7 +231,7 @@ class ImageDataModule(TensorDataModule):
 
     def fetch(self, name: str) -> None:
         """Download a file of :meth:`checksums`; it appears whole and checked, or not at all."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.title} has no download of {name}.")
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -119,13 +119,6 @@ def test_missing_files_raise(folder, step):
         getattr(module(folder), step)()
 
 
-def test_missing_test_file_raises_for_training_too(folder):
-    (folder / "val_data.npz").unlink()
-    for stage in ("fit", "validate", "test", "predict"):
-        with pytest.raises(FileNotFoundError, match=r"the test files .* val_data.npz does not ex"):
-            module(folder).setup(stage)
-
-
 def test_a_folder_of_pickles_is_told_which_download_to_take(folder):
     marker = folder / "marker"
     for path in folder.glob("*.npz"):

@@ -128,6 +128,13 @@ def test_prepare_data_checks_the_files():
     assert data.calls == ["check"]
 
 
+def test_files_without_checksums_have_no_download():
+    data = Noise(download=True)
+    data.prepare_data()
+    with pytest.raises(NotImplementedError, match="Noise has no download of a"):
+        data.fetch("a")
+
+
 def test_one_image_has_no_batch_axis_and_iteration_ends():
     data = Noise(image_size=4).build("val")
     image, label = data[3]

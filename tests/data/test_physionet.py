@@ -160,14 +160,6 @@ def test_a_set_of_one_label_warns(folder):
         module(folder).setup("test")
 
 
-@pytest.mark.parametrize("name", ["set-a.tar.gz", "Outcomes-a.txt"])
-def test_a_missing_file_raises_for_every_stage(folder, name):
-    (folder / "data" / name).unlink()
-    for stage in ("fit", "validate", "test", "predict"):
-        with pytest.raises(FileNotFoundError, match=f"{name}, but it does not exist"):
-            module(folder).setup(stage)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
