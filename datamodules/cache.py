@@ -15,6 +15,7 @@ def cached_tensors(
 ) -> dict[str, Tensor]:
     r"""Read tensors from a file, or make them and write it.
 
+    By hand, as ``torch.load`` compares no checksums.
     The file holds plain tensors and is read so that it can run nothing. One that cannot be read,
     whose checksums are wrong, or that lacks a name, is made again.
 

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.images import ImageDataModule, Pixels
+from steer_lightning.utils.checks import check_choice
 
 Variant = Literal["official", "withdrawn"]
 
@@ -145,11 +146,7 @@ class ImageNet32DataModule(ImageDataModule):
             num_workers=num_workers,
             seed=seed,
         )
-        if variant not in COUNTS:
-            raise ValueError(
-                f"Expected `variant` to be one of {', '.join(map(repr, COUNTS))}, but got "
-                f"{variant!r}. Files of image-net.org are 'official'."
-            )
+        check_choice("variant", variant, COUNTS)
         self.variant = variant
 
     def setup(self, stage: str | None = None) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DistributedSampler
 from torchvision.datasets.utils import calculate_md5
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
+from steer_lightning.utils.checks import check_choice
 
 Pixels = Literal["unit", "uint8"]
 REPLACE = (
@@ -204,11 +205,7 @@ class ImageDataModule(TensorDataModule):
                 f"Expected `image_size` to be a divisor of {side}, but got {image_size}. "
                 f"Choose one of {', '.join(divisors)}."
             )
-        if pixels not in ("unit", "uint8"):
-            raise ValueError(
-                f"Expected `pixels` to be 'unit' or 'uint8', but got {pixels!r}. Choose 'unit' "
-                "for classifiers and 'uint8' for flows on dequantised images."
-            )
+        check_choice("pixels", pixels, ("unit", "uint8"))
         self.data_dir = f"data/{self.folder_name}" if data_dir is None else data_dir
         self.val_size = val_size
         self.limit_train = limit_train
@@ -234,7 +231,7 @@ class ImageDataModule(TensorDataModule):
 
     def fetch(self, name: str) -> None:
         """Download a file of :meth:`checksums`; it appears whole and checked, or not at all."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.title} has no download of {name}.")
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from datamodules.activity_recordings import N_ROWS, find_file, merge_rows, read_rows
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.imagenet32 import ImageNet32DataModule
+from datamodules.images import ImageDataModule
 from datamodules.mnist import MNISTDataModule
 from datamodules.physionet_records import N_RECORDS, find_records, read_records
 from datamodules.svhn import SVHNDataModule
@@ -39,19 +40,12 @@ def check_data(data_dir: Path) -> Iterator[Finding]:
             yield Finding(name, state, f"{folder}: {sentence}")
 
 
-def _mnist(folder: Path) -> tuple[State, str]:
-    MNISTDataModule(str(folder)).check_files()
-    return "ok", "four files, with the checksums of MNIST where they are as long"
+def _images(cls: type[ImageDataModule], sentence: str) -> Check:
+    def check(folder: Path) -> tuple[State, str]:
+        cls(str(folder)).check_files()
+        return "ok", sentence
 
-
-def _cifar10(folder: Path) -> tuple[State, str]:
-    CIFAR10DataModule(str(folder)).check_files()
-    return "ok", "all files, with their published checksums"
-
-
-def _svhn(folder: Path) -> tuple[State, str]:
-    SVHNDataModule(str(folder)).check_files()
-    return "ok", "both files, with their published checksums"
+    return check
 
 
 def _imagenet32(folder: Path) -> tuple[State, str]:
@@ -82,9 +76,11 @@ def _activity(folder: Path) -> tuple[State, str]:
 
 
 CHECKS: dict[str, Check] = {
-    "mnist": _mnist,
-    "cifar10": _cifar10,
-    "svhn": _svhn,
+    "mnist": _images(
+        MNISTDataModule, "four files, with the checksums of MNIST where they are as long"
+    ),
+    "cifar10": _images(CIFAR10DataModule, "all files, with their published checksums"),
+    "svhn": _images(SVHNDataModule, "both files, with their published checksums"),
     "imagenet32": _imagenet32,
     "physionet2012": _physionet,
     "person_activity": _activity,

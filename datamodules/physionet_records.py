@@ -72,7 +72,7 @@ def fingerprint(records: Path, outcomes: Path) -> str:
 
 
 def read_archive(path: Path) -> dict[int, bytes]:
-    r"""Read ``set-a.tar.gz`` in memory; nothing is extracted.
+    r"""Read ``set-a.tar.gz`` in memory; by hand, as pooch would extract it by the names inside.
 
     Every member has to be the folder ``set-a`` or a file ``set-a/<RecordID>.txt``: a name that
     leads elsewhere, a link or a device is refused.

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
+from steer_lightning.utils.checks import check_choice
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -131,11 +132,7 @@ class StiffODEDataModule(TensorDataModule):
                 f"interval={interval} and t_end={t_end}. Shorten `interval` or raise `t_end`."
             )
         check_at_least("n_starts", n_starts, minimum=1)
-        if start_times not in ("uniform", "log_uniform"):
-            raise ValueError(
-                "Expected `start_times` to be 'uniform' or 'log_uniform', but got "
-                f"{start_times!r}. Choose one of the two."
-            )
+        check_choice("start_times", start_times, ("uniform", "log_uniform"))
         self.first_log_start = 0.01 / r
         if start_times == "log_uniform" and self.first_log_start >= t_end - interval:
             raise ValueError(
@@ -149,11 +146,7 @@ class StiffODEDataModule(TensorDataModule):
                 "Set it to the end of the test trajectory."
             )
         check_at_least("n_test", n_test, minimum=2)
-        if dtype not in _DTYPES:
-            raise ValueError(
-                f"Expected `dtype` to be 'float32' or 'float64', but got {dtype!r}. "
-                "Choose one of the two."
-            )
+        check_choice("dtype", dtype, _DTYPES)
         self.r = r
         self.t_end = t_end
         self.interval = interval

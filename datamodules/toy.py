@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
 from datamodules.toy_densities import KnownDensity, get_density
+from steer_lightning.utils.checks import check_choice
 
 
 class ToyDensityDataModule(TensorDataModule):
@@ -65,11 +66,7 @@ class ToyDensityDataModule(TensorDataModule):
         check_at_least("n_train", n_train, minimum=1)
         check_at_least("n_val", n_val, minimum=1)
         check_at_least("n_test", n_test, minimum=1)
-        if test_points not in ("samples", "quadrature"):
-            raise ValueError(
-                "Expected `test_points` to be 'samples' or 'quadrature', but got "
-                f"{test_points!r}. Choose one of the two."
-            )
+        check_choice("test_points", test_points, ("samples", "quadrature"))
         self.density = get_density(name)
         if test_points == "quadrature" and not (
             isinstance(self.density, KnownDensity) and self.density.dim == 1

@@ -1,15 +1,14 @@
 """One- and two-dimensional densities to fit flows to, at a scale of about [-4, 4]."""
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from datamodules.base import check_at_least
+from steer_lightning.utils.checks import check_choice
 
 TWO_PI = 2.0 * math.pi
 
@@ -20,8 +19,6 @@ class Density(ABC):
     Args:
         dim: Number of features ``D``.
     """
-
-    has_log_prob: ClassVar[bool] = False
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -46,8 +43,6 @@ class KnownDensity(Density):
         dim: Number of features ``D``.
         support: An interval that holds all of the mass (to double precision) along every axis.
     """
-
-    has_log_prob: ClassVar[bool] = True
 
     def __init__(self, dim: int, support: tuple[float, float]) -> None:
         super().__init__(dim)
@@ -94,26 +89,6 @@ class KnownDensity(Density):
         width = (high - low) / n
         nodes = low + width * (torch.arange(n, dtype=torch.float64).unsqueeze(-1) + 0.5)
         return nodes, self.log_prob(nodes).exp() * width
-
-    def entropy(self, n: int = 10_000) -> float:
-        r"""Integrate the differential entropy of a one-dimensional density, in nats.
-
-        .. math:: H = -\int p(x) \log p(x)\, dx
-
-        Args:
-            n: Number of quadrature nodes.
-
-        Raises:
-            ValueError: If the density is not one-dimensional or ``n`` is smaller than 1.
-
-        Example:
-            >>> round(get_density("mixture1d").entropy(), 3)
-            2.281
-        """
-        nodes, probabilities = self.quadrature(n)
-        log_p = self.log_prob(nodes)
-        # A node of no probability adds nothing, also where log p is minus infinity.
-        return -float((probabilities * log_p)[probabilities > 0].sum())
 
 
 class MixtureDensity(KnownDensity):
@@ -286,11 +261,5 @@ def get_density(name: str) -> Density:
         >>> get_density("8gaussians").dim
         2
     """
-    if name not in DENSITIES:
-        near = difflib.get_close_matches(name, DENSITIES, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(
-            f"Expected the name of a density, but got {name!r}. {hint}"
-            f"Choose one of {', '.join(DENSITIES)}."
-        )
+    check_choice("density", name, DENSITIES)
     return DENSITIES[name]()

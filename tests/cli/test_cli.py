@@ -106,7 +106,7 @@ def test_help_of_commands(command, capsys):
         ("--model.help=ImageFlowModule", ["--model.test_draws", "at least two"]),
         ("--model.help=ClassifierModule", ["--model.num_classes", "Number of classes."]),
         ("--model.help=StiffODEModule", ["--model.time_input", "the time since its start"]),
-        ("--data.help=MNISTDataModule", ["--data.image_size", "a divisor of 28"]),
+        ("--data.help=MNISTDataModule", ["--data.image_size", "a divisor of the files' own"]),
         ("--trainer.callbacks.help=SteerCallback", ["--trainer.callbacks.b", "Half-width"]),
         ("--trainer.callbacks.help=EndTimeSweep", ["--trainer.callbacks.n_points"]),
         ("--trainer.callbacks.help=FeaturePlot", ["--trainer.callbacks.n_samples"]),

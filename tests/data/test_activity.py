@@ -125,14 +125,6 @@ def test_a_missing_file_is_downloaded_in_prepare_data_only(tmp_path, monkeypatch
     module(tmp_path).setup()
 
 
-def test_what_is_there_is_not_downloaded(folder):
-    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]}
-    data = module(folder, download=True)
-    data.prepare_data()
-    data.setup()
-    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]} == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

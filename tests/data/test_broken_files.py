@@ -5,6 +5,8 @@ to other valid text, such as one digit for another or the loss of whole lines at
 """
 
 import pickle
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.helpers.http_server import serving
 from tests.helpers.threats import threat
 
 MARKER = "marker"
+STAGES = ("fit", "validate", "test", "predict")
 
 
 def flipped(content: bytes) -> bytes:
@@ -59,6 +62,26 @@ def test_a_damaged_file_is_named_with_a_remedy(tmp_path, monkeypatch, name, file
     remedies = ("--data.download true", "--data.data_dir", "Get the file", "Unpack or download")
     assert any(remedy in str(caught.value) for remedy in remedies), caught.value
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_a_missing_file_is_named_for_every_stage(tmp_path, monkeypatch, name):
+    data_set, folder = DATA_SETS[name], tmp_path / "data"
+    for file in data_set.files:
+        data_set.write(monkeypatch, folder)
+        path = folder / file
+        path.unlink()
+        # One record of many is missed by count.
+        error, what = (
+            (ValueError, "40 records in .*set-a, but got 39")
+            if path.parent.name == "set-a"
+            else (FileNotFoundError, rf"{path.name},? .*(does|do) not exist")
+        )
+        steps = [partial(data_set.build(folder, tmp_path / "cache").setup, s) for s in STAGES]
+        for step in (data_set.build(folder, tmp_path / "cache").prepare_data, *steps):
+            with pytest.raises(error, match=what):
+                step()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("file", TEXT)

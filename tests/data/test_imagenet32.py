@@ -32,18 +32,6 @@ def everything(loader) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def test_batches(folder):
-    data = module(folder, horizontal_flip=True, pixels="unit")
-    data.prepare_data()
-    data.setup()
-    images, labels = next(iter(data.train_dataloader()))
-    assert (images.shape, labels.shape) == ((8, 3, 32, 32), (8,))
-    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-    assert (data.image_shape, data.num_classes) == ((3, 32, 32), 1000)
-    _, labels = everything(data.test_dataloader())
-    assert labels.tolist() == [999 - number for number in range(128, 140)]
-
-
 def test_pixels_are_channels_first(folder):
     images, _ = module(folder).read(train=True)
     first = np.load(folder / "train_data_batch_1.npz")["data"][0]
@@ -114,7 +102,7 @@ def test_a_count_of_no_variant_raises(tmp_path, monkeypatch, part, n_train, n_te
 def test_variant_must_be_given_and_known(tmp_path):
     with pytest.raises(TypeError, match="variant"):
         ImageNet32DataModule(data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="one of 'official', 'withdrawn', but got 'old'"):
+    with pytest.raises(ValueError, match=r"one of .'official', 'withdrawn'., but got 'old'"):
         module(tmp_path, "old")
 
 
@@ -129,13 +117,6 @@ def test_missing_files_raise(folder, step):
     )
     with pytest.raises(FileNotFoundError, match=message):
         getattr(module(folder), step)()
-
-
-def test_missing_test_file_raises_for_training_too(folder):
-    (folder / "val_data.npz").unlink()
-    for stage in ("fit", "validate", "test", "predict"):
-        with pytest.raises(FileNotFoundError, match=r"the test files .* val_data.npz does not ex"):
-            module(folder).setup(stage)
 
 
 def test_a_folder_of_pickles_is_told_which_download_to_take(folder):

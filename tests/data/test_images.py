@@ -57,7 +57,7 @@ def training(epoch: int = 0, **arguments) -> tuple[Tensor, Tensor]:
 
 
 def mirrored(images: Tensor, numbers: Tensor) -> Tensor:
-    """Which images are mirrored, after a check that all others are as in the file."""
+    """Flags of the mirrored images, after a check that all others are as in the file."""
     originals = noise(train=True)[numbers].float()
     flags = (images == originals.flip(-1)).flatten(1).all(1)
     assert torch.equal(images[~flags], originals[~flags])
@@ -126,6 +126,13 @@ def test_prepare_data_checks_the_files():
     data = Noise()
     data.prepare_data()
     assert data.calls == ["check"]
+
+
+def test_files_without_checksums_have_no_download():
+    data = Noise(download=True)
+    data.prepare_data()
+    with pytest.raises(NotImplementedError, match="Noise has no download of a"):
+        data.fetch("a")
 
 
 def test_one_image_has_no_batch_axis_and_iteration_ends():
@@ -264,7 +271,7 @@ def test_workers_and_a_resume_change_nothing(tmp_path):
         ({"limit_train": 0}, "Expected `limit_train` to be at least 1, but got 0"),
         ({"image_size": 3}, "a divisor of 8, but got 3. Choose one of 8, 4, 2, 1"),
         ({"image_size": 0}, "a divisor of 8, but got 0"),
-        ({"pixels": "byte"}, "Expected `pixels` to be 'unit' or 'uint8', but got 'byte'. Choose"),
+        ({"pixels": "byte"}, "Expected `pixels` to be one of .*, but got 'byte'"),
         ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the doctor says of data sets."""
+"""Findings of the doctor about data sets."""
 
 import pytest
 
@@ -35,6 +35,13 @@ def test_whole_data_sets(tmp_path, monkeypatch):
     assert found.keys() == intact.CHECKS.keys()
     assert {finding.state for finding in found.values()} == {"ok"}
     assert "600 readable rows" in found["person_activity"].sentence
+
+
+def test_the_variant_of_imagenet_is_found_by_count(tmp_path, monkeypatch):
+    write_imagenet32(tmp_path / "imagenet32")
+    accept_imagenet32(monkeypatch, n_train=41, n_test=13)
+    found = by_name(intact.check_data(tmp_path))["imagenet32"]
+    assert (found.state, found.sentence[-21:]) == ("ok", "the variant 'withdrawn'"[-21:])
 
 
 def test_data_sets_that_are_not_there_are_noted(tmp_path):

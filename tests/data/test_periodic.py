@@ -14,7 +14,7 @@ def everything(**arguments) -> SeriesBatch:
 
 
 def residual(series: SeriesBatch, with_trend: bool) -> torch.Tensor:
-    """What the best offset and frequency of each trajectory leave, shape (N, T)."""
+    """Rest of each trajectory after the best offset and frequency, shape (N, T)."""
     t, y = series.times.double(), series.values.squeeze(-1).double()
     if with_trend:
         y = y - t

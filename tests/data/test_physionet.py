@@ -1,4 +1,3 @@
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -111,44 +110,6 @@ def test_the_cache_is_keyed_by_bin_width_and_content(folder):
     assert len(cached(folder)) == 4
 
 
-def test_a_corrupt_cache_is_made_again(folder):
-    first = module(folder).load()[0]
-    (path,) = cached(folder)
-    path.write_bytes(path.read_bytes()[:1000])
-    again = module(folder).load()[0]
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert cached(folder) == [path]
-
-
-def test_two_processes_prepare_at_once(folder, monkeypatch):
-    context = get_context("fork")
-    barrier, read_records = context.Barrier(2), physionet.read_records
-
-    def read_together(*arguments):
-        barrier.wait(timeout=20)
-        return read_records(*arguments)
-
-    monkeypatch.setattr(physionet, "read_records", read_together)
-    processes = [context.Process(target=module(folder).prepare_data) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert len(cached(folder)) == 1
-    module(folder).setup()
-
-
-@pytest.mark.parametrize("download", [False, True])
-def test_the_data_folder_is_not_written_to(folder, monkeypatch, download):
-    monkeypatch.setattr(physionet, "download", lambda *_: pytest.fail("Nothing is missing."))
-    before = content(folder / "data")
-    data = module(folder, download=download)
-    data.prepare_data()
-    data.setup()
-    assert content(folder / "data") == before
-
-
 @pytest.mark.parametrize("form", ["archive", "folder"])
 def test_missing_files_are_downloaded_in_prepare_data_only(folder, monkeypatch, form):
     target, source = folder / "new", tiny_records(40)
@@ -170,15 +131,6 @@ def test_missing_files_are_downloaded_in_prepare_data_only(folder, monkeypatch, 
     names = {"archive": {"set-a.tar.gz"}, "folder": {"set-a"}}[form]
     assert {path.name for path in (target / "data").iterdir()} == names | {"Outcomes-a.txt"}
     module(target).setup()
-
-
-def test_a_broken_download_is_not_kept(folder, monkeypatch):
-    contents = {"set-a.tar.gz": archive_bytes(tiny_records(40))[:-100]}
-    with serving(contents) as address:
-        monkeypatch.setattr(physionet, "URL", address)
-        with pytest.raises(ValueError, match="to be a complete gzipped tar archive, but got"):
-            module(folder / "new", download=True).prepare_data()
-    assert not list((folder / "new" / "data").iterdir())
 
 
 def test_the_official_address():
@@ -206,14 +158,6 @@ def test_a_set_of_one_label_warns(folder):
     message = "Expected both labels in the test set, but all 8 are 1: the area under the curve"
     with pytest.warns(UserWarning, match=message):
         module(folder).setup("test")
-
-
-@pytest.mark.parametrize("name", ["set-a.tar.gz", "Outcomes-a.txt"])
-def test_a_missing_file_raises_for_every_stage(folder, name):
-    (folder / "data" / name).unlink()
-    for stage in ("fit", "validate", "test", "predict"):
-        with pytest.raises(FileNotFoundError, match=f"{name}, but it does not exist"):
-            module(folder).setup(stage)
 
 
 @pytest.mark.parametrize(
