@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback
 
 import cli
 from datamodules import ToyDensityDataModule
@@ -197,6 +198,62 @@ def test_plots_show_all_end_times_that_steer_trains(b, expected):
     main = build(f"--steer.b={b}", trainer={"callbacks": callbacks})
     shown = [c.b for c in main.trainer.callbacks if isinstance(c, EndTimeSweep | FeaturePlot)]
     assert tuple(shown) == expected
+
+
+class RecordRates(Callback):
+    """The learning rate of every step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+WARM_UP = [
+    "--model.lr_scheduler=LinearLR",
+    "--model.lr_scheduler.start_factor=0.25",
+    "--model.lr_scheduler.total_iters=2",
+    "--model.lr_interval=step",
+]
+SGD = ["--optimizer=SGD", "--optimizer.lr=0.1"]
+STEP = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "factors"),
+    [
+        (["--model.optimizer=SGD", "--model.optimizer.lr=0.1", *WARM_UP], [0.25, 0.625, 1, 1]),
+        ([*SGD, *WARM_UP], [0.25, 0.625, 1, 1]),  # another optimiser keeps the schedule
+        ([*SGD, *WARM_UP, *STEP], [1, 1, 0.1, 0.1]),  # Lightning's own count epochs
+    ],
+)
+def test_optimizer_and_schedule(arguments, factors):
+    arguments = [*arguments, f"--trainer.callbacks+={__name__}.RecordRates"]
+    main = cli.main(["fit", "--config", write(toy_config()), *arguments, *QUIET])
+    (optimizer,) = main.trainer.optimizers
+    assert isinstance(optimizer, torch.optim.SGD)
+    (record,) = [c for c in main.trainer.callbacks if isinstance(c, RecordRates)]
+    assert record.rates == pytest.approx([0.1 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("optimizer", [[], SGD])
+def test_the_learning_rate_finder(optimizer):
+    finder = [
+        "--trainer.callbacks+=LearningRateFinder",
+        "--trainer.callbacks.num_training_steps=24",
+        "--trainer.callbacks.early_stop_threshold=null",
+        f"--trainer.callbacks+={__name__}.RecordRates",
+        "--trainer.max_epochs=1",
+        "--data.n_train=208",
+    ]
+    main = cli.main(
+        ["fit", "--config", write(toy_config()), *finder, *optimizer, *WARM_UP, *QUIET]
+    )
+    (record,) = [c for c in main.trainer.callbacks if isinstance(c, RecordRates)]
+    assert main.model.lr is not None
+    rates = [main.model.lr * factor for factor in (0.25, 0.625, 1.0, 1.0)]
+    assert record.rates[:4] == pytest.approx(rates)
 
 
 @pytest.fixture
