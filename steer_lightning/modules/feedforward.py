@@ -107,6 +107,6 @@ class FeedforwardModule(TaskModule):
         self.check(outputs, targets)
         self.update_metric(stage, "loss", self.scores(outputs, targets)["loss"], len(targets))
         predicted = self.prediction(outputs)
-        for name in self.stage_metrics(stage).keys(keep_base=True):
+        for name in map(str, self.stage_metrics(stage).keys(keep_base=True)):
             if name != "loss":
                 self.update_metric(stage, name, predicted, targets, prog_bar=True)

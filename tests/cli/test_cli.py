@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pytorch_lightning import Callback
 
 import cli
 from datamodules import ToyDensityDataModule
@@ -15,6 +14,7 @@ from steer_lightning.modules import CNFModule
 from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
 from tests.cli.running import QUIET, refuse
 from tests.helpers.mnist_files import write_mnist
+from tests.modules.test_common import RecordRates
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -200,16 +200,6 @@ def test_plots_show_all_end_times_that_steer_trains(b, expected):
     assert tuple(shown) == expected
 
 
-class RecordRates(Callback):
-    """The learning rate of every step."""
-
-    def __init__(self):
-        self.rates = []
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.rates.append(optimizer.param_groups[0]["lr"])
-
-
 WARM_UP = [
     "--model.lr_scheduler=LinearLR",
     "--model.lr_scheduler.start_factor=0.25",
@@ -229,7 +219,7 @@ STEP = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
     ],
 )
 def test_optimizer_and_schedule(arguments, factors):
-    arguments = [*arguments, f"--trainer.callbacks+={__name__}.RecordRates"]
+    arguments = [*arguments, "--trainer.callbacks+=tests.modules.test_common.RecordRates"]
     main = cli.main(["fit", "--config", write(toy_config()), *arguments, *QUIET])
     (optimizer,) = main.trainer.optimizers
     assert isinstance(optimizer, torch.optim.SGD)
@@ -243,7 +233,7 @@ def test_the_learning_rate_finder(optimizer):
         "--trainer.callbacks+=LearningRateFinder",
         "--trainer.callbacks.num_training_steps=24",
         "--trainer.callbacks.early_stop_threshold=null",
-        f"--trainer.callbacks+={__name__}.RecordRates",
+        "--trainer.callbacks+=tests.modules.test_common.RecordRates",
         "--trainer.max_epochs=1",
         "--data.n_train=208",
     ]
