@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torch.optim import Optimizer
 
 # Imported so that short class names resolve on the command line.
 import datamodules  # noqa: F401
@@ -18,6 +19,7 @@ import steer_lightning.callbacks.plots.samples
 import steer_lightning.modules  # noqa: F401
 from steer_lightning.callbacks import LastCheckpoint, SteerCallback
 from steer_lightning.guard import SolverGuard
+from steer_lightning.modules.base import TaskModule
 
 
 class SteerCLI(LightningCLI):
@@ -44,6 +46,15 @@ class SteerCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Let config and command line hold; Lightning lets a checkpoint overrule them."""
+
+    @staticmethod
+    def configure_optimizers(
+        lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None
+    ) -> Any:
+        """``--optimizer`` replaces the optimiser alone: a task keeps its schedule."""
+        if lr_scheduler is None and isinstance(lightning_module, TaskModule):
+            return lightning_module.with_schedule(optimizer)
+        return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
 
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]

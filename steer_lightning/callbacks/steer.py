@@ -124,7 +124,6 @@ class SteerCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Draw this batch's end times."""
         assert self._steering is not None
         assert self.seed is not None
         self._steering.perturb(seed=self.seed, step=self._step, rank=trainer.global_rank)
@@ -138,7 +137,6 @@ class SteerCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Log what was in force, and put the nominal end times back."""
         assert self._steering is not None
         dropped = isinstance(outputs, Mapping) and "solver_dropped" in outputs
         if not self._verified and not dropped:  # a solve that failed kept others from being tried
@@ -147,41 +145,23 @@ class SteerCallback(Callback):
         pl_module.log_dict(self._steering.in_force(), on_step=True, on_epoch=False)
         self._steering.reset()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A batch that was skipped had no end of its own."""
-        self._reset()
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate at the nominal end times."""
-        self._reset()
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate at the nominal end times."""
-        self._reset()
+        if self._steering is not None:
+            self._steering.reset()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate at the nominal end times."""
-        self._reset()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate at the nominal end times."""
-        self._reset()
+    on_sanity_check_start = on_test_start = on_predict_start = on_validation_start
+    on_train_epoch_end = on_validation_start  # a batch that was skipped had no end of its own
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the model as it was found; Lightning calls no ``teardown`` after this."""
-        self._release()
+        self._release()  # Lightning calls no teardown after this
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the model as it was found."""
         self._release()
 
-    def _reset(self) -> None:
-        if self._steering is not None:
-            self._steering.reset()
-
     def _release(self) -> None:
+        """Leave the model as it was found."""
         if self._steering is not None:
             self._steering.release(detach=True)
             self._steering = None

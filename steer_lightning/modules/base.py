@@ -1,16 +1,17 @@
-"""What all tasks share: plain hyperparameters, optimisers from factories."""
+"""Base classes of the tasks: optimiser, hyperparameters, metrics, random streams."""
 
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
 from steer_lightning.modules.compatibility import check_same_network
@@ -42,21 +43,31 @@ def batch_length(batch: Any) -> int:
 class TaskModule(LightningModule):
     """Base of the tasks.
 
-    Subclasses call :meth:`save_plain_hyperparameters` in ``__init__``, give their metrics of one
-    batch in :meth:`evaluate`, and have the attribute ``optimizer``. Several ranks average their
-    gradients. A loss that is a mean over the samples of a batch is then one over those of all
-    ranks; where it is a mean over something else, see :meth:`loss_weight`.
+    Subclasses pass the arguments of this class on, give the metrics of one batch in
+    :meth:`evaluate` and update those of validation and test in :meth:`evaluation_step`. Several
+    ranks average their gradients. A loss that is a mean over the samples of a batch is then one
+    over those of all ranks; where it is a mean over something else, see :meth:`loss_weight`.
+
+    All arguments of the constructors are saved in checkpoints, as plain values only. Under
+    LightningCLI they are the config, from which ``load_from_checkpoint`` builds the model again.
+    A model built in Python saves its plain arguments; give the objects to
+    ``load_from_checkpoint`` as you gave them to the constructor.
 
     Args:
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the learning-rate schedule from the optimiser.
         lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
 
+    Attributes:
+        lr: Learning rate to use in place of the optimiser's own, as Lightning's learning-rate
+            finder sets it; ``None`` for the optimiser's own.
+
     Raises:
         ValueError: If ``lr_interval`` is unknown.
     """
 
     flops_per_batch = None  # asked for by Lightning's ThroughputMonitor
+    lr: float | None = None
     rank_share: torch.Tensor | None = None
 
     def __init__(
@@ -67,14 +78,23 @@ class TaskModule(LightningModule):
     ) -> None:
         super().__init__()
         check_choice("lr_interval", lr_interval, ("epoch", "step"))
+        self._save_plain_hyperparameters(inspect.currentframe())
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
+        self._configured_lr: float | None = None
         self._loading: Mapping[str, Any] | None = None
 
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
         """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
         raise NotImplementedError
+
+    def evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the metrics of ``"val"`` or ``"test"``."""
+        raise NotImplementedError
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise if a batch does not fit the model; asked of the first one of each epoch."""
 
     def loss_weight(self, batch: Any) -> torch.Tensor | None:
         """What the loss of a batch is divided by, if that is not its number of samples.
@@ -84,8 +104,32 @@ class TaskModule(LightningModule):
         """
         return None
 
+    def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
+        """Hold metrics for validation and test, to be updated by :meth:`update_metric`."""
+        collection = MetricCollection(dict(metrics), compute_groups=False)
+        self.metrics = nn.ModuleDict(
+            {stage: collection.clone(prefix=f"{stage}/") for stage in ("val", "test")}
+        )
+
+    def stage_metrics(self, stage: str) -> MetricCollection:
+        """The metrics of ``"val"`` or ``"test"``."""
+        return cast(MetricCollection, self.metrics[stage])
+
+    def update_metric(self, stage: str, name: str, *values: Any, **log: Any) -> None:
+        """Update a metric of validation or test, and log it."""
+        metric = self.stage_metrics(stage)[name]
+        metric.update(*values)
+        self.log(f"{stage}/{name}", metric, **log)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluation_step("val", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluation_step("test", batch, batch_idx)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Compare the batch's weight with that of the other ranks."""
+        if batch_idx == 0:
+            self.check_batch(batch)
         # Here and not in the training step, which may fail on one rank, or run twice.
         self.rank_share = None
         weight = self.loss_weight(batch) if self.trainer.world_size > 1 else None
@@ -95,20 +139,45 @@ class TaskModule(LightningModule):
             assert isinstance(mean, torch.Tensor)
             self.rank_share = weight / mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            self.check_batch(batch)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 0:
+            self.check_batch(batch)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 0:
+            self.check_batch(batch)
+
     def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule if there is one."""
-        optimizer = self._optimizer(self.parameters())
+        return self.with_schedule(self._optimizer(self.parameters()))
+
+    def with_schedule(self, optimizer: Optimizer) -> Any:
+        """Give an optimiser this module's ``lr`` and schedule, in the form Lightning asks for."""
+        self._configured_lr = self.lr
+        if self.lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] = self.lr
         if self._lr_scheduler is None:
             return optimizer
         schedule = {"scheduler": self._lr_scheduler(optimizer), "interval": self._lr_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_fit_start(self) -> None:
+        if self.lr != self._configured_lr:
+            # A learning-rate finder among the callbacks has set `lr`, which schedules that were
+            # made before do not know of.
+            self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
         """What saves the first steps of blocks that remember them, if there are any."""
         return [StepMemories()] if find_step_memories(self) else []
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the gradient, before it is clipped."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
@@ -129,15 +198,7 @@ class TaskModule(LightningModule):
             check_same_network(self, state_dict, checkpoint)
         return super().load_state_dict(state_dict, strict, assign)
 
-    def save_plain_hyperparameters(self) -> None:
-        """Save the constructor's arguments in checkpoints, as plain values only.
-
-        Under LightningCLI they are the config, from which ``load_from_checkpoint`` builds the
-        model again. A model built in Python saves its plain arguments; give the objects to
-        ``load_from_checkpoint`` as you gave them to the constructor.
-        """
-        frame = inspect.currentframe()
-        frame = frame.f_back if frame is not None else None
+    def _save_plain_hyperparameters(self, frame: FrameType | None) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
             self.save_hyperparameters(frame=frame)
@@ -156,19 +217,12 @@ class StochasticTaskModule(TaskModule):
 
     stream_name = "noise"
 
-    def __init__(
-        self,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
-    ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+    def __init__(self, **optimization: Any) -> None:
+        super().__init__(**optimization)
         self._noise_seed: int | None = None
         self._train_batches = 0
 
     def setup(self, stage: str) -> None:
-        """Agree on the seed of the noise."""
-        super().setup(stage)
         if self._noise_seed is None:
             self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
 
@@ -192,29 +246,10 @@ class StochasticTaskModule(TaskModule):
         return self.noise_stream("train", self._train_batches - 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep where the random streams are."""
-        super().on_save_checkpoint(checkpoint)
         checkpoint["noise"] = {"seed": self._noise_seed, "batches": self._train_batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the random streams."""
         super().on_load_checkpoint(checkpoint)
         noise = checkpoint.get("noise")
         if noise is not None:
             self._noise_seed, self._train_batches = noise["seed"], noise["batches"]
-
-
-class StageMetrics(nn.Module):
-    """One metric for validation and one for test.
-
-    Args:
-        make: Makes a metric.
-    """
-
-    def __init__(self, make: Callable[[], Metric]) -> None:
-        super().__init__()
-        self.val = make()
-        self.test = make()
-
-    def __getitem__(self, stage: str) -> Metric:
-        return {"val": self.val, "test": self.test}[stage]

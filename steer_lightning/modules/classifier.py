@@ -1,16 +1,13 @@
 """Classification with Neural ODEs."""
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
 from steer_lightning.modules.feedforward import FeedforwardModule
 
 
@@ -29,9 +26,8 @@ class ClassifierModule(FeedforwardModule):
         head: Maps flattened features to ``num_classes`` logits.
         num_classes: Number of classes.
         stem: Maps inputs to initial states; the identity if not given.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **optimization: Optimiser and schedule, see
+            :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: At a batch, if the head gives another number of logits than there are
@@ -57,17 +53,16 @@ class ClassifierModule(FeedforwardModule):
         head: nn.Module,
         num_classes: int = 10,
         stem: nn.Module | None = None,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        **optimization: Any,
     ) -> None:
-        metrics: dict[str, Callable[[], Metric]] = {
-            "accuracy": partial(MulticlassAccuracy, num_classes, average="micro"),
-            "calibration_error": partial(MulticlassCalibrationError, num_classes),
-        }
-        super().__init__(block, head, stem, metrics, optimizer, lr_scheduler, lr_interval)
-        self.save_plain_hyperparameters()
+        super().__init__(block, head, stem, **optimization)
         self.num_classes = num_classes
+        self.add_metrics(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "calibration_error": MulticlassCalibrationError(num_classes),
+            }
+        )
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise a ``ValueError`` unless there are logits and a label for each sample."""

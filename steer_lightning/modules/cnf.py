@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from steer_lightning.modules.base import (
-    LRInterval,
-    OptimizerFactory,
-    SchedulerFactory,
-    StageMetrics,
-    StochasticTaskModule,
-    adam,
-)
+from steer_lightning.modules.base import StochasticTaskModule
 from steer_lightning.nn import Flow
 
 
@@ -36,9 +29,8 @@ class CNFModule(StochasticTaskModule):
         kinetic_weight: Weight of the kinetic energy :math:`K`, see
             :class:`~steer_lightning.nn.Transport`.
         jacobian_weight: Weight of the Jacobian's squared norm :math:`J`.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **optimization: Optimiser and schedule, see
+            :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: If a weight is negative.
@@ -62,12 +54,9 @@ class CNFModule(StochasticTaskModule):
         flow: Flow,
         kinetic_weight: float = 0.0,
         jacobian_weight: float = 0.0,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        **optimization: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
-        self.save_plain_hyperparameters()
+        super().__init__(**optimization)
         if min(kinetic_weight, jacobian_weight) < 0:
             raise ValueError(
                 f"Expected weights >= 0, but got kinetic_weight = {kinetic_weight} and "
@@ -75,7 +64,7 @@ class CNFModule(StochasticTaskModule):
             )
         self.flow = flow
         self.weights = {"kinetic": kinetic_weight, "jacobian": jacobian_weight}
-        self.scores = StageMetrics(MeanMetric)
+        self.add_metrics({self.metric: MeanMetric()})
 
     def points(
         self, batch: Any, generator: torch.Generator | None
@@ -102,7 +91,6 @@ class CNFModule(StochasticTaskModule):
         return {"loss": score, self.metric: score}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Score of the batch, plus the weighted regularisers."""
         generator = self.next_training_stream()
         x, weight = self.points(batch, generator)
         regularize = any(self.weights.values())
@@ -119,28 +107,18 @@ class CNFModule(StochasticTaskModule):
         self.log(f"train/{self.metric}", score, prog_bar=True)
         return loss if self.rank_share is None else self.rank_share.to(loss) * loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to the validation score."""
-        self._evaluation_step("val", batch, batch_idx)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to the test score."""
-        self._evaluation_step("test", batch, batch_idx)
-
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Latents and log-densities of the batch."""
         generator = self.noise_stream("predict", batch_idx)
         x, _ = self.points(batch, generator)
         carried = self.flow.transport(x, generator=generator)
         return {"x": x, "z": carried.z, "log_p": carried.log_p}
 
-    def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
+    def evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
         generator = self.noise_stream(stage, batch_idx)
         x, weight = self.points(batch, generator)
         log_p = self.flow.log_prob(x, generator=generator)
-        metric = self.scores[stage]
-        metric.update(self.score(log_p), 1.0 if weight is None else weight)
-        self.log(f"{stage}/{self.metric}", metric, prog_bar=True)
+        values = self.score(log_p), 1.0 if weight is None else weight
+        self.update_metric(stage, self.metric, *values, prog_bar=True)
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -1,21 +1,14 @@
-"""What classification and regression share: an input, a block, a head, a target."""
+"""Base class of classification and regression: an input, a block, a head, a target."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from steer_lightning.horizon import SpanHorizon
-from steer_lightning.modules.base import (
-    LRInterval,
-    OptimizerFactory,
-    SchedulerFactory,
-    StageMetrics,
-    TaskModule,
-    adam,
-)
+from steer_lightning.modules.base import TaskModule
 
 
 class FeedforwardModule(TaskModule):
@@ -29,30 +22,27 @@ class FeedforwardModule(TaskModule):
             :class:`~steer_lightning.nn.Augmented` one, or any other module.
         head: Maps flattened features to outputs.
         stem: Maps inputs to initial states; the identity if not given.
-        metrics: Makes each metric of predictions and targets, by the name it is logged under.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **optimization: Optimiser and schedule, see
+            :class:`~steer_lightning.modules.base.TaskModule`.
     """
 
     def __init__(
         self,
         block: nn.Module,
         head: nn.Module,
-        stem: nn.Module | None,
-        metrics: Mapping[str, Callable[[], Metric]],
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        stem: nn.Module | None = None,
+        **optimization: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+        super().__init__(**optimization)
         self.stem = nn.Identity() if stem is None else stem
         self.block = block
         self.head = head
-        self.metrics = nn.ModuleDict({name: StageMetrics(make) for name, make in metrics.items()})
+
+    def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
+        """Hold metrics of predictions and targets, and the loss."""
         # A metric, because Lightning's own mean over ranks whose batches differ in number is
         # wrong. A loss of NaN stays NaN.
-        self.mean_loss = StageMetrics(lambda: MeanMetric(nan_strategy=math.nan))
+        super().add_metrics({"loss": MeanMetric(nan_strategy=math.nan), **metrics})
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise a ``ValueError`` unless outputs and targets of a batch fit each other."""
@@ -104,31 +94,19 @@ class FeedforwardModule(TaskModule):
         return self.scores(outputs, targets)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Loss of the batch."""
         scores = self.evaluate(batch)
         self.log_dict({f"train/{k}": v for k, v in scores.items()}, prog_bar=True)
         return scores["loss"]
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to loss and metrics of the validation."""
-        self._evaluation_step("val", batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to loss and metrics of the test."""
-        self._evaluation_step("test", batch)
-
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Predictions for the inputs of the batch."""
         return self.prediction(self(batch[0] if isinstance(batch, (tuple, list)) else batch))
 
-    def _evaluation_step(self, stage: str, batch: Any) -> None:
+    def evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
         x, targets = batch
         outputs = self(x)
         self.check(outputs, targets)
-        self.mean_loss[stage].update(self.scores(outputs, targets)["loss"], len(targets))
-        self.log(f"{stage}/loss", self.mean_loss[stage])
+        self.update_metric(stage, "loss", self.scores(outputs, targets)["loss"], len(targets))
         predicted = self.prediction(outputs)
-        for name, metric in self.metrics.items():
-            of_stage = cast(StageMetrics, metric)[stage]
-            of_stage.update(predicted, targets)
-            self.log(f"{stage}/{name}", of_stage, prog_bar=True)
+        for name in map(str, self.stage_metrics(stage).keys(keep_base=True)):
+            if name != "loss":
+                self.update_metric(stage, name, predicted, targets, prog_bar=True)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
 from steer_lightning.modules.cnf import CNFModule
 from steer_lightning.nn import Flow
 from steer_lightning.nn.likelihood import bits_per_dim, dequantize
@@ -30,13 +29,10 @@ class ImageFlowModule(CNFModule):
 
     Args:
         flow: A flow on the unit cube, :class:`~steer_lightning.nn.MultiScaleCNF`.
-        kinetic_weight: Weight of the kinetic energy, in bits per dimension.
-        jacobian_weight: Weight of the Jacobian's squared norm.
         test_draws: Dequantisations of each test image, at least two.
         temperature: Factor on the base's standard deviation in ``predict``.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **regularization: Weights of the regularisers, optimiser and schedule, see
+            :class:`CNFModule`.
 
     Raises:
         ValueError: If the flow is not one of images or ``test_draws < 2``; in the first batch, if
@@ -60,18 +56,11 @@ class ImageFlowModule(CNFModule):
     def __init__(
         self,
         flow: Flow,
-        kinetic_weight: float = 0.0,
-        jacobian_weight: float = 0.0,
         test_draws: int = 3,
         temperature: float = 1.0,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        **regularization: Any,
     ) -> None:
-        super().__init__(
-            flow, kinetic_weight, jacobian_weight, optimizer, lr_scheduler, lr_interval
-        )
-        self.save_plain_hyperparameters()
+        super().__init__(flow, **regularization)
         if len(flow.event_shape) != 3:
             raise ValueError(
                 f"Expected a flow of images (C, H, W), but got one of {flow.event_shape}. "
@@ -99,23 +88,7 @@ class ImageFlowModule(CNFModule):
         """Bits per dimension."""
         return bits_per_dim(log_p, prod(self.flow.event_shape))
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Check the first images of each epoch."""
-        self._check(batch, batch_idx)
-        super().on_train_batch_start(batch, batch_idx)
-
-    def on_validation_batch_start(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Check the first images."""
-        self._check(batch, batch_idx)
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Check the first images."""
-        self._check(batch, batch_idx)
-
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to both conventions."""
         grey = _images(batch)
         center = self.flow.log_prob(
             dequantize(grey, 0.5), generator=self.noise_stream("test center", batch_idx)
@@ -147,9 +120,8 @@ class ImageFlowModule(CNFModule):
     def _draws(self) -> list[MeanMetric]:
         return cast(list[MeanMetric], list(self.draws))
 
-    def _check(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx:
-            return
+    def check_batch(self, batch: Any) -> None:
+        """Raise a ``ValueError`` unless a batch holds grey values."""
         grey = _images(batch)
         low, high = float(grey.min()), float(grey.max())
         if low < 0.0 or high > 255.0 or bool((grey != grey.round()).any()):

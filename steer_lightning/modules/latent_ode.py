@@ -1,9 +1,10 @@
 """Latent ODEs: reconstruct, interpolate and extrapolate irregular series, or classify them."""
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
-from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
+import torch
+from torch import Tensor
+
 from steer_lightning.modules.series import SeriesModule
 from steer_lightning.nn import LatentODE
 from steer_lightning.nn.likelihood import importance_bound, standard_normal_kl
@@ -32,19 +33,12 @@ class LatentODEModule(SeriesModule):
     Args:
         network: The latent ODE.
         n_draws: Draws ``S`` of the latent state, in training and evaluation.
-        noise_std: Standard deviation of the observation noise, in units of the values.
         kl_wait_epochs: Epochs before the divergence counts.
         kl_gamma: Factor by which its weight comes nearer to one in each epoch, in [0, 1).
-        likelihood_weight: Weight of the bound in the loss; zero to classify only, in which
-            case nothing is reconstructed and the readout of values is not trained.
-        classifier: Maps latent states to ``num_classes`` logits; ``None`` if nothing is
-            classified. It reads the state at each time, or the first one of a series, as the
-            labels of the data are.
-        num_classes: Number of classes; with two of them the area under the curve is logged too.
-        classification_weight: Weight of the cross-entropy in the loss.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **series: Noise of the observations, classifier, weights of the bound and of the
+            cross-entropy, optimiser and schedule, see
+            :class:`~steer_lightning.modules.series.SeriesModule`. The classifier reads the latent
+            state at each time, or the first one of a series.
 
     Raises:
         ValueError: If a number is out of range or there is nothing to learn; with the first
@@ -69,29 +63,11 @@ class LatentODEModule(SeriesModule):
         self,
         network: LatentODE,
         n_draws: int = 3,
-        noise_std: float = 0.01,
         kl_wait_epochs: int = 10,
         kl_gamma: float = 0.99,
-        likelihood_weight: float = 1.0,
-        classifier: nn.Module | None = None,
-        num_classes: int = 2,
-        classification_weight: float = 1.0,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        **series: Any,
     ) -> None:
-        super().__init__(
-            network,
-            noise_std,
-            likelihood_weight,
-            classifier,
-            num_classes,
-            classification_weight,
-            optimizer,
-            lr_scheduler,
-            lr_interval,
-        )
-        self.save_plain_hyperparameters()
+        super().__init__(network, **series)
         if n_draws < 1 or kl_wait_epochs < 0 or not 0.0 <= kl_gamma < 1.0:
             raise ValueError(
                 f"Expected n_draws >= 1, kl_wait_epochs >= 0 and kl_gamma in [0, 1), but got "

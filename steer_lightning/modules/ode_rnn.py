@@ -1,9 +1,10 @@
 """ODE-RNNs: predict each observation of an irregular series from those before, or classify it."""
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
-from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
+import torch
+from torch import Tensor
+
 from steer_lightning.modules.series import SeriesModule
 from steer_lightning.nn import ODERNNForecaster
 from steer_lightning.nn.series import SeriesBatch
@@ -23,17 +24,10 @@ class ODERNNModule(SeriesModule):
 
     Args:
         network: The ODE-RNN.
-        noise_std: Standard deviation of the observation noise, in units of the values.
-        likelihood_weight: Weight of the likelihood in the loss; zero to classify only, in which
-            case nothing is predicted and the readout of values is not trained.
-        classifier: Maps states to ``num_classes`` logits; ``None`` if nothing is classified. It
-            reads the state after each time's observation, or the last one of a series, as the
-            labels of the data are.
-        num_classes: Number of classes; with two of them the area under the curve is logged too.
-        classification_weight: Weight of the cross-entropy in the loss.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **series: Noise of the observations, classifier, weights of the likelihood and of the
+            cross-entropy, optimiser and schedule, see
+            :class:`~steer_lightning.modules.series.SeriesModule`. The classifier reads the state
+            after each time's observation, or the last one of a series.
 
     Raises:
         ValueError: If a number is out of range or there is nothing to learn; with the first
@@ -53,30 +47,8 @@ class ODERNNModule(SeriesModule):
 
     network: ODERNNForecaster
 
-    def __init__(
-        self,
-        network: ODERNNForecaster,
-        noise_std: float = 0.01,
-        likelihood_weight: float = 1.0,
-        classifier: nn.Module | None = None,
-        num_classes: int = 2,
-        classification_weight: float = 1.0,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
-    ) -> None:
-        super().__init__(
-            network,
-            noise_std,
-            likelihood_weight,
-            classifier,
-            num_classes,
-            classification_weight,
-            optimizer,
-            lr_scheduler,
-            lr_interval,
-        )
-        self.save_plain_hyperparameters()
+    def __init__(self, network: ODERNNForecaster, **series: Any) -> None:
+        super().__init__(network, **series)
 
     def forecast(self, batch: SeriesBatch, generator: torch.Generator) -> Forecast:
         forecast: Forecast = self.network(batch)

@@ -1,11 +1,12 @@
 """Regression with Neural ODEs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
-from steer_lightning.modules.base import LRInterval, OptimizerFactory, SchedulerFactory, adam
 from steer_lightning.modules.feedforward import FeedforwardModule
 
 
@@ -22,9 +23,8 @@ class RegressionModule(FeedforwardModule):
             :class:`~steer_lightning.nn.Augmented` one, or any other module.
         head: Maps flattened features to predictions.
         stem: Maps inputs to initial states; the identity if not given.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **optimization: Optimiser and schedule, see
+            :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: At a batch, if targets and the head's outputs differ in shape.
@@ -45,13 +45,10 @@ class RegressionModule(FeedforwardModule):
         block: nn.Module,
         head: nn.Module,
         stem: nn.Module | None = None,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        **optimization: Any,
     ) -> None:
-        metrics = {"mse": MeanSquaredError, "mae": MeanAbsoluteError}
-        super().__init__(block, head, stem, metrics, optimizer, lr_scheduler, lr_interval)
-        self.save_plain_hyperparameters()
+        super().__init__(block, head, stem, **optimization)
+        self.add_metrics({"mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise a ``ValueError`` unless there is a target for each output."""

@@ -1,24 +1,16 @@
-"""What the tasks of irregular series share: losses, metrics, checks of a batch."""
+"""Base class of tasks on irregular series: losses, metrics, checks of a batch."""
 
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MeanSquaredError
+from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 from torchmetrics.utilities.data import dim_zero_cat
 
-from steer_lightning.modules.base import (
-    LRInterval,
-    OptimizerFactory,
-    SchedulerFactory,
-    StageMetrics,
-    StochasticTaskModule,
-    adam,
-)
+from steer_lightning.modules.base import StochasticTaskModule
 from steer_lightning.nn.likelihood import masked_gaussian_log_prob
 from steer_lightning.nn.series import SeriesBatch, check_series
 from steer_lightning.nn.series.forecaster import Forecast
@@ -54,9 +46,8 @@ class SeriesModule(StochasticTaskModule):
             reads the state at each time, or that of a series, as the labels of the data are.
         num_classes: Number of classes; with two of them the area under the curve is logged too.
         classification_weight: Weight of the cross-entropy in the loss.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **optimization: Optimiser and schedule, see
+            :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: If a number is out of range or there is nothing to learn; with the first
@@ -73,11 +64,9 @@ class SeriesModule(StochasticTaskModule):
         classifier: nn.Module | None = None,
         num_classes: int = 2,
         classification_weight: float = 1.0,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        **optimization: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+        super().__init__(**optimization)
         if not noise_std > 0 or likelihood_weight < 0 or classification_weight < 0:
             raise ValueError(
                 f"Expected noise_std > 0 and weights >= 0, but got noise_std = {noise_std}, "
@@ -95,16 +84,17 @@ class SeriesModule(StochasticTaskModule):
         self.classifier = classifier
         self.num_classes = num_classes
         self.classification_weight = classification_weight
+        metrics: dict[str, Metric] = {}
         if likelihood_weight > 0:
-            self.terms = nn.ModuleDict({name: StageMetrics(MeanMetric) for name in self.logged})
-            self.mse = StageMetrics(MeanSquaredError)
+            metrics |= {name: MeanMetric() for name in self.logged} | {"mse": MeanSquaredError()}
         elif isinstance(readout := getattr(network, "readout", None), nn.Module):
             readout.requires_grad_(False)  # DDP waits for gradients that never come
         if classifier is not None:
-            self.cross_entropy = StageMetrics(MeanMetric)
-            self.accuracy = StageMetrics(partial(MulticlassAccuracy, num_classes, average="micro"))
+            metrics["cross_entropy"] = MeanMetric()
+            metrics["accuracy"] = MulticlassAccuracy(num_classes, average="micro")
             if num_classes == 2:
-                self.auc = StageMetrics(DefinedAUROC)
+                metrics["auc"] = DefinedAUROC()
+        self.add_metrics(metrics)
 
     def forecast(self, batch: SeriesBatch, generator: torch.Generator) -> Forecast:
         """Predictions of a batch."""
@@ -130,7 +120,6 @@ class SeriesModule(StochasticTaskModule):
         return None if self.classifier is None else (batch.labels >= 0).sum()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Weighted negative likelihood and cross-entropy."""
         forecast = self.forecast(batch, self.next_training_stream())
         metrics = self._metrics(forecast, self.rank_share)
         size = len(batch.times)
@@ -144,16 +133,8 @@ class SeriesModule(StochasticTaskModule):
             loss = loss + sum(p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to the validation metrics."""
-        self._evaluation_step("val", batch, batch_idx)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add to the test metrics."""
-        self._evaluation_step("test", batch, batch_idx)
-
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Predictions at the times asked for: their mean and standard deviation over the draws.
+        """Predict at the times asked for: mean and standard deviation over the draws.
 
         Returns:
             ``times (B, T)`` and ``lengths (B,)``; ``mean`` and ``std``, each ``(B, T, D)``, if
@@ -168,25 +149,6 @@ class SeriesModule(StochasticTaskModule):
         if self.classifier is not None:
             found["probabilities"] = self._logits(forecast).softmax(-1).mean(0)
         return found
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Check the first batch of each epoch."""
-        self._check(batch, batch_idx)
-        super().on_train_batch_start(batch, batch_idx)
-
-    def on_validation_batch_start(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Check the first batch."""
-        self._check(batch, batch_idx)
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Check the first batch."""
-        self._check(batch, batch_idx)
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Check the first batch."""
-        self._check(batch, batch_idx)
 
     def _metrics(self, forecast: Forecast, label_share: Tensor | None = None) -> dict[str, Tensor]:
         loss = forecast.mean.new_zeros(())
@@ -206,27 +168,22 @@ class SeriesModule(StochasticTaskModule):
             found["accuracy"] = right.to(loss.dtype).mean()
         return {"loss": loss, **found}
 
-    def _evaluation_step(self, stage: str, batch: SeriesBatch, batch_idx: int) -> None:
+    def evaluation_step(self, stage: str, batch: SeriesBatch, batch_idx: int) -> None:
         forecast = self.forecast(batch, self.noise_stream(stage, batch_idx))
         if self.likelihood_weight > 0:
             _, terms = self.likelihood(forecast)
-            for name, metrics in self.terms.items():
-                self._update(stage, name, cast(StageMetrics, metrics), terms[name])
-            self._update(stage, "mse", self.mse, *_target_pairs(forecast))
+            for name in self.logged:
+                self.update_metric(stage, name, terms[name])
+            self.update_metric(stage, "mse", *_target_pairs(forecast), prog_bar=True)
         if self.classifier is None:
             return
         logits, labels = self._logits(forecast), forecast.batch.labels
         known = labels >= 0
         p, cross_entropy = logits.softmax(-1).mean(0)[known], _cross_entropy(logits, labels)
-        self._update(stage, "cross_entropy", self.cross_entropy, cross_entropy, known.sum())
-        self._update(stage, "accuracy", self.accuracy, p, labels[known])
+        self.update_metric(stage, "cross_entropy", cross_entropy, known.sum())
+        self.update_metric(stage, "accuracy", p, labels[known], prog_bar=True)
         if self.num_classes == 2:
-            self._update(stage, "auc", self.auc, p[:, 1], labels[known])
-
-    def _update(self, stage: str, name: str, metrics: StageMetrics, *values: Tensor) -> None:
-        metric = metrics[stage]
-        metric.update(*values)
-        self.log(f"{stage}/{name}", metric, prog_bar=name in ("mse", "accuracy", "auc"))
+            self.update_metric(stage, "auc", p[:, 1], labels[known], prog_bar=True)
 
     def _logits(self, forecast: Forecast) -> Tensor:
         """Logits of each draw, shape ``(S, B, C)``, or ``(S, B, T, C)`` if times have labels."""
@@ -235,9 +192,8 @@ class SeriesModule(StochasticTaskModule):
         logits: Tensor = self.classifier(forecast.along if of_times else forecast.whole)
         return logits
 
-    def _check(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx:
-            return
+    def check_batch(self, batch: Any) -> None:
+        """Raise a ``ValueError`` unless a batch keeps its contract and fits the model."""
         check_series(batch)
         n_features = self.network.n_features
         if batch.values.shape[2] != n_features:

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
-from steer_lightning.modules.base import (
-    LRInterval,
-    OptimizerFactory,
-    SchedulerFactory,
-    StageMetrics,
-    TaskModule,
-    adam,
-)
+from steer_lightning.modules.base import TaskModule
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import AdaptiveSolver, Solver
 from steer_lightning.utils.checks import check_choice
@@ -40,9 +33,8 @@ class StiffODEModule(TaskModule):
             ``"released"`` the time since its start, as the code released with the paper does.
         solver: Integrator; dopri5 at ``rtol=1e-7, atol=1e-9`` if not given.
         window: Number of checks in ``val/mse_median``.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
-        lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
+        **optimization: Optimiser and schedule, see
+            :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: If ``time_input`` is unknown or the batch's pieces have another length.
@@ -64,12 +56,9 @@ class StiffODEModule(TaskModule):
         time_input: Literal["absolute", "released"] = "absolute",
         solver: Solver | None = None,
         window: int = 25,
-        optimizer: OptimizerFactory = adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        **optimization: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
-        self.save_plain_hyperparameters()
+        super().__init__(**optimization)
         check_choice("time_input", time_input, ("absolute", "released"))
         if vector_field is None:
             vector_field = MLPField(1, (500, 500), "tanh", init_std=0.1)
@@ -80,8 +69,7 @@ class StiffODEModule(TaskModule):
             AdaptiveSolver("dopri5", rtol=1e-7, atol=1e-9) if solver is None else solver,
             t_span=(0.0, interval),
         )
-        self.mse = StageMetrics(MeanSquaredError)
-        self.mae = StageMetrics(MeanAbsoluteError)
+        self.add_metrics({"mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
         self._minimum = float("inf")
         self._recent: deque[float] = deque(maxlen=window)
 
@@ -109,21 +97,11 @@ class StiffODEModule(TaskModule):
         return {"loss": (predicted - y_end).abs().mean()}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean absolute error of the batch."""
         loss = self.evaluate(batch)["loss"]
         self.log("train/mae", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Roll out, add to ``val/mse``."""
-        self._evaluation_step("val", batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Roll out, add to ``test/mse``."""
-        self._evaluation_step("test", batch)
-
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The trajectory rolled out from its first state."""
         t, y = batch
         states: Tensor = self(y[0], t)
         return states
@@ -132,7 +110,7 @@ class StiffODEModule(TaskModule):
         """Log minimum and median of the checks so far."""
         if self.trainer.sanity_checking:
             return
-        mse = float(self.mse["val"].compute())
+        mse = float(self.stage_metrics("val")["mse"].compute())
         self._minimum = min(self._minimum, mse)
         self._recent.append(mse)
         # Equal on all ranks already: the error is reduced exactly.
@@ -140,22 +118,17 @@ class StiffODEModule(TaskModule):
         self.log("val/mse_median", median(self._recent), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history of checks."""
-        super().on_save_checkpoint(checkpoint)
         checkpoint["mse_checks"] = {"minimum": self._minimum, "recent": list(self._recent)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the history of checks."""
         super().on_load_checkpoint(checkpoint)
         checks = checkpoint.get("mse_checks", {"minimum": float("inf"), "recent": []})
         self._minimum = checks["minimum"]
         self._recent.clear()
         self._recent.extend(checks["recent"])
 
-    def _evaluation_step(self, stage: str, batch: Any) -> None:
+    def evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
         t, y = batch
         predicted = self(y[0], t)
-        self.mse[stage].update(predicted, y)
-        self.mae[stage].update(predicted, y)
-        self.log(f"{stage}/mse", self.mse[stage], prog_bar=True, batch_size=1)
-        self.log(f"{stage}/mae", self.mae[stage], batch_size=1)
+        self.update_metric(stage, "mse", predicted, y, prog_bar=True, batch_size=1)
+        self.update_metric(stage, "mae", predicted, y, batch_size=1)

@@ -14,6 +14,7 @@ from steer_lightning.modules import CNFModule
 from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
 from tests.cli.running import QUIET, refuse
 from tests.helpers.mnist_files import write_mnist
+from tests.modules.test_common import RecordRates
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -197,6 +198,52 @@ def test_plots_show_all_end_times_that_steer_trains(b, expected):
     main = build(f"--steer.b={b}", trainer={"callbacks": callbacks})
     shown = [c.b for c in main.trainer.callbacks if isinstance(c, EndTimeSweep | FeaturePlot)]
     assert tuple(shown) == expected
+
+
+WARM_UP = [
+    "--model.lr_scheduler=LinearLR",
+    "--model.lr_scheduler.start_factor=0.25",
+    "--model.lr_scheduler.total_iters=2",
+    "--model.lr_interval=step",
+]
+SGD = ["--optimizer=SGD", "--optimizer.lr=0.1"]
+STEP = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "factors"),
+    [
+        (["--model.optimizer=SGD", "--model.optimizer.lr=0.1", *WARM_UP], [0.25, 0.625, 1, 1]),
+        ([*SGD, *WARM_UP], [0.25, 0.625, 1, 1]),  # another optimiser keeps the schedule
+        ([*SGD, *WARM_UP, *STEP], [1, 1, 0.1, 0.1]),  # Lightning's own count epochs
+    ],
+)
+def test_optimizer_and_schedule(arguments, factors):
+    arguments = [*arguments, "--trainer.callbacks+=tests.modules.test_common.RecordRates"]
+    main = cli.main(["fit", "--config", write(toy_config()), *arguments, *QUIET])
+    (optimizer,) = main.trainer.optimizers
+    assert isinstance(optimizer, torch.optim.SGD)
+    (record,) = [c for c in main.trainer.callbacks if isinstance(c, RecordRates)]
+    assert record.rates == pytest.approx([0.1 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("optimizer", [[], SGD])
+def test_the_learning_rate_finder(optimizer):
+    finder = [
+        "--trainer.callbacks+=LearningRateFinder",
+        "--trainer.callbacks.num_training_steps=24",
+        "--trainer.callbacks.early_stop_threshold=null",
+        "--trainer.callbacks+=tests.modules.test_common.RecordRates",
+        "--trainer.max_epochs=1",
+        "--data.n_train=208",
+    ]
+    main = cli.main(
+        ["fit", "--config", write(toy_config()), *finder, *optimizer, *WARM_UP, *QUIET]
+    )
+    (record,) = [c for c in main.trainer.callbacks if isinstance(c, RecordRates)]
+    assert main.model.lr is not None
+    rates = [main.model.lr * factor for factor in (0.25, 0.625, 1.0, 1.0)]
+    assert record.rates[:4] == pytest.approx(rates)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import LearningRateFinder
+from pytorch_lightning.tuner import Tuner
 from torch import nn
 
 import cli
@@ -205,6 +207,42 @@ def data_config(case):
             "init_args": {"r": 5.0, "interval": 0.5, "n_starts": 8, "n_test": 5},
         }
     return {"class_path": f"{case.data.__module__}.{case.data.__name__}"}
+
+
+class RecordRates(Callback):
+    """The learning rate of every step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def warming_up():
+    """A flow whose rate of 1e-3 is reached from a quarter of it in two steps."""
+    return CNFModule(
+        CNF(ConcatSquashField(2, (4,)), (2,)),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.25, 1.0, 2),
+        lr_interval="step",
+    )
+
+
+@pytest.mark.parametrize("as_callback", [False, True])
+def test_lightnings_learning_rate_finder(as_callback, tmp_path):
+    module, record = warming_up(), RecordRates()
+    find = {"num_training": 24, "early_stop_threshold": None}
+    finder = LearningRateFinder(num_training_steps=24, early_stop_threshold=None)
+    callbacks = [finder, record] if as_callback else [record]
+    trainer = make_trainer(tmp_path, callbacks=callbacks, max_steps=4)
+    data = CASES["cnf"].data()
+    if not as_callback:
+        Tuner(trainer).lr_find(module, data, **find)
+        record.rates.clear()
+    trainer.fit(module, data)
+    assert module.lr not in (None, 1e-3)
+    factors = [0.25, 0.625, 1.0, 1.0]  # the schedule begins at the rate found
+    assert record.rates == pytest.approx([module.lr * factor for factor in factors])
 
 
 def test_default_optimizer_and_a_schedule():

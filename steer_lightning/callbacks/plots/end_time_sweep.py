@@ -63,23 +63,19 @@ class EndTimeSweep(Callback):
         self.max_nfe = max_nfe
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a wrong model before it is trained."""
         if self.split != "test":
             self._check(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a wrong model."""
         if self.split == "test":
             self._check(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sweep over training or validation batches."""
         if self.split != "test":
             loader = trainer.train_dataloader if self.split == "train" else trainer.val_dataloaders
             self._sweep(trainer, pl_module, loader)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sweep over test batches."""
         if self.split == "test":
             self._sweep(trainer, pl_module, trainer.test_dataloaders)
 
