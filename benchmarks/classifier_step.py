@@ -20,6 +20,7 @@ from benchmarks.timing import (
     convolve_with_time,
     count_evaluation,
     flat_gradient,
+    kept_gigabytes,
     machine,
     relative_difference,
     side_by_side,
@@ -128,20 +129,6 @@ class Step:
         with torch.no_grad():
             return self.loss(), flat_gradient(self.field)
 
-    def kept(self) -> float:
-        """Gigabytes that the forward pass keeps for the backward pass, parameters included."""
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = self.loss()
-        loss.backward()
-        return sum(sizes.values()) / 1e9
-
 
 def make_field(architecture: Architecture, channels_last: bool = True) -> ConvField:
     """The field with the same weights each time."""
@@ -221,7 +208,7 @@ def measure(name: str, compiled: bool, repeats: int) -> str:
             f"{seconds['torchdiffeq, adjoint'] / seconds[case]:.2f}",
             f"{step.stats.nfe_forward}",
             f"{step.stats.nfe_backward}",
-            f"{step.kept():.2f}",
+            f"{kept_gigabytes(step.loss):.2f}",
             f"{apart[case][0]:.1e}",
             f"{apart[case][1]:.1e}",
         ]

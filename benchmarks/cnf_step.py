@@ -8,10 +8,7 @@ twice: without that term, and as a whole with J e in the plain code too.
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +20,7 @@ from benchmarks.timing import (
     best_device,
     convolve_with_time,
     flat_gradient,
+    kept_gigabytes,
     machine,
     relative_difference,
     side_by_side,
@@ -159,49 +157,27 @@ def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Lo
     return Loss(bits.mean(), kinetic.mean(), jacobian.mean())
 
 
-def make_step(
+def make_loss(
     settings: Mapping[str, Any] | None, x: Tensor, autocast: bool = False
-) -> Callable[[], None]:
-    """A forward and backward pass: this library's with settings, or the plain code's."""
+) -> Callable[[], Tensor]:
+    """The loss of this library's code with settings, or of the plain code."""
     flow = make_flow(**(settings or {})).to(x.device)
-    loss = plain_loss if settings is None else own_loss
+    terms = plain_loss if settings is None else own_loss
 
-    def step() -> None:
+    def loss() -> Tensor:
         flow.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-            total = loss(flow, x).total()
-        total.backward()
-        if x.device.type == "cuda":
-            torch.cuda.synchronize()
+            return terms(flow, x).total()
 
-    return step
+    return loss
 
 
-def peak_memory(settings: Mapping[str, Any] | None, x: Tensor, autocast: bool = False) -> float:
-    """Peak gigabytes of a step: allocated on a GPU; on a CPU what a fresh process grows by."""
-    if x.device.type == "cuda":
-        step = make_step(settings, x, autocast)
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() / 1e9
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_growth, settings, len(x)).result()
-
-
-def _growth(settings: Mapping[str, Any] | None, batch_size: int) -> float:
-    step = make_step(settings, make_batch(batch_size))
-    before = _resident("VmRSS")
-    step()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    """Gigabytes resident now (VmRSS) or at most so far (VmHWM), as Linux tells; else NaN."""
-    # Not getrusage: a new process inherits its parent's peak there.
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    kilobytes = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return float(kilobytes[0]) * 1024 / 1e9 if kilobytes else float("nan")
+def step(loss: Callable[[], Tensor]) -> None:
+    """A forward and backward pass."""
+    total = loss()
+    total.backward()
+    if total.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def compare(flow: MultiScaleCNF, x: Tensor) -> dict[str, tuple[float, float]]:
@@ -248,7 +224,8 @@ def run(compiled: bool = True) -> str:
         settings[name] = (own, False)
         if device.type == "cuda":
             settings[f"{name}, bf16"] = (own, True)
-    steps = {name: make_step(own, x, autocast) for name, (own, autocast) in settings.items()}
+    losses = {name: make_loss(own, x, autocast) for name, (own, autocast) in settings.items()}
+    steps = {name: partial(step, loss) for name, loss in losses.items()}
     seconds = side_by_side(steps, repeats=5, warmup=2)
     slowest = next(iter(seconds.values()))
     rows = [
@@ -256,11 +233,11 @@ def run(compiled: bool = True) -> str:
             name,
             f"{seconds[name]:.2f}",
             f"{slowest / seconds[name]:.2f}",
-            "" if name.startswith("compiled") else f"{peak_memory(own, x, autocast):.2f}",
+            "" if name.startswith("compiled") else f"{kept_gigabytes(loss):.2f}",
         ]
-        for name, (own, autocast) in settings.items()
+        for name, loss in losses.items()
     ]
-    header = [f"batch {batch_size}, 10 blocks, {device.type}", "s a step", "speed-up", "peak GB"]
+    header = [f"batch {batch_size}, 10 blocks, {device.type}", "s a step", "speed-up", "GB kept"]
     differences = [
         [name, f"{loss:.1e}", f"{gradient:.1e}"]
         for name, (loss, gradient) in compare(make_flow().to(device), x).items()

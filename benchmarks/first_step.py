@@ -1,4 +1,4 @@
-"""What beginning each solve with the last batch's first step saves, with STEER and without.
+"""Evaluations saved by the first step of the last batch, with STEER and without.
 
 Forward and backward passes after some training, batch after batch at the same weights, of the 2-D
 flow and, if there is MNIST in the folder of data, of the small image flow and the small classifier

@@ -74,7 +74,7 @@ PROBLEMS = {
 
 
 def solvers() -> dict[str, Integrate]:
-    """What is compared, torchdiffeq first; zuko if it is installed."""
+    """Solvers to compare, torchdiffeq first; zuko if it is installed."""
 
     def torchdiffeq(f: VectorField, y0: Tensor, end: float, tol: float) -> Tensor:
         times = torch.tensor([0.0, end], dtype=y0.dtype)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def pick(scale: Scale, paper: T, short: T, smoke: T) -> T:
-    """What belongs to a scale."""
+    """The one of three values that belongs to a scale."""
     return {"paper": paper, "short": short, "smoke": smoke}[scale]
 
 

@@ -1,4 +1,4 @@
-"""What a result depends on besides its config."""
+"""Versions, hardware and commit, on which a result depends besides its config."""
 
 import os
 import platform
@@ -50,7 +50,7 @@ def _cpu() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints, or ``None`` outside a repository."""
+    """Output of git, or ``None`` outside a repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What became of runs, and a compact file of it: one line a run."""
+"""Records of runs, and a compact file of them: one line a run."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _CLOCKED = ("step", "epoch", "seconds", "cpu_seconds", "nfe_forward", "nfe_backw
 
 @dataclass
 class Record:
-    """What became of one run.
+    """The outcome of one run.
 
     Args:
         seed: Its ``seed_everything``.

@@ -10,20 +10,12 @@ from reproduce.stiff import figure4, figure5
 from reproduce.sweeps import sweep_b_classifier, sweep_b_flow
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
-    "figure1": figure1,
-    "figure3": figure3,
-    "sweep_b_flow": sweep_b_flow,
-    "table5": table5,
-    "figure2": figure2,
-    "sweep_b_classifier": sweep_b_classifier,
-    "figure5": figure5,
-    "figure4": figure4,
-    "figure6": figure6,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
-    "table1": table1,
-}
+    make.__name__: make
+    for make in (
+        figure1, figure3, sweep_b_flow, table5, figure2, sweep_b_classifier, figure5, figure4,
+        figure6, table2, table3, table4, table1,
+    )
+}  # fmt: skip
 
 # What else a name on the command line may mean.
 GROUPS = {

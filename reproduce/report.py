@@ -28,7 +28,7 @@ def write_page(experiment: Experiment, results: Results, scale: Scale, command: 
 
 
 def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
-    """What the numbers are, and what they are not."""
+    """Scale, cuts, seeds and how to read the numbers."""
     seeds = sorted({record.seed for variant in experiment.variants for record in results[variant]})
     words = ", ".join(map(str, seeds))
     if scale == "paper":
@@ -126,7 +126,7 @@ def work_table(experiment: Experiment, results: Results) -> str:
 
 
 def missing_runs(experiment: Experiment, results: Results) -> str:
-    """What failed or did not run, and why; empty if all is there."""
+    """Runs that failed or did not run, and why; empty if all is there."""
     lines: dict[str, list[str]] = {}
     for part, variant in _variants(experiment):
         for record in results[variant]:

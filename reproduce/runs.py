@@ -31,7 +31,7 @@ _NEVER = 10**9
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a command share.
+    """Settings that all runs of a command share.
 
     Args:
         scale: Part of the runs' folder.
@@ -138,7 +138,7 @@ class Run:
         return path
 
     def record(self) -> Record:
-        """What is known of this run."""
+        """Read the outcome of this run."""
         folder = self.folder
         if (folder / "run.json").is_file():
             saved = json.loads((folder / "run.json").read_text())
@@ -234,7 +234,7 @@ def _cli(arguments: Sequence[str], run: bool = True) -> Any:
 
 
 def _class_at(path: str) -> Any:
-    """What a ``class_path`` leads to; ``None`` for a bare name."""
+    """The object at a ``class_path``; ``None`` for a bare name."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name) if module else None
 

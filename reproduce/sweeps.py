@@ -1,4 +1,4 @@
-"""How metric and evaluations depend on b; no table of the paper."""
+"""Metric and evaluations against b; no table of the paper."""
 
 from dataclasses import replace
 

@@ -14,7 +14,7 @@ SHORT = ["--trainer.max_epochs=3", "--data.n_train=12800", "--data.batch_size=12
 
 
 class Result(NamedTuple):
-    """What one run came to."""
+    """Numbers and plots of one run."""
 
     log_likelihood: float
     nfe_train: float

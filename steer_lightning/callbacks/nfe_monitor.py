@@ -1,4 +1,4 @@
-"""How hard the solvers work, logged."""
+"""Function evaluations of the solvers, logged."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -43,7 +43,7 @@ def _check_devices() -> Iterable[Finding]:
 
 
 def check_data(data_dir: Path, plug_in: str) -> Iterator[Finding]:
-    """What a plug-in says about the data sets in a folder."""
+    """Findings of a plug-in about the data sets in a folder."""
     try:
         module = import_module(plug_in)
     except ModuleNotFoundError as error:

@@ -98,7 +98,7 @@ def check_solves(device: torch.device) -> Iterator[Finding]:
 def wrong_solve(
     device: torch.device, dtype: torch.dtype, gradient: Literal["autograd", "adjoint"]
 ) -> str | None:
-    """What is wrong with a solve of ``y' = -a y``; ``None`` if nothing is.
+    """Describe what is wrong with a solve of ``y' = -a y``; ``None`` if nothing is.
 
     Example:
         >>> wrong_solve(torch.device("cpu"), torch.float64, "adjoint") is None

@@ -1,4 +1,4 @@
-"""What the experiments compare."""
+"""Experiments compare what they say."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What holds for every plot: refusals, and that training does not notice it."""
+"""Refusals of every plot, and that training does not notice it."""
 
 import re
 
