@@ -211,8 +211,6 @@ class TensorDataModule(LightningDataModule, ABC):
         (tensor([0., 1., 2., 3.]),)
     """
 
-    # Folder, below the one of caches, of what a subclass with `cache_dir` keeps.
-    caches: ClassVar[str] = ""
     sampler_class: ClassVar[type[DistributedSampler[Any]]] = DistributedSampler
     folder_name: ClassVar[str | None] = None
     cache_name: ClassVar[str | None] = None

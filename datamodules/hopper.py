@@ -75,8 +75,6 @@ class MuJoCoHopperDataModule(SeriesDataModule):
     cache_name = "hopper"
     n_features = N_STATES
 
-    caches = "hopper"
-
     def __init__(
         self,
         cache_dir: str = "data/cache/hopper",

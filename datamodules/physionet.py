@@ -100,8 +100,6 @@ class PhysioNetDataModule(SeriesDataModule):
     n_features = len(PARAMETERS)
     num_classes = 2
 
-    caches = "physionet2012"
-
     def __init__(
         self,
         data_dir: str = "data/physionet2012",

@@ -91,7 +91,7 @@ class Run:
         if "data_dir" in data.get("init_args", {}):
             name = Path(data["init_args"]["data_dir"]).name
             arguments.append(f"{DATA}.data_dir={self.settings.data_dir / name}")
-        if name := getattr(_class_at(data["class_path"]), "caches", ""):
+        if name := _class_at(data["class_path"]).cache_name:
             given = self.settings.data_dir / "cache" / name
             cache = given if given.is_dir() else self.settings.output / "cache" / name
             arguments.append(f"{DATA}.cache_dir={cache}")
