@@ -79,7 +79,7 @@ def follow_steer(trainer: Any, b: float | str) -> None:
 
 
 def as_list(items: Any) -> list[Any]:
-    """What may be one thing, several or nothing, as a list."""
+    """Make a list of one thing, several or nothing."""
     return items if isinstance(items, list) else [items] if items else []
 
 

@@ -97,7 +97,7 @@ class TaskModule(LightningModule):
         """Raise if a batch does not fit the model; asked of the first one of each epoch."""
 
     def loss_weight(self, batch: Any) -> torch.Tensor | None:
-        """What the loss of a batch is divided by, if that is not its number of samples.
+        """Divisor of the loss of a batch, if that is not its number of samples.
 
         With several ranks ``training_step`` has to multiply by :attr:`rank_share`, this weight
         relative to the mean over the ranks: the gradient is then that of the joined batch.
@@ -174,7 +174,7 @@ class TaskModule(LightningModule):
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What saves the first steps of blocks that remember them, if there are any."""
+        """Save the first steps of blocks that remember them, if there are any."""
         return [StepMemories()] if find_step_memories(self) else []
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

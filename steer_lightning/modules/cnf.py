@@ -75,7 +75,7 @@ class CNFModule(StochasticTaskModule):
         return batch[0], batch[1] if len(batch) > 1 else None
 
     def score(self, log_p: Tensor) -> Tensor:
-        """What is minimised and reported, for each sample, from its log-density."""
+        """Loss of each sample, as it is reported, from its log-density."""
         return -log_p
 
     def loss_weight(self, batch: Any) -> Tensor | None:

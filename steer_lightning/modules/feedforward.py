@@ -53,7 +53,7 @@ class FeedforwardModule(TaskModule):
         raise NotImplementedError
 
     def prediction(self, outputs: Tensor) -> Tensor:
-        """What ``predict`` gives and metrics compare with targets, from the head's outputs."""
+        """Predictions, as metrics compare them with targets, from the head's outputs."""
         return outputs
 
     def forward(self, x: Tensor) -> Tensor:

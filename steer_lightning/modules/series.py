@@ -101,7 +101,7 @@ class SeriesModule(StochasticTaskModule):
         raise NotImplementedError
 
     def likelihood(self, forecast: Forecast) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is maximised, and the terms to log, each with one number for each sample."""
+        """Bound to maximise and terms to log, each with one number for each sample."""
         raise NotImplementedError
 
     def log_likelihood(self, forecast: Forecast) -> Tensor:
