@@ -137,4 +137,4 @@ def _expand(saved: dict[str, Any]) -> Record:
 
 
 def _rounded(value: float) -> float:
-    return value if isinstance(value, int) or not math.isfinite(value) else float(f"{value:.6g}")
+    return value if isinstance(value, int) or not math.isfinite(value) else float(f"{value:.8g}")
