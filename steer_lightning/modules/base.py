@@ -231,15 +231,6 @@ class StochasticTaskModule(TaskModule):
         seed = default_seed() if self._noise_seed is None else self._noise_seed
         return stream(self.device, self.stream_name, seed, *key, self.global_rank)
 
-    @property
-    def stream_count(self) -> int:
-        """Training batches that have had a stream; set back, it gives the last one again."""
-        return self._train_batches
-
-    @stream_count.setter
-    def stream_count(self, count: int) -> None:
-        self._train_batches = count
-
     def next_training_stream(self) -> torch.Generator:
         """The random stream of the next training batch."""
         self._train_batches += 1
