@@ -430,7 +430,7 @@ def test_truncated_data(folder):
     images.write_bytes(images.read_bytes()[:-1])
     path = write(mnist_config())
     with pytest.raises(
-        ValueError, match=r"Expected .*t10k-images-idx3-ubyte to be an uncompressed"
+        ValueError, match="t10k-images-idx3-ubyte to be an uncompressed"
     ):
         cli.main(["fit", "--config", path, *QUIET])
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "mnist"]
