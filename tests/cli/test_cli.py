@@ -429,9 +429,7 @@ def test_truncated_data(folder):
     images = folder / "mnist" / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1])
     path = write(mnist_config())
-    with pytest.raises(
-        ValueError, match="t10k-images-idx3-ubyte to be an uncompressed"
-    ):
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte to be an uncompressed"):
         cli.main(["fit", "--config", path, *QUIET])
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "mnist"]
 
