@@ -100,7 +100,12 @@ class FixedGridSolver(Solver):
         steps = None
         if dense:
             ends = torch.stack(
-                [torch.as_tensor(t, dtype=torch.float64, device="cpu") for t in knots]
+                [
+                    t.to("cpu", torch.float64)
+                    if isinstance(t, Tensor)
+                    else torch.tensor(t, dtype=torch.float64)
+                    for t in knots
+                ]
             )
             steps = Steps(tableau, ends, states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)

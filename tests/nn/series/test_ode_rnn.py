@@ -111,7 +111,7 @@ def test_samples_of_one_grid_unroll_interval_by_interval(time_dependent, reverse
     if draw is not None:
         ends = rnn.horizon.end_times(unroll_grid)
         rates = (ends - unroll_grid[:-1]) / unroll_grid.diff()
-        b = 0.999 * unroll_grid.diff().abs() if draw.b is None else torch.tensor(draw.b)
+        b = 0.999 * unroll_grid.diff().abs() if draw.b == "auto" else torch.tensor(draw.b)
         assert bool(((ends - unroll_grid[1:]).abs() <= b).all())
     unroll = rnn(series, *rest)
     expected, n_steps = interval_by_interval(rnn, GRID, *rest[:2], rates)
