@@ -130,7 +130,7 @@ class TaskModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self.check_batch(batch)
-        # Here and not in the training step, which may fail on one rank, or run twice.
+        # Here and not in the training step, which may fail on one rank.
         self.rank_share = None
         weight = self.loss_weight(batch) if self.trainer.world_size > 1 else None
         if weight is not None:

@@ -35,7 +35,11 @@ def compiled(function: Callable[..., Any], cuda_graphs: bool = False) -> Callabl
         for tensor in tree_leaves(args):
             if isinstance(tensor, Tensor) and tensor.ndim:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        with config.patch(automatic_dynamic_shapes=False):  # no other axis than the marked ones
+        # No other axis than the marked ones. By hand: `config.patch` takes 45 us a call.
+        before, config.automatic_dynamic_shapes = config.automatic_dynamic_shapes, False
+        try:
             return graph(*args)
+        finally:
+            config.automatic_dynamic_shapes = before
 
     return of_any_batch
