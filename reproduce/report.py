@@ -37,9 +37,9 @@ def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
         first = f"**Scale `{scale}`, not a reproduction.** {experiment.cut}"
     rest = (
         f"{'Seed' if len(seeds) == 1 else 'Seeds'} {words} (weights, noise and end times; the "
-        "data and its split are the same). Mean +- sample deviation over the seeds. A difference "
-        "is to the baseline of the same seed, with Student's paired 95 % interval; where that "
-        'holds zero, the words are "no difference".'
+        "data and its split are the same). Mean +- sample standard deviation over the seeds. A "
+        "difference is to the baseline of the same seed, with Student's paired 95 % interval; "
+        'where that holds zero, the words are "no difference".'
     )
     if len(seeds) == 2:
         rest += " Two seeds can show only differences that are far larger than their spread."
@@ -178,9 +178,9 @@ def _log(value: float) -> float:
 def _show_summary(found: Summary, metric: Metric) -> str:
     if metric.ratio:
         text = f"{_exp(found.mean):.3g}"
-        return text if found.n < 2 else f"{text} */ {_exp(found.deviation):.2g}"
+        return text if found.n < 2 else f"{text} */ {_exp(found.std):.2g}"
     text = f"{found.mean:.{metric.digits}f}"
-    return text if found.n < 2 else f"{text} +- {found.deviation:.{metric.digits}f}"
+    return text if found.n < 2 else f"{text} +- {found.std:.{metric.digits}f}"
 
 
 def _show_paired(found: Paired, metric: Metric) -> str:

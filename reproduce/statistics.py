@@ -20,7 +20,7 @@ class Summary(NamedTuple):
     """Mean and sample standard deviation, which is NaN for fewer than two values."""
 
     mean: float
-    deviation: float
+    std: float
     n: int
 
 
@@ -39,7 +39,7 @@ def summary(values: Sequence[float]) -> Summary:
 
     Example:
         >>> summary([1.0, 3.0])
-        Summary(mean=2.0, deviation=1.4142135623730951, n=2)
+        Summary(mean=2.0, std=1.4142135623730951, n=2)
     """
     spread = len(values) > 1 and all(map(math.isfinite, values))
     return Summary(
@@ -71,16 +71,16 @@ def paired(
     """
     differences = [other[seed] - value for seed, value in baseline.items() if seed in other]
     n = len(differences)
-    middle, deviation, _ = summary(differences)
+    middle, std, _ = summary(differences)
     if n == 0:
         return Paired(middle, math.nan, math.nan, n, "no pairs")
     if n == 1:
         return Paired(middle, math.nan, math.nan, n, "one seed: no verdict")
-    if math.isnan(deviation):
+    if math.isnan(std):
         return Paired(middle, math.nan, math.nan, n, "not finite: no verdict")
     low = high = middle
-    if deviation > 0.0:  # equal differences are no distribution for scipy
-        low, high = map(float, student.interval(level, n - 1, middle, deviation / math.sqrt(n)))
+    if std > 0.0:  # equal differences are no distribution for scipy
+        low, high = map(float, student.interval(level, n - 1, middle, std / math.sqrt(n)))
     verdict: Verdict = "no difference"
     if low > 0.0 or high < 0.0:
         verdict = "gain" if (low > 0.0) == (better == "higher") else "loss"

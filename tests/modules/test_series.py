@@ -70,7 +70,7 @@ def test_the_bound_by_hand(epoch, monkeypatch):
     draws = [log_normal(1.0), log_normal(3.0)]
     evidence = math.log((math.exp(draws[0]) + math.exp(draws[1])) / 2.0)
     assert found["kl_weight"].item() == pytest.approx(weight)
-    assert found["kl"].item() == pytest.approx(2.0)  # a mean of 2 and a deviation of 1
+    assert found["kl"].item() == pytest.approx(2.0)  # a mean of 2 and a standard deviation of 1
     assert found["log_likelihood"].item() == pytest.approx(sum(draws) / 2.0)
     assert found["mse"].item() == pytest.approx((1.0 + 9.0) / 2.0)
     assert found["loss"].item() == pytest.approx(-0.5 * (evidence - weight * 2.0))

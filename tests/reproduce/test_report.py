@@ -17,7 +17,7 @@ PAGE = """\
     python -m reproduce table9
 
 **Scale `short`, not a reproduction.** One epoch of ten. Seeds 0, 1 (weights, noise and end \
-times; the data and its split are the same). Mean +- sample deviation over the seeds. A \
+times; the data and its split are the same). Mean +- sample standard deviation over the seeds. A \
 difference is to the baseline of the same seed, with Student's paired 95 % interval; where that \
 holds zero, the words are "no difference". Two seeds can show only differences that are far \
 larger than their spread.

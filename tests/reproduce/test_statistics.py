@@ -15,7 +15,7 @@ def test_summary():
     found = summary([1.0, 2.0, 4.0])
     assert found == pytest.approx((7 / 3, np.std([1.0, 2.0, 4.0], ddof=1), 3))
     assert summary([3.0])[::2] == (3.0, 1)
-    assert math.isnan(summary([3.0]).deviation)
+    assert math.isnan(summary([3.0]).std)
     assert math.isnan(summary([]).mean)
 
 
@@ -29,7 +29,7 @@ def test_interval_is_that_of_scipys_paired_test(level):
 
 
 def test_interval_by_hand():
-    # Differences 1 and 3: mean 2, deviation sqrt(2), t(1) = 12.706.
+    # Differences 1 and 3: mean 2, standard deviation sqrt(2), t(1) = 12.706.
     found = paired({0: 0.0, 1: 0.0}, {0: 1.0, 1: 3.0}, "lower")
     assert found.high - found.mean == pytest.approx(12.7062, abs=1e-4)
     assert found.verdict == "no difference"

@@ -40,7 +40,7 @@ def test_flow_plot(tmp_path, dim, data_at):
 
 def test_figure_of_a_one_dimensional_flow():
     class Widen(nn.Module):
-        """``f = y log 2``: the base with deviation 1 becomes data with deviation 2."""
+        """``f = y log 2``: the base of std 1 becomes data of std 2."""
 
         def __init__(self):
             super().__init__()
