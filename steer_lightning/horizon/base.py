@@ -1,10 +1,13 @@
 """Horizons, which STEER perturbs and resets, and the fields seen through their warp."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from steer_lightning.horizon.end_time import Draw
+from steer_lightning.horizon.history import DrawHistory
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.utils.problem import VectorField
 
@@ -51,40 +54,57 @@ class PiecewiseField(NamedTuple):
 class Horizon(nn.Module):
     """Times of a solve that a draw can move.
 
-    The draw is plain state: never a buffer, never in ``state_dict``.
+    The draw is plain state: never a buffer, never in ``state_dict``. What a backward pass solves
+    again has the draw of its forward pass.
+
+    Attributes:
+        drawn: What a draw makes of this horizon, for the log: its end time, or how far it
+            stretches; ``None`` until it is known.
+        solved: Whether a solve took part in the draw since this was last set to ``False``.
+        owner: Who may move this horizon.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._draw: Draw | None = None
+        self.history = DrawHistory()
+        self.drawn: float | None = None
         self.solved = False
         self.owner: object | None = None
 
     @property
     def draw(self) -> Draw | None:
-        """The draw in force."""
-        return self._draw
+        """The draw that was put in force last."""
+        return self.history.last()[0]
 
-    def perturb(self, draw: Draw) -> None:
+    def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
         """Put a draw in force until the next call or :meth:`reset`.
+
+        Args:
+            draw: The draw.
+            root: Leave the nominal end time in force while this module is in eval mode.
 
         Raises:
             ValueError: If the draw does not fit the horizon.
         """
         self.check(draw)
-        self._draw = draw
+        self.history.put(draw, root)
+        self.drawn = None
 
     def reset(self) -> None:
         """Go back to the nominal end time."""
-        self.__dict__.update(self._nominal())
+        self.history.put(None)
+        self.drawn = None
+
+    def current_draw(self) -> Draw | None:
+        """The draw of the solve at hand, which is about to begin."""
+        draw = self.history.current()
+        self.solved = self.solved or draw is not None
+        return draw
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is nobody's, and stands at the nominal end time."""
-        return {**self.__dict__, **self._nominal(), "owner": None, "solved": False}
-
-    def _nominal(self) -> dict[str, Any]:
-        """The attributes that a draw changes, as they are without one."""
-        return {"_draw": None}
+        fresh = {"history": DrawHistory(), "drawn": None, "owner": None, "solved": False}
+        return {**self.__dict__, **fresh}
 
     def check(self, draw: Draw) -> None:
         """Raise a ``ValueError`` if a draw could not be put in force."""
@@ -116,3 +136,27 @@ class Horizon(nn.Module):
             What to solve, at times of shape ``(T,)``; both untouched if nothing is in force.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def moved(horizons: Sequence[Horizon], draw: Draw | None) -> Iterator[None]:
+    """Put another draw, or none, in force for a while.
+
+    Raises:
+        ValueError: If the draw does not fit a horizon; none is moved then.
+    """
+    for horizon in horizons:
+        if draw is not None:
+            horizon.check(draw)
+    before = [(horizon.history.last(), horizon.drawn) for horizon in horizons]
+    try:
+        for horizon in horizons:
+            if draw is None:
+                horizon.reset()
+            else:
+                horizon.perturb(draw)
+        yield
+    finally:
+        for horizon, (entry, drawn) in zip(horizons, before, strict=True):
+            horizon.history.put(*entry)
+            horizon.drawn = drawn
