@@ -137,6 +137,18 @@ class NonFiniteStateError(SolverError):
         self.phase, self.t = phase, t
 
 
+class ForeignSolverError(SolverError):
+    """A solve of another library that gave up."""
+
+    def __init__(self, library: str, problem: str, phase: str) -> None:
+        super().__init__(
+            f"A {phase} solve of {library} failed: {problem}. The problem is stiff, the state is NaN "
+            f"or infinite, or the tolerances are tighter than its dtype can resolve. Loosen them, "
+            f"lower the learning rate, regularise the field, or use a fixed grid."
+        )
+        self.phase = phase
+
+
 class RepeatedFailureError(SolverError):
     """Solves failed in one batch after the other."""
 

@@ -1,6 +1,7 @@
-"""The solves that somebody else's code asks torchdiffeq for, as they happen."""
+"""Solves that somebody else's code asks another library for: their times, and their failures."""
 
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -12,6 +13,10 @@ from torchdiffeq._impl.solvers import (
     AdaptiveStepsizeODESolver,
     FixedGridODESolver,
 )
+
+from steer_lightning.solvers.errors import ForeignSolverError, SolverError
+
+_LIBRARIES = ("torchdiffeq", "torchdyn", "torchode", "zuko")
 
 
 @dataclass(eq=False)
@@ -71,3 +76,37 @@ def _as_asked(func: nn.Module, t: Tensor) -> Tensor:
             return -t
         func = inner
     return t
+
+
+def as_solver_error(error: Exception, phase: str) -> SolverError | None:
+    """An exception as the failure of a solve, if one of these libraries raised it itself.
+
+    They say that a solve failed by ``AssertionError``, ``RuntimeError`` or ``ValueError``.
+
+    Args:
+        error: As caught.
+        phase: ``"forward"`` or ``"backward"``.
+
+    Returns:
+        What to raise or to note in its place; ``None`` if the error is of another kind.
+
+    Example:
+        >>> from torchdiffeq import odeint
+        >>> import torch
+        >>> try:
+        ...     odeint(lambda t, y: y / 0.0, torch.ones(1), torch.tensor([0.0, 1.0]))
+        ... except AssertionError as error:
+        ...     print(type(as_solver_error(error, "forward")).__name__)
+        ForeignSolverError
+    """
+    if isinstance(error, SolverError):
+        return error
+    frames = list(traceback.walk_tb(error.__traceback__))
+    library = str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0]
+    if library not in _LIBRARIES or not isinstance(
+        error, AssertionError | RuntimeError | ValueError
+    ):
+        return None
+    found = ForeignSolverError(library, str(error) or type(error).__name__, phase)
+    found.__cause__ = error
+    return found

@@ -22,6 +22,8 @@ def wrapped_solves(
 ) -> Iterator[None]:
     """Wrap the method ``solve`` of the solvers that a model's modules hold, and unwrap it.
 
+    They may hold them in lists, tuples and dicts.
+
     Args:
         model: Any model.
         wrapper: Called as ``wrapper(solve, vector_field, y0, t_eval, **options)``.
@@ -30,7 +32,8 @@ def wrapped_solves(
     solvers = {
         id(value): WrappedMethods(value)
         for module in model.modules()
-        for value in vars(module).values()
+        for attribute in vars(module).values()
+        for value in _flat(attribute)
         if isinstance(value, Solver) and where(value)
     }
     try:
@@ -40,6 +43,17 @@ def wrapped_solves(
     finally:
         for methods in solvers.values():
             methods.release()
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """A value, or those that a container holds."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
 
 
 def has_adjoint(solver: Solver) -> bool:
