@@ -12,11 +12,9 @@ from steer_lightning.utils.problem import VectorField
 class WarpedField(nn.Module):
     """A vector field seen in nominal time: ``rate * f(warp(s), y)``.
 
-    Args:
-        vector_field: ``f(t, y)``; receives ``t`` of shape ``(B,)`` if the warp has one rate or
-            one start for each sample, else ``()``.
-        warp: The map from nominal to actual time, fixed for the life of this field: a backward
-            pass sees the end time of its forward pass.
+    ``f`` receives ``t`` of shape ``(B,)`` if the warp has one rate or one start for each sample,
+    else ``()``. The warp is fixed for the life of the field: a backward pass sees the end time of
+    its forward pass.
     """
 
     def __init__(self, vector_field: VectorField, warp: TimeWarp) -> None:
@@ -26,11 +24,9 @@ class WarpedField(nn.Module):
 
     @property
     def controlled_parts(self) -> int | None:
-        """How many parts of the state set the step size; ``None`` for all."""
         return getattr(self.vector_field, "controlled_parts", None)
 
     def forward(self, s: Tensor, y: Any) -> Any:
-        """Derivative of ``y`` in nominal time."""
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))
 
     def trainable_tensors(self) -> list[Tensor]:
@@ -39,11 +35,7 @@ class WarpedField(nn.Module):
 
 
 class PiecewiseField(NamedTuple):
-    """Fields to be solved one after another, each from one time to the next.
-
-    Args:
-        fields: A field for each interval between neighbouring times.
-    """
+    """Fields to be solved one after another, one for each interval between neighbouring times."""
 
     fields: list[WarpedField]
 
@@ -66,11 +58,7 @@ class Horizon(nn.Module):
         return self._draw
 
     def perturb(self, draw: Draw) -> None:
-        """Put a draw in force until the next call or :meth:`reset`.
-
-        Raises:
-            ValueError: If the draw does not fit the horizon.
-        """
+        """Put a draw in force until :meth:`reset`; a ``ValueError`` if it does not fit."""
         self.check(draw)
         self._draw = draw
 
@@ -91,11 +79,9 @@ class Horizon(nn.Module):
         raise NotImplementedError
 
     def describe(self) -> str:
-        """The interval in words, for a table."""
         raise NotImplementedError
 
     def in_force(self) -> dict[str, float]:
-        """The values in force now, by the names they are logged under."""
         raise NotImplementedError
 
     def times(self, y0: Any) -> Tensor:
@@ -105,14 +91,11 @@ class Horizon(nn.Module):
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
-        """The field and the times of the solve that is in force, for those of the nominal one.
+        """The field and the times of the solve in force, both untouched if nothing is.
 
         Args:
             vector_field: ``f(t, y)``.
             t_eval: Nominal times, shape ``(T,)``.
             y0: State at the first time, for its batch size, dtype and device.
-
-        Returns:
-            What to solve, at times of shape ``(T,)``; both untouched if nothing is in force.
         """
         raise NotImplementedError

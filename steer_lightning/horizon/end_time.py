@@ -112,19 +112,10 @@ class EndTimeDraw:
 
     @property
     def per_sample(self) -> bool:
-        """Whether every sample of the batch gets an end time of its own."""
         return self.scope == "sample"
 
     def half_widths(self, gaps: Tensor, *, clip: bool) -> Tensor:
-        """Half-width for each interval, before the warm-up's factor.
-
-        Args:
-            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``.
-            clip: Cut ``b`` to ``(1 - epsilon) |gap|`` instead of raising.
-
-        Raises:
-            ValueError: If ``b`` reaches the fixed end of an interval and ``clip`` is off.
-        """
+        """Half-width for each interval, before the warm-up; ``clip`` cuts instead of raising."""
         limits = (1.0 - self.epsilon) * gaps.abs()
         if self.b == "auto":
             return limits
@@ -143,16 +134,16 @@ class EndTimeDraw:
         """Draw the offsets ``T - t1`` of the ends of intervals.
 
         Args:
-            gaps: Interval lengths, shape ``(N,)``, float64 on the CPU.
-            batch_size: Number of samples; needed if ``scope`` is ``"sample"``, else unused.
-            clip: See :meth:`half_widths`.
+            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``, float64 on the CPU.
+            batch_size: Number of samples, for ``scope="sample"``.
+            clip: Cut ``b`` to ``(1 - epsilon) |gap|`` instead of raising.
 
         Returns:
             Offsets, shape ``(N,)``, or ``(B, N)`` with ``scope="sample"``; ``None`` if every
             half-width is zero, so that ``b = 0`` changes nothing, not even the last bit.
 
         Raises:
-            ValueError: If the batch size is needed and missing.
+            ValueError: If ``b`` reaches ``t0`` and ``clip`` is off, or the batch size is missing.
         """
         b = self.half_widths(gaps, clip=clip) * self.scale
         if not bool((b > 0).any()):
@@ -184,7 +175,6 @@ class FixedOffset:
     per_sample: bool = False
 
     def offsets(self, gaps: Tensor, batch_size: int | None, *, clip: bool) -> Tensor | None:
-        """The offset for each interval, shape of ``gaps``; see :meth:`EndTimeDraw.offsets`."""
         if bool((self.offset * gaps.sign() <= -gaps.abs()).any()):
             raise ValueError(
                 f"Expected an offset that keeps the end time apart from t0, |t1 - t0| = "

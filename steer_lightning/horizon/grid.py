@@ -48,11 +48,9 @@ class GridHorizon(Horizon):
         return {**super()._nominal(), "_stretch": 1.0}
 
     def describe(self) -> str:
-        """The interval in words."""
         return "each interval of t_eval"
 
     def in_force(self) -> dict[str, float]:
-        """Mean ratio of stretched to given interval lengths, in the last solve."""
         return {"stretch": self._stretch}
 
     def end_times(self, t_eval: Tensor, batch_size: int | None = None) -> Tensor:
@@ -61,17 +59,12 @@ class GridHorizon(Horizon):
         return t_eval[1:] if rates is None else t_eval[:-1] + rates.to(t_eval) * t_eval.diff()
 
     def times(self, y0: Any) -> Tensor:
-        """Raise: a grid has no times of its own.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Raise a ``ValueError``: a grid has no times of its own."""
         raise ValueError("Expected `t_eval` with a GridHorizon, which has no times of its own.")
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
-        """The field and times in force; see :meth:`Horizon.warp`."""
         self.solved = True
         if self._draw is None:
             return vector_field, t_eval

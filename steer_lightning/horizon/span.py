@@ -61,7 +61,6 @@ class SpanHorizon(Horizon):
         self._offsets: Tensor | None = None
 
     def check(self, draw: Draw) -> None:
-        """Raise a ``ValueError`` if ``b`` reaches ``t0``."""
         draw.offsets(self._gap(), 1, clip=False)
 
     def perturb(self, draw: Draw) -> None:
@@ -73,11 +72,10 @@ class SpanHorizon(Horizon):
         return {**super()._nominal(), "_offsets": None}
 
     def describe(self) -> str:
-        """The interval in words."""
         return f"[{self.t0:g}, {self.t1:g}]" + (" learned" if self.learned_t1 is not None else "")
 
     def in_force(self) -> dict[str, float]:
-        """The end time in force; the mean over the samples of the last batch if each has one."""
+        """The end time in force; the mean of those of the last batch if each sample has one."""
         offset = 0.0 if self._offsets is None else float(self._offsets.mean())
         return {"end_time": self.end_time + offset}
 
@@ -87,17 +85,11 @@ class SpanHorizon(Horizon):
         return self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
 
     def times(self, y0: Any) -> Tensor:
-        """From ``t0`` to ``t1``."""
         return default_times(y0, self.t0, self.t1)
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField, Tensor]:
-        """The field and times in force; see :meth:`Horizon.warp`.
-
-        Raises:
-            ValueError: If each sample is to have an end time, and the state has no batch axis.
-        """
         self.solved = True
         warp = self.time_warp(first_part(y0))
         if warp is None:

@@ -11,8 +11,8 @@ Error = TypeVar("Error", bound="SolverError")
 class SolverError(RuntimeError):
     """A solve that could not be finished.
 
-    The solver that raises it fills in what it knows; who stands further up adds the rest with
-    :meth:`with_context`. All of it is in the message. What is not known is ``None``.
+    What the solver knows it fills in, and who stands further up adds the rest with
+    :meth:`with_context`; the message says it all. What is not known is ``None``.
 
     Attributes:
         phase: ``"forward"``, or ``"backward"`` for an adjoint's solve.
@@ -31,8 +31,6 @@ class SolverError(RuntimeError):
 
     Example:
         >>> error = NonFiniteStateError(0.5, "forward").with_context(nfe=20, block="flow")
-        >>> error.block, error.t, error.nfe
-        ('flow', 0.5, 20)
         >>> print(str(error).partition("Where: ")[2])
         block 'flow', t = 0.5, NFE = 20.
     """
@@ -52,17 +50,7 @@ class SolverError(RuntimeError):
     rank: int | None = None
 
     def with_context(self: Error, **context: Any) -> Error:
-        """Add what is known of the circumstances; what is known already stays.
-
-        Args:
-            **context: Any attributes of this class.
-
-        Returns:
-            The error itself, to be raised.
-
-        Raises:
-            TypeError: If a name is not an attribute of this class.
-        """
+        """Add attributes of this class to the error; what is known already stays."""
         for name, value in context.items():
             known = SolverError.__annotations__
             if name not in known:

@@ -1,5 +1,6 @@
 """Explicit Runge-Kutta on a fixed number of steps: never fails, and costs the same each time."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -28,8 +29,8 @@ class FixedGridSolver(Solver):
         compile: Compile the step with :func:`torch.compile`; see
             :class:`~steer_lightning.solvers.AdaptiveSolver`.
         cuda_graphs: Replay the compiled step as a CUDA graph; without effect on a CPU.
-        checkpoint: Keep only the state at each step and evaluate the step again in the backward
-            pass: memory of one step instead of all, for one more forward pass of work.
+        checkpoint: Keep only the state at each step, and evaluate the step again in the backward
+            pass.
 
     Raises:
         ValueError: If ``method`` is unknown, ``n_steps < 1``, or ``cuda_graphs`` is asked for
@@ -79,7 +80,6 @@ class FixedGridSolver(Solver):
         dense: bool = False,
         first_step: float | None = None,
     ) -> Solution:
-        """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
         work = Work(y0, stats)
         tableau = FIXED[self.method]
@@ -99,14 +99,8 @@ class FixedGridSolver(Solver):
         work.stats.accepted += len(knots) - 1
         steps = None
         if dense:
-            ends = torch.stack(
-                [
-                    t.to("cpu", torch.float64)
-                    if isinstance(t, Tensor)
-                    else torch.tensor(t, dtype=torch.float64)
-                    for t in knots
-                ]
-            )
+            as_float64 = partial(torch.as_tensor, dtype=torch.float64, device="cpu")
+            ends = torch.stack(list(map(as_float64, knots)))
             steps = Steps(tableau, ends, states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 

@@ -62,8 +62,7 @@ class Steps:
             States, shape ``(T, B, ...)``, or ``(B, T, ...)``; a tuple if the state is one.
 
         Raises:
-            ValueError: If the grids are not one for each sample, or a time is outside the
-                interval of the solve.
+            ValueError: If the shape is another, or a time is outside the interval of the solve.
         """
         state = self.states[0]
         n_samples = _batch_size(parts(state)[0])
@@ -83,10 +82,9 @@ class Steps:
         return tuple(found) if isinstance(state, tuple) else found[0]
 
     def error_estimates(self) -> Tensor:
-        r"""Error of each step in units of the tolerance, shape ``(N,)``; at most one.
+        """Error of each step in units of the tolerance, shape ``(N,)``; at most one.
 
-        .. math:: \mathrm{RMS}\left(\frac{h \sum_i e_i k_i}
-            {\mathrm{atol} + \mathrm{rtol} \max(|y_n|, |y_{n+1}|)}\right)
+        See :func:`~steer_lightning.solvers.runge_kutta.error_ratio` for the formula.
 
         Raises:
             ValueError: If the method has no embedded estimate.

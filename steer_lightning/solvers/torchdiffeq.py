@@ -108,7 +108,6 @@ class TorchdiffeqSolver(Solver):
         dense: bool = False,
         first_step: float | None = None,
     ) -> Solution:
-        """Integrate; see :meth:`Solver.solve`."""
         if dense:
             raise ValueError(
                 "Expected a solver that can be read between its steps, but torchdiffeq returns "
@@ -158,11 +157,7 @@ class TorchdiffeqSolver(Solver):
 
 
 def _on_device(t_eval: Tensor, device: torch.device) -> Tensor:
-    """Times where torchdiffeq wants them.
-
-    Raises:
-        ValueError: If the device has float32 alone, in which an interval changes its length.
-    """
+    """Times where torchdiffeq wants them."""
     if has_float64(device) or t_eval.dtype == torch.float32:
         return t_eval.to(device)
     rounded, gaps = t_eval.float(), t_eval.detach().cpu().double().diff()
@@ -188,11 +183,7 @@ def _warn_of_restarts(n_times: int) -> None:
 
 
 class _CountedField:
-    """A field whose calls are counted, and that hears of every step of a torchdiffeq method.
-
-    It stays outside anything compiled: a counter inside a compiled module would be a guard on a
-    number that always changes.
-    """
+    """A field whose calls are counted, and that hears of every step of a torchdiffeq method."""
 
     def __init__(self, vector_field: VectorField, work: Work, method: str) -> None:
         self.vector_field = vector_field

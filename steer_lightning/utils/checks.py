@@ -14,14 +14,6 @@ from steer_lightning.utils.problem import first_part
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Check that a name is one of those known, and list the near ones if it is not.
 
-    Args:
-        what: What the name stands for, as the user calls it.
-        value: The name given.
-        choices: The names known.
-
-    Raises:
-        ValueError: If ``value`` is not among ``choices``.
-
     Example:
         >>> check_choice("method", "rk5", ["rk4"])
         Traceback (most recent call last):

@@ -51,12 +51,9 @@ def default_times(y0: Any, *times: float) -> Tensor:
 def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
     """Every tensor that a field's output depends on and that wants a gradient.
 
-    These are the parameters of an ``nn.Module`` and what its submodules list in a method
-    ``trainable_tensors`` (a warp with a learnable end time, say).
-
-    Raises:
-        TypeError: If the field, or one that it wraps, is not an ``nn.Module``, as its parameters
-            cannot be found.
+    The parameters of an ``nn.Module``, and what its submodules list in a method
+    ``trainable_tensors`` (a warp with a learnable end time, say). A field, or one that it wraps,
+    that is no module raises a ``TypeError``.
     """
     module = _as_module(vector_field)
     found = [p for p in module.parameters() if p.requires_grad]

@@ -56,7 +56,6 @@ class Flow(nn.Module, ABC):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the base."""
         return self.event_shape
 
     @abstractmethod
@@ -82,16 +81,7 @@ class Flow(nn.Module, ABC):
     def forward(
         self, x: Tensor, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Carry points to the base.
-
-        Args:
-            x: Points, shape ``(B, *event_shape)``.
-            generator: See :meth:`transport`.
-
-        Returns:
-            ``z``, shape ``(B, *latent_shape)``, and ``delta_log_p``, shape ``(B,)``, with
-            ``log_p(x) = log_p(z) + delta_log_p``.
-        """
+        """Base points and ``log_p(x) - log_p(z)``, shape ``(B,)``; see :meth:`transport`."""
         carried = self.transport(x, generator=generator)
         return carried.z, carried.delta_log_p
 
@@ -102,7 +92,7 @@ class Flow(nn.Module, ABC):
     def sample(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
-        """Draw ``n`` samples, shape ``(n, *event_shape)``.
+        """Draw samples, shape ``(n, *event_shape)``.
 
         Args:
             n: Number of samples.

@@ -16,12 +16,7 @@ from steer_lightning.solvers import Solver
 
 
 class Scale(nn.Module):
-    """The blocks of one scale: before squeezing, and after it on all scales but the last.
-
-    Args:
-        before: Blocks at the scale's own size.
-        after: Blocks on squeezed images; none on the last scale.
-    """
+    """The blocks of one scale: before squeezing, and after it on all scales but the last."""
 
     def __init__(self, before: Sequence[CNF], after: Sequence[CNF]) -> None:
         super().__init__()
@@ -113,7 +108,6 @@ class MultiScaleCNF(Flow):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the base, ``(D,)``."""
         return (prod(self.event_shape),)
 
     @property
@@ -126,7 +120,6 @@ class MultiScaleCNF(Flow):
     def transport(
         self, x: Tensor, *, generator: torch.Generator | None = None, regularize: bool = False
     ) -> Transport:
-        """Carry images to latents; see :meth:`Flow.transport`."""
         check_shape("images", x, self.event_shape)
         zero = x.new_zeros(len(x))
         so_far = Transport(x, zero, *((zero, zero) if regularize else ()))
@@ -155,7 +148,6 @@ class MultiScaleCNF(Flow):
         return so_far._replace(z=torch.cat([latent.flatten(1) for latent in latents], dim=1))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Carry latents, shape ``(B, D)``, to images, shape ``(B, C, H, W)``."""
         check_shape("latents", z, self.latent_shape)
         sizes = [prod(shape) for shape in self.latent_shapes]
         latents = [
@@ -180,15 +172,7 @@ class MultiScaleCNF(Flow):
 
 
 def scale_shapes(event_shape: tuple[int, ...], min_size: int) -> list[tuple[int, int, int]]:
-    """Shape ``(C, H, W)`` of the images that enter each scale.
-
-    Raises:
-        ValueError: If the shape is no image, or a side cannot be halved where it has to be.
-
-    Example:
-        >>> scale_shapes((1, 28, 28), min_size=4)
-        [(1, 28, 28), (2, 14, 14), (4, 7, 7)]
-    """
+    """Shape ``(C, H, W)`` of the images that enter each scale."""
     if len(event_shape) != 3 or min(event_shape) < 1 or min_size < 2:
         raise ValueError(
             f"Expected `event_shape` = (C, H, W) and `min_size` >= 2, but got {event_shape} and "

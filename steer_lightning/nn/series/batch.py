@@ -81,9 +81,6 @@ def make_series(
         target_masks: One where to be predicted, shape ``(T_i, D)``; ``masks`` if not given.
         labels: Class of each sample, shape ``()``, or of each time, ``(T_i,)``.
 
-    Returns:
-        The padded samples; times are padded by the last one, labels of times by -1.
-
     Raises:
         ValueError: If there is no sample, or one without a time.
     """
@@ -117,12 +114,8 @@ def keep_times(batch: SeriesBatch, keep: Tensor) -> SeriesBatch:
     """Leave times out, but not the first one, and pad what is left to the longest sample again.
 
     Args:
-        batch: Series.
-        keep: True at the times to keep besides the first, and not in the padding, shape
-            ``(B, T)``, bool.
-
-    Returns:
-        The series at the times kept; labels of times go with their times.
+        batch: Series; labels of times go with their times.
+        keep: True at the times to keep besides the first, and not in the padding, ``(B, T)``.
 
     Raises:
         ValueError: If padding is to be kept.
@@ -160,13 +153,12 @@ def keep_times(batch: SeriesBatch, keep: Tensor) -> SeriesBatch:
 
 
 def check_series(batch: SeriesBatch) -> None:
-    """Raise unless a batch keeps the contract; costs a few passes over it.
+    """Raise unless a batch keeps the contract of :class:`SeriesBatch`, in a few passes over it.
 
     Raises:
         TypeError: If it is no :class:`SeriesBatch`, or a dtype is wrong.
-        ValueError: If shapes disagree, a value or time is not finite, times do not increase, a
-            mask is not made of zeros and ones, a sample has no observation, or what is neither
-            observed nor to be predicted, or padding, is not filled as it should be.
+        ValueError: If shapes, values, times, masks, lengths, labels or padding break the contract,
+            or a sample has no observation.
     """
     if not isinstance(batch, SeriesBatch):
         raise TypeError(

@@ -56,15 +56,12 @@ def fused_unroll(
         steps: Of all samples, ``A`` of them with ``N`` updates.
         networks: The field, from the mean; both gates, from the state; the new state, from the
             state that is not reset.
-        offsets: What they read beside the state, biases included: shapes ``(A, H)``,
-            ``(N, 2 H)`` and ``(N, H)``.
+        offsets: What they read beside the state, biases included: shapes ``(A, H)``, ``(N, 2 H)``
+            and ``(N, H)``.
 
     Returns:
         Means on arrival, shape ``(A, R)``, and states of mean and standard deviation after the
         update, if there is one, shape ``(A, 2 R)``.
-
-    Raises:
-        RuntimeError: In a backward pass with ``create_graph=True``.
     """
     field, gates, new = networks
     tensors = (steps.dt, *offsets, *gates, *new, *field)
@@ -207,13 +204,7 @@ def _proper(found: Tensor) -> Tensor:
 
 
 class _NetworkGradient:
-    """The gradient of a network, step by step from the last one back.
-
-    Args:
-        network: Weights and biases.
-        inputs: Inputs of each layer, those of all steps after each other.
-        counts: Rows of each step.
-    """
+    """The gradient of a network, step by step from the last one back."""
 
     def __init__(
         self, network: Sequence[Tensor], inputs: Sequence[Tensor], counts: list[int]

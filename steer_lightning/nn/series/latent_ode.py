@@ -167,8 +167,7 @@ class LatentODE(nn.Module):
         Args:
             batch: Series, of which what is observed is read.
             n_draws: Draws ``S`` of the latent state.
-            generator: Random stream of the draws, on the device of the batch; the global one if
-                not given.
+            generator: Random stream of the draws, on the device of the batch.
         """
         posterior = self.encode(batch)
         asked = keep_times(batch, batch.asked)
@@ -185,7 +184,6 @@ class LatentODE(nn.Module):
     def draw(
         self, posterior: Posterior, n_draws: int, generator: torch.Generator | None
     ) -> Tensor:
-        """Latent states, shape ``(S, B, L)``."""
         noise = torch.randn(
             n_draws,
             *posterior.mean.shape,
