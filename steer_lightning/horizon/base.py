@@ -1,5 +1,6 @@
 """Horizons, which STEER perturbs and resets, and the fields seen through their warp."""
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class PiecewiseField(NamedTuple):
     fields: list[WarpedField]
 
 
-class Horizon(nn.Module):
+class Horizon(nn.Module, ABC):
     """Times of a solve that a draw can move.
 
     The draw is plain state: never a buffer, never in ``state_dict``.
@@ -74,20 +75,23 @@ class Horizon(nn.Module):
         """The attributes that a draw changes, as they are without one."""
         return {"_draw": None}
 
+    @abstractmethod
     def check(self, draw: Draw) -> None:
         """Raise a ``ValueError`` if a draw could not be put in force."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> str:
-        raise NotImplementedError
+        """The interval in words, for a table."""
 
+    @abstractmethod
     def in_force(self) -> dict[str, float]:
-        raise NotImplementedError
+        """The values in force now, by the names they are logged under."""
 
+    @abstractmethod
     def times(self, y0: Any) -> Tensor:
         """The nominal times of a solve that asks for none, shape ``(2,)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
@@ -98,4 +102,3 @@ class Horizon(nn.Module):
             t_eval: Nominal times, shape ``(T,)``.
             y0: State at the first time, for its batch size, dtype and device.
         """
-        raise NotImplementedError

@@ -30,13 +30,7 @@ def end_time_offset(u: Tensor, b: Tensor, distribution: Distribution = "uniform"
     Args:
         u: Uniforms in ``[0, 1)``, any shape, floating.
         b: Half-width of the interval, non-negative, broadcastable against ``u``.
-        distribution: ``"uniform"`` or ``"normal"``.
-
-    Returns:
-        Offsets in ``[-b, b]``, shape of ``u * b``.
-
-    Raises:
-        ValueError: If ``distribution`` is unknown.
+        distribution: ``"uniform"`` or ``"normal"``; a ``ValueError`` if it is another.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
@@ -67,11 +61,11 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class EndTimeDraw:
-    r"""One draw of end times: everything that decides it, except the interval itself.
+    """One draw of end times: everything that decides it, except the interval itself.
 
     Args:
-        b: Half-width of the end-time interval, in units of time; ``"auto"`` means
-            ``(1 - epsilon)`` times the length of each interval.
+        b: Half-width of the end-time interval, in units of time; ``"auto"`` means ``(1 -
+            epsilon)`` times the length of each interval.
         epsilon: Fraction of an interval that ``b`` must leave between the end time and ``t0``.
         distribution: ``"uniform"``: ``U(t1 - b, t1 + b)``; ``"normal"``: ``N(t1, (b/2)^2)``
             truncated to the same interval.
@@ -82,12 +76,6 @@ class EndTimeDraw:
 
     Raises:
         ValueError: If a value is outside its range or a name is unknown.
-
-    Example:
-        >>> draw = EndTimeDraw(b=0.5, key=7)
-        >>> offset = draw.offsets(torch.tensor([1.0], dtype=torch.float64), None, clip=False)
-        >>> bool((offset.abs() <= 0.5).all())
-        True
     """
 
     b: HalfWidth
@@ -161,9 +149,6 @@ class EndTimeDraw:
 @dataclass(frozen=True)
 class FixedOffset:
     """A draw that always moves the end of an interval by the same amount, to sweep over T.
-
-    Args:
-        offset: ``T - t1``, in units of time.
 
     Example:
         >>> FixedOffset(0.25).offsets(torch.tensor([1.0]), None, clip=False)

@@ -83,18 +83,19 @@ class GridHorizon(Horizon):
     def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:
         """Stretch of each interval of series that have a time grid of their own.
 
-        Samples whose intervals all have the same lengths share their end times, unless the draw
-        is one for each sample; other samples have their own.
+        Samples whose intervals all have the same lengths share their end times, unless the draw is
+        one for each sample; other samples have their own. With ``reverse`` the intervals are
+        numbered from the last time on: the solution of an interval starts at its later end, and
+        the earlier one moves.
 
         Args:
             times: Times of each sample, padded by the last one, shape ``(B, K)``.
             lengths: Number of times of each sample, shape ``(B,)``.
-            reverse: Number the intervals from the last time on: the solution of an interval
-                starts at its later end, and the earlier one moves.
+            reverse: Unroll from the last time.
 
         Returns:
-            Ratio of stretched to nominal length of each interval, one in the padding, shape
-            ``(B, K - 1)``, not differentiable; ``None`` if nothing is stretched.
+            Ratio of stretched to nominal length of each interval, one in the padding, shape ``(B,
+            K - 1)``, not differentiable; ``None`` if nothing is stretched.
         """
         self.solved = True
         if self._draw is None:
@@ -133,15 +134,10 @@ def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:
 
 
 def unroll_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tensor:
-    """Number of the observation that each sample's unroll meets as its i-th.
+    """Number of the observation that each sample's unroll meets as its i-th, shape ``(B, K)``.
 
-    Args:
-        lengths: Number of observations of each sample, at least one, shape ``(B,)``.
-        n_times: Times ``K`` of the longest sample.
-        reverse: Unroll from the last observation to the first.
-
-    Returns:
-        Numbers from zero, shape ``(B, K)``; padding repeats the last one met.
+    ``lengths`` are the observations of each sample, at least one, shape ``(B,)``, of ``n_times``.
+    Padding repeats the last one met.
 
     Example:
         >>> unroll_order(torch.tensor([3, 2]), 3, reverse=True)

@@ -12,14 +12,12 @@ from steer_lightning.utils.problem import VectorField, default_times, first_part
 
 
 class SpanHorizon(Horizon):
-    r"""One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
+    """One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
 
     Whatever times are asked for in between, the whole interval is stretched by one affine warp.
     With one end time for all samples the solver is given the stretched times, as if it had been
     asked for them; with one for each sample, or a learned one, it keeps the nominal times and the
-    field is warped.
-    The solver may run from ``t0`` to ``t1`` or back: ``t0`` is always the fixed end, and
-    ``t1 < t0`` is allowed.
+    field is warped. The solver may run back, and ``t1 < t0`` is allowed.
 
     Args:
         t0: Fixed end.
@@ -30,9 +28,6 @@ class SpanHorizon(Horizon):
     Raises:
         ValueError: If the ends are equal or not finite.
         TypeError: If an end is a tensor.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
 
     Example:
         >>> from steer_lightning.horizon.end_time import FixedOffset

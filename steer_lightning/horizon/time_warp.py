@@ -20,10 +20,6 @@ class TimeWarp(NamedTuple):
         start: Actual time at the anchor, a number or a tensor of shape ``()`` or ``(B,)``.
         rate: :math:`\rho`, a number or a tensor of shape ``()`` or ``(B,)``.
 
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4, after the substitution
-        :math:`t = \tau(s)`.
-
     Example:
         >>> import torch
         >>> warp = TimeWarp(anchor=0.0, start=0.0, rate=torch.tensor(1.5))

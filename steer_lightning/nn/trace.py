@@ -70,12 +70,6 @@ def jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tenso
     differentiated by forward mode. Both can be trained through by reverse mode, and work under
     ``inference_mode``.
 
-    Args:
-        vector_field: ``f(t, y)``.
-        t: Time, shape ``()`` or ``(B,)``.
-        y: State, shape ``(B, ...)``.
-        probe: :math:`e`, shape of ``y``.
-
     Example:
         >>> y, e = torch.zeros(3, 2), torch.ones(3, 2)
         >>> jvp(lambda t, y: torch.sin(y), torch.tensor(0.0), y, e)[1][0]

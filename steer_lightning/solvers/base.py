@@ -84,9 +84,8 @@ class Solution(NamedTuple):
 class Solver(ABC):
     """An integrator made from plain settings, with one method.
 
-    Attributes:
-        remembers: Whether a block is to start each training solve with the step that the last
-            one found good.
+    ``remembers``: whether a block is to start each training solve with the step that the last one
+    found good.
     """
 
     remembers = False

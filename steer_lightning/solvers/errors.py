@@ -16,18 +16,13 @@ class SolverError(RuntimeError):
 
     Attributes:
         phase: ``"forward"``, or ``"backward"`` for an adjoint's solve.
-        t: Time that the solve had reached.
-        dt: Step that was tried last, in units of time.
+        t: Time that the solve had reached; ``dt`` the step tried last.
         nfe: Evaluations of the vector field in this solve so far.
-        dtype: Data type of the state.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
+        dtype: Data type of the state; ``rtol`` and ``atol`` the tolerances.
         stats: Counts of the block that solved, by which its path is found; not pickled.
         block: Path of that block in the model.
-        stage: ``"training"``, ``"validation"``, ``"test"`` or ``"predict"``.
-        epoch: Epoch, from zero.
-        batch_idx: Index of the batch in its epoch.
-        rank: Rank of the process.
+        stage: ``"training"``, ``"validation"``, ``"test"`` or ``"predict"``; ``epoch``,
+            ``batch_idx`` and ``rank`` likewise from zero.
 
     Example:
         >>> error = NonFiniteStateError(0.5, "forward").with_context(nfe=20, block="flow")

@@ -12,7 +12,7 @@ from steer_lightning.utils.problem import has_float64, parts
 
 
 class Steps:
-    r"""The steps of a Runge-Kutta solve, with their stages.
+    """The steps of a Runge-Kutta solve, with their stages.
 
     All that is computed here carries gradients in states and stages; lengths of steps are
     constants.
@@ -107,17 +107,16 @@ class Steps:
     def stiffness_estimates(self) -> Tensor:
         r"""Estimate of the field's largest rate of change at each step, shape ``(N,)``, in 1/time.
 
-        .. math:: \frac{\mathrm{RMS}(k_s - k_{s-1})}{\mathrm{RMS}(g_s - g_{s-1})}
+        .. math:: \mathrm{RMS}(k_s - k_{s-1}) \,/\, \mathrm{RMS}(g_s - g_{s-1})
 
-        with the stages :math:`k` and the states :math:`g` they are evaluated at, of the last two
-        stages, both at the end of the step; zero where the states agree.
+        with the last two stages :math:`k`, both at the end of the step, and the states :math:`g`
+        they are evaluated at; zero where the states agree.
 
         Raises:
             ValueError: If the method does not evaluate the end of a step twice.
 
         References:
-            Hairer and Wanner, *Solving ODEs II*, Section IV.2; Pal et al., *Opening the
-            blackbox*, ICML 2021.
+            Hairer and Wanner, *Solving ODEs II*, Section IV.2; Pal et al., *Opening the blackbox*.
         """
         *_, before, last = self.tableau.c
         if not before == last == 1.0:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
-from steer_lightning.horizon import Horizon, SpanHorizon
+from steer_lightning.horizon import SpanHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
@@ -239,18 +239,6 @@ def test_b_must_fit_and_a_refused_draw_changes_nothing():
         horizon.perturb(EndTimeDraw(0.5))
     assert horizon.in_force() == {"end_time": pytest.approx(1.1)}
     assert horizon.describe() == "[0.5, 1]"
-
-
-def test_a_horizon_without_an_interval_is_no_horizon():
-    for call in ("describe", "in_force"):
-        with pytest.raises(NotImplementedError):
-            getattr(Horizon(), call)()
-    with pytest.raises(NotImplementedError):
-        Horizon().check(EndTimeDraw(0.5))
-    with pytest.raises(NotImplementedError):
-        Horizon().times(initial_state())
-    with pytest.raises(NotImplementedError):
-        Horizon().warp(CosineField(), times(0.0, 1.0), initial_state())
 
 
 @pytest.mark.parametrize("draw", [FixedOffset(0.2), EndTimeDraw(0.5, scope="sample", key=1)])

@@ -44,11 +44,7 @@ class Transport(NamedTuple):
 
 
 class Flow(nn.Module, ABC):
-    """An invertible map between data and a standard normal base.
-
-    Args:
-        event_shape: Shape of one sample of the data.
-    """
+    """An invertible map between data and a standard normal base."""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -65,13 +61,10 @@ class Flow(nn.Module, ABC):
         """Carry points to the base.
 
         Args:
-            x: Points, shape ``(B, *event_shape)``.
+            x: Points, shape ``(B, *event_shape)``; a ``ValueError`` if they have another one.
             generator: Random stream of the trace estimator's noise, on the device of ``x``; the
                 global one if not given.
             regularize: Integrate the kinetic energy and the Jacobian's norm beside them.
-
-        Raises:
-            ValueError: If ``x`` has another shape.
         """
 
     @abstractmethod

@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class SeriesBatch(NamedTuple):
-    r"""Series with a time grid of their own, padded to the longest of the batch.
+    """Series with a time grid of their own, padded to the longest of the batch.
 
     Every sample has its own times. At each of them some features may be observed (``mask``), and
     some are to be predicted (``target_mask``): reconstruction has both alike, interpolation few
     observed and all to be predicted, extrapolation the first ones observed and the rest to be
-    predicted. Any datamodule that yields this works with every model for series.
+    predicted.
 
     Args:
         times: Times, shape ``(B, T)``, floating, strictly increasing within each sample's length;
@@ -34,8 +34,6 @@ class SeriesBatch(NamedTuple):
         >>> batch.times
         tensor([[0.0000, 0.5000],
                 [0.2000, 0.2000]])
-        >>> batch.mask.sum((1, 2))
-        tensor([6., 3.])
     """
 
     times: Tensor
@@ -166,17 +164,15 @@ def check_series(batch: SeriesBatch) -> None:
             f"steer_lightning.nn.series.SeriesBatch; make_series pads samples to one."
         )
     times, values, mask, target_mask, lengths, labels = batch
-    for name, part in (("times", times), ("values", values)):
-        if not part.is_floating_point():
-            raise TypeError(f"Expected `{name}` to be floating, but got {part.dtype}.")
-    for name, part, dtype in (
-        ("mask", mask, values.dtype),
-        ("target_mask", target_mask, values.dtype),
-        ("lengths", lengths, torch.int64),
-        ("labels", labels, torch.int64),
-    ):
-        if part.dtype != dtype:
-            raise TypeError(f"Expected `{name}` to be of {dtype}, but got {part.dtype}.")
+    for name in ("times", "values"):
+        if not getattr(batch, name).is_floating_point():
+            raise TypeError(
+                f"Expected `{name}` to be floating, but got {getattr(batch, name).dtype}."
+            )
+    dtypes = {"mask": values.dtype, "target_mask": values.dtype}
+    for name, dtype in {**dtypes, "lengths": torch.int64, "labels": torch.int64}.items():
+        if (found := getattr(batch, name).dtype) != dtype:
+            raise TypeError(f"Expected `{name}` to be of {dtype}, but got {found}.")
     shape = tuple(values.shape)
     if len(shape) != 3 or tuple(times.shape) != shape[:2] or tuple(lengths.shape) != shape[:1]:
         raise ValueError(

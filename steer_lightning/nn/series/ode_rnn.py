@@ -196,15 +196,12 @@ class ODERNN(nn.Module):
         """Unroll along the observations.
 
         Args:
-            times: Times of each sample, strictly increasing within its length, then repeating
-                the last one, shape ``(B, K)``.
+            times: Times of each sample, strictly increasing within its length, then repeating the
+                last one, shape ``(B, K)``.
             values: Values, shape ``(B, K, D)``; anything finite where nothing is observed.
             mask: One where observed, shape ``(B, K, D)``; a time where nothing is observed is
                 unrolled through without an update.
             lengths: Number of times of each sample, shape ``(B,)``.
-
-        Returns:
-            The posterior at the end of the unroll, and the means on the way.
 
         Raises:
             TypeError: If the values, whose dtype the state has, are neither float32 nor float64.

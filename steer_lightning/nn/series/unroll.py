@@ -47,10 +47,6 @@ def plan_unroll(
             i-th, shape ``(B, K - 1)``.
         reverse: Unroll from the last observation to the first.
 
-    References:
-        Rubanova et al., *Latent ODEs*, NeurIPS 2019; Ghosh et al., *STEER*, NeurIPS 2020,
-        Section 4.2.
-
     Example:
         >>> plan = plan_unroll(torch.tensor([[0.0, 0.1, 0.5]]), torch.tensor([3]), max_step=0.2)
         >>> plan.dt
@@ -91,14 +87,14 @@ class UnrollSteps(NamedTuple):
     Samples with longer unrolls come first, so that those who still unroll are the first ones.
 
     Args:
-        active: How many samples unroll each step.
-        updating: How many of them observe something at its end.
+        active: How many samples unroll each step, and
+        updating: how many of them observe something at its end.
         rows: Which ones these are, shape ``(N,)``.
         t: Times at the start of each step, shape ``(A,)``.
         dt: Lengths of the steps, in the dtype of the observations, shape ``(A, 1)``.
         observations: What is observed, shape ``(N, D)``.
-        meets: Number of the step that meets each observation of each sample, from one; zero in
-            the padding, shape ``(B, K)``.
+        meets: Number of the step that meets each observation of each sample, from one; zero in the
+            padding, shape ``(B, K)``.
     """
 
     active: list[int]
