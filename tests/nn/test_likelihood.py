@@ -13,7 +13,6 @@ from steer_lightning.nn.likelihood import (
     standard_normal_kl,
     standard_normal_log_prob,
 )
-from tests.helpers.problems import times
 
 GREY = torch.arange(256.0, dtype=torch.float64)
 
@@ -27,10 +26,6 @@ def test_equals_scipys_normal_density(shape):
     z = randn(*shape)
     expected = stats.norm.logpdf(z.numpy()).reshape(len(z), -1).sum(1)
     torch.testing.assert_close(standard_normal_log_prob(z), torch.from_numpy(expected))
-
-
-def test_the_uniform_density_costs_eight_bits():
-    assert torch.equal(bits_per_dim(torch.zeros(3), 784), torch.full((3,), 8.0))
 
 
 @pytest.mark.parametrize("n_dims", [1, 784])
@@ -70,6 +65,7 @@ def test_the_masked_density_is_averaged_over_times_then_over_features(std):
     values, mean = randn(4, 6, 3), randn(2, 4, 6, 3, seed=1)  # two draws of each mean
     mask = (randn(4, 6, 3, seed=2) > 0).double()
     mask[0, :, 1] = 0.0
+    values[mask == 0] = 1e6  # what is left out has no influence
     found = masked_gaussian_log_prob(values, mean, std, mask)
     log_p = torch.from_numpy(stats.norm.logpdf(values, mean, std))
     for s in range(2):
@@ -86,15 +82,6 @@ def test_nothing_kept_is_zero_with_a_gradient_of_zero():
     log_p.sum().backward()
     assert log_p.tolist() == [0.0]
     assert not bool(mean.grad.any())
-
-
-def test_what_the_mask_leaves_out_has_no_influence():
-    values, mask = randn(1, 2, 1), times(1.0, 0.0).view(1, 2, 1)
-    other = values.clone()
-    other[0, 1] = 1e6
-    mean = torch.zeros_like(values)
-    found = [masked_gaussian_log_prob(x, mean, 1.0, mask) for x in (values, other)]
-    assert torch.equal(*found)
 
 
 def test_the_divergence_is_torchs():
