@@ -166,9 +166,10 @@ def test_regularisers_do_not_change_the_steps(monkeypatch, learn_t1, estimator, 
 
 
 def test_gradients_of_the_adjoint_are_those_of_backpropagation():
-    new = ConvFlowField(1, (4,)).double()  # it stands still, as the last layer is zero
+    moving = lively(ConvFlowField(1, (4,)).double())
     x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
-    for field in (new, lively(ConvFlowField(1, (4,)).double())):
+    new = ConvFlowField(1, (4,)).double()  # it stands still, as the last layer is zero
+    for field in (moving, new):
         found = []
         for gradient in ("autograd", "adjoint"):
             solver = TorchdiffeqSolver(gradient=gradient, **TIGHT)
