@@ -71,6 +71,15 @@ class Horizon(nn.Module, ABC):
         """A copy is nobody's, and stands at the nominal end time."""
         return {**self.__dict__, **self._nominal(), "owner": None, "solved": False}
 
+    def _batch_size(self, y: Tensor) -> int | None:
+        """Samples along axis 0 of a state; ``None`` of a scalar, where none has an end time."""
+        if y.ndim == 0 and self._draw is not None and self._draw.per_sample:
+            raise ValueError(
+                "Expected a state with a batch along axis 0 for scope='sample', but got a scalar. "
+                "Use scope='batch', or give the state an axis: y0[None]."
+            )
+        return len(y) if y.ndim else None
+
     def _nominal(self) -> dict[str, Any]:
         """The attributes that a draw changes, as they are without one."""
         return {"_draw": None}

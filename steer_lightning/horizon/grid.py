@@ -70,7 +70,7 @@ class GridHorizon(Horizon):
             return vector_field, t_eval
         check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
         y = first_part(y0)
-        rates = self._rates(t_eval, len(y) if y.ndim else None)
+        rates = self._rates(t_eval, self._batch_size(y))
         if rates is None:
             return vector_field, t_eval
         self._stretch = float(rates.mean())

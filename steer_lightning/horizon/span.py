@@ -97,12 +97,7 @@ class SpanHorizon(Horizon):
     def time_warp(self, y: Tensor) -> TimeWarp | None:
         """The map of times in force for a state; ``None`` if nominal time is actual time."""
         if self._draw is not None and self._draw.per_sample:
-            if y.ndim == 0:
-                raise ValueError(
-                    "Expected a state with a batch along axis 0 for scope='sample', but got a "
-                    "scalar. Use scope='batch', or give the state an axis: y0[None]."
-                )
-            self._offsets = self._draw.offsets(self._gap(), len(y), clip=False)
+            self._offsets = self._draw.offsets(self._gap(), self._batch_size(y), clip=False)
         if self._offsets is None and self.learned_t1 is None:
             return None
         offset = 0.0 if self._offsets is None else self._offsets.squeeze(-1)

@@ -11,6 +11,7 @@ from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
 from steer_lightning.solvers.runge_kutta import Time, runge_kutta_step
 from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.autograd import backward_pass
+from steer_lightning.utils.checks import check_resolution
 from steer_lightning.utils.compiling import compiled
 from steer_lightning.utils.problem import VectorField, default_times, first_part
 
@@ -36,6 +37,8 @@ class Work:
         self.max_nfe = max_nfe
         self.tolerances = tolerances
         self.dtype: torch.dtype = first_part(y0).dtype
+        if tolerances is not None:
+            check_resolution(tolerances[1], self.dtype)
         self.dt: float | None = None
         self._spent = 0
         self._pass = backward_pass()

@@ -72,6 +72,17 @@ def check_tolerances(rtol: float, atol: float, max_nfe: int | None) -> None:
         raise ValueError(f"Expected `max_nfe` to be None or >= 1, but got {max_nfe}.")
 
 
+def check_resolution(atol: float, dtype: torch.dtype) -> None:
+    """Raise a ``ValueError`` if rounding in a state of zero, in units of ``atol``, overflows."""
+    limits = torch.finfo(dtype)
+    smallest = limits.eps * math.sqrt(limits.tiny)
+    if atol < smallest:
+        raise ValueError(
+            f"Expected `atol` of at least {smallest:.1g} for a state of {dtype}, which cannot "
+            f"resolve less, but got {atol:g}. Raise atol, or use float64."
+        )
+
+
 def check_widths(dim: int, hidden: Sequence[int]) -> None:
     """Raise a ``ValueError`` unless all layer widths are positive."""
     if dim < 1 or any(width < 1 for width in hidden):

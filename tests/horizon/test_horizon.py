@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
-from steer_lightning.horizon import SpanHorizon
+from steer_lightning.horizon import GridHorizon, SpanHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
@@ -200,3 +200,13 @@ def test_the_adjoint_refuses_a_closure_while_an_end_time_is_in_force(draw):
     horizon.perturb(draw)
     with pytest.raises(TypeError, match=r"nn.Module for gradient='adjoint'"):
         solve(horizon, TorchdiffeqSolver(gradient="adjoint"), lambda t, y: a * y, initial_state())
+
+
+@pytest.mark.parametrize("horizon", [SpanHorizon(), GridHorizon()], ids=["span", "grid"])
+def test_a_scalar_state_has_no_samples_to_draw_for(horizon):
+    horizon.perturb(EndTimeDraw(0.5, scope="sample"))
+    y0 = torch.ones((), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"batch along axis 0 for scope='sample', but got a scal"):
+        solve(horizon, FixedGridSolver(), lambda t, y: -y, y0, times(0.0, 1.0))
+    horizon.perturb(EndTimeDraw(0.5, scope="batch"))
+    assert solve(horizon, FixedGridSolver(), lambda t, y: -y, y0, times(0.0, 1.0)).ys.shape == (2,)

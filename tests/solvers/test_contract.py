@@ -245,3 +245,14 @@ def test_bad_settings_are_refused(solver_class, settings, message):
 )
 def test_repr_names_what_decides_the_numbers(solver, expected):
     assert repr(solver) == expected
+
+
+@pytest.mark.parametrize("solver_class", [AdaptiveSolver, TorchdiffeqSolver])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-40), (torch.float64, 1e-300)])
+def test_a_tolerance_that_the_dtype_cannot_resolve_is_refused(solver_class, dtype, atol):
+    y0, field = 0.0 * initial_state(dtype=dtype), CosineField().to(dtype)
+    with pytest.raises(
+        ValueError, match=rf"`atol` of at least .* state of {dtype}, .* got {atol:g}"
+    ):
+        solver_class(rtol=1e-6, atol=atol).solve(field, y0, times(0.0, 1.0))
+    solver_class(rtol=1e-300, atol=1e-6).solve(field, y0, times(0.0, 1.0))

@@ -251,3 +251,30 @@ def test_closures_have_gradients_by_autograd_and_are_refused_by_an_adjoint_that_
     with torch.no_grad():
         ys = adjoint.solve(lambda t, y: -a * y, y0, span).ys
     torch.testing.assert_close(ys[-1], y0 * torch.exp(times(-1.0)), rtol=1e-4, atol=1e-4)
+
+
+class Conditional(nn.Module):
+    """A field that holds a context."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+
+    def forward(self, t, y):
+        return sum(self.context) * y if isinstance(self.context, tuple) else self.context * y
+
+
+@pytest.mark.parametrize("held", [lambda x: x, lambda x: (1.0, 2.0 * x)])
+def test_an_adjoint_refuses_a_context_whose_gradient_it_would_drop(held):
+    context = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    solver, problem = TorchdiffeqSolver(gradient="adjoint"), (initial_state(), times(0.0, 1.0))
+    with pytest.raises(
+        ValueError, match=r"got `context` of Conditional\. Make it a part of the st"
+    ):
+        solver.solve(Conditional(held(context)), *problem)
+    ys = TorchdiffeqSolver().solve(Conditional(held(context)), *problem).ys
+    assert torch.autograd.grad(ys[-1].sum(), context)[0] > 0.0  # what the message proposes
+    solver.solve(Conditional(held(context.detach())), *problem)
+    parameter = nn.Parameter(context.detach())
+    solver.solve(Conditional(parameter), *problem).ys[-1].sum().backward()
+    assert parameter.grad > 0.0
