@@ -24,11 +24,7 @@ class Block(nn.Module):
     vector_field: nn.Module
 
     def set_up(
-        self,
-        vector_field: nn.Module,
-        solver: Solver,
-        eval_solver: Solver | None,
-        horizon: Horizon,
+        self, vector_field: nn.Module, solver: Solver, eval_solver: Solver | None, horizon: Horizon
     ) -> None:
         self.vector_field = vector_field
         self.solver = solver

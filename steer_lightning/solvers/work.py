@@ -61,12 +61,7 @@ class Work:
         """Add to an error what is known of this solve."""
         rtol, atol = self.tolerances or (None, None)
         return error.with_context(
-            dt=self.dt,
-            nfe=self._spent,
-            dtype=self.dtype,
-            rtol=rtol,
-            atol=atol,
-            stats=self.stats,
+            dt=self.dt, nfe=self._spent, dtype=self.dtype, rtol=rtol, atol=atol, stats=self.stats
         )
 
 

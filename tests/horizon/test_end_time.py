@@ -31,9 +31,7 @@ def uniforms(n: int = N) -> torch.Tensor:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_offsets_stay_within_b(distribution, b, u):
     offset = end_time_offset(
-        torch.tensor([u], dtype=torch.float64),
-        torch.tensor(b, dtype=torch.float64),
-        distribution,
+        torch.tensor([u], dtype=torch.float64), torch.tensor(b, dtype=torch.float64), distribution
     )
     assert float(offset.abs()) <= b
 

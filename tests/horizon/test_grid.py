@@ -11,13 +11,7 @@ from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import TorchdiffeqSolver
 from tests.helpers.models import StubSolver
-from tests.helpers.problems import (
-    CosineField,
-    LinearField,
-    OscillatorField,
-    initial_state,
-    times,
-)
+from tests.helpers.problems import CosineField, LinearField, OscillatorField, initial_state, times
 from tests.helpers.solving import solve
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}

@@ -5,12 +5,7 @@ import torch
 from torch import nn
 
 from steer_lightning.nn import ConvFlowField
-from steer_lightning.nn.trace import (
-    NOISES,
-    exact_divergence,
-    jvp,
-    trace_noise,
-)
+from steer_lightning.nn.trace import NOISES, exact_divergence, jvp, trace_noise
 from tests.helpers.models import lively
 from tests.helpers.problems import jacobians
 

@@ -15,13 +15,7 @@ from steer_lightning.solvers import (
 from steer_lightning.solvers.tableaus import ADAPTIVE, FIXED
 from steer_lightning.utils.problem import default_times, first_part, has_float64, parts
 from tests.helpers.models import RecordingField
-from tests.helpers.problems import (
-    CosineField,
-    LinearField,
-    OscillatorField,
-    initial_state,
-    times,
-)
+from tests.helpers.problems import CosineField, LinearField, OscillatorField, initial_state, times
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
 SOLVERS = [

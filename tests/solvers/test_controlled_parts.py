@@ -8,12 +8,7 @@ from steer_lightning.horizon import WarpedField
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.nn import CompiledField
 from steer_lightning.nn import compiled as compiled_field
-from steer_lightning.solvers import (
-    AdaptiveSolver,
-    FixedGridSolver,
-    SolveStats,
-    TorchdiffeqSolver,
-)
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolveStats, TorchdiffeqSolver
 from steer_lightning.solvers.torchdiffeq import ADAPTIVE_METHODS
 from tests.helpers.problems import CosineField, initial_state, times
 

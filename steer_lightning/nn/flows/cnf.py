@@ -13,13 +13,7 @@ from steer_lightning.nn.flows.divergence import DivergenceField
 from steer_lightning.nn.flows.flow import Flow, Transport, check_shape
 from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.likelihood import standard_normal_log_prob
-from steer_lightning.nn.trace import (
-    NOISES,
-    TRACE_ESTIMATORS,
-    Noise,
-    TraceEstimator,
-    trace_noise,
-)
+from steer_lightning.nn.trace import NOISES, TRACE_ESTIMATORS, Noise, TraceEstimator, trace_noise
 from steer_lightning.solvers import AdaptiveSolver, Solution, Solver
 from steer_lightning.utils.checks import check_choice, check_span
 from steer_lightning.utils.problem import default_times, first_part

@@ -24,11 +24,7 @@ def random_series(n_samples=5, n_times=9, seed=0):
 
 def test_the_order_of_an_unroll_is_padded_by_the_last_one_met():
     assert unroll_order(LENGTHS, 4).tolist() == [[0, 1, 2, 3], [0, 1, 1, 1], [0] * 4]
-    assert unroll_order(LENGTHS, 4, reverse=True).tolist() == [
-        [3, 2, 1, 0],
-        [1, 0, 0, 0],
-        [0] * 4,
-    ]
+    assert unroll_order(LENGTHS, 4, reverse=True).tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4]
 
 
 FORWARD = [[0, 1, 2, -1, 3], [0, -1, -1, 1, -1], [0, -1, -1, -1, -1]]
