@@ -175,14 +175,9 @@ class LatentODE(nn.Module):
     def draw(
         self, posterior: Posterior, n_draws: int, generator: torch.Generator | None
     ) -> Tensor:
-        noise = torch.randn(
-            n_draws,
-            *posterior.mean.shape,
-            generator=generator,
-            dtype=posterior.mean.dtype,
-            device=posterior.mean.device,
-        )
-        return posterior.mean + posterior.std * noise
+        mean, std = posterior
+        noise = mean.new_empty(n_draws, *mean.shape).normal_(generator=generator)
+        return mean + std * noise
 
     def predict_at(
         self,
