@@ -1,6 +1,5 @@
 """Explicit Runge-Kutta on a fixed number of steps: never fails, and costs the same each time."""
 
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -99,9 +98,10 @@ class FixedGridSolver(Solver):
         work.stats.accepted += len(knots) - 1
         steps = None
         if dense:
-            as_float64 = partial(torch.as_tensor, dtype=torch.float64, device="cpu")
-            ends = torch.stack(list(map(as_float64, knots)))
-            steps = Steps(tableau, ends, states, stages)
+            ends: Any = knots
+            moves = t_eval.requires_grad
+            ends = torch.stack(ends) if moves else torch.tensor(ends, dtype=torch.float64)
+            steps = Steps(tableau, ends.to("cpu", torch.float64), states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 
     def _knots(self, t_eval: Tensor) -> list[Time]:
