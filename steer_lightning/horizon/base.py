@@ -1,5 +1,6 @@
 """Horizons, which STEER perturbs and resets, and the fields seen through their warp."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,11 +16,9 @@ from steer_lightning.utils.problem import VectorField
 class WarpedField(nn.Module):
     """A vector field seen in nominal time: ``rate * f(warp(s), y)``.
 
-    Args:
-        vector_field: ``f(t, y)``; receives ``t`` of shape ``(B,)`` if the warp has one rate or
-            one start for each sample, else ``()``.
-        warp: The map from nominal to actual time, fixed for the life of this field: a backward
-            pass sees the end time of its forward pass.
+    ``f`` receives ``t`` of shape ``(B,)`` if the warp has one rate or one start for each sample,
+    else ``()``. The warp is fixed for the life of the field: a backward pass sees the end time of
+    its forward pass.
     """
 
     def __init__(self, vector_field: VectorField, warp: TimeWarp) -> None:
@@ -29,11 +28,9 @@ class WarpedField(nn.Module):
 
     @property
     def controlled_parts(self) -> int | None:
-        """How many parts of the state set the step size; ``None`` for all."""
         return getattr(self.vector_field, "controlled_parts", None)
 
     def forward(self, s: Tensor, y: Any) -> Any:
-        """Derivative of ``y`` in nominal time."""
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))
 
     def trainable_tensors(self) -> list[Tensor]:
@@ -42,16 +39,12 @@ class WarpedField(nn.Module):
 
 
 class PiecewiseField(NamedTuple):
-    """Fields to be solved one after another, each from one time to the next.
-
-    Args:
-        fields: A field for each interval between neighbouring times.
-    """
+    """Fields to be solved one after another, one for each interval between neighbouring times."""
 
     fields: list[WarpedField]
 
 
-class Horizon(nn.Module):
+class Horizon(nn.Module, ABC):
     """Times of a solve that a draw can move.
 
     The draw is plain state: never a buffer, never in ``state_dict``. What a backward pass solves
@@ -106,17 +99,27 @@ class Horizon(nn.Module):
         fresh = {"history": DrawHistory(), "drawn": None, "owner": None, "solved": False}
         return {**self.__dict__, **fresh}
 
+    @staticmethod
+    def _batch_size(draw: Draw, y: Tensor) -> int | None:
+        """Samples along axis 0 of a state; ``None`` of a scalar, where none has an end time."""
+        if y.ndim == 0 and draw.per_sample:
+            raise ValueError(
+                "Expected a state with a batch along axis 0 for scope='sample', but got a scalar. "
+                "Use scope='batch', or give the state an axis: y0[None]."
+            )
+        return len(y) if y.ndim else None
+
+    @abstractmethod
     def check(self, draw: Draw) -> None:
         """Raise a ``ValueError`` if a draw could not be put in force."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> str:
         """The interval in words, for a table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def in_force(self) -> dict[str, float]:
         """The values in force now, by the names they are logged under."""
-        raise NotImplementedError
 
     def times(self, y0: Any) -> Tensor:
         """The nominal times of a solve that asks for none, shape ``(2,)``."""
@@ -125,15 +128,12 @@ class Horizon(nn.Module):
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
-        """The field and the times of the solve that is in force, for those of the nominal one.
+        """The field and the times of the solve in force, both untouched if nothing is.
 
         Args:
             vector_field: ``f(t, y)``.
             t_eval: Nominal times, shape ``(T,)``.
             y0: State at the first time, for its batch size, dtype and device.
-
-        Returns:
-            What to solve, at times of shape ``(T,)``; both untouched if nothing is in force.
         """
         raise NotImplementedError
 

@@ -41,7 +41,6 @@ class GridHorizon(Horizon):
         """Every draw fits: ``b`` is cut to each gap."""
 
     def describe(self) -> str:
-        """The interval in words."""
         return "each interval of t_eval"
 
     def in_force(self) -> dict[str, float]:
@@ -54,23 +53,18 @@ class GridHorizon(Horizon):
         return t_eval[1:] if rates is None else t_eval[:-1] + rates.to(t_eval) * t_eval.diff()
 
     def times(self, y0: Any) -> Tensor:
-        """Raise: a grid has no times of its own.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Raise a ``ValueError``: a grid has no times of its own."""
         raise ValueError("Expected `t_eval` with a GridHorizon, which has no times of its own.")
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
-        """The field and times in force; see :meth:`Horizon.warp`."""
         draw = self.current_draw()
         if draw is None:
             return vector_field, t_eval
         check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
         y = first_part(y0)
-        rates = _rates(draw, t_eval, len(y) if y.ndim else None)
+        rates = _rates(draw, t_eval, self._batch_size(draw, y))
         if rates is None:
             return vector_field, t_eval
         self.drawn = float(rates.mean())
@@ -83,18 +77,19 @@ class GridHorizon(Horizon):
     def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:
         """Stretch of each interval of series that have a time grid of their own.
 
-        Samples whose intervals all have the same lengths share their end times, unless the draw
-        is one for each sample; other samples have their own.
+        Samples whose intervals all have the same lengths share their end times, unless the draw is
+        one for each sample; other samples have their own. With ``reverse`` the intervals are
+        numbered from the last time on: the solution of an interval starts at its later end, and
+        the earlier one moves.
 
         Args:
             times: Times of each sample, padded by the last one, shape ``(B, K)``.
             lengths: Number of times of each sample, shape ``(B,)``.
-            reverse: Number the intervals from the last time on: the solution of an interval
-                starts at its later end, and the earlier one moves.
+            reverse: Unroll from the last time.
 
         Returns:
-            Ratio of stretched to nominal length of each interval, one in the padding, shape
-            ``(B, K - 1)``, not differentiable; ``None`` if nothing is stretched.
+            Ratio of stretched to nominal length of each interval, one in the padding, shape ``(B,
+            K - 1)``, not differentiable; ``None`` if nothing is stretched.
         """
         draw = self.current_draw()
         if draw is None:
@@ -135,15 +130,10 @@ def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:
 
 
 def unroll_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tensor:
-    """Number of the observation that each sample's unroll meets as its i-th.
+    """Number of the observation that each sample's unroll meets as its i-th, shape ``(B, K)``.
 
-    Args:
-        lengths: Number of observations of each sample, at least one, shape ``(B,)``.
-        n_times: Times ``K`` of the longest sample.
-        reverse: Unroll from the last observation to the first.
-
-    Returns:
-        Numbers from zero, shape ``(B, K)``; padding repeats the last one met.
+    ``lengths`` are the observations of each sample, at least one, shape ``(B,)``, of ``n_times``.
+    Padding repeats the last one met.
 
     Example:
         >>> unroll_order(torch.tensor([3, 2]), 3, reverse=True)

@@ -13,14 +13,12 @@ from steer_lightning.utils.problem import VectorField, default_times, first_part
 
 
 class SpanHorizon(Horizon):
-    r"""One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
+    """One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
 
     Whatever times are asked for in between, the whole interval is stretched by one affine warp.
     With one end time for all samples the solver is given the stretched times, as if it had been
     asked for them; with one for each sample, or a learned one, it keeps the nominal times and the
-    field is warped.
-    The solver may run from ``t0`` to ``t1`` or back: ``t0`` is always the fixed end, and
-    ``t1 < t0`` is allowed.
+    field is warped. The solver may run back, and ``t1 < t0`` is allowed.
 
     Args:
         t0: Fixed end.
@@ -31,9 +29,6 @@ class SpanHorizon(Horizon):
     Raises:
         ValueError: If the ends are equal or not finite.
         TypeError: If an end is a tensor.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
 
     Example:
         >>> from steer_lightning.horizon.end_time import FixedOffset
@@ -75,7 +70,6 @@ class SpanHorizon(Horizon):
             self._offsets(draw, None)
 
     def describe(self) -> str:
-        """The interval in words."""
         return f"[{self.t0:g}, {self.t1:g}]" + (" learned" if self.learned_t1 is not None else "")
 
     def in_force(self) -> dict[str, float]:
@@ -88,17 +82,11 @@ class SpanHorizon(Horizon):
         return self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
 
     def times(self, y0: Any) -> Tensor:
-        """From ``t0`` to ``t1``."""
         return default_times(y0, self.t0, self.t1)
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField, Tensor]:
-        """The field and times in force; see :meth:`Horizon.warp`.
-
-        Raises:
-            ValueError: If each sample is to have an end time, and the state has no batch axis.
-        """
         warp = self.time_warp(first_part(y0))
         if warp is None:
             return vector_field, t_eval
@@ -110,12 +98,7 @@ class SpanHorizon(Horizon):
     def time_warp(self, y: Tensor) -> TimeWarp | None:
         """The map of times in force for a state; ``None`` if nominal time is actual time."""
         draw = self.current_draw()
-        if draw is not None and draw.per_sample and y.ndim == 0:
-            raise ValueError(
-                "Expected a state with a batch along axis 0 for scope='sample', but got a "
-                "scalar. Use scope='batch', or give the state an axis: y0[None]."
-            )
-        offsets = None if draw is None else self._offsets(draw, len(y) if y.ndim else None)
+        offsets = None if draw is None else self._offsets(draw, self._batch_size(draw, y))
         if offsets is None and self.learned_t1 is None:
             return None
         offset = 0.0 if offsets is None else offsets.squeeze(-1)

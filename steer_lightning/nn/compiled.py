@@ -29,16 +29,13 @@ class CompiledField(nn.Module):
 
     @property
     def autonomous(self) -> bool:
-        """Whether the field ignores time."""
         return bool(getattr(self.vector_field, "autonomous", False))
 
     @property
     def controlled_parts(self) -> int | None:
-        """How many parts of the state set the step size; ``None`` for all."""
         return getattr(self.vector_field, "controlled_parts", None)
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        """Derivative of ``y`` at ``t``."""
         return compiled(_call)(self.vector_field, t, y)
 
 

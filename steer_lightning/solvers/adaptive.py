@@ -22,9 +22,8 @@ class AdaptiveSolver(Solver):
     r"""Explicit Runge-Kutta with an embedded error estimate.
 
     The last step ends at the last time; other times are read from the interpolant and cost no
-    evaluation. A step is accepted if the root mean square of its error estimate, in units of
-    ``atol + rtol |y|``, is at most one. Gradients are autograd's through the accepted steps, with
-    their lengths held constant: rejected steps leave nothing behind.
+    evaluation. Gradients are autograd's through the accepted steps, with their lengths held
+    constant: rejected steps leave nothing behind.
 
     Args:
         method: ``"dopri5"``, ``"tsit5"`` (both of order 5) or ``"bosh3"`` (order 3, for loose
@@ -37,11 +36,9 @@ class AdaptiveSolver(Solver):
             one further evaluation; ``"previous"`` takes, in training, the one that the same block
             found good in the last batch.
         checkpoint: Keep only the ends of steps and evaluate their stages again in the backward
-            pass: memory of one step instead of all, for one more forward pass of work. The
-            gradient is the same.
-        compile: Compile the step with :func:`torch.compile`. Blocks of one structure share a
-            compilation; new end times, step sizes and, but for convolutions, batch sizes compile
-            nothing. It needs a C++ compiler, and minutes that pay after some thousand steps.
+            pass: the same gradient in the memory of one step, for one more forward pass.
+        compile: Compile the step with :func:`torch.compile`, once for all blocks of one
+            structure. It needs a C++ compiler, and minutes that pay after some thousand steps.
 
     Raises:
         ValueError: If ``method`` is unknown, or a tolerance, ``max_nfe`` or ``first_step`` is not
@@ -109,7 +106,6 @@ class AdaptiveSolver(Solver):
         dense: bool = False,
         first_step: float | None = None,
     ) -> Solution:
-        """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
         self._check_tf32(vector_field, y0, self.rtol)
         tolerances = (self.rtol, self.atol)

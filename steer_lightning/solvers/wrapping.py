@@ -20,7 +20,7 @@ def wrapped_solves(
     wrapper: Callable[..., Any],
     where: Callable[[Solver], bool] = lambda solver: True,
 ) -> Iterator[None]:
-    """Wrap the method ``solve`` of the solvers that a model's modules hold, and unwrap it.
+    """Wrap the method ``solve`` of the solvers in a model, and unwrap it.
 
     They may hold them in lists, tuples and dicts.
 
@@ -73,17 +73,9 @@ def solve_enclosed(
 ) -> Solution:
     """Solve so that an adjoint that fails gives zero gradients instead of an exception.
 
-    An exception breaks a backward pass off, and with it a reduction of gradients over processes
-    in which other ranks wait. Values, and gradients that do not fail, are those of ``solve``.
-
-    Args:
-        failed: Called in the backward pass with the error of an adjoint.
-        solve: The method ``solve`` of a solver with an adjoint.
-        vector_field: See :meth:`steer_lightning.solvers.Solver.solve`, as for the rest.
-        y0: Initial state.
-        t_eval: Times.
-        stats: Counts to add to.
-        **options: Passed on.
+    An exception breaks a backward pass off, and with it a reduction of gradients over processes in
+    which other ranks wait. Values, and gradients that do not fail, are those of ``solve``;
+    ``failed`` is called in the backward pass with the error of an adjoint.
 
     Example:
         >>> from functools import partial

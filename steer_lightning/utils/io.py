@@ -13,17 +13,11 @@ import torch
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    r"""Write a file under a temporary name beside its own, which it gets if all goes well.
+    """Write a file under a temporary name beside its own, which it gets if all goes well.
 
-    Any number of processes may write the same file at once: each writes its own, and the last
-    one stays. Nobody ever sees a part of a file, even if the process is killed: the file that was
-    there before stays. A killed process leaves its temporary file, whose name starts with a dot.
-
-    Args:
-        path: Name of the finished file; missing folders are made.
-
-    Yields:
-        Path to write to.
+    Any number of processes may write the same file at once: the last one stays, and nobody ever
+    sees a part of a file. Missing folders are made. A killed process leaves its temporary file,
+    whose name starts with a dot.
 
     Example:
         >>> import tempfile
@@ -45,26 +39,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def load_plain(path: str | Path) -> Any:
-    r"""Read what ``torch.save`` wrote, without running code from the file.
+    """Read tensors and plain values from ``torch.save``, without running code from the file.
 
     Unlike :func:`torch.load`, it compares the checksums that the file holds, so that no flipped
-    bit goes unseen; files from before PyTorch 1.6 have none.
-
-    Args:
-        path: The file; it may hold tensors and plain values.
-
-    Returns:
-        Its content, on the CPU.
-
-    Raises:
-        Exception: Of nearly any kind, if the file is broken or asks for code to be run.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"x": torch.ones(2)}, f"{folder}/a.pt")
-        ...     load_plain(f"{folder}/a.pt")
-        {'x': tensor([1., 1.])}
+    bit goes unseen; files from before PyTorch 1.6 have none. A broken file raises any kind of
+    exception.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as members:

@@ -39,7 +39,7 @@ def test_a_wrapped_solver_is_still_itself(shared):
 
 
 @pytest.mark.parametrize(
-    "hold", [list, tuple, lambda xs: dict(enumerate(xs)), lambda xs: [xs]], ids=str
+    "hold", [list, tuple, lambda xs: dict(enumerate(xs)), lambda xs: [xs]], ids=range(4)
 )
 def test_solvers_in_containers_are_found(hold):
     model, found = nn.Module(), []
