@@ -31,7 +31,8 @@ DEBUG = os.environ.get("STEER_DEBUG") == "1"
 # Lines of jsonargparse's messages that say nothing about what is wrong.
 IDLE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type"
-    r"|Given value: (\W|Name|Nested)|Not a valid sub|Subclass types|a (class|dict) |Expected a path but"
+    r"|Given value: (\W|Name|Nested)|Not a valid sub|Subclass types|a (class|dict) "
+    r"|Expected a path but"
 )
 MISSPELT = re.compile(
     r"(?:[Oo]ption|no attribute|invalid choice:) '([\w.]+)'|unrecognized arguments: --([\w.]+)"

@@ -41,7 +41,7 @@ def change(path, value):
         (change("checkpoint.moniter", "x"), "", "did you mean checkpoint.monitor"),
         ({}, "--model=steer_lightning.modules.CNFModul", "did you mean CNFModule"),
         ({}, "--model=no_such_package.Module", "no_such_package"),
-        ({}, "--model=torch.nn.Linear", "a subclass of LightningModule Given value: torch.nn.Linear"),
+        ({}, "--model=torch.nn.Linear", "LightningModule Given value: torch.nn.Linear"),
         ({}, "--config=nothing.yaml", "nothing.yaml"),
     ],
 )  # fmt: skip
