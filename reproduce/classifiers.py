@@ -44,15 +44,7 @@ def classifier(
     widths: tuple[float, ...] = (0.99,),
     paper: tuple[str, ...] = (),
 ) -> Comparison:
-    """A classifier without STEER and with it.
-
-    Args:
-        data: ``"MNIST"``, ``"CIFAR-10"`` or ``"SVHN"``.
-        model: ``"NODE"`` or ``"ANODE"``.
-        scale: How much to cut.
-        widths: Half-widths.
-        paper: The paper's numbers.
-    """
+    """A classifier without STEER and with it."""
     name = f"classifier/{data.lower().replace('-', '')}_{model.lower()}"
     if data == "MNIST" and scale != "paper":
         name += "_small"
