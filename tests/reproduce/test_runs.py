@@ -93,7 +93,9 @@ def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, tmp_pat
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
     execute(run)
     assert numbers(run) == numbers(unbroken)
-    assert len(json.loads((run.folder / "run.json").read_text())["sessions"]) == 2
+    saved = json.loads((run.folder / "run.json").read_text())
+    assert len(saved["sessions"]) == 2
+    assert saved["arguments"][-1].endswith("last.ckpt")  # and did not begin anew
 
 
 def test_checks_that_cross_epochs_go_on(tmp_path, stopping):
