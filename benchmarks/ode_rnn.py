@@ -72,11 +72,7 @@ def masked_gru(gru: PosteriorGRU, m: Tensor, std: Tensor, x: Tensor) -> tuple[Te
 
 
 class UnionUnroll(nn.Module):
-    """An ODE-RNN encoder that unrolls back over the union of all times, as published code does.
-
-    Args:
-        encoder: Whose weights to use.
-    """
+    """An ODE-RNN encoder that unrolls back over the union of all times, as published code does."""
 
     def __init__(self, encoder: ODERNNEncoder) -> None:
         super().__init__()
@@ -107,12 +103,7 @@ class UnionUnroll(nn.Module):
 
 
 class PlainLatentODE(nn.Module):
-    """Loss of a latent ODE as it is commonly written, for samples that share all times.
-
-    Args:
-        module: Whose weights and settings to use.
-        integrate: ``odeint`` or ``odeint_adjoint`` of torchdiffeq.
-    """
+    """Loss of a latent ODE as it is commonly written, for samples that share all times."""
 
     def __init__(self, module: LatentODEModule, integrate: Callable[..., Tensor] = odeint) -> None:
         super().__init__()
