@@ -51,8 +51,7 @@ SERIES = {
     "mujoco": [f"{DATA}.cache_dir=hopper", f"{DATA}.n_trajectories=40", f"{DATA}.n_points=20",
                f"{DATA}.val_size=8"],
     "periodic": [f"{DATA}.n_trajectories=40", f"{DATA}.val_size=8"],
-    "physionet": [f"{DATA}.data_dir=physionet", f"{DATA}.cache_dir=cache", f"{DATA}.val_size=8",
-                  f"{DATA}.time_bin=1.0"],
+    "physionet": [f"{DATA}.data_dir=physionet", f"{DATA}.val_size=8", f"{DATA}.time_bin=1.0"],
 }  # fmt: skip
 
 # What makes a run small: width, number of samples, files that the test has written. The longest
