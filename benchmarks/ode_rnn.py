@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torchdiffeq import odeint, odeint_adjoint
 
-from benchmarks.configs import DATA_DIR, ROOT, build
+from benchmarks.configs import DATA_DIR, build
 from benchmarks.timing import flat_gradient, machine, relative_difference, side_by_side, table
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import Observations, ODERNNEncoder, Posterior, PosteriorGRU, observations
@@ -184,9 +184,7 @@ def run_physionet(
     data_dir = data_dir or str(DATA_DIR / "physionet2012")
     if not Path(data_dir).exists():
         return f"PhysioNet left out: {data_dir} does not exist; give --data_dir or STEER_DATA_DIR."
-    folders = {"data_dir": data_dir, "cache_dir": ROOT / "data" / "cache" / "physionet2012"}
-    overrides = (f"--data.init_args.{k}={v}" for k, v in folders.items())
-    module, data = build("latent_ode/physionet", *overrides)
+    module, data = build("latent_ode/physionet", f"--data.init_args.data_dir={data_dir}")
     data.prepare_data()
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), n_batches))
