@@ -3,7 +3,6 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from types import FrameType
 from typing import Any, Literal, cast
 
 import torch
@@ -23,11 +22,6 @@ LRInterval = Literal["epoch", "step"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
-
-
-def adam(params: Iterable[Any]) -> Optimizer:
-    """Adam with torch's defaults, the optimiser of a task that is given none."""
-    return torch.optim.Adam(params)
 
 
 def batch_length(batch: Any) -> int:
@@ -72,13 +66,19 @@ class TaskModule(LightningModule):
 
     def __init__(
         self,
-        optimizer: OptimizerFactory = adam,
+        optimizer: OptimizerFactory = torch.optim.Adam,
         lr_scheduler: SchedulerFactory | None = None,
         lr_interval: LRInterval = "epoch",
     ) -> None:
         super().__init__()
         check_choice("lr_interval", lr_interval, ("epoch", "step"))
-        self._save_plain_hyperparameters(inspect.currentframe())
+        frame = inspect.currentframe()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(frame=frame)
+        if "_instantiator" not in self.hparams:
+            objects = [k for k, v in self.hparams.items() if not isinstance(v, _PLAIN)]
+            self.save_hyperparameters(ignore=objects, frame=frame)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
@@ -145,13 +145,7 @@ class TaskModule(LightningModule):
         if batch_idx == 0:
             self.check_batch(batch)
 
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if batch_idx == 0:
-            self.check_batch(batch)
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if batch_idx == 0:
-            self.check_batch(batch)
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def configure_optimizers(self) -> Any:
         return self.with_schedule(self._optimizer(self.parameters()))
@@ -168,13 +162,10 @@ class TaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
-        if self.lr != self._configured_lr:
-            # A learning-rate finder among the callbacks has set `lr`, which schedules that were
-            # made before do not know of.
+        if self.lr != self._configured_lr:  # by a learning-rate finder among the callbacks
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Save the first steps of blocks that remember them, if there are any."""
         return [StepMemories()] if find_step_memories(self) else []
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -198,20 +189,11 @@ class TaskModule(LightningModule):
             check_same_network(self, state_dict, checkpoint)
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _save_plain_hyperparameters(self, frame: FrameType | None) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
-            self.save_hyperparameters(frame=frame)
-        if "_instantiator" in self.hparams:
-            return
-        objects = [k for k, v in self.hparams.items() if not isinstance(v, _PLAIN)]
-        self.save_hyperparameters(ignore=objects, frame=frame)
-
 
 class StochasticTaskModule(TaskModule):
     """Base of tasks with noise in their loss, which comes from a random stream of its own.
 
-    The stream is keyed by seed, purpose, count of batches and rank: the global stream is not
+    The stream is keyed by seed, stage, count of batches and rank: the global stream is not
     touched, every validation sees the same noise, and a resumed run continues it.
     """
 
