@@ -3,18 +3,22 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
+from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
 from steer_lightning.modules.compatibility import check_same_network
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.io import check_whole
 from steer_lightning.utils.seeding import default_seed, stream
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -84,6 +88,18 @@ class TaskModule(LightningModule):
         self._lr_interval = lr_interval
         self._configured_lr: float | None = None
         self._loading: Mapping[str, Any] | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
+        """As Lightning's, of a file whose checksums are right; others are a ``BadZipFile``."""
+        if isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_file():
+            check_whole(Path(checkpoint_path))
+        return super().load_from_checkpoint(checkpoint_path, *args, **settings)
+
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = AtomicCheckpointIO()  # compares checksums
 
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
         """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
@@ -205,6 +221,7 @@ class StochasticTaskModule(TaskModule):
         self._train_batches = 0
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if self._noise_seed is None:
             self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
 

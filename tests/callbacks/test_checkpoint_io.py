@@ -1,3 +1,4 @@
+import resource
 import signal
 import subprocess
 import sys
@@ -44,6 +45,20 @@ def test_a_failure_leaves_the_checkpoint_before_and_no_litter(tmp_path):
         AtomicCheckpointIO().save_checkpoint({"n": lambda: None}, path)
     assert torch.load(path, weights_only=True) == {"n": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_full_disk_is_said_with_the_path_and_leaves_the_checkpoint_before(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"n": 1}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=f"write {path}, but could not: .* disk full"):
+            AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.load(path, weights_only=True) == {"n": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_storage_options_are_refused_as_by_lightning(tmp_path):
