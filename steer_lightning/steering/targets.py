@@ -23,6 +23,11 @@ def as_paths(name: str, paths: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if paths is None else tuple(paths)
 
 
+def plain_path(path: str) -> str:
+    """A module's path, as if nothing were wrapped by ``torch.compile``."""
+    return ".".join(name for name in path.split(".") if name != "_orig_mod")
+
+
 def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict[str, Horizon]:
     """A model's own horizons by path.
 
@@ -39,7 +44,7 @@ def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict
         ['encoder.rnn.horizon']
     """
     horizons = {
-        path.replace("_orig_mod.", "") or "model": module
+        plain_path(path) or "model": module
         for path, module in model.named_modules()
         if isinstance(module, Horizon)
     }
@@ -69,7 +74,7 @@ def find_stats(model: nn.Module) -> dict[str, SolveStats]:
         ['0']
     """
     return {
-        path or "model": module.stats
+        plain_path(path) or "model": module.stats
         for path, module in model.named_modules()
         if isinstance(getattr(module, "stats", None), SolveStats)
     }

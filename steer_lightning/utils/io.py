@@ -38,6 +38,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_whole(path: Path) -> None:
+    """Compare the checksums in a file of ``torch.save``; it has none if PyTorch 1.5 wrote it.
+
+    Raises:
+        BadZipFile: If the file is empty, cut short, or holds a flipped bit; it names the file.
+    """
+    magic = b"PK\x03\x04"
+    with path.open("rb") as file:
+        try:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as members:
+                    broken = members.testzip()
+                wrong = None if broken is None else f"the checksum of {broken} is wrong"
+            else:
+                file.seek(0)
+                head = file.read(len(magic))
+                wrong = "it is empty or cut short" if magic.startswith(head) else None
+        except Exception as error:  # zipfile raises nearly anything
+            wrong = str(error)
+    if wrong is not None:
+        raise zipfile.BadZipFile(f"Expected a whole file, but {path} is broken: {wrong}.")
+
+
 def load_plain(path: str | Path) -> Any:
     """Read tensors and plain values from ``torch.save``, without running code from the file.
 
@@ -45,9 +68,5 @@ def load_plain(path: str | Path) -> Any:
     bit goes unseen; files from before PyTorch 1.6 have none. A broken file raises any kind of
     exception.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as members:
-            broken = members.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
+    check_whole(Path(path))
     return torch.load(path, map_location="cpu", weights_only=True)
