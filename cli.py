@@ -8,10 +8,13 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from importlib import import_module
 from typing import Any, NoReturn
+from zipfile import BadZipFile
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -26,6 +29,7 @@ import steer_lightning.modules
 from steer_lightning.callbacks import LastCheckpoint, SteerCallback
 from steer_lightning.guard import SolverGuard
 from steer_lightning.modules.base import TaskModule
+from steer_lightning.solvers import SolverError
 
 DEBUG = os.environ.get("STEER_DEBUG") == "1"
 # Lines of jsonargparse's messages that say nothing about what is wrong.
@@ -47,11 +51,16 @@ class OneLineParser(LightningArgumentParser):
         if DEBUG or not self.exit_on_error:  # jsonargparse tries a class's arguments by the latter
             self.exit_on_error = False
             super().error(message, ex)
-        lines = (line.strip(" -") for line in message.splitlines())
-        said = " ".join(line for line in lines if line and not IDLE.match(line))
+        said = one_line(message)
         near = near_names(said, getattr(ex, "subcommand_parser", None) or self)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         self.exit(2, f"error: {said}{hint}\n")
+
+
+def one_line(message: str) -> str:
+    """A message without the lines that say nothing."""
+    lines = (line.strip(" -") for line in message.splitlines())
+    return " ".join(line for line in lines if line and not IDLE.match(line))
 
 
 def near_names(message: str, parser: LightningArgumentParser) -> list[str]:
@@ -150,6 +159,16 @@ def as_list(items: Any) -> list[Any]:
     return items if isinstance(items, list) else [items] if items else []
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether an error says itself what to change, so that its traceback is of no use."""
+    if isinstance(error, ValueError | TypeError):  # of this project, or of its arguments
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        return package in ("steer_lightning", "datamodules", "jsonargparse")
+    said = FileNotFoundError, ModuleNotFoundError, BadZipFile, MisconfigurationException
+    return isinstance(error, (*said, SolverError))
+
+
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
     """Run the command line, or the arguments given; or only build what they say."""
     return SteerCLI(
@@ -174,8 +193,8 @@ def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, ModuleNotFoundError) as error:  # data that is not there
-        if DEBUG:
+    except Exception as error:
+        if DEBUG or not is_refusal(error):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))} (STEER_DEBUG=1 shows where)", file=sys.stderr)
         sys.exit(2)
