@@ -94,7 +94,7 @@ def test_values_out_of_range_end_before_training(path, value, message, folder):
         (mnist_config(), FileNotFoundError, r"Expected the MNIST file .*--data\.data_dir"),
         (change("steer.b", 1.0), ValueError, r"Expected 0 <= b < \|t1 - t0\| = 1, .* b = 1\."),
         (change("data.init_args.name", "8gausians"), ValueError, "mean '8gaussians'"),
-        (change("trainer.accelerator", "gpu"), MisconfigurationException, "No supported gpu"),
+        (change("trainer.fast_dev_run", -1), MisconfigurationException, "fast_dev_run=-1"),
     ],
 )
 def test_a_refused_run_ends_in_one_line(config, error, message, debug, monkeypatch, capsys):
