@@ -91,6 +91,7 @@ class SteerCallback(Callback):
         self._step = 0
         self._steering: Steering | None = None
         self._verified = False
+        self._trains = True
         self._spans: dict[str, Span | None] = {}
 
     @property
@@ -114,7 +115,7 @@ class SteerCallback(Callback):
         """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
         settings = asdict(self.settings)
         for name, before in state_dict["settings"].items():
-            if before != settings[name]:
+            if self._trains and before != settings[name]:
                 rank_zero_warn(
                     f"SteerCallback goes on with {name}={settings[name]!r}; the checkpoint was "
                     f"trained with {name}={before!r}."
@@ -131,7 +132,8 @@ class SteerCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start anew with a new run; the state of a checkpoint is loaded after this."""
-        if stage == "fit" and trainer.global_step == 0:
+        self._trains = stage == "fit"
+        if self._trains and trainer.global_step == 0:
             self.seed, self._step, self._spans = self._asked_seed, 0, {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

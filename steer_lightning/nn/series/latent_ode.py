@@ -176,7 +176,8 @@ class LatentODE(nn.Module):
         self, posterior: Posterior, n_draws: int, generator: torch.Generator | None
     ) -> Tensor:
         mean, std = posterior
-        noise = mean.new_empty(n_draws, *mean.shape).normal_(generator=generator)
+        shape = (n_draws, *mean.shape)
+        noise = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
         return mean + std * noise
 
     def predict_at(

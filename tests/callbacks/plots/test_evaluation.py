@@ -77,7 +77,7 @@ def test_stiff_plot(tmp_path):
     trainer.test(module, data, verbose=False)
     assert plots(tmp_path) == ["trajectory_test.png", "trajectory_val.png"]
     assert images(tmp_path) == {"trajectory_val": [6, 12], "trajectory_test": [15]}
-    t, y = data.build("test").trajectory
+    t, y = data.build("test")[0]
     with torch.no_grad():
         figure = StiffPlot().draw(module, (t, y))
         predicted = module(y[0], t)
