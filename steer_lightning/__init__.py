@@ -4,16 +4,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steer_lightning.callbacks import NFEMonitor, SteerCallback
+    from steer_lightning.callbacks import NFEMonitor, PenaltyCallback, SteerCallback
+    from steer_lightning.penalties.control import penalize, penalty
     from steer_lightning.steering import nominal, steer
 
 __version__ = "0.1.0"
-__all__ = ["NFEMonitor", "SteerCallback", "nominal", "steer"]
+__all__ = [
+    "NFEMonitor",
+    "PenaltyCallback",
+    "SteerCallback",
+    "nominal",
+    "penalize",
+    "penalty",
+    "steer",
+]
 
 _HOMES = {
     "NFEMonitor": "steer_lightning.callbacks",
+    "PenaltyCallback": "steer_lightning.callbacks",
     "SteerCallback": "steer_lightning.callbacks",
     "nominal": "steer_lightning.steering",
+    "penalize": "steer_lightning.penalties.control",
+    "penalty": "steer_lightning.penalties.control",
     "steer": "steer_lightning.steering",
 }
 

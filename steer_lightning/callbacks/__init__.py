@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from steer_lightning.callbacks.last_checkpoint import LastCheckpoint
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
+from steer_lightning.callbacks.penalty import PenaltyCallback
 from steer_lightning.callbacks.steer import SteerCallback
 from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.callbacks.training_clock import TrainingClock
@@ -24,6 +25,7 @@ __all__ = [
     "FlowPlot",
     "LastCheckpoint",
     "NFEMonitor",
+    "PenaltyCallback",
     "SampleGrid",
     "SampleWriter",
     "SeriesPlot",

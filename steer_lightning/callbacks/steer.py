@@ -1,20 +1,20 @@
 """STEER as a Lightning callback."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
 
+from steer_lightning.callbacks.counted import CountedDraws, plain
 from steer_lightning.horizon.end_time import Distribution, HalfWidth, Scope
 from steer_lightning.steering.attach import Span
 from steer_lightning.steering.control import Steering, SteerSettings
 from steer_lightning.steering.targets import as_paths
-from steer_lightning.utils.seeding import default_seed
+from steer_lightning.utils.schedule import Schedule
 
 
-class SteerCallback(Callback):
+class SteerCallback(CountedDraws):
     r"""Draw the end time of integration at random in training.
 
     .. math:: T \sim \mathcal{U}(t_1 - b,\; t_1 + b)
@@ -28,7 +28,8 @@ class SteerCallback(Callback):
     Args:
         b: Half-width of the end-time interval, in units of time, ``0 <= b < |t1 - t0|``;
             ``"auto"`` for ``(1 - epsilon)`` times each interval, to which a number is cut on a
-            grid of times.
+            grid of times; or a :class:`~steer_lightning.utils.schedule.Schedule`, for ``b`` that
+            grows or decays.
         vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``,
             ``""`` for the model itself; every horizon of the model if not given.
         t0: Fixed end of the span that foreign fields are solved over; with ``t1`` taken from the
@@ -39,7 +40,6 @@ class SteerCallback(Callback):
             ``t1 +- b``.
         scope: ``"batch"``: one end time on all ranks; ``"rank"``: one on each rank; ``"sample"``:
             one for each sample, for horizons of this library.
-        warmup_steps: Batches over which ``b`` grows linearly from zero.
         seed: Seed of the draws; ``PL_GLOBAL_SEED`` or torch's initial seed if not given. The
             seed of a checkpoint takes precedence.
         horizons: Dotted paths of the parts of the model whose own horizons are moved, such as
@@ -64,14 +64,13 @@ class SteerCallback(Callback):
 
     def __init__(
         self,
-        b: HalfWidth,
+        b: HalfWidth | Schedule,
         vector_fields: Sequence[str] | None = None,
         t0: float | None = None,
         t1: float | None = None,
         epsilon: float = 1e-3,
         distribution: Distribution = "uniform",
         scope: Scope = "batch",
-        warmup_steps: int = 0,
         seed: int | None = None,
         horizons: Sequence[str] | None = None,
     ) -> None:
@@ -83,15 +82,11 @@ class SteerCallback(Callback):
             epsilon,
             distribution,
             scope,
-            warmup_steps,
             as_paths("horizons", horizons),
         )
-        self.seed = seed
-        self._asked_seed = seed
-        self._step = 0
+        super().__init__(seed, plain(self.settings))
         self._steering: Steering | None = None
         self._verified = False
-        self._trains = True
         self._spans: dict[str, Span | None] = {}
 
     @property
@@ -103,43 +98,21 @@ class SteerCallback(Callback):
         return self._generate_state_key(**targets)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed, count of batches, settings, and spans of attached fields, as plain values."""
-        return {
-            "seed": self.seed,
-            "step": self._step,
-            "settings": asdict(self.settings),
-            "spans": self._spans,
-        }
+        """Also the spans of attached fields."""
+        return {**super().state_dict(), "spans": self._spans}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
-        settings = asdict(self.settings)
-        for name, before in state_dict["settings"].items():
-            if self._trains and before != settings[name]:
-                rank_zero_warn(
-                    f"SteerCallback goes on with {name}={settings[name]!r}; the checkpoint was "
-                    f"trained with {name}={before!r}."
-                )
-        stored = state_dict["seed"]
-        if self._asked_seed is not None and stored is not None and stored != self._asked_seed:
-            rank_zero_warn(
-                f"SteerCallback continues with the seed of the checkpoint, {stored}, and not with "
-                f"seed={self._asked_seed}, so that the draws go on as they began."
-            )
-        self.seed = stored
-        self._step = state_dict["step"]
+        super().load_state_dict(state_dict)
         self._spans = state_dict["spans"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start anew with a new run; the state of a checkpoint is loaded after this."""
-        self._trains = stage == "fit"
-        if self._trains and trainer.global_step == 0:
-            self.seed, self._step, self._spans = self._asked_seed, 0, {}
+        super().setup(trainer, pl_module, stage)
+        if self._step == 0:
+            self._spans = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or attach the horizons, agree on a seed, and print what will be moved."""
-        if self.seed is None:
-            self.seed = int(trainer.strategy.broadcast(default_seed()))
+        self.agreed_seed(trainer)
         self._steering = Steering(
             pl_module, self.settings, owner=f"SteerCallback(b={self.settings.b}) #{id(self)}"
         )
@@ -152,8 +125,8 @@ class SteerCallback(Callback):
     ) -> None:
         assert self._steering is not None
         assert self.seed is not None
-        self._steering.perturb(seed=self.seed, step=self._step, rank=trainer.global_rank)
-        self._step += 1
+        b = self.settings.b_at(trainer.global_step, trainer.current_epoch)
+        self._steering.perturb(b, seed=self.seed, step=self.next_step(), rank=trainer.global_rank)
 
     def on_train_batch_end(
         self,

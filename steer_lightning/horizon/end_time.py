@@ -72,7 +72,6 @@ class EndTimeDraw:
         scope: ``"sample"`` draws one end time along axis 0 of the state; ``"batch"`` and
             ``"rank"`` one for all of it.
         key: Seed of this draw's own random stream.
-        scale: Factor on ``b`` in ``[0, 1]``, for a warm-up.
 
     Raises:
         ValueError: If a value is outside its range or a name is unknown.
@@ -83,7 +82,6 @@ class EndTimeDraw:
     distribution: Distribution = "uniform"
     scope: Scope = "batch"
     key: int = 0
-    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.b != "auto" and not (
@@ -103,7 +101,7 @@ class EndTimeDraw:
         return self.scope == "sample"
 
     def half_widths(self, gaps: Tensor, *, clip: bool) -> Tensor:
-        """Half-width for each interval, before the warm-up; ``clip`` cuts instead of raising."""
+        """Half-width for each interval; ``clip`` cuts instead of raising."""
         limits = (1.0 - self.epsilon) * gaps.abs()
         if self.b == "auto":
             return limits
@@ -133,7 +131,7 @@ class EndTimeDraw:
         Raises:
             ValueError: If ``b`` reaches ``t0`` and ``clip`` is off, or the batch size is missing.
         """
-        b = self.half_widths(gaps, clip=clip) * self.scale
+        b = self.half_widths(gaps, clip=clip)
         if not bool((b > 0).any()):
             return None
         shape = tuple(gaps.shape)

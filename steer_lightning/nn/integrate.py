@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from steer_lightning.horizon import Horizon, PiecewiseField
+from steer_lightning.nn.probes import Probing
 from steer_lightning.solvers import Solution, Solver, SolveStats
 from steer_lightning.solvers.step_memory import StepMemory
 from steer_lightning.utils.problem import VectorField, last_of, stack
@@ -19,9 +21,11 @@ class Block(nn.Module):
         horizon: Where a solve ends.
         stats: Work done since its last reset; read by ``NFEMonitor``.
         step_memory: First steps of the last training batch, for a solver that remembers.
+        probing: What penalties ask of training solves, if any do.
     """
 
     vector_field: nn.Module
+    integrals_beside = False  # a state is a tuple whose further parts are integrals along the way
 
     def set_up(
         self, vector_field: nn.Module, solver: Solver, eval_solver: Solver | None, horizon: Horizon
@@ -32,6 +36,7 @@ class Block(nn.Module):
         self.horizon = horizon
         self.stats = SolveStats()
         self.step_memory = StepMemory()
+        self.probing: Probing | None = None
 
     def solve(self, vector_field: VectorField, y0: Any, t_eval: Tensor) -> Solution:
         """Solve at the images of nominal times ``t_eval`` under the warp that is in force."""
@@ -61,9 +66,22 @@ class Block(nn.Module):
             solver = self.eval_solver
         remembers = self.training and solver.remembers
         first_step = self.step_memory.recall(times, nominal) if remembers else None
-        solution = solver.solve(
-            vector_field, y0, times, stats=self.stats, dense=dense, first_step=first_step
-        )
+        options: dict[str, Any] = {"stats": self.stats, "first_step": first_step}
+        probing = self.probing
+        if probing is None or not (self.training and torch.is_grad_enabled()):
+            solution = solver.solve(vector_field, y0, times, dense=dense, **options)
+        else:
+            if isinstance(y0, tuple) and not self.integrals_beside:
+                raise TypeError(
+                    "Expected a state of one tensor under a penalty, but got a tuple. Put its "
+                    "parts side by side."
+                )
+            probes = probing.times(times)
+            dense = dense or probing.steps
+            solution, ys = solver.solve_probed(
+                vector_field, y0, times, probes, dense=dense, **options
+            )
+            probing.see(self.vector_field, vector_field, times, probes, ys, solution)
         if remembers:
             self.step_memory.keep(solution.next_step, times, nominal)
         return solution

@@ -129,3 +129,32 @@ class Solver(ABC):
             TypeError: If a dtype is not supported.
             SolverError: If the solve cannot be finished.
         """
+
+    def solve_probed(
+        self,
+        vector_field: VectorField,
+        y0: Any,
+        t_eval: Tensor,
+        probes: Tensor,
+        *,
+        dense: bool = False,
+        **options: Any,
+    ) -> tuple[Solution, Any]:
+        """Solve, and read the states at further times, which changes no state that is returned.
+
+        Args:
+            vector_field: See :meth:`solve`, as for the rest.
+            y0: Initial state.
+            t_eval: Times.
+            probes: Further times strictly inside the interval, in its order, shape ``(P,)``.
+            dense: Keep the steps in the solution.
+            **options: Passed on.
+
+        Returns:
+            The solution, and the states at ``probes``, shape ``(P, *y0.shape)``.
+
+        Raises:
+            ValueError: If the solver cannot be read between its steps.
+        """
+        solution = self.solve(vector_field, y0, t_eval, dense=True, **options)
+        return solution, solution.at(probes)

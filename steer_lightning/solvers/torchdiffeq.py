@@ -142,6 +142,36 @@ class TorchdiffeqSolver(Solver):
             ys = odeint_adjoint(counted, y0, t_eval, adjoint_params=params, **settings)
         return Solution(ys, work.stats)
 
+    def solve_probed(
+        self,
+        vector_field: VectorField,
+        y0: Any,
+        t_eval: Tensor,
+        probes: Tensor,
+        *,
+        dense: bool = False,
+        **options: Any,
+    ) -> tuple[Solution, Any]:
+        """See :meth:`Solver.solve_probed`: an adaptive method is asked for further times."""
+        if self.method not in ADAPTIVE_METHODS:
+            raise ValueError(
+                f"Expected a solver that can be read between its steps for a penalty, but "
+                f"torchdiffeq's {self.method!r} would take other steps. Use AdaptiveSolver, "
+                f"FixedGridSolver, or an adaptive method."
+            )
+        order = torch.cat([t_eval, probes.to(t_eval)]).argsort(
+            descending=bool(t_eval[-1] < t_eval[0])
+        )
+        merged = torch.cat([t_eval, probes.to(t_eval)])[order]
+        solution = self.solve(vector_field, y0, merged, dense=dense, **options)
+        place = order.argsort()
+        given, further = place[: len(t_eval)], place[len(t_eval) :]
+        ys = solution.ys
+        at = [tuple(y[i] for y in parts(ys)) for i in (given, further)]
+        if not isinstance(ys, tuple):
+            return solution._replace(ys=at[0][0]), at[1][0]
+        return solution._replace(ys=at[0]), at[1]
+
     def _options(self, vector_field: VectorField, y0: Any) -> dict[str, Any]:
         """The user's options, before those that the field and the device ask for."""
         defaults: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from steer_lightning.steering.targets import (
     find_horizons,
     refuse_double_warp,
 )
+from steer_lightning.utils.schedule import Schedule
 from steer_lightning.utils.seeding import stream_key
 
 _CONTEXTS = itertools.count()
@@ -39,14 +40,13 @@ class SteerSettings:
         ValueError: If a value is outside its range or a name is unknown.
     """
 
-    b: HalfWidth
+    b: HalfWidth | Schedule
     vector_fields: tuple[str, ...] | None = None
     t0: float | None = None
     t1: float | None = None
     epsilon: float = 1e-3
     distribution: Distribution = "uniform"
     scope: Scope = "batch"
-    warmup_steps: int = 0
     horizons: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -61,11 +61,13 @@ class SteerSettings:
                 "Expected one of `vector_fields` and `horizons`, but got both. Give each a "
                 "callback of its own."
             )
-        if self.warmup_steps < 0:
-            raise ValueError(f"Expected `warmup_steps` >= 0, but got {self.warmup_steps}.")
-        draw = self.draw(key=0, step=self.warmup_steps)  # checks the rest
+        if isinstance(self.b, Schedule) and self.b.lowest < 0.0:
+            raise ValueError(
+                f"Expected a schedule of `b` that is never negative, but got {self.b}."
+            )
+        widest = self.widest()  # checks the rest
         if self.span is not None:
-            SpanHorizon(*self.span).check(draw)
+            SpanHorizon(*self.span).check(widest)
 
     @property
     def span(self) -> Span | None:
@@ -80,10 +82,17 @@ class SteerSettings:
             )
         return self.t0, self.t1
 
-    def draw(self, *, key: int, step: int) -> EndTimeDraw:
-        """The draw of one step: ``b`` grows linearly from zero over ``warmup_steps``."""
-        scale = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        return EndTimeDraw(self.b, self.epsilon, self.distribution, self.scope, key, scale)
+    def draw(self, b: HalfWidth, key: int) -> EndTimeDraw:
+        """The draw of one step."""
+        return EndTimeDraw(b, self.epsilon, self.distribution, self.scope, key)
+
+    def widest(self) -> EndTimeDraw:
+        """A draw of the largest ``b``, to check what it is to move."""
+        return self.draw(self.b.highest if isinstance(self.b, Schedule) else self.b, 0)
+
+    def b_at(self, step: int, epoch: int) -> HalfWidth:
+        """``b`` after so many steps of the optimiser, and epochs."""
+        return self.b.at(step=step, epoch=epoch) if isinstance(self.b, Schedule) else self.b
 
 
 class Steering:
@@ -127,7 +136,7 @@ class Steering:
 
     def _claim(self) -> None:
         """Become the owner of all horizons."""
-        draw = self.settings.draw(key=0, step=self.settings.warmup_steps)
+        draw = self.settings.widest()
         for path, horizon in self.horizons.items():
             if horizon.owner not in (None, self.owner):
                 raise ValueError(
@@ -139,8 +148,14 @@ class Steering:
         for horizon in self.horizons.values():
             horizon.owner = self.owner
 
-    def perturb(self, *, seed: int, step: int, rank: int = 0) -> None:
+    def perturb(self, b: HalfWidth, *, seed: int, step: int, rank: int = 0) -> None:
         """Draw the end times of one step; independent for each horizon, keyed by its path.
+
+        Args:
+            b: Half-width of this step.
+            seed: Seed of the draws.
+            step: Count of draws.
+            rank: Of this process.
 
         Raises:
             ValueError: If the model is in eval mode, where nothing moves.
@@ -155,7 +170,7 @@ class Steering:
         for path, horizon in self.horizons.items():
             key = stream_key("end_time", seed, step, path, apart)
             horizon.solved = False
-            horizon.perturb(self.settings.draw(key=key, step=step), self.root)
+            horizon.perturb(self.settings.draw(b, key), self.root)
 
     def reset(self) -> None:
         """Put every horizon back to its nominal end time."""
@@ -225,7 +240,7 @@ class Steering:
     def table(self) -> str:
         """Each horizon with its span, ``b`` and scope, as text."""
         s = self.settings
-        b = f"(1 - {s.epsilon:g}) gap" if s.b == "auto" else f"{s.b:g}"
+        b = f"(1 - {s.epsilon:g}) gap" if s.b == "auto" else str(s.b)
         rows = [("horizon", "span", "b", "distribution", "scope")]
         rows += [(p, h.describe(), b, s.distribution, s.scope) for p, h in self.horizons.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -264,16 +279,16 @@ class EndTimes(Mapping[str, float]):
 @contextmanager
 def steer(
     model: nn.Module,
-    b: HalfWidth,
+    b: HalfWidth | Schedule,
     *,
     step: int,
+    epoch: int = 0,
     vector_fields: Sequence[str] | None = None,
     t0: float | None = None,
     t1: float | None = None,
     epsilon: float = 1e-3,
     distribution: Distribution = "uniform",
     scope: Scope = "batch",
-    warmup_steps: int = 0,
     seed: int | None = None,
     rank: int | None = None,
     horizons: Sequence[str] | None = None,
@@ -287,8 +302,10 @@ def steer(
 
     Args:
         model: Any model, in training mode; not Fabric's wrapper around it.
-        b: Half-width of the end-time interval; ``"auto"`` for ``(1 - epsilon)`` of each.
+        b: Half-width of the end-time interval; ``"auto"`` for ``(1 - epsilon)`` of each; or a
+            :class:`~steer_lightning.utils.schedule.Schedule`.
         step: Count of training steps: another step, another draw.
+        epoch: Count of epochs, for a schedule that follows it.
         vector_fields: Dotted paths of what the model passes to ``odeint``, ``""`` for itself; its
             own horizons if not given.
         t0: Fixed end of the span of attached fields; with ``t1`` taken from the first solve if
@@ -297,7 +314,6 @@ def steer(
         epsilon: Fraction of an interval left free.
         distribution: ``"uniform"`` or ``"normal"``.
         scope: ``"batch"``, ``"rank"`` or ``"sample"``.
-        warmup_steps: Steps over which ``b`` grows from zero.
         seed: Seed of the draws; torch's initial seed if not given, that of the first process if
             there are several, all of which then have to come here. The global random stream is
             not touched.
@@ -333,12 +349,12 @@ def steer(
         epsilon,
         distribution,
         scope,
-        warmup_steps,
         as_paths("horizons", horizons),
     )
     steering = Steering(model, settings, owner=f"steer(step={step}) #{next(_CONTEXTS)}")
     try:
         steering.perturb(
+            settings.b_at(step, epoch),
             seed=agreed_seed() if seed is None else seed,
             step=step,
             rank=current_rank() if rank is None else rank,

@@ -12,6 +12,7 @@ from steer_lightning import SteerCallback
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import ODEBlock
+from steer_lightning.utils.schedule import Schedule
 from steer_lightning.utils.seeding import stream_key
 from tests.helpers.models import (
     ClockField,
@@ -192,10 +193,19 @@ def test_every_end_is_within_b(model_class, where, distribution):
     assert min(ends) < 1.0 < max(ends)
 
 
-def test_b_warms_up_over_the_callbacks_own_count():
-    cold, warm = ends_of_fit(seed=0), ends_of_fit(seed=0, warmup_steps=3)
-    for step, (full, warming) in enumerate(zip(cold, warm, strict=True)):
-        assert warming - 1.0 == pytest.approx(min(1.0, step / 3) * (full - 1.0), abs=1e-5)
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_b_follows_a_schedule_of_optimiser_steps(accumulated):
+    ends = []
+    for b in (0.5, Schedule(0.5, 0.0, 2)):
+        model = seeded(OwnModel)
+        trainer = tiny_trainer(
+            SteerCallback(b, seed=0), accumulate_grad_batches=accumulated, max_epochs=2
+        )
+        trainer.fit(model, tiny_loader())
+        ends.append(model.ends)
+    for batch, (full, decayed) in enumerate(zip(*ends, strict=True)):
+        share = max(0.0, 1.0 - (batch // accumulated) / 2)
+        assert decayed - 1.0 == pytest.approx(share * (full - 1.0), abs=1e-5)
 
 
 def test_each_sample_has_an_end_of_its_own():

@@ -33,7 +33,6 @@ def fit(model, *callbacks):
         ({"distribution": "gaussian"}, "Expected `distribution` to be one of"),
         ({"scope": "device"}, "Expected `scope` to be one of"),
         ({"epsilon": 0.0}, "Expected `epsilon`"),
-        ({"warmup_steps": -1}, "Expected `warmup_steps` >= 0, but got -1"),
         ({"vector_fields": []}, "name at least one module"),
         ({"vector_fields": "func"}, r"list of dotted paths, but got the string 'func'"),
     ],

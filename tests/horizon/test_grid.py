@@ -126,7 +126,7 @@ def test_the_same_draw_gives_the_same_ends_when_asked_again():
     assert len(((first - t_eval[:-1]) / t_eval.diff()).unique()) == 2
 
 
-@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw("auto", scale=0.0)])
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0)])
 def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     horizon, stub, field, t_eval = GridHorizon(), StubSolver(), CosineField(), times(0.0, 0.3, 1.0)
     if draw is not None:
@@ -260,7 +260,7 @@ def test_the_same_draw_stretches_alike_when_asked_again(scope):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0), EndTimeDraw("auto", scale=0.0)])
+@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0)])
 def test_nothing_is_stretched_without_an_offset(draw):
     horizon = GridHorizon()
     if draw is not None:

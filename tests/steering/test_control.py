@@ -9,6 +9,7 @@ from steer_lightning import steer
 from steer_lightning.horizon import GridHorizon, SpanHorizon
 from steer_lightning.nn import ODEBlock
 from steer_lightning.steering.control import Steering, SteerSettings, end_time_offset_at
+from steer_lightning.utils.schedule import Schedule
 from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
 
 CASES = {
@@ -108,16 +109,15 @@ def test_an_end_time_for_each_sample():
     assert bool(((torch.cat(clocks) - 1.0).abs() <= 0.5 + 1e-5).all())
 
 
-def test_b_warms_up_linearly():
-    model, offsets = seeded(OwnModel), []
-    for step in range(6):
-        with steer(model, b=0.5, step=step, seed=1, warmup_steps=4) as warming:
-            pass
-        with steer(model, b=0.5, step=step, seed=1) as full:
-            pass
-        offsets.append([next(iter(ends.values())) - 1.0 for ends in (warming, full)])
-    for step, (warming, full) in enumerate(offsets):
-        assert warming == pytest.approx(min(1.0, step / 4) * full, abs=1e-12)
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+def test_b_follows_a_schedule(unit):
+    model, b = seeded(OwnModel), Schedule(0.5, 0.0, 4, unit=unit)
+    for at in range(6):
+        with steer(model, b, step=at if unit == "step" else 3, epoch=at, seed=1) as decaying:
+            decayed = decaying["steer/block.horizon/end_time"]
+        with steer(model, 0.5, step=at if unit == "step" else 3, seed=1) as full:
+            offset = full["steer/block.horizon/end_time"] - 1.0
+        assert decayed - 1.0 == pytest.approx(max(0.0, 1.0 - at / 4) * offset, abs=1e-12)
 
 
 def test_the_normal_distribution_is_another_draw():
@@ -312,7 +312,8 @@ def test_an_unknown_path_lists_the_near_ones():
         ({"b": 1.0}, r"\|t1 - t0\| = 1, .* but got b = 1"),
         ({"b": 0.5, "vector_fields": []}, "name at least one module, but got an empty list"),
         ({"b": 0.5, "vector_fields": "func"}, r"the string 'func'\. Write \['func'\]"),
-        ({"b": 0.5, "warmup_steps": -1}, "Expected `warmup_steps` >= 0, but got -1"),
+        ({"b": Schedule(-0.1, 0.5, 3)}, "schedule of `b` that is never negative"),
+        ({"b": Schedule(0.0, 1.0, 3)}, r"\|t1 - t0\| = 1, .* but got b = 1"),
         ({"b": 0.5, "distribution": "norm"}, "`distribution` .*Did you mean 'normal'"),
         ({"b": 0.5, "scope": "samples"}, "`scope` .*Did you mean 'sample'"),
         ({"b": 0.5, "epsilon": 2.0}, "`epsilon`.* but got 2"),

@@ -60,6 +60,7 @@ class CNF(Flow, Block):
     """
 
     horizon: SpanHorizon
+    integrals_beside = True
 
     def __init__(
         self,

@@ -1,0 +1,71 @@
+"""Callbacks whose random draws go on exactly when a run is resumed."""
+
+from dataclasses import asdict
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+from steer_lightning.utils.seeding import default_seed
+
+
+class CountedDraws(Callback):
+    """Base of callbacks with draws that depend on a seed and a count of training batches.
+
+    Args:
+        seed: Seed of the draws; ``PL_GLOBAL_SEED`` or torch's initial seed if not given. The
+            seed of a checkpoint takes precedence.
+        settings: What a resumed run is compared with, as plain values.
+    """
+
+    def __init__(self, seed: int | None, settings: dict[str, Any]) -> None:
+        self.seed = seed
+        self._asked_seed = seed
+        self._plain = settings
+        self._step = 0
+        self._trains = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed, count of batches and settings, as plain values."""
+        return {"seed": self.seed, "step": self._step, "settings": self._plain}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
+        name = type(self).__name__
+        for key, before in state_dict["settings"].items():
+            now = self._plain.get(key)
+            if self._trains and before != now:
+                rank_zero_warn(
+                    f"{name} goes on with {key}={now!r}; the checkpoint was trained with "
+                    f"{key}={before!r}."
+                )
+        stored = state_dict["seed"]
+        if self._asked_seed is not None and stored is not None and stored != self._asked_seed:
+            rank_zero_warn(
+                f"{name} continues with the seed of the checkpoint, {stored}, and not with "
+                f"seed={self._asked_seed}, so that the draws go on as they began."
+            )
+        self.seed, self._step = stored, state_dict["step"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start anew with a new run; the state of a checkpoint is loaded after this."""
+        self._trains = stage == "fit"
+        if self._trains and trainer.global_step == 0:
+            self.seed, self._step = self._asked_seed, 0
+
+    def agreed_seed(self, trainer: Trainer) -> int:
+        """The seed of this run, that of the first rank where none was given."""
+        if self.seed is None:
+            self.seed = int(trainer.strategy.broadcast(default_seed()))
+        return self.seed
+
+    def next_step(self) -> int:
+        """The count of the batch that begins."""
+        self._step += 1
+        return self._step - 1
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain values, a dataclass in them as text."""
+    found = {k: getattr(settings, k) for k in asdict(settings)}
+    return {k: str(v) if hasattr(v, "__dataclass_fields__") else v for k, v in found.items()}

@@ -1,0 +1,120 @@
+"""Penalties as a Lightning callback."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
+
+from steer_lightning.callbacks.counted import CountedDraws
+from steer_lightning.penalties import Penalty
+from steer_lightning.penalties.control import Penalizing
+from steer_lightning.steering.targets import as_paths
+from steer_lightning.utils.patching import WrappedMethods
+
+
+class PenaltyCallback(CountedDraws):
+    """Add penalties on trajectories to the loss of training.
+
+    Each training solve of the model's blocks is read at random times inside its (steered) span;
+    the penalties of what is seen there are added to what ``training_step`` returns. Evaluation
+    is not touched, and neither is a step in which all weights are zero. The times depend on the
+    seed, this callback's own count of batches and the path of the block, are equal on all ranks,
+    and go on exactly in a resumed run. Where you optimise by hand, add
+    ``steer_lightning.penalty(self)`` to the loss yourself.
+
+    Args:
+        penalties: What to add, from :mod:`steer_lightning.penalties` or of your own.
+        vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``; see
+            :class:`~steer_lightning.penalties.attached.AttachedProbe` for what is seen of them.
+            Every block of the model if not given.
+        seed: Seed of the probe times; see :class:`CountedDraws`.
+
+    Raises:
+        ValueError: At the start of ``fit`` if there is nothing to look at or a penalty needs what
+            a solver does not have; after a batch whose solves were not seen.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from steer_lightning.penalties import Acceleration, KineticEnergy
+        >>> callback = PenaltyCallback(Acceleration(weight=1.0), KineticEnergy(weight=0.1))
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        *penalties: Penalty,
+        vector_fields: Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.penalties = penalties
+        self.vector_fields = as_paths("vector_fields", vector_fields)
+        super().__init__(seed, {p.name: str(p.weight) for p in penalties})
+        self._penalizing: Penalizing | None = None
+        self._methods: WrappedMethods | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what to look at, agree on a seed, and print the weights."""
+        self.agreed_seed(trainer)
+        self._penalizing = Penalizing(pl_module, self.penalties, self.vector_fields)
+        if pl_module.automatic_optimization:
+            self._methods = WrappedMethods(pl_module)
+            self._methods.wrap("training_step", self._penalised)
+        rank_zero_info(self._penalizing.table())
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._penalizing is not None
+        assert self.seed is not None
+        step, epoch = trainer.global_step, trainer.current_epoch
+        weights = {p.name: p.weight.at(step=step, epoch=epoch) for p in self.penalties}
+        self._penalizing.start(seed=self.seed, step=self.next_step(), weights=weights)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert self._penalizing is not None
+        dropped = not outputs or (isinstance(outputs, Mapping) and "solver_dropped" in outputs)
+        if not dropped or not pl_module.automatic_optimization:
+            self._penalizing.check_seen("in a training batch")
+        pl_module.log_dict(self._penalizing.in_force(), on_step=True, on_epoch=False)
+        self._penalizing.stop()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._penalizing is not None:
+            self._penalizing.stop()
+
+    on_train_epoch_end = on_validation_start
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def _penalised(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The training step, with the penalties in its loss."""
+        assert self._penalizing is not None
+        output = step(*args, **kwargs)
+        if output is None:
+            return None
+        if isinstance(output, torch.Tensor):
+            return output + self._penalizing.take()
+        return {**output, "loss": output["loss"] + self._penalizing.take()}
+
+    def _release(self) -> None:
+        """Leave the model as it was found."""
+        if self._methods is not None:
+            self._methods.release()
+        if self._penalizing is not None:
+            self._penalizing.release()
+        self._methods = self._penalizing = None

@@ -1,0 +1,100 @@
+"""What a training solve shows of its trajectory, at random times inside its span."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer_lightning.horizon import WarpedField
+from steer_lightning.solvers import Solution, Steps
+from steer_lightning.utils.problem import VectorField, first_part
+from steer_lightning.utils.seeding import stream_key
+
+Time = float | Tensor
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One solve, seen at its ends and at random times in between; times are actual ones.
+
+    Attributes:
+        vector_field: ``f(t, y)``, of the state alone: a density beside it is left out.
+        t: Probe times, uniform in the span, in the order of the solve; each of shape ``()``, or
+            ``(B,)`` where samples have spans of their own.
+        y: States there, each ``(B, ...)``.
+        ends: Times of the first and the last state, shape ``()`` or ``(B,)``.
+        y_ends: Those states.
+        length: ``|t1 - t0|``, a number or of shape ``(B,)``.
+        generator: A random stream on the device of the state, for a penalty's own noise.
+        steps: The accepted steps, where a penalty asked for them and the solver has them.
+    """
+
+    vector_field: VectorField
+    t: tuple[Tensor, ...]
+    y: tuple[Tensor, ...]
+    ends: tuple[Tensor, Tensor]
+    y_ends: tuple[Tensor, Tensor]
+    length: Time
+    generator: torch.Generator
+    steps: Steps | None = None
+
+
+@dataclass
+class Probing:
+    """A request to look at the training solves of one block, and what was seen.
+
+    Args:
+        n_times: Probe times in each solve.
+        steps: Whether to keep the accepted steps.
+        key: Identity of the random stream, another for each batch.
+    """
+
+    n_times: int
+    steps: bool = False
+    key: int = 0
+    seen: list[Probed] = field(default_factory=list)
+
+    def __reduce__(self) -> Any:
+        """A copy has seen nothing: what was seen belongs to the graph of a loss."""
+        return Probing, (self.n_times, self.steps, self.key)
+
+    def times(self, times: Tensor) -> Tensor:
+        """Probe times of the next solve, inside the span of its times, in its order."""
+        generator = torch.Generator().manual_seed(stream_key(self.key, len(self.seen)))
+        u = torch.rand(self.n_times, generator=generator, dtype=torch.float64).sort().values
+        t0, t1 = float(times[0]), float(times[-1])
+        inside = t0 + u.clamp(1e-6, 1.0 - 1e-6) * (t1 - t0)
+        return inside.to(times.device, times.dtype)
+
+    def see(
+        self, base: VectorField, solved: VectorField, times: Tensor, t: Tensor, y: Any, s: Solution
+    ) -> None:
+        """Keep what a solve has shown.
+
+        Args:
+            base: The block's own field, of the state alone.
+            solved: What was solved, perhaps seen through a warp.
+            times: Times of the solve.
+            t: Probe times.
+            y: States there, shape ``(P, B, ...)``.
+            s: The solution.
+        """
+        rate: Time = 1.0
+        actual = [times[0], *t, times[-1]]
+        while isinstance(solved, WarpedField):
+            warp = solved.warp
+            actual = [warp.actual(x) for x in actual]
+            rate, solved = rate * warp.rate, solved.vector_field
+        y, ends = first_part(y), first_part(s.ys)
+        device, dtype = y.device, y.real.dtype
+        first, *inner, last = (x.to(device, dtype) for x in actual)
+        generator = torch.Generator(device).manual_seed(
+            stream_key(self.key, "noise", len(self.seen))
+        )
+        self.seen.append(
+            Probed(
+                base, tuple(inner), tuple(y), (first, last), (ends[0], ends[-1]),
+                abs(float(times[-1] - times[0])) * rate, generator, s.steps,
+            )
+        )  # fmt: skip

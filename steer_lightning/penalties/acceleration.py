@@ -1,0 +1,43 @@
+"""Second and third total derivative."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from steer_lightning.nn.probes import Probed
+from steer_lightning.penalties.base import Penalty, derivative_along, mean_square, over_span
+from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.schedule import Schedule
+
+
+class Acceleration(Penalty):
+    r"""How far the trajectory is from a straight line run at constant speed.
+
+    .. math:: \int \operatorname{mean}_d \Big(\frac{d^K y}{dt^K}\Big)^2 dt, \qquad
+        \frac{d^2 y}{dt^2} = \partial_t f + \partial_y f\, f
+
+    by its value at one uniform time, times the length of the span: unbiased. Derivatives are
+    total ones, each by one forward-mode pass; nothing is held constant.
+
+    Args:
+        weight: See :class:`Penalty`.
+        order: ``K``; 3 takes a pass over a pass.
+
+    Raises:
+        ValueError: If the order is another, or the weight is negative.
+
+    References:
+        Kelly et al., *Learning differential equations that are easy to solve*, NeurIPS 2020,
+        arXiv:2007.04504, Section 3.
+    """
+
+    def __init__(self, weight: float | Schedule, order: Literal[2, 3] = 2) -> None:
+        super().__init__(weight)
+        check_choice("order", str(order), ("2", "3"))
+        self.order = order
+
+    def value(self, probed: Probed) -> Tensor:
+        derivative = field = probed.vector_field
+        for _ in range(self.order - 1):
+            derivative = derivative_along(derivative, field)
+        return over_span(probed.length, mean_square(derivative(probed.t[0], probed.y[0])))

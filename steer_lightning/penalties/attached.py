@@ -1,0 +1,96 @@
+"""A probe of somebody else's solve: one of the evaluations of its vector field."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.nn.probes import Probed
+from steer_lightning.solvers.foreign import solve_in_progress, watch_solves
+from steer_lightning.steering.control import nominal
+from steer_lightning.utils.autograd import in_backward
+from steer_lightning.utils.problem import first_part
+from steer_lightning.utils.seeding import stream_key
+
+
+class AttachedProbe:
+    """Keeps one evaluation of a vector field in each training step, by a forward hook.
+
+    Each of the ``n`` evaluations of a step is kept with probability ``1 / n`` (reservoir
+    sampling): times follow the density at which the solver evaluates, so that nothing is an
+    unbiased estimate of an integral over time. Under an adjoint the solver runs without a graph,
+    and the state that is kept is a constant. The span is that of torchdiffeq's solve; where none
+    is seen its length counts as one.
+
+    Args:
+        field: The module that is passed to ``odeint``; called as ``f(t, y, ...)``.
+        path: Its name, for messages.
+    """
+
+    steps = False
+
+    def __init__(self, field: nn.Module, path: str) -> None:
+        self.field = field
+        self.path = path
+        self.seen: list[Probed] = []
+        self._active = False
+        self._handle = field.register_forward_hook(_Keep(self), with_kwargs=True)
+        watch_solves()
+
+    def start(self, key: int | None) -> None:
+        """A batch begins; ``None`` looks at nothing."""
+        self.seen = []
+        self._active = key is not None
+        self._n_evaluations = 0
+        self._kept: tuple[Any, ...] | None = None
+        self._key = key
+        self._chance = torch.Generator().manual_seed(stream_key(key, "reservoir"))
+
+    def stop(self) -> None:
+        self._handle.remove()
+        self._active = False
+
+    def keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep an evaluation, perhaps."""
+        if not self._active or in_backward() or not self.field.training:
+            return
+        self._n_evaluations += 1
+        if float(torch.rand((), generator=self._chance)) * self._n_evaluations < 1.0:
+            solve = solve_in_progress()
+            times = None if solve is None else solve.times
+            self._kept = args, kwargs, times
+
+    def collect(self) -> list[Probed]:
+        """What was kept in this batch, as far as it was not collected yet."""
+        if self._kept is None:
+            return []
+        args, kwargs, times = self._kept
+        self._kept, self._n_evaluations = None, 0
+        named = dict(zip(("t", "y"), args, strict=False)) | kwargs
+        t, state = named["t"], named["y"]
+        y = first_part(state)
+        ends = torch.stack([t, t]) if times is None else times[[0, -1]].to(y.device, y.real.dtype)
+        length = 1.0 if times is None else float((ends[1] - ends[0]).abs())
+
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            whole = (y, *state[1:]) if isinstance(state, tuple) else y
+            self._active = False  # what a penalty evaluates is no evaluation of the solver
+            with nominal(self.field):
+                found = self.field(t, whole, *args[2:], **{**kwargs_beside})
+            self._active = True
+            return first_part(found)
+
+        kwargs_beside = {name: value for name, value in kwargs.items() if name not in ("t", "y")}
+        generator = torch.Generator(y.device).manual_seed(stream_key(self._key, "noise"))
+        return [Probed(field, (t,), (y,), (ends[0], ends[1]), (y, y), length, generator)]
+
+
+class _Keep:
+    """The hook; an object, so that a model with hooks can be pickled."""
+
+    def __init__(self, probe: AttachedProbe) -> None:
+        self.probe = probe
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self.probe.keep(args, kwargs)

@@ -1,0 +1,79 @@
+"""What all penalties have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steer_lightning.nn.probes import Probed, Time
+from steer_lightning.utils.schedule import Schedule
+
+
+class Penalty(ABC):
+    """A regulariser of trajectories: a function of what a training solve shows.
+
+    A penalty of your own gives :meth:`value`; ``n_times`` says at how many random times it looks,
+    ``needs_steps`` whether it needs the accepted steps.
+
+    Args:
+        weight: Its factor in the loss, or a :class:`~steer_lightning.utils.schedule.Schedule`.
+
+    Raises:
+        ValueError: If the weight is negative or not finite.
+
+    Example:
+        >>> class Size(Penalty):
+        ...     def value(self, probed):
+        ...         return probed.y[0].square().mean()
+        >>> Size(weight=0.1).name
+        'size'
+    """
+
+    n_times = 1
+    needs_steps = False
+
+    def __init__(self, weight: float | Schedule) -> None:
+        self.weight = weight if isinstance(weight, Schedule) else Schedule.constant(weight)
+        if not self.weight.lowest >= 0.0:
+            raise ValueError(
+                f"Expected the weight of {type(self).__name__} to be >= 0, but got {weight}."
+            )
+
+    @property
+    def name(self) -> str:
+        """As it is logged: ``local_error`` for ``LocalError``."""
+        letters = (f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)
+        return "".join(letters).strip("_")
+
+    @abstractmethod
+    def value(self, probed: Probed) -> Tensor:
+        """The penalty of one solve, a mean over the batch, shape ``()``."""
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean over the dimensions of each sample, shape ``(B,)``."""
+    return x.square().flatten(1).mean(1)
+
+
+def over_span(length: Time, rates: Tensor) -> Tensor:
+    """One-point estimate of an integral over the span, averaged over the batch.
+
+    Args:
+        length: Of the span, a number or ``(B,)``.
+        rates: Integrand at a uniform time, shape ``(B,)``.
+    """
+    return (length * rates).mean()
+
+
+def derivative_along(
+    g: Callable[[Tensor, Tensor], Tensor], field: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function ``d/dt g(t, y(t))`` along the solutions of ``y' = field(t, y)``."""
+
+    def derivative(t: Tensor, y: Tensor) -> Tensor:
+        tangents = (torch.ones_like(t), field(t, y))
+        found: Tensor = torch.func.jvp(g, (t, y), tangents)[1]
+        return found
+
+    return derivative

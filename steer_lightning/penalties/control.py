@@ -1,0 +1,225 @@
+"""Penalties of a model's training steps: without Lightning."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from steer_lightning.nn.integrate import Block
+from steer_lightning.nn.probes import Probed, Probing
+from steer_lightning.penalties.attached import AttachedProbe
+from steer_lightning.penalties.base import Penalty
+from steer_lightning.penalties.trajectory_polynomial import TrajectoryPolynomial
+from steer_lightning.solvers import AdaptiveSolver
+from steer_lightning.steering.control import agreed_seed
+from steer_lightning.steering.targets import find_field
+from steer_lightning.utils.seeding import stream_key
+
+_ACTIVE: WeakKeyDictionary[nn.Module, "Penalizing"] = WeakKeyDictionary()
+
+
+class Penalizing:
+    """The penalties of one model, and what its solves have shown of a step.
+
+    Args:
+        model: Any model; its blocks are found by type.
+        penalties: What to add to the loss.
+        vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``.
+
+    Raises:
+        ValueError: If there is nothing to look at, a path leads nowhere, a name is given twice, or
+            a penalty needs what a solver, or an attached field, does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalties: Sequence[Penalty],
+        vector_fields: Sequence[str] | None = None,
+    ) -> None:
+        names = [penalty.name for penalty in penalties]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"Expected penalties, each once, but got {names}.")
+        if model in _ACTIVE:
+            raise ValueError(
+                f"Expected one owner for the penalties of {type(model).__name__}, but somebody "
+                f"has them already. Give all penalties to one."
+            )
+        self.model = model
+        self.penalties = list(penalties)
+        self.values: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._blocks: dict[str, Block] = {}
+        self._attached: dict[str, AttachedProbe] = {}
+        if vector_fields is None:
+            self._blocks = {
+                path.replace("_orig_mod.", "") or "model": block
+                for path, block in model.named_modules()
+                if isinstance(block, Block)
+            }
+            self._check_blocks()
+        else:
+            fields = {path: find_field(model, path) for path in vector_fields}
+            self._check_attached(list(fields))
+            self._attached = {p or "model": AttachedProbe(f, p) for p, f in fields.items()}
+        _ACTIVE[model] = self
+
+    def _check_blocks(self) -> None:
+        if not self._blocks:
+            raise ValueError(
+                f"Expected a model with blocks of steer_lightning.nn, but "
+                f"{type(self.model).__name__} has none. Name the modules that it passes to "
+                f"odeint: vector_fields=['flow.func']."
+            )
+        for path, block in self._blocks.items():
+            for penalty in self.penalties:
+                if penalty.needs_steps and not isinstance(block.solver, AdaptiveSolver):
+                    raise ValueError(
+                        f"Expected AdaptiveSolver in the block {path!r} for {penalty.name}, which "
+                        f"needs the error or the stages of its steps, but got "
+                        f"{type(block.solver).__name__}. LocalError(form='one_step') takes any."
+                    )
+
+    def _check_attached(self, paths: list[str]) -> None:
+        for penalty in self.penalties:
+            if penalty.needs_steps or isinstance(penalty, TrajectoryPolynomial):
+                raise ValueError(
+                    f"Expected a penalty of one evaluation for the attached vector fields "
+                    f"{paths}, but {penalty.name} needs the solver's steps or several states, "
+                    f"which are not seen. LocalError(form='one_step') takes any."
+                )
+
+    def start(self, *, seed: int, step: int, weights: dict[str, float], rank: int = 0) -> None:
+        """A training step begins; where all weights are zero nothing is looked at."""
+        self.values, self._weights = {}, {n: w for n, w in weights.items() if w > 0.0}
+        used = [p for p in self.penalties if p.name in self._weights]
+        for path, block in self._blocks.items():
+            key = stream_key("probe", seed, step, path, rank)
+            steps = any(penalty.needs_steps for penalty in used)
+            n_times = max((penalty.n_times for penalty in used), default=0)
+            block.probing = Probing(n_times, steps, key) if used else None
+        for path, probe in self._attached.items():
+            probe.start(stream_key("probe", seed, step, path, rank) if used else None)
+
+    def take(self) -> Tensor:
+        """The weighted sum of what was seen since the last call, connected to its solves.
+
+        The values are those of all solves, summed.
+        """
+        seen: list[Probed] = []
+        for block in self._blocks.values():
+            if block.probing is not None:
+                seen += block.probing.seen
+                block.probing.seen = []
+        for probe in self._attached.values():
+            seen += probe.collect() if self._weights else []
+        total = torch.zeros(())
+        for penalty in self.penalties:
+            if penalty.name in self._weights and seen:
+                value = torch.stack([penalty.value(probed) for probed in seen]).sum()
+                before = self.values.get(penalty.name, 0.0)
+                self.values[penalty.name] = before + float(value.detach())
+                total = total.to(value) + self._weights[penalty.name] * value
+        return total
+
+    def in_force(self) -> dict[str, float]:
+        """Values and weights of the step, by the names they are logged under."""
+        logged = {f"penalty/{name}": value for name, value in self.values.items()}
+        return logged | {f"penalty/{n}_weight": w for n, w in self._weights.items()}
+
+    def check_seen(self, where: str) -> None:
+        """Raise if penalties are wanted and no solve was seen and taken.
+
+        Raises:
+            ValueError: Says how this comes about.
+        """
+        if self._weights and not self.values:
+            raise ValueError(
+                f"No solve of {list(self._blocks) or list(self._attached)} was seen {where}, so "
+                f"the penalties had no effect. Solve in training mode with gradients on; where "
+                f"you optimise by hand, add steer_lightning.penalty(self) to the loss."
+            )
+
+    def stop(self) -> None:
+        """Look at nothing any more."""
+        for block in self._blocks.values():
+            block.probing = None
+        for probe in self._attached.values():
+            probe.start(None)
+
+    def release(self) -> None:
+        """Leave the model as it was found."""
+        self.stop()
+        for probe in self._attached.values():
+            probe.stop()
+        _ACTIVE.pop(self.model, None)
+
+    def table(self) -> str:
+        """The penalties with their weights, as text."""
+        where = ", ".join(self._blocks or self._attached)
+        lines = [f"{penalty.name}: {penalty.weight}" for penalty in self.penalties]
+        return "\n".join([f"Penalties on {where}, with their weights:", *lines])
+
+
+def penalty(model: nn.Module) -> Tensor:
+    """The penalties of what a model has solved in this step, to be added to its loss.
+
+    Args:
+        model: The model that ``penalize`` or ``PenaltyCallback`` was given.
+
+    Returns:
+        Weighted sum, shape ``()``; zero outside of training steps.
+
+    Raises:
+        ValueError: If the model has no penalties.
+
+    Example:
+        >>> from steer_lightning.nn import MLPField, ODEBlock
+        >>> from steer_lightning.penalties import KineticEnergy
+        >>> model = ODEBlock(MLPField(2, (8,)))
+        >>> with penalize(model, [KineticEnergy(weight=0.1)], step=0, seed=1):
+        ...     loss = model(torch.ones(4, 2)).square().mean() + penalty(model)
+    """
+    if model not in _ACTIVE:
+        raise ValueError(
+            f"Expected a model under penalties, but {type(model).__name__} has none. Call this "
+            f"inside `with penalize(model, ...)`, or with the module that PenaltyCallback trains."
+        )
+    return _ACTIVE[model].take()
+
+
+@contextmanager
+def penalize(
+    model: nn.Module,
+    penalties: Sequence[Penalty],
+    *,
+    step: int,
+    epoch: int = 0,
+    vector_fields: Sequence[str] | None = None,
+    seed: int | None = None,
+) -> Iterator[None]:
+    """Look at the solves of one training step, for :func:`penalty`; goes with ``steer``.
+
+    Args:
+        model: Any model, in training mode.
+        penalties: What to add to the loss.
+        step: Count of optimiser steps: another step, other probe times and weights.
+        epoch: Count of epochs, for weights that follow it.
+        vector_fields: Dotted paths of what the model passes to ``odeint``; its own blocks if not
+            given.
+        seed: Seed of the probe times; torch's initial seed if not given. The global random stream
+            is not touched.
+
+    Raises:
+        ValueError: See :class:`Penalizing`; and at the end of the block if nothing was taken.
+    """
+    penalizing = Penalizing(model, penalties, vector_fields)
+    try:
+        weights = {p.name: p.weight.at(step=step, epoch=epoch) for p in penalties}
+        penalizing.start(seed=agreed_seed() if seed is None else seed, step=step, weights=weights)
+        yield
+        penalizing.check_seen("and taken inside `with penalize(...)`")
+    finally:
+        penalizing.release()

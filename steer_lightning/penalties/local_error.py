@@ -1,0 +1,90 @@
+"""Local error of the solver."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steer_lightning.nn.probes import Probed
+from steer_lightning.penalties.base import Penalty
+from steer_lightning.solvers.runge_kutta import error_ratio, evaluate, runge_kutta_step
+from steer_lightning.solvers.step_size import find_first_step
+from steer_lightning.solvers.tableaus import DOPRI5
+from steer_lightning.solvers.work import Work
+from steer_lightning.utils.checks import check_choice, check_tolerances
+from steer_lightning.utils.schedule import Schedule
+
+
+class LocalError(Penalty):
+    r"""How much error the solver makes in a step, in units of the tolerance.
+
+    .. math:: E = \mathrm{RMS}\left(\frac{\mathrm{err}}
+        {\mathrm{atol} + \mathrm{rtol}\max(|y_n|, |y_{n+1}|)}\right), \qquad
+        \operatorname{mean}_n E_n |h_n| \quad\text{or}\quad E |h|
+
+    with the difference err of the embedded methods. Lengths of steps are constants.
+
+    ``form="steps"`` is the mean over the accepted steps of the solve, at the solver's own
+    tolerances. ``form="one_step"`` takes one step of dopri5 from a uniform time, as long as a
+    first step would be, with the state, its slope and the length held constant: for any solver
+    and any adjoint, with seven further evaluations. ``E`` grows with one over the tolerance: a
+    weight goes with a tolerance.
+
+    Args:
+        weight: See :class:`Penalty`.
+        form: ``"steps"`` or ``"one_step"``.
+        rtol: Relative tolerance of the one step.
+        atol: Absolute tolerance of the one step.
+
+    Raises:
+        ValueError: If the form is unknown, a tolerance not positive or the weight negative.
+
+    References:
+        Pal et al., *Opening the Blackbox*, ICML 2021, arXiv:2105.03918, Section 3.1; Pal et al.,
+        *Locally Regularized Neural Differential Equations*, ICML 2023, arXiv:2303.02262, for one
+        step.
+    """
+
+    def __init__(
+        self,
+        weight: float | Schedule,
+        form: Literal["steps", "one_step"] = "steps",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+    ) -> None:
+        super().__init__(weight)
+        check_choice("form", form, ("steps", "one_step"))
+        check_tolerances(rtol, atol, None)
+        self.form = form
+        self.rtol = rtol
+        self.atol = atol
+        self.needs_steps = form == "steps"
+        self.n_times = 1 if form == "one_step" else 0
+
+    def value(self, probed: Probed) -> Tensor:
+        if self.form == "one_step":
+            return self._of_one_step(probed)
+        assert probed.steps is not None
+        errors = probed.steps.error_estimates()
+        return (errors * torch.tensor(probed.steps.lengths).abs().to(errors)).mean()
+
+    def _of_one_step(self, probed: Probed) -> Tensor:
+        t, y = probed.t[0].detach(), probed.y[0].detach()
+        if t.ndim:
+            raise ValueError(
+                "Expected one time for all samples with form='one_step', but got scope='sample'. "
+                "Use scope='batch', or form='steps'."
+            )
+        start, end = float(t), float(probed.ends[1])
+        tolerances = (self.rtol, self.atol)
+        with torch.no_grad():
+            slope = evaluate(probed.vector_field, start, y)
+            h = find_first_step(
+                probed.vector_field, start, end, y, slope, DOPRI5.order, tolerances, None,
+                Work(y, None, None, tolerances),
+            )  # fmt: skip
+        h = h if end > start else -h
+        y_next, stages = runge_kutta_step(probed.vector_field, start, start + h, y, slope, DOPRI5)
+        assert DOPRI5.error is not None
+        error = error_ratio(y, y_next, stages, h, DOPRI5.error, tolerances, None)
+        return abs(h) * error

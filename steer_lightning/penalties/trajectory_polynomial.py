@@ -1,0 +1,34 @@
+"""Distance of a trajectory from a straight line."""
+
+import torch
+from torch import Tensor
+
+from steer_lightning.nn.probes import Probed
+from steer_lightning.penalties.base import Penalty
+
+
+class TrajectoryPolynomial(Penalty):
+    r"""How far four states of the trajectory are from a line in time.
+
+    The squared residuals of the states at :math:`t_0`, two sorted uniform times and :math:`t_1`
+    from the least-squares line through them, summed over dimensions, averaged over the four and
+    over the batch. Nothing is held constant but the times.
+
+    References:
+        Huang and Yeh, *Accelerating Continuous Normalizing Flow with Trajectory Polynomial
+        Regularization*, AAAI 2021, arXiv:2012.04228.
+    """
+
+    n_times = 2
+
+    def value(self, probed: Probed) -> Tensor:
+        t0, t1 = probed.ends
+        y = torch.stack([probed.y_ends[0], *probed.y[:2], probed.y_ends[1]], dim=1).flatten(2)
+        s = torch.stack([(t - t0) / (t1 - t0) for t in (t0, *probed.t[:2], t1)], dim=-1).detach()
+        s = s.expand(len(y), 4)[..., None] - 0.5  # (B, 4, 1)
+        basis = torch.cat([torch.ones_like(s), s], dim=-1)
+        # The projection off the line: of full rank, as the ends differ.
+        orthonormal = torch.linalg.qr(basis)[0]
+        residual = y - orthonormal @ (orthonormal.mT @ y)
+        found: Tensor = residual.square().sum(-1).mean()
+        return found

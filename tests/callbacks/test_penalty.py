@@ -1,0 +1,177 @@
+"""PenaltyCallback: what it adds to the loss, and nothing else."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from steer_lightning import PenaltyCallback, SteerCallback, penalize, penalty
+from steer_lightning.guard import SolverGuard
+from steer_lightning.nn import ODEBlock
+from steer_lightning.penalties import Acceleration, KineticEnergy, LocalError
+from steer_lightning.solvers import FixedGridSolver
+from steer_lightning.utils.schedule import Schedule
+from tests.helpers.models import (
+    ClockField,
+    ForeignModel,
+    OwnModel,
+    TinyModule,
+    seeded,
+    tiny_data,
+    tiny_loader,
+    tiny_trainer,
+)
+
+CASES = {"own": (OwnModel, {}), "foreign": (ForeignModel, {"vector_fields": ["func"]})}
+both = pytest.mark.parametrize(("model_class", "where"), CASES.values(), ids=list(CASES))
+
+
+class Reads(pl.Callback):
+    """Keeps what is logged after each batch, and the loss."""
+
+    def __init__(self):
+        self.logged = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        loss = float(outputs["loss"]) if outputs else None
+        self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+        self.logged[-1]["loss"] = loss
+
+
+def train(model, *callbacks, n=8, **settings):
+    tiny_trainer(*callbacks, **settings).fit(model, tiny_loader(n), tiny_loader())
+    return model
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@both
+def test_the_loss_of_a_step_is_that_of_plain_pytorch(model_class, where):
+    penalties = [KineticEnergy(0.5), Acceleration(2.0)]
+    reads = Reads()
+    found = train(seeded(model_class), PenaltyCallback(*penalties, seed=3, **where), reads)
+    model = seeded(model_class)
+    optimizer, losses = model.configure_optimizers(), []
+    for step, batch in enumerate(tiny_loader()):
+        with penalize(model, penalties, step=step, seed=3, **where):
+            loss = model.loss(batch)
+            loss = loss + penalty(model)
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.equal(weights(found), weights(model))
+    assert [logged["loss"] for logged in reads.logged] == losses
+    assert reads.logged[0]["penalty/kinetic_energy"] > 0.0
+    assert reads.logged[0]["penalty/acceleration_weight"] == 2.0
+
+
+@both
+def test_weights_of_zero_are_bit_for_bit_no_callback_and_so_is_evaluation(model_class, where):
+    plain = train(seeded(model_class))
+    off = train(seeded(model_class), PenaltyCallback(KineticEnergy(0.0), **where))
+    assert torch.equal(weights(plain), weights(off))
+    on = seeded(model_class)
+    nominal = on(tiny_data())
+    train(on, PenaltyCallback(KineticEnergy(1.0), **where), max_epochs=0)
+    assert torch.equal(on(tiny_data()), nominal)
+    assert not any("training_step" in vars(m) for m in (plain, off, on))
+
+
+@both
+def test_a_resumed_run_ends_as_the_unbroken_one(model_class, where, tmp_path):
+    def callbacks(seed=None):
+        decay = Schedule(1.0, 0.1, 3, "exponential")
+        return (
+            PenaltyCallback(KineticEnergy(decay), seed=seed, **where),
+            SteerCallback(0.5, seed=seed, **where),
+        )
+
+    through = train(seeded(model_class), *callbacks(5), max_epochs=3)
+    first = seeded(model_class)
+    trainer = tiny_trainer(*callbacks(5), max_epochs=1)
+    trainer.fit(first, tiny_loader())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    rest = seeded(model_class)
+    tiny_trainer(*callbacks(), max_epochs=3).fit(
+        rest, tiny_loader(), ckpt_path=tmp_path / "one.ckpt"
+    )
+    assert torch.equal(weights(rest), weights(through))
+    with pytest.warns(UserWarning, match="PenaltyCallback goes on with kinetic_energy='1'; the"):
+        tiny_trainer(PenaltyCallback(KineticEnergy(1.0)), callbacks()[1], max_epochs=3).fit(
+            seeded(OwnModel), tiny_loader(), ckpt_path=tmp_path / "one.ckpt"
+        ) if not where else PenaltyCallback(KineticEnergy(1.0), **where).load_state_dict(
+            callbacks(5)[0].state_dict()
+        )
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_weights_follow_steps_of_the_optimiser(accumulated):
+    reads = Reads()
+    callback = PenaltyCallback(KineticEnergy(Schedule(1.0, 0.0, 2)), seed=0)
+    train(seeded(OwnModel), callback, reads, n=16, accumulate_grad_batches=accumulated)
+    expected = [1.0, 0.5, 0.0, 0.0] if accumulated == 1 else [1.0, 1.0, 0.5, 0.5]
+    found = [logged.get("penalty/kinetic_energy_weight") for logged in reads.logged]
+    assert found[: len([w for w in expected if w])] == [w for w in expected if w]
+
+
+def test_a_dict_is_penalised_and_a_step_that_returns_nothing_is_left_alone():
+    class Returns(OwnModel):
+        def training_step(self, batch, batch_idx):
+            loss = self.loss(batch)
+            return None if batch_idx else {"loss": loss, "other": 1}
+
+    reads = Reads()
+    train(seeded(Returns), PenaltyCallback(KineticEnergy(1.0)), reads)
+    assert reads.logged[0]["loss"] > float(seeded(OwnModel).loss(tiny_data(8)[:4]))
+    assert reads.logged[1]["loss"] is None
+
+
+def test_under_manual_optimisation_the_penalty_is_asked_for():
+    class Manual(OwnModel):
+        def __init__(self, asks):
+            super().__init__()
+            self.automatic_optimization = False
+            self.asks = asks
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            loss = self.loss(batch)
+            self.manual_backward(loss + penalty(self) if self.asks else loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    automatic = train(seeded(OwnModel), PenaltyCallback(KineticEnergy(1.0), seed=0))
+    manual = train(seeded(Manual, True), PenaltyCallback(KineticEnergy(1.0), seed=0))
+    torch.testing.assert_close(weights(manual), weights(automatic))
+    with pytest.raises(ValueError, match=r"No solve .* in a training batch, .*penalty\(self\) to"):
+        train(seeded(Manual, False), PenaltyCallback(KineticEnergy(1.0)))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+def test_precisions_and_gradients(precision, gradient):
+    callback = PenaltyCallback(KineticEnergy(1.0), Acceleration(1.0))
+    model = train(seeded(OwnModel, gradient), callback, precision=precision)
+    assert weights(model).isfinite().all()
+
+
+def test_averaged_weights_and_a_guard_go_with_it():
+    callbacks = [PenaltyCallback(KineticEnergy(1.0)), SolverGuard("skip")]
+    callbacks.append(pl.callbacks.EMAWeightAveraging(decay=0.5))
+    assert weights(train(seeded(OwnModel), *callbacks)).isfinite().all()
+
+
+def test_what_cannot_be_had_is_refused_at_the_start_of_fit():
+    class Fixed(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.block = ODEBlock(ClockField(), FixedGridSolver("rk4"))
+
+    with pytest.raises(ValueError, match=r"Expected AdaptiveSolver .* but got FixedGridSolver"):
+        train(seeded(Fixed), PenaltyCallback(LocalError(1.0)))
+    model = seeded(ForeignModel)
+    with pytest.raises(ValueError, match=r"has none. Name the modules"):
+        train(model, PenaltyCallback(KineticEnergy(1.0)))
+    assert model.ends == []

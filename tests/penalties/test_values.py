@@ -1,0 +1,265 @@
+"""Each penalty against quadrature, finite differences, or a formula written again."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad, solve_ivp
+from torch import nn
+from torch.autograd.functional import jacobian
+
+from steer_lightning import penalize, penalty
+from steer_lightning.nn import ODEBlock
+from steer_lightning.nn.probes import Probed, Probing
+from steer_lightning.penalties import (
+    Acceleration,
+    JacobianNorm,
+    KineticEnergy,
+    LocalError,
+    Penalty,
+    Stiffness,
+    TrajectoryPolynomial,
+)
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
+from steer_lightning.utils.schedule import Schedule
+from tests.helpers.problems import CosineField
+
+SPAN = (0.3, 1.7)
+
+
+class Twisted(nn.Module):
+    """A field that is nonlinear, and has time."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+
+    def forward(self, t, y):
+        x, v = y.unbind(-1)
+        return torch.stack([self.a * torch.sin(t * v) + 0.3 * x, torch.cos(x) - t * v], dim=-1)
+
+
+FIELD = Twisted()
+START = np.array([0.4, -0.7])
+
+
+def trajectory():
+    """States on the solution from :data:`START`, to 1e-12."""
+
+    def f(t, y):
+        return FIELD(torch.tensor(t), torch.tensor(y)[None])[0].detach().numpy()
+
+    return solve_ivp(f, SPAN, START, "DOP853", rtol=1e-12, atol=1e-13, dense_output=True).sol
+
+
+SOLUTION = trajectory()
+
+
+def at(*times, field=FIELD, steps=None):
+    """What a solve over the span shows at some times, as two equal samples."""
+
+    def state(t):
+        return torch.tensor(SOLUTION(t)).repeat(2, 1)
+
+    t = tuple(torch.tensor(t, dtype=torch.float64) for t in times)
+    ends = tuple(torch.tensor(t, dtype=torch.float64) for t in SPAN)
+    generator = torch.Generator().manual_seed(1)
+    return Probed(
+        field, t, tuple(map(state, times)), ends, tuple(map(state, SPAN)), SPAN[1] - SPAN[0],
+        generator, steps,
+    )  # fmt: skip
+
+
+def speed(t, order, h=1e-3):
+    """Derivative of the solution by central differences."""
+    stencil = {
+        1: ([-1, 1], [-0.5, 0.5]),
+        2: ([-1, 0, 1], [1, -2, 1]),
+        3: ([-2, -1, 1, 2], [-0.5, 1, -1, 0.5]),
+    }
+    places, weights = stencil[order]
+    return sum(w * SOLUTION(t + i * h) for i, w in zip(places, weights, strict=True)) / h**order
+
+
+@pytest.mark.parametrize(
+    ("which", "rate", "rel"),
+    [
+        (KineticEnergy(1.0), lambda t: 0.5 * np.mean(speed(t, 1) ** 2), 1e-5),
+        (Acceleration(1.0), lambda t: np.mean(speed(t, 2) ** 2), 1e-4),
+        (Acceleration(1.0, order=3), lambda t: np.mean(speed(t, 3) ** 2), 1e-3),
+    ],
+)
+def test_one_point_forms_are_the_integral_in_the_mean_over_times(which, rate, rel):
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    times = 0.5 * (SPAN[0] + SPAN[1]) + 0.49 * (SPAN[1] - SPAN[0]) * nodes
+    values = [float(which.value(at(t)).detach()) for t in times]
+    found = np.dot(weights, values) / 2.0
+    low, high = (0.5 * (SPAN[0] + SPAN[1]) + s * 0.49 * (SPAN[1] - SPAN[0]) for s in (-1, 1))
+    expected = quad(rate, low, high, limit=200)[0] / 0.98
+    assert found == pytest.approx(expected, rel=rel)
+
+
+def test_the_jacobians_norm():
+    probed = at(0.9)
+    y = probed.y[0][0]
+    matrix = jacobian(lambda y: FIELD(probed.t[0], y), y)
+    e = torch.empty(2, 2, dtype=torch.float64).normal_(generator=torch.Generator().manual_seed(1))
+    expected = (SPAN[1] - SPAN[0]) * (e @ matrix).square().mean()
+    assert float(JacobianNorm(1.0).value(probed)) == pytest.approx(float(expected), rel=1e-12)
+    draws = [float(JacobianNorm(1.0).value(probed)) for _ in range(500)]  # the stream goes on
+    mean = (SPAN[1] - SPAN[0]) * float(matrix.square().sum()) / 2.0
+    assert abs(np.mean(draws) - mean) < 3.0 * np.std(draws) / 500**0.5
+
+
+def test_probe_times_are_uniform_inside_the_span_and_sorted():
+    times = torch.tensor(SPAN[::-1], dtype=torch.float64)
+    found = torch.stack([Probing(2, key=key).times(times) for key in range(500)])
+    assert bool((found[:, 0] > found[:, 1]).all())  # in the order of the solve
+    share = (found - SPAN[0]) / (SPAN[1] - SPAN[0])
+    assert 0.0 < float(share.min()) < float(share.max()) < 1.0
+    assert abs(float(share.mean()) - 0.5) < 3.0 * (1 / 12 / 1000) ** 0.5
+    assert torch.equal(Probing(2, key=3).times(times), found[3])
+
+
+# Dormand and Prince's fifth-order weights and those of the embedded method, as fractions.
+A = [
+    [],
+    [1 / 5],
+    [3 / 40, 9 / 40],
+    [44 / 45, -56 / 15, 32 / 9],
+    [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
+    [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
+    [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
+]
+C = [0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1]
+EMBEDDED = [5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40]
+
+
+def error_by_hand(f, t, y, h, tol, k1=None):
+    """Embedded error of one step, RMS in units of the tolerance."""
+    ks = [f(t, y) if k1 is None else k1]
+    for c, row in zip(C[1:], A[1:], strict=True):
+        ks.append(f(t + c * h, y + h * sum(a * k for a, k in zip(row, ks, strict=False))))
+    y_next = y + h * sum(a * k for a, k in zip(A[-1], ks, strict=False))
+    low = y + h * sum(b * k for b, k in zip(EMBEDDED, ks, strict=True))
+    scale = tol + tol * torch.maximum(y.abs(), y_next.abs())
+    return ((y_next - low) / scale).square().mean().sqrt()
+
+
+def of_block(which, solver, field=None, y0=None, seed=0):
+    """Value of a penalty on a block over [0, 1], and the block."""
+    block = ODEBlock(field or CosineField(), solver)
+    y0 = torch.linspace(0.5, 2.0, 4, dtype=torch.float64)[:, None] if y0 is None else y0
+    with penalize(block, [which], step=0, seed=seed):
+        block(y0)
+        value = penalty(block)
+    return value, block, y0
+
+
+def test_local_error_of_steps_is_that_of_the_method():
+    tol = 1e-2
+    value, block, y0 = of_block(
+        LocalError(1.0), AdaptiveSolver("dopri5", tol, tol, first_step=1.0)
+    )
+    assert block.stats.accepted == 1
+    expected = error_by_hand(
+        block.vector_field, torch.zeros((), dtype=torch.float64), y0, 1.0, tol
+    )
+    assert float(value) == pytest.approx(float(expected), rel=1e-10)
+    tight = of_block(LocalError(1.0), AdaptiveSolver("dopri5", 1e-7, 1e-7))[0]
+    assert 0.0 < float(tight) < 1.0  # below the tolerance, times a step
+
+
+def test_local_error_of_one_step_holds_state_slope_and_length_constant():
+    tol = 1e-5
+    which = LocalError(1.0, "one_step", tol, tol)
+    probed = at(0.9)
+    value = which.value(probed)
+    (grad,) = torch.autograd.grad(value, FIELD.a)
+    t, y = probed.t[0], probed.y[0]
+    k1 = FIELD(t, y).detach()
+    steps = np.geomspace(1e-3, 1.0, 400)  # the length is found: the value is of order one there
+    per_length = [float(h * error_by_hand(FIELD, t, y, h, tol, k1)) for h in steps]
+    h = np.interp(float(value), per_length, steps)
+    expected = h * error_by_hand(FIELD, t, y, h, tol, k1)
+    (by_hand,) = torch.autograd.grad(expected, FIELD.a)
+    assert float(grad) == pytest.approx(float(by_hand), rel=5e-2)
+    assert 0.01 < float(value) / h <= 1.0
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5"])
+def test_stiffness_of_a_linear_field_is_its_rate(method):
+    class Linear(nn.Module):
+        def forward(self, t, y):
+            return -7.0 * y
+
+    value = of_block(Stiffness(1.0), AdaptiveSolver(method, 1e-6, 1e-6), Linear())[0]
+    assert float(value) == pytest.approx(
+        7.0 / {"dopri5": 3.3066, "tsit5": 3.5068}[method], rel=1e-9
+    )
+
+
+def test_a_trajectorys_distance_from_a_line_is_that_of_least_squares():
+    probed = at(0.5, 1.2)
+    t = np.array([SPAN[0], 0.5, 1.2, SPAN[1]])
+    y = np.stack([SOLUTION(x) for x in t])
+    basis = np.stack([np.ones(4), t], axis=1)
+    residual = y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]
+    value = TrajectoryPolynomial(1.0).value(probed)
+    assert float(value) == pytest.approx((residual**2).sum(1).mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        KineticEnergy(1.0),
+        JacobianNorm(1.0),
+        Acceleration(1.0),
+        Acceleration(1.0, order=3),
+        TrajectoryPolynomial(1.0),
+    ],
+    ids=lambda p: p.name,
+)
+def test_gradients_are_those_of_finite_differences(which):
+    def value(a):
+        field = Twisted()
+        with torch.no_grad():
+            field.a.fill_(a)
+        start = torch.tensor(START)[None]
+        found, block, _ = of_block(which, FixedGridSolver("rk4", n_steps=20), field, start, seed=3)
+        return found, block.vector_field.a
+
+    found, a = value(0.8)
+    (grad,) = torch.autograd.grad(found, a)
+    eps = 1e-5
+    by_hand = float((value(0.8 + eps)[0] - value(0.8 - eps)[0]).detach()) / (2 * eps)
+    assert float(grad) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_penalty_of_ones_own():
+    class Size(Penalty):
+        n_times = 2
+
+        def value(self, probed):
+            return torch.stack(probed.y).square().mean()
+
+    value, block, y0 = of_block(Size(0.5), FixedGridSolver("rk4", n_steps=50))
+    times = Probing(2, key=0)
+    assert value.requires_grad
+    assert 0.0 < float(value) < float(block(y0).square().mean())
+    assert times.n_times == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KineticEnergy(-1.0), "weight of KineticEnergy to be >= 0, but got -1"),
+        (lambda: KineticEnergy(float("nan")), "Expected finite values"),
+        (lambda: KineticEnergy(Schedule(1.0, -1.0, 5)), "weight of KineticEnergy to be >= 0"),
+        (lambda: Acceleration(1.0, order=4), "Expected `order` to be one of"),
+        (lambda: LocalError(1.0, form="step"), "Did you mean 'steps'"),
+        (lambda: LocalError(1.0, rtol=0.0), "rtol"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
