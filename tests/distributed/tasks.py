@@ -159,10 +159,15 @@ class SameNoise(TorchFunctionMode):
         kwargs = kwargs or {}
         if not any(kwargs.get("generator") is known for known in self.generators):
             return func(*args, **kwargs)
-        ends, shape = (args[:2], args[2]) if func is torch.randint else ((), args)
-        shape = list(shape[0] if isinstance(shape[0], tuple | list) else shape)
+        if func is torch.Tensor.normal_:
+            shape = list(args[0].shape)
+        else:
+            ends, shape = (args[:2], args[2]) if func is torch.randint else ((), args)
+            shape = list(shape[0] if isinstance(shape[0], tuple | list) else shape)
         axis = 1 if len(shape) == 3 else 0  # latent draws are (S, B, L), all else is (B, ...)
         one = [1 if i == axis else size for i, size in enumerate(shape)]
+        if func is torch.Tensor.normal_:
+            return args[0].copy_(args[0].new_empty(one).normal_(**kwargs))
         return func(*ends, one, **kwargs).expand(shape).clone()
 
 

@@ -1,4 +1,7 @@
-"""Two ranks do together what one does alone. The ranks run once, see ``worker.py``."""
+"""Two ranks do together what one does alone; a failure on one is met by both.
+
+The ranks run once, see ``worker.py`` and ``guard_runs.py``.
+"""
 
 import csv
 from pathlib import Path
@@ -6,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import cli
 from steer_lightning.modules.base import StochasticTaskModule
-from tests.distributed import tasks
-from tests.distributed.processes import run_ranks
+from tests.distributed import tasks, worker
+from tests.distributed.processes import ROOT, launch
+from tests.helpers.faults import FAULTS, assert_same
 
 pytestmark = pytest.mark.slow
 RANKS = (0, 1)
@@ -21,9 +26,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
+def printed(folder):
+    """What torchrun and both ranks print; a rank that waits for ever fails this."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return launch([*torchrun, str(Path(worker.__file__)), str(folder)], folder)
+
+
+@pytest.fixture(scope="module")
+def found(folder, printed):
     """What each rank has found, by the name of the job."""
-    run_ranks([str(Path(__file__).with_name("worker.py")), str(folder)], folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in RANKS]
 
 
@@ -172,9 +183,149 @@ def test_files_are_written_once(found, folder):
 
 
 def test_a_resume_in_mid_epoch_continues_on_both_ranks(found):
+    """Weights, moments, end times, noise, evaluations and metrics."""
     for f in found:
-        whole, part, (weights, again) = (f["resumed"][key] for key in ("whole", "part", "weights"))
-        assert len(whole) == 4
-        assert part == whole[1:]
-        assert all(torch.equal(weights[name], again[name]) for name in weights)
-    assert found[0]["resumed"]["whole"] != found[1]["resumed"]["whole"]
+        (whole, logged, _), (resumed, rest, _) = f["resumed"]["whole"], f["resumed"]["resumed"]
+        assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
+        assert [entry for entry in logged if entry[1] > 2] == rest
+        assert rest
+
+
+def test_torchrun_trains_and_lightning_itself_tests(found, printed, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert "Starting with 2 processes" in printed
+    _, _, of_cli = printed.rpartition("--- command_line")
+    assert of_cli.count("STEER moves these end times in training:") == 1
+    run = folder / "logs/cnf/toy2d_steer/version_0"
+    assert len(list(run.glob("events.*"))) == 1
+    assert (run / "config.yaml").is_file()
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3  # 21 samples, four on each rank
+
+    path = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
+    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    shown = launch([str(ROOT / "cli.py"), *worker.arguments("test", *ranks, path)], folder)
+    assert "Starting with 2 processes" in shown
+    assert shown.count("Test metric") == 1
+    assert len(list((run.parent / "version_1/plots").iterdir())) == 3
+    assert sorted(p.name for p in run.parent.iterdir()) == ["version_0", "version_1"]
+
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    trainer = cli.main(worker.arguments("test", path)).trainer
+    alone = trainer.callback_metrics["test/nll"].item()
+    row = next(line for line in shown.splitlines() if "test/nll" in line)
+    (together,) = [float(word) for word in row.split() if word.replace(".", "").isdigit()]
+    assert together == pytest.approx(alone, abs=1e-4)  # the steps of dopri5 depend on the batch
+
+
+each_fault = pytest.mark.parametrize("fault", FAULTS)
+
+
+@pytest.fixture(scope="module")
+def runs(found):
+    return [f["all_runs"] for f in found]
+
+
+def both(runs, name):
+    return [rank[name] for rank in runs]
+
+
+def without_statistics(state):
+    """Running statistics are each rank's own until the next forward pass."""
+    return {k: v for k, v in state.items() if not k.startswith("model.norm.")}
+
+
+@each_fault
+def test_raise_ends_all_ranks_within_the_step(runs, fault):
+    for found in both(runs, f"raise {fault}"):
+        name, message, rank, batch_idx = found["error"]
+        assert name == FAULTS[fault][1].__name__
+        assert "block 'block'" in message
+        assert "training, epoch 0, batch 1, rank 1." in message
+        assert (rank, batch_idx) == (1, 1)
+        assert len(found["steps"]) == 1  # the batch before
+        assert found["untouched"]
+
+
+@each_fault
+def test_skip_is_a_run_that_never_saw_the_batch(runs, fault):
+    expected = both(runs, f"reference {FAULTS[fault][0]}")
+    for found, reference in zip(both(runs, f"skip {fault}"), expected, strict=True):
+        assert_same(without_statistics(found["state"]), without_statistics(reference["state"]))
+        assert found["counts"] == {"skipped": 1}
+        assert [logged["solver/skipped"] for logged in found["steps"]] == [0.0, 1.0, 1.0, 1.0]
+        assert found["untouched"]
+    first, second = both(runs, f"skip {fault}")
+    assert len(first["warnings"]) == 1
+    assert "batch 1, rank 1." in first["warnings"][0]
+    assert second["warnings"] == []
+
+
+@each_fault
+def test_statistics_of_rank_0_never_saw_the_batch(runs, fault):
+    found = runs[0][f"skip {fault}"]["state"]
+    assert_same(found, runs[0][f"reference {FAULTS[fault][0]}"]["state"])
+
+
+@each_fault
+def test_accumulation_drops_the_whole_window_on_all_ranks(runs, fault):
+    expected = runs[0][f"reference accumulated {FAULTS[fault][0]}"]["state"]
+    for found in both(runs, f"skip accumulated {fault}"):
+        assert_same(without_statistics(found["state"]), without_statistics(expected))
+        assert found["counts"] == {"skipped": 1}
+
+
+@each_fault
+def test_values_that_are_reduced_in_the_step_are_logged_for_whole_batches_alone(runs, fault):
+    for found in both(runs, f"skip {fault}"):
+        # The mean over the ranks of the batch's number and ten times the rank; not of the second.
+        assert [logged["mean"] for logged in found["steps"]] == (
+            [5.0, 6.0, 7.0, 8.0] if fault == "adjoint" else [5.0, 5.0, 7.0, 8.0]
+        )
+
+
+def test_the_first_batch_may_be_dropped(runs):
+    for found in both(runs, "first"):
+        assert found["counts"] == {"skipped": 1}
+
+
+def test_end_times_stay_equal(runs):
+    first, second = both(runs, "steer")
+    key = "steer/block.horizon/end_time"
+    ends = [logged[key] for logged in first["steps"]]
+    assert ends == [logged[key] for logged in second["steps"]]
+    assert len(set(ends)) == 4
+    assert_same(without_statistics(first["state"]), without_statistics(second["state"]))
+
+
+def test_failures_in_a_row_end_all_ranks(runs):
+    for found in both(runs, "in a row"):
+        name, message, _, _ = found["error"]
+        assert name == "RepeatedFailureError"
+        assert "batch 1, rank 1. The last," in message
+        assert "batch 2, rank 1." in message
+        assert len(found["steps"]) == 2
+
+
+def test_an_evaluation_of_unknown_length_loses_no_error(runs):
+    for found in both(runs, "unknown length"):
+        assert found["error"][0] == "NFEBudgetExceededError"
+
+
+def test_the_failed_rank_says_so_at_once(runs, printed):
+    """Should something else keep the others from hearing of it."""
+    assert "[rank 1] NFEBudgetExceededError: The forward solve needs more" in printed
+    assert "[rank 0]" not in printed
+
+
+@pytest.mark.parametrize("batch_idx", [0, 1])
+@pytest.mark.parametrize("end", ["validation in fit", "validate", "test"])
+def test_evaluation_ends_all_ranks(runs, end, batch_idx):
+    name = end if batch_idx else f"first of {end}"
+    stage = "test" if end == "test" else "validation"
+    for found in both(runs, name):
+        error, message, rank, found_idx = found["error"]
+        assert error == "NFEBudgetExceededError"
+        assert f"{stage}, epoch 0, batch {batch_idx}, rank 1." in message
+        assert (rank, found_idx) == (1, batch_idx)
+        assert found["untouched"]

@@ -1,6 +1,6 @@
 """Everything that is checked on two ranks, run in one pair of processes; keeps what it found.
 
-``python worker.py FOLDER``, started on each rank by ``processes.run_ranks``.
+``torchrun --nproc_per_node=2 worker.py FOLDER``, as ``test_two_ranks.py`` starts it.
 """
 
 import os
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
+import cli
 from datamodules import ToyDensityDataModule
 from datamodules.base import TensorData, TensorDataModule
 from steer_lightning import NFEMonitor, SteerCallback, steer
@@ -28,8 +29,11 @@ from steer_lightning.callbacks import (
 )
 from steer_lightning.guard import SolverGuard
 from steer_lightning.solvers import AdaptiveSolver, SolveStats
-from tests.distributed import tasks
+from tests.cli.running import CONFIGS, DATA, FLOW, QUIET
+from tests.distributed import guard_runs, tasks
 from tests.helpers.models import ClockField, OwnModel, seeded, tiny_data
+from tests.modules.cases import CASES
+from tests.test_resume import run_task
 
 RANK = int(os.environ.get("RANK", "0"))  # pytest imports this file, too
 FOLDER = Path(sys.argv[-1])
@@ -144,37 +148,15 @@ def plots() -> int:
     return len(saved)
 
 
-class Watches(Callback):
-    """What tells the batches apart, and the weights at the end."""
-
-    def __init__(self) -> None:
-        self.found: list[Any] = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.found.append(batch[0].sum().item())
-
-    def on_train_end(self, trainer, pl_module):
-        self.weights = {k: v.clone() for k, v in pl_module.state_dict().items()}
-
-
 def resumed() -> dict[str, Any]:
     """Two epochs at a stretch, and again from the middle of the first one."""
 
-    def run(ckpt_path=None):
-        watch = Watches()
-        saves = ModelCheckpoint(FOLDER / "steps", "{step}", save_top_k=-1, every_n_train_steps=1)
-        steered = SteerCallback(b=0.3, seed=0)
-        trainer = tasks.make_trainer(
-            FOLDER, steered, watch, saves, n_ranks=2, max_epochs=2, enable_checkpointing=True
-        )
-        module = tasks.build("image flow")
-        module._noise_seed = 0
-        trainer.fit(module, tasks.Samples("image flow"), ckpt_path=ckpt_path)
-        return watch
+    def run(folder, ckpt_path=None):
+        strategy = DDPStrategy(process_group_backend="gloo")
+        return run_task(CASES["image flow"], folder, ckpt_path, devices=2, strategy=strategy)
 
-    whole = run()
-    part = run(FOLDER / "steps" / "step=1.ckpt")
-    return {"whole": whole.found, "part": part.found, "weights": (whole.weights, part.weights)}
+    found = {"whole": run(FOLDER / "whole")}
+    return {**found, "resumed": run(FOLDER / "resumed", FOLDER / "whole" / "2.ckpt")}
 
 
 class Faster(ClockField):
@@ -213,19 +195,30 @@ def all_first_steps() -> dict[str, Any]:
     return {"alone": first_steps(), "guarded": first_steps(SolverGuard())}
 
 
+def arguments(command: str, *more: str) -> list[str]:
+    """A small flow of points, from the command line."""
+    data = {"n_train": 21, "n_val": 13, "n_test": 13, "batch_size": 4, "eval_batch_size": 2}
+    small = [f"{FLOW}.vector_field.init_args.hidden=[4]"]
+    small += [f"{DATA}.{name}={number}" for name, number in data.items()]
+    config = f"--config={CONFIGS / 'cnf/toy2d.yaml'}"
+    return [command, config, "--steer.b=0.5", *QUIET, *small, *more]
+
+
+def command_line() -> None:
+    """As ``torchrun cli.py fit`` does; last, as it seeds the process."""
+    os.chdir(FOLDER)
+    sys.argv = ["cli.py"]
+    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    cli.main(arguments("fit", *ranks, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     found = {}
     for job in (
-        all_gradients,
-        all_evaluations,
-        all_end_times,
-        all_first_steps,
-        nfe,
-        fit_with_buffers,
-        plots,
-        resumed,
-    ):
+        all_gradients, all_evaluations, all_end_times, all_first_steps, nfe, fit_with_buffers,
+        plots, resumed, guard_runs.all_runs, command_line,
+    ):  # fmt: skip
         print(f"--- {job.__name__}", flush=True)
         found[job.__name__] = job()
     torch.save(found, FOLDER / f"{RANK}.pt")

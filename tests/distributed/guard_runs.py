@@ -1,11 +1,8 @@
-"""One rank of the runs in test_guard.py: faults in the batches of rank 1 alone."""
+"""One rank of the runs under a guard: faults in the batches of rank 1 alone."""
 
 import os
-import sys
 import warnings
-from pathlib import Path
 
-import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -82,38 +79,28 @@ def run(guard, *faults, gradient="autograd", end="fit", steer=False, **settings)
     return found
 
 
-def scenarios():
+def all_runs():
     """Every run by name."""
-    three = ("none", "none", "none")
+    found, three = {}, ("none", "none", "none")
     for gradient in ("autograd", "adjoint"):
-        yield f"reference {gradient}", run(None, *three, gradient=gradient)
-        yield (
-            f"reference accumulated {gradient}",
-            run(None, *three[:2], gradient=gradient, accumulate_grad_batches=2),
+        found[f"reference {gradient}"] = run(None, *three, gradient=gradient)
+        found[f"reference accumulated {gradient}"] = run(
+            None, *three[:2], gradient=gradient, accumulate_grad_batches=2
         )
     for fault, (gradient, _, _) in FAULTS.items():
-        yield f"raise {fault}", run(SolverGuard(), "none", fault, "none", gradient=gradient)
-        faults = ("none", fault, "none", "none")
-        yield f"skip {fault}", run(SolverGuard("skip"), *faults, gradient=gradient)
-        yield (
-            f"skip accumulated {fault}",
-            run(
-                SolverGuard("skip"), "none", "none", "none", fault,
-                gradient=gradient, accumulate_grad_batches=2,
-            ),
-        )  # fmt: skip
-    yield "first", run(SolverGuard("skip"), "nan", "none")
-    yield "steer", run(SolverGuard("skip"), *three[:2], "nan", "none", steer=True)
-    yield "in a row", run(SolverGuard("skip", max_consecutive=2), "none", "nan", "nan", "none")
-    yield (
-        "unknown length",
-        run(SolverGuard(), "none", "budget", "none", end="unknown length"),
-    )
+        found[f"raise {fault}"] = run(SolverGuard(), "none", fault, "none", gradient=gradient)
+        found[f"skip {fault}"] = run(
+            SolverGuard("skip"), "none", fault, "none", "none", gradient=gradient
+        )
+        found[f"skip accumulated {fault}"] = run(
+            SolverGuard("skip"), *three, fault, gradient=gradient, accumulate_grad_batches=2
+        )
+    found["first"] = run(SolverGuard("skip"), "nan", "none")
+    found["steer"] = run(SolverGuard("skip"), *three[:2], "nan", "none", steer=True)
+    in_a_row = SolverGuard("skip", max_consecutive=2)
+    found["in a row"] = run(in_a_row, "none", "nan", "nan", "none")
+    found["unknown length"] = run(SolverGuard(), "none", "budget", "none", end="unknown length")
     for end in ("validation in fit", "validate", "test"):
-        yield end, run(SolverGuard("skip"), "none", "budget", "none", end=end)
-        yield f"first of {end}", run(SolverGuard(), "budget", "none", end=end)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.save(dict(scenarios()), Path(sys.argv[1]) / f"rank{RANK}.pt")
+        found[end] = run(SolverGuard("skip"), "none", "budget", "none", end=end)
+        found[f"first of {end}"] = run(SolverGuard(), "budget", "none", end=end)
+    return found
