@@ -1,5 +1,6 @@
 """Horizons, which STEER perturbs and resets, and the fields seen through their warp."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -28,6 +29,19 @@ class WarpedField(nn.Module):
     def controlled_parts(self) -> int | None:
         """How many parts of the state set the step size; ``None`` for all."""
         return getattr(self.vector_field, "controlled_parts", None)
+
+    @property
+    def autonomous(self) -> bool:
+        """Whether the field ignores time."""
+        return bool(getattr(self.vector_field, "autonomous", False))
+
+    @property
+    def jacobian(self) -> Callable[[Tensor, Any], Tensor] | None:
+        """The field's own Jacobian in nominal time, ``(B, D, D)``; ``None`` if it has none."""
+        own = getattr(self.vector_field, "jacobian", None)
+        if own is None:
+            return None
+        return lambda s, y: self.warp.scale(own(self.warp.actual(s), y))
 
     def forward(self, s: Tensor, y: Any) -> Any:
         """Derivative of ``y`` in nominal time."""

@@ -10,6 +10,7 @@ from steer_lightning.solvers.errors import (
     StepSizeUnderflowError,
 )
 from steer_lightning.solvers.fixed_grid import FixedGridSolver
+from steer_lightning.solvers.rosenbrock import RosenbrockSolver
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
 
@@ -19,6 +20,7 @@ __all__ = [
     "NFEBudgetExceededError",
     "NonFiniteStateError",
     "RepeatedFailureError",
+    "RosenbrockSolver",
     "Solution",
     "SolveStats",
     "Solver",
