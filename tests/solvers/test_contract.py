@@ -9,6 +9,7 @@ from steer_lightning.solvers import (
     AdaptiveSolver,
     FixedGridSolver,
     NFEBudgetExceededError,
+    RosenbrockSolver,
     SolveStats,
     TorchdiffeqSolver,
 )
@@ -21,6 +22,9 @@ SOLVERS = [
     AdaptiveSolver(rtol=1e-8, atol=1e-8),
     AdaptiveSolver("tsit5", rtol=1e-8, atol=1e-8, checkpoint=True),
     AdaptiveSolver("bosh3", rtol=1e-8, atol=1e-8),
+    RosenbrockSolver(rtol=1e-8, atol=1e-8),
+    RosenbrockSolver("rodas4", rtol=1e-8, atol=1e-8, checkpoint=True),
+    RosenbrockSolver("rosenbrock23", rtol=1e-6, atol=1e-7),
     TorchdiffeqSolver(rtol=1e-8, atol=1e-8),
     TorchdiffeqSolver(rtol=1e-8, atol=1e-8, gradient="adjoint"),
     TorchdiffeqSolver("rk4", options={"step_size": 0.01}),
@@ -30,6 +34,12 @@ SOLVERS = [
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 
 
+def close(solver):
+    """How exact a solver is, whose estimate of a step's error is of the next order."""
+    tolerance = 1e-3 if solver.__dict__.get("method") == "rosenbrock23" else 1e-6
+    return {"rtol": tolerance, "atol": tolerance}
+
+
 @every_solver
 @pytest.mark.parametrize("t_eval", [(0.0, 1.5), (1.5, 0.0), (0.2, 0.9, 1.4), (1.4, 0.9, -0.2)])
 def test_solves_in_both_directions_at_every_time(solver, t_eval):
@@ -37,7 +47,7 @@ def test_solves_in_both_directions_at_every_time(solver, t_eval):
     ys = solver.solve(field, y0, times(*t_eval)).ys
     assert torch.equal(ys[0], y0)
     expected = torch.stack([field.exact(y0, t_eval[0], t) for t in t_eval])
-    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ys, expected, **close(solver))
 
 
 @every_solver
@@ -47,7 +57,7 @@ def test_states_may_be_tuples(solver):
     ys = solver.solve(field, y0, times(0.0, 0.5, 1.0)).ys
     for part, expected in zip(ys, field.exact(y0, 0.0, 1.0), strict=True):
         assert part.shape == (3, 3, 2)
-        torch.testing.assert_close(part[-1], expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(part[-1], expected, **close(solver))
 
 
 @every_solver
@@ -170,6 +180,7 @@ def test_checkpointing_changes_no_bit_and_counts_what_it_evaluates_again(
     "solver",
     [
         AdaptiveSolver(max_nfe=20),
+        RosenbrockSolver("rodas4", max_nfe=20),
         TorchdiffeqSolver(max_nfe=20),
         TorchdiffeqSolver("euler", max_nfe=20, options={"step_size": 0.01}),
     ],
@@ -203,6 +214,17 @@ BAD = {
         ({"method": "dopri"}, "Expected `method` .* Did you mean 'dopri5'"),
         ({"first_step": 0.0}, "Expected `first_step` to be finite and > 0, 'auto' or"),
         ({"first_step": "last"}, "Expected `first_step` to be one of"),
+        ({"stiff": "switched"}, "Expected `stiff` .* Did you mean 'switch'"),
+        (
+            {"method": "bosh3", "stiff": "warn"},
+            r"'tsit5'\] with stiff='warn', .*bosh3",
+        ),
+    ],
+    RosenbrockSolver: [
+        *TOLERANCES,
+        ({"method": "rodas5"}, "Expected `method` .* Did you mean 'rodas5p'"),
+        ({"first_step": 0.0}, "Expected `first_step` to be finite and > 0, 'auto' or"),
+        ({"max_dimension": 0}, "Expected `max_dimension` >= 1, but got 0"),
     ],
     TorchdiffeqSolver: [
         *TOLERANCES,
@@ -231,10 +253,12 @@ def test_bad_settings_are_refused(solver_class, settings, message):
 def test_repr_names_what_decides_the_numbers():
     assert [
         repr(AdaptiveSolver("tsit5", 1e-3, 1e-4)),
+        repr(RosenbrockSolver("rodas4", 1e-3, 1e-4)),
         repr(FixedGridSolver("heun", 3)),
         repr(TorchdiffeqSolver("bosh3", 1e-3, 1e-4, "adjoint")),
     ] == [
         "AdaptiveSolver(method='tsit5', rtol=0.001, atol=0.0001)",
+        "RosenbrockSolver(method='rodas4', rtol=0.001, atol=0.0001)",
         "FixedGridSolver(method='heun', n_steps=3)",
         "TorchdiffeqSolver(method='bosh3', rtol=0.001, atol=0.0001, gradient='adjoint')",
     ]

@@ -14,7 +14,13 @@ from torch import nn
 from steer_lightning.callbacks.plots.evaluation import plots_folder, save_plot
 from steer_lightning.callbacks.plots.figures import plot_sweep
 from steer_lightning.horizon import SpanHorizon
-from steer_lightning.solvers import AdaptiveSolver, SolverError, SolveStats, TorchdiffeqSolver
+from steer_lightning.solvers import (
+    AdaptiveSolver,
+    RosenbrockSolver,
+    SolverError,
+    SolveStats,
+    TorchdiffeqSolver,
+)
 from steer_lightning.steering.control import end_time_offset_at
 from steer_lightning.utils.checks import check_choice
 
@@ -132,7 +138,8 @@ def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
         for module in model.modules()
         for name in ("solver", "eval_solver")
     ]
-    budgets = {s: s.max_nfe for s in solvers if isinstance(s, AdaptiveSolver | TorchdiffeqSolver)}
+    bounded = AdaptiveSolver | RosenbrockSolver | TorchdiffeqSolver
+    budgets = {s: s.max_nfe for s in solvers if isinstance(s, bounded)}
     try:
         for solver, budget in budgets.items():
             solver.max_nfe = max_nfe if budget is None else min(budget, max_nfe)
