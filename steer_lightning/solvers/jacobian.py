@@ -1,6 +1,7 @@
 """The Jacobian of a vector field, for each sample."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from steer_lightning.solvers.runge_kutta import Time, as_time, evaluate
 from steer_lightning.utils.problem import VectorField, parts
+
+_Rows = Callable[[Tensor, Tensor], Tensor]
 
 
 class Layout:
@@ -39,12 +42,13 @@ class Layout:
 
     def unpack(self, flat: Tensor) -> Any:
         """The state again."""
+        if not isinstance(self.like, tuple):
+            return flat.reshape(self.like.shape)
         pieces = torch.split(flat, self.widths, dim=1)
-        found = tuple(
+        return tuple(
             piece.reshape(part.shape).to(part.dtype)
             for piece, part in zip(pieces, parts(self.like), strict=True)
         )
-        return found if isinstance(self.like, tuple) else found[0]
 
 
 class Linearization(NamedTuple):
@@ -64,8 +68,8 @@ class Linearization(NamedTuple):
 def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Linearization:
     r"""Value, Jacobian and derivative in time of a field, by one call of it.
 
-    Forward mode along all coordinates and time at once, of which the value and the derivative in
-    time are a part. A field that has a method ``jacobian(t, y)`` is asked for
+    Reverse mode along all coordinates at once; forward mode where tensors are saved through hooks,
+    as in a checkpoint. A field that has a method ``jacobian(t, y)`` is asked for
     :math:`\partial f_i / \partial y_j`, shape ``(B, D, D)``; one that says ``autonomous = True``
     for nothing in time.
 
@@ -106,24 +110,52 @@ def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Lin
         slope, drift = _jvp(lambda time: f(time, flat), (time,), (torch.ones_like(time),))
         return Linearization(slope, jacobian, drift)
 
-    dim = layout.dimension
-    along_state = torch.eye(dim, dtype=flat.dtype, device=flat.device)
+    # Reverse mode is the faster one, but does not run under hooks. mypy knows no such function.
+    engine: Any = torch._C._autograd
+    hooks = engine._top_saved_tensors_default_hooks(True)
+    by_mode = _reverse if hooks is None else _forward
+    return by_mode(f, time, flat, autonomous)
+
+
+def _reverse(f: _Rows, time: Tensor, flat: Tensor, autonomous: bool) -> Linearization:
+    """Along all rows of the result at once."""
+    n_samples, dim = flat.shape
+    slope, pull = _vjp(f, time, flat)
+    if dim == 1:
+        rows = pull(torch.ones_like(slope))[1][None]
+    else:
+        unit = torch.eye(dim, dtype=slope.dtype, device=slope.device)
+        cotangents = unit[:, None].expand(dim, n_samples, dim)
+        rows = torch.func.vmap(lambda cotangent: pull(cotangent)[1])(cotangents)
+    jacobian = rows.transpose(0, 1)
     if autonomous:
+        return Linearization(slope, jacobian, None)
+    # What a cotangent gives in time, for all samples together, is linear in it: its derivative is
+    # that of each.
+    _, pull_time = _vjp(lambda v: pull(v)[0], torch.zeros_like(slope))
+    (drift,) = pull_time(torch.ones_like(time))
+    return Linearization(slope, jacobian, drift)
 
-        def in_state(direction: Tensor) -> tuple[Tensor, Tensor]:
-            return _jvp(lambda flat: f(time, flat), (flat,), (direction.expand_as(flat),))
 
-        slopes, columns = torch.func.vmap(in_state)(along_state)
-        return Linearization(slopes[0], columns.permute(1, 2, 0), None)
+def _forward(f: _Rows, time: Tensor, flat: Tensor, autonomous: bool) -> Linearization:
+    """Along all coordinates, and time, at once."""
+    dim = flat.shape[1]
+    clocks = torch.zeros(dim + 1, dtype=time.dtype, device=time.device)
+    clocks[-1] = 1.0
+    unit = torch.eye(dim, dtype=flat.dtype, device=flat.device)
+    directions = torch.cat([unit, unit.new_zeros(1, dim)])
 
     def along(clock: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         return _jvp(f, (time, flat), (clock, direction.expand_as(flat)))
 
-    clocks = torch.zeros(dim + 1, dtype=time.dtype, device=time.device)
-    clocks[-1] = 1.0
-    directions = torch.cat([along_state, along_state.new_zeros(1, dim)])
     slopes, columns = torch.func.vmap(along)(clocks, directions)
-    return Linearization(slopes[0], columns[:-1].permute(1, 2, 0), columns[-1])
+    drift = None if autonomous else columns[-1]
+    return Linearization(slopes[0], columns[:-1].permute(1, 2, 0), drift)
+
+
+def _vjp(f: Any, *primals: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+    value, pull = torch.func.vjp(f, *primals)  # type: ignore[misc]  # a third only with has_aux
+    return value, pull
 
 
 def _jvp(

@@ -19,11 +19,11 @@ class RosenbrockSolver(ErrorControlledSolver):
     Each step takes the field's Jacobian, of each sample by itself, and solves a linear system with
     it for each stage; there is no iteration that could fail.
 
-    The Jacobian comes from forward-mode differentiation, in one pass with the derivative in time.
-    A field may bring its own, a method ``jacobian(t, y)`` that gives
-    :math:`\partial f_i / \partial y_j`, shape ``(B, D, D)``; and say ``autonomous = True`` if it
-    ignores time. It must treat the samples of a batch apart. Gradients are autograd's through the
-    accepted steps and their linear solves, with the factors of the forward pass.
+    The Jacobian comes from automatic differentiation, by one call of the field. A field may bring
+    its own, a method ``jacobian(t, y)`` that gives :math:`\partial f_i / \partial y_j`, shape
+    ``(B, D, D)``; and say ``autonomous = True`` if it ignores time. It must treat the samples of a
+    batch apart. Gradients are autograd's through the accepted steps and their linear solves, with
+    the factors of the forward pass.
 
     Args:
         method: ``"rodas5p"`` (order 5), ``"rodas4"`` (order 4), or ``"rosenbrock23"`` (order 2,
@@ -36,7 +36,8 @@ class RosenbrockSolver(ErrorControlledSolver):
             one further evaluation; ``"previous"`` takes, in training, the one that the same block
             found good in the last batch.
         checkpoint: Keep only the ends of steps and repeat them in the backward pass, Jacobian and
-            factorisation included: memory of one step instead of all. The gradient is the same.
+            factorisation included: memory of one step instead of all. The gradient is the same but
+            for rounding.
         max_dimension: Largest number of entries in the state of one sample; the work of a step
             grows with its cube.
 
