@@ -56,6 +56,7 @@ class AdaptiveSolver(ErrorControlledSolver):
         formulas*, 1989.
 
     Example:
+        >>> import torch
         >>> solver = AdaptiveSolver(rtol=1e-6, atol=1e-6)
         >>> solution = solver.solve(
         ...     lambda t, y: -y, torch.ones(2, 1), torch.tensor([0.0, 1.0]), dense=True
