@@ -37,12 +37,16 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, matrix: Tensor, lu: Tensor, pivots: Tensor, right: Tensor, transposed: bool
+        matrix: Tensor, lu: Tensor, pivots: Tensor, right: Tensor, transposed: bool
     ) -> Tensor:
         x: Tensor = torch.linalg.lu_solve(lu, pivots, right[..., None], adjoint=transposed)[..., 0]
-        ctx.save_for_backward(matrix, lu, pivots, x)
-        ctx.transposed = transposed
         return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        matrix, lu, pivots, _, transposed = inputs
+        ctx.save_for_backward(matrix, lu, pivots, output)
+        ctx.transposed = transposed
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:

@@ -5,7 +5,15 @@ import torch
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
-from steer_lightning.nn import CNF, ConcatSquashField, LatentDecoder, MLPField, ODEBlock
+from steer_lightning.nn import (
+    CNF,
+    CompiledField,
+    ConcatSquashField,
+    LatentDecoder,
+    MLPField,
+    ODEBlock,
+)
+from steer_lightning.nn import compiled as compiled_field
 from steer_lightning.solvers import AdaptiveSolver, RosenbrockSolver
 from tests.helpers.models import lively, seeded
 from tests.helpers.problems import initial_state, times
@@ -87,3 +95,27 @@ def test_it_works_in_inference_mode_and_in_float32():
     with torch.inference_mode():
         found = block(torch.ones(3, 2))
     assert torch.equal(found, expected)
+
+
+def test_a_compiled_field_is_differentiated_as_it_is(monkeypatch):
+    monkeypatch.setattr(compiled_field, "compiled", lambda function: function)
+    found = []
+    for wrap in (CompiledField, lambda field: field):
+        block = ODEBlock(wrap(seeded(MLPField, 2, (6,))), RosenbrockSolver())
+        found.append(block(torch.ones(3, 2)))
+    assert torch.equal(*found)
+
+    def refused(function):
+        raise AssertionError("a field was compiled under a transform")
+
+    monkeypatch.setattr(compiled_field, "compiled", refused)
+    field = CompiledField(seeded(MLPField, 2, (6,)))
+    torch.func.vjp(lambda y: field(torch.tensor(0.0), y), torch.ones(3, 2))
+
+
+def test_a_transform_of_torch_func_goes_through_a_solve():
+    block = ODEBlock(seeded(MLPField, 2, (6,)), RosenbrockSolver())
+    x = torch.ones(3, 2, requires_grad=True)
+    y, pull = torch.func.vjp(block, x)
+    (expected,) = torch.autograd.grad(block(x).sum(), x)
+    torch.testing.assert_close(pull(torch.ones_like(y))[0], expected)
