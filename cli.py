@@ -3,27 +3,94 @@
 ``--steer.b=0.5`` trains with STEER; every argument of ``SteerCallback`` is an option.
 """
 
-from typing import Any
+import difflib
+import inspect
+import os
+import re
+import sys
+import traceback
+from importlib import import_module
+from typing import Any, NoReturn
+from zipfile import BadZipFile
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch.optim import Optimizer
 
 # Imported so that short class names resolve on the command line.
-import datamodules  # noqa: F401
+import datamodules
 import steer_lightning.callbacks.plots.end_time_sweep
 import steer_lightning.callbacks.plots.features
 import steer_lightning.callbacks.plots.samples
-import steer_lightning.modules  # noqa: F401
+import steer_lightning.modules
 from steer_lightning.callbacks import LastCheckpoint, SteerCallback
 from steer_lightning.guard import SolverGuard
 from steer_lightning.modules.base import TaskModule
+from steer_lightning.solvers import SolverError
+
+DEBUG = os.environ.get("STEER_DEBUG") == "1"
+# Lines of jsonargparse's messages that say nothing about what is wrong.
+IDLE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type"
+    r"|Given value: (\W|Name|Nested)|Not a valid sub|Subclass types|a (class|dict) "
+    r"|Expected a path but"
+)
+MISSPELT = re.compile(
+    r"(?:[Oo]ption|no attribute|invalid choice:) '([\w.]+)'|unrecognized arguments: --([\w.]+)"
+    r"|(?:import path string|Got value): ([\w.]+)"
+)
+
+
+class OneLineParser(LightningArgumentParser):
+    """Refuses in one line, with near names; with ``STEER_DEBUG=1`` by a traceback."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if DEBUG or not self.exit_on_error:  # jsonargparse tries a class's arguments by the latter
+            self.exit_on_error = False
+            super().error(message, ex)
+        said = one_line(message)
+        near = near_names(said, getattr(ex, "subcommand_parser", None) or self)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        self.exit(2, f"error: {said}{hint}\n")
+
+
+def one_line(message: str) -> str:
+    """A message without the lines that say nothing."""
+    lines = (line.strip(" -") for line in message.splitlines())
+    return " ".join(line for line in lines if line and not IDLE.match(line))
+
+
+def near_names(message: str, parser: LightningArgumentParser) -> list[str]:
+    """Names that are like the one a message of the parser complains of."""
+    if (found := MISSPELT.search(message)) is None:
+        return []
+    word = next(filter(None, found.groups()))
+    known = {action.dest for action in parser._actions if not action.dest.endswith("help")}
+    known |= {name.partition(".")[0] for name in known}
+    for module_path, name in re.findall(r"class_path '([\w.]+)\.(\w+)'", message)[-1:]:
+        module = import_module(module_path)
+        cls = getattr(module, name, None)
+        known = set(inspect.signature(cls).parameters if cls else vars(module))
+    if "import path string" in message:
+        known = {*vars(datamodules), *vars(steer_lightning.modules)}
+    known |= set(re.findall(r"'(\w+)'", message)) - {word}  # choices
+    matches = (difflib.get_close_matches(w, known, 2) for w in (word, word.partition(".")[0]))
+    return next(filter(None, matches), [])
 
 
 class SteerCLI(LightningCLI):
     """LightningCLI with model and data chosen by class, and the defaults of this project."""
+
+    def __init__(self, *positional: Any, args: ArgsType = None, **named: Any) -> None:
+        given = sys.argv[1:] if args is None else args
+        known = self.subcommands()
+        # Only the parser of the command that is given: each takes a fifth of a second to build.
+        asked = {name: skip for name, skip in known.items() if [name] == list(given)[:1]}
+        self.subcommands = lambda: asked or known
+        super().__init__(*positional, args=args, parser_class=OneLineParser, **named)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -66,6 +133,15 @@ class SteerCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.insert(0, "steer")
             follow_steer(config.trainer, config.steer.init_args.b)
 
+    def before_fit(self) -> None:
+        """Put STEER's settings among the hyperparameters of checkpoints and loggers.
+
+        They are saved with the data's: the model's are arguments that build it again.
+        """
+        if self.config.fit.steer is not None and self.datamodule is not None:
+            settings = self.config.fit.steer.init_args.as_dict()
+            self.datamodule.save_hyperparameters({"steer": settings})
+
 
 def follow_steer(trainer: Any, b: float | str) -> None:
     """Name the logs of a Trainer's config after STEER, and let its plots show all end times."""
@@ -81,6 +157,16 @@ def follow_steer(trainer: Any, b: float | str) -> None:
 def as_list(items: Any) -> list[Any]:
     """Make a list of one thing, several or nothing."""
     return items if isinstance(items, list) else [items] if items else []
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error says itself what to change, so that its traceback is of no use."""
+    if isinstance(error, ValueError | TypeError):  # of this project, or of its arguments
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        return package in ("steer_lightning", "datamodules", "jsonargparse")
+    said = FileNotFoundError, ModuleNotFoundError, BadZipFile, MisconfigurationException
+    return isinstance(error, (*said, SolverError))
 
 
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
@@ -105,4 +191,10 @@ def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        if DEBUG or not is_refusal(error):
+            raise
+        print(f"error: {one_line(str(error))} (STEER_DEBUG=1 shows where)", file=sys.stderr)
+        sys.exit(2)

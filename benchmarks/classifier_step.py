@@ -6,14 +6,13 @@ compared with those of torchdiffeq through autograd at 1e-5.
 """
 
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchdiffeq import odeint, odeint_adjoint
+from torchdiffeq import odeint
 
 from benchmarks.timing import (
     best_device,
@@ -27,13 +26,7 @@ from benchmarks.timing import (
     table,
 )
 from steer_lightning.nn import Augmented, CompiledField, ConvField, ODEBlock
-from steer_lightning.solvers import (
-    AdaptiveSolver,
-    FixedGridSolver,
-    Solver,
-    SolveStats,
-    TorchdiffeqSolver,
-)
+from steer_lightning.solvers import AdaptiveSolver, SolveStats
 
 TOLERANCES = {"rtol": 1e-3, "atol": 1e-3}
 BATCH_SIZE, SIZE = 64, 28
@@ -50,12 +43,7 @@ ARCHITECTURES = {"NODE-92": Architecture(92), "ANODE-64+5": Architecture(64, 5)}
 
 
 class PlainField(nn.Module):
-    """A :class:`ConvField` as it is commonly written: time concatenated to every input.
-
-    Args:
-        field: Whose weights to use.
-        stats: Counts the calls.
-    """
+    """A :class:`ConvField` as it is commonly written: time concatenated to every input."""
 
     def __init__(self, field: ConvField, stats: SolveStats) -> None:
         super().__init__()
@@ -71,34 +59,22 @@ class PlainField(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """torchdiffeq called directly.
+    """torchdiffeq called directly, to a tolerance."""
 
-    Args:
-        field: Whose weights to use.
-        integrate: ``odeint`` or ``odeint_adjoint``, with its settings.
-    """
-
-    def __init__(self, field: ConvField, integrate: Callable[..., Tensor]) -> None:
+    def __init__(self, field: ConvField, tol: float) -> None:
         super().__init__()
         self.stats = SolveStats()
         self.field = PlainField(field, self.stats)
-        self.integrate = integrate
+        self.tol = tol
 
     def forward(self, y0: Tensor) -> Tensor:
         """State at the end."""
         t = torch.tensor([0.0, 1.0], device=y0.device)
-        return self.integrate(self.field, y0, t, method="dopri5")[-1]
+        return odeint(self.field, y0, t, rtol=self.tol, atol=self.tol, method="dopri5")[-1]
 
 
 class Step:
-    """A forward and backward pass of a classifier.
-
-    Args:
-        block: Solves from images with zero channels appended; has ``stats``.
-        field: Whose parameters are trained.
-        architecture: Filters and zero channels.
-        x: Images, shape ``(B, 1, H, W)``.
-    """
+    """A forward and backward pass of a classifier of images ``x``, shape ``(B, 1, H, W)``."""
 
     def __init__(
         self, block: Any, field: ConvField, architecture: Architecture, x: Tensor
@@ -130,10 +106,10 @@ class Step:
             return self.loss(), flat_gradient(self.field)
 
 
-def make_field(architecture: Architecture, channels_last: bool = True) -> ConvField:
+def make_field(architecture: Architecture) -> ConvField:
     """The field with the same weights each time."""
     torch.manual_seed(0)
-    return ConvField(1 + architecture.n_extra, architecture.filters, channels_last)
+    return ConvField(1 + architecture.n_extra, architecture.filters)
 
 
 def make_images(n: int = BATCH_SIZE, size: int = SIZE) -> Tensor:
@@ -141,46 +117,27 @@ def make_images(n: int = BATCH_SIZE, size: int = SIZE) -> Tensor:
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def plain_step(
-    architecture: Architecture,
-    x: Tensor,
-    integrate: Callable[..., Tensor] = odeint,
-    tol: float = TOLERANCES["rtol"],
-) -> Step:
+def plain_step(architecture: Architecture, x: Tensor, tol: float = TOLERANCES["rtol"]) -> Step:
     """The step by torchdiffeq called directly."""
     field = make_field(architecture).to(x)
-    block = PlainBlock(field, partial(integrate, rtol=tol, atol=tol))
-    return Step(block, field, architecture, x)
+    return Step(PlainBlock(field, tol), field, architecture, x)
 
 
 def make_steps(
     architecture: Architecture, x: Tensor, compiled: bool = False
 ) -> Mapping[str, Step]:
-    """The step in every way, the plain ones first."""
+    """The step in every way, the plain one first."""
 
-    def own(
-        solver: Solver | None = None, channels_last: bool = True, compile: bool = False
-    ) -> Step:
-        field = make_field(architecture, channels_last).to(x)
-        solver = AdaptiveSolver("dopri5", **TOLERANCES) if solver is None else solver
-        block = ODEBlock(CompiledField(field) if compile else field, solver)
+    def own(compile: bool = False) -> Step:
+        field = make_field(architecture).to(x)
+        block = ODEBlock(
+            CompiledField(field) if compile else field, AdaptiveSolver("dopri5", **TOLERANCES)
+        )
         return Step(block, field, architecture, x)
 
-    theirs = partial(TorchdiffeqSolver, "dopri5", **TOLERANCES)
-    steps = {
-        "torchdiffeq, adjoint": plain_step(architecture, x, odeint_adjoint),
-        "torchdiffeq, autograd": plain_step(architecture, x),
-        "`ODEBlock(TorchdiffeqSolver)`, adjoint": own(theirs(gradient="adjoint")),
-        "`ODEBlock(TorchdiffeqSolver)`": own(theirs()),
-        "`ODEBlock`": own(),
-        "`ODEBlock`, without channels-last": own(channels_last=False),
-        "`ODEBlock`, checkpoint": own(AdaptiveSolver("dopri5", **TOLERANCES, checkpoint=True)),
-    }
+    steps = {"torchdiffeq, autograd": plain_step(architecture, x), "`ODEBlock`": own()}
     if compiled:
         steps["`ODEBlock(CompiledField)`"] = own(compile=True)
-    steps["`ODEBlock`, rk4 in 4 steps"] = own(FixedGridSolver("rk4", 4))
-    if compiled:
-        steps["the same, compiled steps"] = own(FixedGridSolver("rk4", 4, compile=True))
     return steps
 
 
@@ -205,7 +162,7 @@ def measure(name: str, compiled: bool, repeats: int) -> str:
         [
             case,
             f"{seconds[case]:.2f}",
-            f"{seconds['torchdiffeq, adjoint'] / seconds[case]:.2f}",
+            f"{seconds['torchdiffeq, autograd'] / seconds[case]:.2f}",
             f"{step.stats.nfe_forward}",
             f"{step.stats.nfe_backward}",
             f"{kept_gigabytes(step.loss):.2f}",

@@ -51,7 +51,6 @@ class Loss(NamedTuple):
 def make_flow(
     size: int = SIZE,
     hidden: tuple[int, ...] = HIDDEN,
-    channels_last: bool = True,
     compile_field: bool = False,
     **solver: Any,
 ) -> MultiScaleCNF:
@@ -59,7 +58,7 @@ def make_flow(
     torch.manual_seed(0)
     flow = MultiScaleCNF(
         (1, size, size),
-        partial(ConvFlowField, hidden=hidden, channels_last=channels_last),
+        partial(ConvFlowField, hidden=hidden),
         solver=FixedGridSolver("rk4", 4, **solver),
         compile=compile_field,
     )
@@ -87,10 +86,7 @@ def own_loss(flow: MultiScaleCNF, x: Tensor) -> Loss:
 class PlainField(nn.Module):
     """One block as it is commonly written: time concatenated, derivatives by double backward.
 
-    Args:
-        field: Whose weights to use.
-        probe: Hutchinson's probe.
-        forward_mode: Take J e by forward mode in place of J^T e.
+    ``forward_mode`` takes J e by forward mode in place of J^T e, ``probe`` being e.
     """
 
     def __init__(self, field: ConvFlowField, probe: Tensor, forward_mode: bool) -> None:
@@ -202,7 +198,6 @@ def cases(device: torch.device, compiled: bool) -> dict[str, Mapping[str, Any]]:
     """Settings of :func:`make_flow` by name."""
     found: dict[str, Mapping[str, Any]] = {
         "stacked pass, autograd": {},
-        "stacked pass, without channels-last": {"channels_last": False},
         "stacked pass, checkpointed steps": {"checkpoint": True},
     }
     if compiled:

@@ -104,15 +104,7 @@ def run(
     n: int = 21,
     image_steps: tuple[int, int] = (20, 200),
 ) -> str:
-    """Measure over ``n`` batches, and tell as a Markdown table.
-
-    Args:
-        data_dir: Folder of MNIST.
-        training_steps: Steps of the 2-D flow's training.
-        n: Batches, the first of which only gives its step to the second; a fifth of them for the
-            image flow.
-        image_steps: Training steps of the image flow and of the classifier.
-    """
+    """Measure over ``n`` batches, and tell as a Markdown table."""
     flow = CNFModule(CNF(make_field(training_steps), (2,)))
     batches = make_batches(training_steps + n)[training_steps:]
     rows = compare(f"2-D flow after {training_steps} steps", flow, batches, b=0.5)

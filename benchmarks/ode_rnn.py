@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torchdiffeq import odeint, odeint_adjoint
 
-from benchmarks.configs import DATA_DIR, ROOT, build
+from benchmarks.configs import DATA_DIR, build
 from benchmarks.timing import flat_gradient, machine, relative_difference, side_by_side, table
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import Observations, ODERNNEncoder, Posterior, PosteriorGRU, observations
@@ -72,11 +72,7 @@ def masked_gru(gru: PosteriorGRU, m: Tensor, std: Tensor, x: Tensor) -> tuple[Te
 
 
 class UnionUnroll(nn.Module):
-    """An ODE-RNN encoder that unrolls back over the union of all times, as published code does.
-
-    Args:
-        encoder: Whose weights to use.
-    """
+    """An ODE-RNN encoder that unrolls back over the union of all times, as published code does."""
 
     def __init__(self, encoder: ODERNNEncoder) -> None:
         super().__init__()
@@ -107,12 +103,7 @@ class UnionUnroll(nn.Module):
 
 
 class PlainLatentODE(nn.Module):
-    """Loss of a latent ODE as it is commonly written, for samples that share all times.
-
-    Args:
-        module: Whose weights and settings to use.
-        integrate: ``odeint`` or ``odeint_adjoint`` of torchdiffeq.
-    """
+    """Loss of a latent ODE as it is commonly written, for samples that share all times."""
 
     def __init__(self, module: LatentODEModule, integrate: Callable[..., Tensor] = odeint) -> None:
         super().__init__()
@@ -193,9 +184,7 @@ def run_physionet(
     data_dir = data_dir or str(DATA_DIR / "physionet2012")
     if not Path(data_dir).exists():
         return f"PhysioNet left out: {data_dir} does not exist; give --data_dir or STEER_DATA_DIR."
-    folders = {"data_dir": data_dir, "cache_dir": ROOT / "data" / "cache" / "physionet2012"}
-    overrides = (f"--data.init_args.{k}={v}" for k, v in folders.items())
-    module, data = build("latent_ode/physionet", *overrides)
+    module, data = build("latent_ode/physionet", f"--data.init_args.data_dir={data_dir}")
     data.prepare_data()
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), n_batches))

@@ -69,14 +69,7 @@ def side_by_side(
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each case, taken in turns so that a slow moment hits all of them.
-
-    Args:
-        cases: What to time, by name.
-        repeats: Timed rounds.
-        warmup: Rounds before those.
-        clock: Gives seconds: those that pass, or with ``time.process_time`` those of the CPU.
-    """
+    """Median seconds of each case, taken in turns so that a slow moment hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for i in range(warmup + repeats):
         for name, case in cases.items():

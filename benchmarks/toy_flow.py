@@ -43,13 +43,7 @@ def _trained(training_steps: int) -> ConcatSquashField:
 
 
 class PlainFlow(nn.Module):
-    """The flow by a solver that is not ours.
-
-    Args:
-        field: ``f(t, y)``, whose ``value_and_divergence`` is the trace.
-        integrate: Solver; torchdiffeq's adjoint at 1e-5 if not given.
-        double_backward: Take the trace by double backward, as it is commonly written.
-    """
+    """The flow by a solver that is not ours."""
 
     def __init__(
         self,

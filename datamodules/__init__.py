@@ -2,16 +2,14 @@
 
 from datamodules.activity import HumanActivityDataModule
 from datamodules.base import TensorDataModule
-from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.hopper import MuJoCoHopperDataModule
+from datamodules.image_sets import CIFAR10DataModule, MNISTDataModule, SVHNDataModule
 from datamodules.imagenet32 import ImageNet32DataModule
 from datamodules.images import ImageDataModule
-from datamodules.mnist import MNISTDataModule
 from datamodules.periodic import PeriodicDataModule
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.series import SeriesData, SeriesDataModule
 from datamodules.stiff import StiffBatch, StiffODEDataModule, StiffTrajectory
-from datamodules.svhn import SVHNDataModule
 from datamodules.toy import ToyDensityDataModule
 
 __all__ = [

@@ -19,7 +19,7 @@ from datamodules.activity_recordings import (
     read_rows,
 )
 from datamodules.base import check_at_least
-from datamodules.series import SeriesDataModule
+from datamodules.series import SeriesDataModule, full_series
 from steer_lightning.nn.series import SeriesBatch
 from steer_lightning.utils.checks import check_choice
 
@@ -44,9 +44,8 @@ class HumanActivityDataModule(SeriesDataModule):
     it tests on new ones (of people seen in training: there are five people, five recordings
     each).
 
-    The file is read anew by each run, and ``data_dir`` is only written to when ``download`` is
-    true and the file is missing. We know of no official checksum, so a download is checked by its
-    structure: 164,860 readable rows.
+    The file is only written to when ``download`` is true and it is missing. We know of no official
+    checksum, so a download is checked by its structure: 164,860 readable rows.
 
     Args:
         data_dir: Folder of the file.
@@ -97,8 +96,8 @@ class HumanActivityDataModule(SeriesDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, limit_train, num_workers, seed)
         check_choice("split", split, ("window", "recording"))
-        check_at_least("window", window, minimum=2)
-        check_at_least("stride", stride, minimum=1)
+        check_at_least(2, window=window)
+        check_at_least(1, stride=stride)
         self.data_dir = data_dir
         self.file_name = file_name
         self.split = split
@@ -133,14 +132,8 @@ class HumanActivityDataModule(SeriesDataModule):
         ]
         steps, values, mask, labels = (torch.cat(parts) for parts in zip(*windows, strict=True))
         mask = mask.transpose(1, 2).contiguous()
-        series = SeriesBatch(
-            times=(steps - steps[:, :1]) * SECONDS_PER_STEP,
-            values=values.transpose(1, 2).contiguous(),
-            mask=mask,
-            target_mask=mask,
-            lengths=torch.full((len(steps),), self.window),
-            labels=labels,
-        )
+        times = (steps - steps[:, :1]) * SECONDS_PER_STEP
+        series = full_series(times, values.transpose(1, 2).contiguous(), mask, mask, labels)
         if self.split == "window":
             return series, None
         counts = torch.tensor([len(part[0]) for part in windows])

@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.csv_columns import CSVColumns
-from datamodules.downloads import download
+from datamodules.files import download, read_file
 
-# The archive's present form, and the one it had before.
-URLS = (
-    "https://archive.ics.uci.edu/static/public/196/localization+data+for+person+activity.zip",
-    "https://archive.ics.uci.edu/ml/machine-learning-databases/00196/ConfLongDemo_JSI.txt",
-)
+URL = "https://archive.ics.uci.edu/static/public/196/localization+data+for+person+activity.zip"
 FILE_NAME = "ConfLongDemo_JSI.txt"
 N_ROWS = 164_860
 
@@ -37,14 +33,14 @@ CLASSES = {
     "on all fours": ("on all fours",),
     "sitting on the ground": ("sitting on the ground",),
 }
+SECONDS_PER_STEP = 0.01
 
 _COLUMNS = ("recording", "tag", "ticks", "date", "x", "y", "z", "label")
 _TAG_CODES = {tag: code for code, tag in enumerate(TAGS)}
 _LABEL_CODES = {label: code for code, labels in enumerate(CLASSES.values()) for label in labels}
-_ROUND_TO_TICKS = 100_000
-_TICKS_PER_SECOND = 10_000_000
-SECONDS_PER_STEP = _ROUND_TO_TICKS / _TICKS_PER_SECOND
-_LARGEST_MEMBER = 2**27
+_TICKS_PER_STEP = 100_000
+_LARGEST_TICK = 1e18
+_LARGEST_FILE = 2**27
 
 
 class Recording(NamedTuple):
@@ -68,7 +64,7 @@ def find_file(data_dir: str | Path, file_name: str | None) -> Path:
         ValueError: If several could be meant.
     """
     path = Path(data_dir, file_name or FILE_NAME)
-    if path.is_file():
+    if path.exists():
         return path
     found = [] if file_name else sorted(path.parent.glob("ConfLongDemo_JSI*.txt"))
     if len(found) > 1:
@@ -87,7 +83,7 @@ def find_file(data_dir: str | Path, file_name: str | None) -> Path:
 
 def read_rows(path: Path) -> CSVColumns:
     """Read the rows of the file; ``ValueError`` if there are none or a line has not 8 fields."""
-    return _rows(path.read_bytes(), path)
+    return _rows(read_file(path, _LARGEST_FILE), path)
 
 
 def _rows(content: bytes, path: Path) -> CSVColumns:
@@ -100,11 +96,11 @@ def _rows(content: bytes, path: Path) -> CSVColumns:
 def merge_rows(table: CSVColumns) -> dict[str, Recording]:
     r"""Merge the rows that are at one time once it is rounded to 10 ms.
 
-    Times count from the first row of a recording. Rows are sorted by time. Of several positions
-    of one tag at one time the mean is taken, and of several labels that of the last row.
+    Times count from the first row of a recording. Of several positions of one tag at one time the
+    mean is taken, and of several labels that of the last row.
 
     Args:
-        table: Rows of :func:`read_rows`.
+        table: Rows of :func:`read_rows`, in any order.
 
     Returns:
         Each recording by its name, in the order of the names.
@@ -112,70 +108,50 @@ def merge_rows(table: CSVColumns) -> dict[str, Recording]:
     Raises:
         ValueError: If a time or position is no number, or a tag or label is unknown.
     """
-    labels = table.codes("label", _LABEL_CODES, f"one of the labels {', '.join(_LABEL_CODES)}")
-    tags = table.codes("tag", _TAG_CODES, f"one of the tags {', '.join(TAGS)}")
-    # As floats, ticks lose their last two digits, far below what is rounded away.
-    ticks = table.numbers("ticks")
-    points = np.stack([table.numbers(axis) for axis in "xyz"], axis=1)
-    names, recording = np.unique(table.text("recording"), return_inverse=True)
-    return {
-        str(name): _merge(*(part[recording == i] for part in (ticks, tags, points, labels)))
-        for i, name in enumerate(names)
-    }
+    rows = pd.DataFrame(
+        {
+            "recording": table.text("recording"),
+            # As floats, ticks lose their last two digits, far below what is rounded away.
+            "ticks": table.numbers("ticks", _LARGEST_TICK),
+            "tag": table.codes("tag", _TAG_CODES, f"one of the tags {', '.join(TAGS)}"),
+            **{axis: table.numbers(axis) for axis in "xyz"},
+            "label": table.codes(
+                "label", _LABEL_CODES, f"one of the labels {', '.join(_LABEL_CODES)}"
+            ),
+        }
+    ).sort_values("ticks", kind="stable")
+    ticks = rows["ticks"] - rows.groupby("recording")["ticks"].transform("min")
+    rows["step"] = np.rint(ticks / _TICKS_PER_STEP).astype(np.int64)
+    return {str(name): _merge(group) for name, group in rows.groupby("recording")}
 
 
-def _merge(
-    ticks: NDArray[np.float64],
-    tags: NDArray[np.int64],
-    points: NDArray[np.float64],
-    labels: NDArray[np.int64],
-) -> Recording:
-    order = np.argsort(ticks, kind="stable")
-    ticks, tags, points, labels = ticks[order], tags[order], points[order], labels[order]
-    rounded = np.rint((ticks - ticks[0]) / _ROUND_TO_TICKS).astype(np.int64)
-    steps, row = np.unique(rounded, return_inverse=True)
-    total = np.zeros((len(steps), len(TAGS), 3))
-    count = np.zeros((len(steps), len(TAGS), 1))
-    np.add.at(total, (row, tags), points)
-    np.add.at(count, (row, tags), 1)
-    last = np.flatnonzero(np.diff(row, append=len(steps)))
+def _merge(rows: pd.DataFrame) -> Recording:
+    means = rows.groupby(["step", "tag"])[["x", "y", "z"]].mean().unstack("tag")
+    columns = [(axis, tag) for tag in range(len(TAGS)) for axis in "xyz"]
+    values = torch.tensor(means.reindex(columns=columns).to_numpy())
     return Recording(
-        steps=torch.from_numpy(steps),
-        values=torch.from_numpy(total / np.maximum(count, 1)).float().flatten(1),
-        mask=torch.from_numpy(np.repeat(count > 0, 3, axis=2)).flatten(1),
-        labels=torch.from_numpy(labels[last]),
+        steps=torch.tensor(means.index.to_numpy()),
+        values=values.nan_to_num(0.0).float(),
+        mask=~values.isnan(),
+        labels=torch.tensor(rows.groupby("step")["label"].last().to_numpy()),
     )
-
-
-def _check_complete(content: bytes, path: Path) -> None:
-    table = _rows(content, path)
-    if len(table) != N_ROWS:
-        raise ValueError(
-            f"Expected {N_ROWS} rows in the downloaded {FILE_NAME}, but got {len(table)}. Try "
-            "again, or get the file by hand."
-        )
-    merge_rows(table)
 
 
 def download_activity(path: Path) -> None:
-    """Download the file, from a zip archive or as it is; ``OSError`` if no address gives it."""
+    """Download the zip archive and keep the text in it as ``path``, if all its rows are there."""
 
-    def take(file: Path) -> dict[str, bytes]:
-        content = _unzip(file) if file.suffix == ".zip" else file.read_bytes()
-        _check_complete(content, file)
+    def take(archive: Path) -> dict[str, bytes]:
+        content = _unzip(archive)
+        table = _rows(content, archive)
+        if len(table) != N_ROWS:
+            raise ValueError(
+                f"Expected {N_ROWS} rows in the downloaded {FILE_NAME}, but got {len(table)}. Try "
+                "again, or get the file by hand."
+            )
+        merge_rows(table)
         return {path.name: content}
 
-    failures = []
-    for url in URLS:
-        try:
-            download(url, path.parent, take)
-            return
-        except (OSError, ValueError) as error:
-            failures.append(str(error))
-    raise OSError(
-        f"Expected to download {path.name} from one of {len(URLS)} addresses, but got: "
-        f"{' '.join(failures)}"
-    )
+    download(URL, path.parent, take)
 
 
 def _unzip(archive: Path) -> bytes:
@@ -183,9 +159,9 @@ def _unzip(archive: Path) -> bytes:
     try:
         with zipfile.ZipFile(archive) as members:
             found = [m for m in members.infolist() if Path(m.filename).name == FILE_NAME]
-            if len(found) != 1 or found[0].file_size > _LARGEST_MEMBER:
+            if len(found) != 1 or found[0].file_size > _LARGEST_FILE:
                 raise ValueError(
-                    f"Expected {archive} to hold one {FILE_NAME} of at most {_LARGEST_MEMBER} "
+                    f"Expected {archive} to hold one {FILE_NAME} of at most {_LARGEST_FILE} "
                     f"bytes, but got {[member.filename for member in members.infolist()][:5]}. "
                     "Get the file by hand."
                 )

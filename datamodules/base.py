@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
@@ -24,33 +24,13 @@ _SPLITS: dict[str | None, tuple[Split, ...]] = {
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """Mix a user's seed with a purpose, so that two purposes share no random stream.
-
-    Args:
-        seed: Any integer.
-        purpose: What the stream is for, such as ``"train"``.
-
-    Returns:
-        An integer in ``[0, 2**31)``, the same on every machine.
-
-    Example:
-        >>> derive_seed(0, "train") == derive_seed(0, "train")
-        True
-        >>> derive_seed(0, "train") == derive_seed(0, "val")
-        False
-    """
+    """Mix a seed with a purpose into an integer in ``[0, 2**31)``, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seeded_generator(seed: int, purpose: str) -> torch.Generator:
-    """Create a CPU generator keyed by ``(seed, purpose)``; the global stream is not touched.
-
-    Example:
-        >>> a, b = seeded_generator(0, "split"), seeded_generator(0, "split")
-        >>> bool((torch.rand(3, generator=a) == torch.rand(3, generator=b)).all())
-        True
-    """
+    """Create a CPU generator keyed by ``(seed, purpose)``; the global stream is not touched."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose))
 
 
@@ -59,20 +39,20 @@ def keep_batch(batch: Any) -> Any:
     return batch
 
 
-def check_at_least(name: str, value: int, minimum: int) -> None:
-    """Raise ``ValueError`` unless the argument ``name`` is at least ``minimum``."""
-    if value < minimum:
-        raise ValueError(
-            f"Expected `{name}` to be at least {minimum}, but got {value}. "
-            f"Set `{name}` to {minimum} or more."
-        )
+def check_at_least(minimum: int, **arguments: int | None) -> None:
+    """Raise ``ValueError`` unless all arguments that are not ``None`` are at least ``minimum``."""
+    for name, value in arguments.items():
+        if value is not None and value < minimum:
+            raise ValueError(
+                f"Expected `{name}` to be at least {minimum}, but got {value}. "
+                f"Set `{name}` to {minimum} or more."
+            )
 
 
 class TensorData(Dataset[BatchT], Generic[BatchT]):
     r"""Tensors with a common first axis; a batch is one indexing operation for each tensor.
 
-    A loader asks for all indices of a batch at once and gets the finished batch, which makes
-    loading fast without workers. Use it with ``collate_fn=keep_batch``.
+    Use it with ``collate_fn=keep_batch``: a loader gets whole batches, fast without workers.
 
     Args:
         tensors: A tuple or named tuple of tensors, each of shape ``(N, ...)``. Batches have the
@@ -108,32 +88,19 @@ class TensorData(Dataset[BatchT], Generic[BatchT]):
 
     def select(self, index: int | list[int]) -> BatchT:
         """Index every tensor, by one index or a batch's; a subclass may convert what it stores."""
-        return like(self.tensors, [tensor[index] for tensor in self.tensors])
-
-
-def like(template: BatchT, values: Sequence[Tensor]) -> BatchT:
-    """Put ``values`` into a tuple or named tuple of the type of ``template``.
-
-    Example:
-        >>> like((torch.zeros(1),), [torch.ones(1)])
-        (tensor([1.]),)
-    """
-    if hasattr(template, "_fields"):
-        return type(template)(*values)
-    return cast(BatchT, tuple(values))
+        make: Any = getattr(self.tensors, "_make", tuple)
+        batch: BatchT = make(tensor[index] for tensor in self.tensors)
+        return batch
 
 
 class ResumableLoader(DataLoader[Any]):
     """A loader that goes on in the middle of an epoch, and begins only when a batch is asked for.
 
-    By hand, as Lightning restarts an interrupted epoch of a loader without a ``state_dict``.
+    Lightning saves and restores its ``state_dict``: how many batches of which epoch were read. The
+    order of an epoch must depend on its number alone, as a sampler's with ``set_epoch`` does.
 
-    Its ``state_dict``, which Lightning saves and restores, says how many batches of which epoch
-    were read; after a restore that epoch goes on behind them. The order of an epoch must depend on
-    nothing but its number, as a sampler's with ``set_epoch`` does.
-
-    Lightning creates the iterator of a run's first epoch before it tells the sampler the epoch.
-    Workers would start at once, and a resumed run would begin with the order of epoch 0.
+    Workers wait for the first batch, since Lightning creates the iterator of a run's first epoch
+    before it tells the sampler the epoch.
 
     Example:
         >>> loader = ResumableLoader([1, 2, 3, 4, 5], batch_size=2)
@@ -161,11 +128,9 @@ class ResumableLoader(DataLoader[Any]):
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and how many of its batches were read."""
         return {"epoch": self._epoch, "batches": self._read}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on behind the batches that were read, in that epoch."""
         self._resume = dict(state)
 
     @property
@@ -177,14 +142,12 @@ class TensorDataModule(LightningDataModule, ABC):
     r"""Base of data that fits in memory: a subclass only says how to build a split.
 
     ``setup`` builds what a stage needs and nothing else; ``predict`` uses the test set. The order
-    of training samples depends on ``(seed, epoch)`` alone: it is the same after a resume, which
-    goes on behind the last batch, with or without workers. The last batch of an epoch may be
-    smaller.
+    of training samples depends on ``(seed, epoch)`` alone, also after a resume, which goes on
+    behind the last batch. The last batch of an epoch may be smaller.
 
-    With several ranks each reads its own part of a set. In training they take the same number of
-    equally large steps, for which a few samples of an epoch are repeated if the ranks do not
-    divide it. In validation, test and predict none is repeated: rank ``r`` of ``W`` reads samples
-    ``r, r + W, r + 2 W, ..``; a set of one sample is read by every rank.
+    With several ranks each reads its own part of a set. In training they take equally many steps,
+    for which a few samples of an epoch may be repeated. Elsewhere none is repeated: rank ``r`` of
+    ``W`` reads samples ``r, r + W, r + 2 W, ..``; a set of one sample is read by every rank.
 
     Args:
         batch_size: Samples in a training batch, on each rank.
@@ -223,10 +186,8 @@ class TensorDataModule(LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_at_least("batch_size", batch_size, minimum=1)
-        if eval_batch_size is not None:
-            check_at_least("eval_batch_size", eval_batch_size, minimum=1)
-        check_at_least("num_workers", num_workers, minimum=0)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, num_workers=num_workers)
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
@@ -235,11 +196,7 @@ class TensorDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def build(self, split: Split) -> Dataset[Any]:
-        """Build one split as a sized dataset that yields whole batches, see :class:`TensorData`.
-
-        Args:
-            split: Which part of the data.
-        """
+        """Build one split, a sized dataset that yields whole batches as :class:`TensorData`."""
 
     def setup(self, stage: str | None = None) -> None:
         for split in _SPLITS[stage]:
@@ -255,15 +212,9 @@ class TensorDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._dataset("train")
         n_ranks, rank = self._ranks()
-        # Lightning leaves a DistributedSampler as it is and tells it the epoch. Used for one
-        # rank too, so that one rule holds everywhere.
-        sampler = self.sampler_class(
-            dataset,
-            num_replicas=n_ranks,
-            rank=rank,
-            shuffle=True,
-            seed=derive_seed(self.seed, "order"),
-        )
+        # Lightning leaves a DistributedSampler as it is and tells it the epoch.
+        seed = derive_seed(self.seed, "order")
+        sampler = self.sampler_class(dataset, n_ranks, rank, shuffle=True, seed=seed)
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -283,7 +234,6 @@ class TensorDataModule(LightningDataModule, ABC):
         return self.trainer.strategy.root_device.type == "cuda"
 
     def _ranks(self) -> tuple[int, int]:
-        """Number of ranks, and which one this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Any]:

@@ -8,21 +8,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-_AGAIN = "Get the file from its official source again."
-
 
 class CSVColumns:
-    r"""Columns of one or more files of lines with the same fields between commas.
-
-    There is no quoting. Empty lines at the end of a file are left out.
+    r"""Columns of one or more files of lines with the same fields between commas, not quoted.
 
     Args:
-        files: Content of each file, by its name for messages.
+        files: Content of each file, by its name for messages; empty lines at the end are left out.
         columns: Name of each column.
         has_header: Whether the first line of each file has to be the columns' names.
 
     Raises:
-        ValueError: If a header or a line is not as expected.
+        ValueError: If a header, a line or, when it is read, a field is not as expected.
 
     Example:
         >>> table = CSVColumns({"a": b"Time,Value\n00:00,1.5\n"}, ["Time", "Value"])
@@ -42,24 +38,18 @@ class CSVColumns:
             if has_header and new[0] != ",".join(columns):
                 raise ValueError(
                     f"Expected {source} to start with the line {','.join(columns)!r}, but got "
-                    f"{new[0][:80]!r}. {_AGAIN}"
+                    f"{new[0][:80]!r}. Get the file from its official source again."
                 )
             body = [] if new == [""] else new[self._first_line - 1 :]
             lines += body
             counts.append(len(body))
         self.counts = np.array(counts)
         # By hand, as pandas fills short lines up and, at the first line, takes more fields.
-        commas = len(columns) - 1
-        for i, line in enumerate(lines):
-            if line.count(",") != commas:
-                raise self.error(f"{len(columns)} fields between commas", i, line)
-        text = "\n".join(lines)
-        broken = text.find("\ufffd")
-        if broken >= 0:
-            i = text.count("\n", 0, broken)
-            raise self.error("UTF-8 text", i, lines[i])
+        for row, line in enumerate(lines):
+            if line.count(",") != len(columns) - 1 or "\ufffd" in line:
+                raise self.error(f"{len(columns)} fields of UTF-8 between commas", row, line)
         self._frame = pd.read_csv(
-            StringIO(text),
+            StringIO("\n".join(lines)),
             names=list(columns),
             dtype=str,
             na_filter=False,
@@ -75,37 +65,22 @@ class CSVColumns:
         fields: NDArray[np.object_] = self._frame[column].to_numpy(dtype=object)
         return fields
 
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """Read a column of finite numbers.
-
-        Raises:
-            ValueError: If a field is no number, or not finite.
-        """
-        fields = self.text(column)
-        try:
-            values = fields.astype(np.float64)
-        except ValueError:
-            values = pd.to_numeric(self._frame[column], errors="coerce").to_numpy(np.float64)
-        broken = np.flatnonzero(~np.isfinite(values))
-        if len(broken):
-            raise self.error(f"a finite number as {column}", broken[0], fields[broken[0]])
-        return values
+    def numbers(
+        self, column: str, largest: float = float(np.finfo(np.float32).max)
+    ) -> NDArray[np.float64]:
+        """Read a column of numbers from ``-largest`` to ``largest``."""
+        # Pandas tells what is no number, numpy keeps every digit but takes 7_3 for 73.
+        valid = pd.to_numeric(self._frame[column], errors="coerce").abs() <= largest
+        for row in np.flatnonzero(~valid)[:1]:
+            what = f"a finite number of size up to {largest:.3g} as {column}"
+            raise self.error(what, row, self.text(column)[row])
+        return self.text(column).astype(np.float64)
 
     def codes(self, column: str, code_of: Mapping[str, int], what: str) -> NDArray[np.int64]:
-        """Read a column of names as numbers.
-
-        Args:
-            column: Which column.
-            code_of: Number of each name.
-            what: What the names are, for the message.
-
-        Raises:
-            ValueError: If a field is none of the names.
-        """
+        """Read a column of names as numbers; ``what`` says in messages what the names are."""
         places = pd.Index(list(code_of), dtype=object).get_indexer(self.text(column))
-        unknown = np.flatnonzero(places < 0)
-        if len(unknown):
-            raise self.error(what, unknown[0], self.text(column)[unknown[0]])
+        for row in np.flatnonzero(places < 0)[:1]:
+            raise self.error(what, row, self.text(column)[row])
         codes: NDArray[np.int64] = np.array(list(code_of.values()), dtype=np.int64)[places]
         return codes
 
@@ -116,5 +91,5 @@ class CSVColumns:
         line = self._first_line + row - (int(ends[file - 1]) if file else 0)
         return ValueError(
             f"Expected {what} in line {line} of {self._sources[file]}, but got {got[:80]!r}. "
-            f"{_AGAIN}"
+            "Get the file from its official source again."
         )

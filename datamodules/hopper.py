@@ -8,7 +8,7 @@ from torch import Tensor
 from datamodules.base import check_at_least, derive_seed, seeded_generator
 from datamodules.hopper_simulator import N_STATES, load_hopper
 from datamodules.scaling import NormaliseBy, min_max
-from datamodules.series import SeriesDataModule, choose_points
+from datamodules.series import SeriesDataModule, choose_points, full_series
 from steer_lightning.nn.series import SeriesBatch
 from steer_lightning.utils.checks import check_choice
 
@@ -32,9 +32,8 @@ class MuJoCoHopperDataModule(SeriesDataModule):
     cuts 100 of them at random (``n_simulated=200``); to extrapolate, it observes the first third
     of all 200 (``n_points=200, window=0.33``).
 
-    Values are scaled to [0, 1] by the range of the training samples, over all their points, so
-    that others may lie outside. With ``normalise_by="released"``, as in the public code, the
-    variance of the values, and so a mean squared error, is four times as large: compare published
+    Values are scaled to [0, 1] by the range of the training samples, over all their points. With
+    ``normalise_by="released"`` a mean squared error is four times as large: compare published
     errors with those.
 
     Trajectories are simulated once, 10,000 of them in about half a minute, and kept in
@@ -52,9 +51,8 @@ class MuJoCoHopperDataModule(SeriesDataModule):
             in (0, 1]; rounded to whole points, at least one.
         window: Share of the points in the first part, in (0, 1), for ``task="extrapolate"``;
             rounded to whole points.
-        normalise_by: ``"train"`` scales by smallest and largest value of the training samples,
-            ``"all"`` by those of all samples; ``"released"`` is the latter, but divides by the
-            maximum and not by the range, as the public code of latent ODEs does.
+        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`: that of
+            the training samples, of all, or as in the public code of latent ODEs.
         seed: Key of the split, the order and the observed points; not of the trajectories.
 
     Raises:
@@ -93,10 +91,9 @@ class MuJoCoHopperDataModule(SeriesDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, limit_train, num_workers, seed)
-        check_at_least("n_trajectories", n_trajectories, minimum=1)
-        check_at_least("n_points", n_points, minimum=2)
-        if n_simulated is not None:
-            check_at_least("n_simulated", n_simulated, minimum=n_points)
+        check_at_least(1, n_trajectories=n_trajectories)
+        check_at_least(2, n_points=n_points)
+        check_at_least(n_points, n_simulated=n_simulated)
         check_choice("task", task, ("interpolate", "extrapolate"))
         check_choice("normalise_by", normalise_by, ("train", "all", "released"))
         if not 0.0 < observed_fraction <= 1.0:
@@ -107,9 +104,8 @@ class MuJoCoHopperDataModule(SeriesDataModule):
         n_window = round(window * n_points)
         if not 1 <= n_window < n_points:
             raise ValueError(
-                "Expected `window` to leave at least one point on each side, but got "
-                f"{window} of {n_points} points. Set it to the share of the first part, such as "
-                "0.5."
+                f"Expected `window` to leave at least one point on each side, but got {window} of "
+                f"{n_points} points. Set it to the share of the first part, such as 0.5."
             )
         self.cache_dir = cache_dir
         self.n_trajectories = n_trajectories
@@ -137,15 +133,9 @@ class MuJoCoHopperDataModule(SeriesDataModule):
         target = torch.ones(n, n_points, dtype=torch.bool)
         if self.task == "extrapolate":
             target[:, : self.n_window] = False
-        series = SeriesBatch(
-            times=(torch.arange(n_points) / n_points).expand(n, n_points),
-            values=states,
-            mask=observed[..., None].expand_as(states),
-            target_mask=target[..., None].expand_as(states),
-            lengths=torch.full((n,), n_points),
-            labels=torch.empty(n, 0, dtype=torch.int64),
-        )
-        return series, None
+        times = (torch.arange(n_points) / n_points).expand(n, n_points)
+        masks = (mask[..., None].expand_as(states) for mask in (observed, target))
+        return full_series(times, states, *masks), None
 
     def scale(self, series: SeriesBatch, train: Tensor) -> SeriesBatch:
         everything = torch.ones((), dtype=torch.bool).expand_as(series.values)

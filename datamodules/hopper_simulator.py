@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
 from torch import Tensor
 
-from datamodules.cache import cached_tensors
+from steer_lightning.utils.io import load_plain, replacing
 
 # That of the public code of latent ODEs.
 SEED = 123
@@ -29,12 +29,8 @@ def simulate_hopper(n_trajectories: int, n_points: int) -> Tensor:
     is not touched. Fewer trajectories are the first ones of more. One point is one step of 5 ms,
     the first point the drawn state.
 
-    Args:
-        n_trajectories: Number of trajectories ``N``.
-        n_points: Points of each ``T``.
-
     Returns:
-        Positions, then velocities, shape ``(N, T, 14)``, float32.
+        Positions, then velocities, shape ``(n_trajectories, n_points, 14)``, float32.
 
     Raises:
         ModuleNotFoundError: If dm_control is not installed.
@@ -65,47 +61,43 @@ def simulate_hopper(n_trajectories: int, n_points: int) -> Tensor:
 
 
 def load_hopper(cache_dir: str | Path, n_trajectories: int, n_points: int) -> Tensor:
-    r"""Read trajectories from a file, or simulate them and write it.
+    r"""Read trajectories from a file, or simulate them and write it; a broken one is made again.
 
     The file's name holds the settings and the versions of dm_control and MuJoCo, between which
     trajectories differ slightly. Where dm_control is not installed, a file of any versions
-    is taken, the last by name, and its name printed.
-
-    Args:
-        cache_dir: Folder of the file.
-        n_trajectories: Number of trajectories ``N``.
-        n_points: Points of each ``T``.
+    is taken, the last by name, and its name printed. Nothing in a file is run.
 
     Returns:
-        Positions, then velocities, shape ``(N, T, 14)``, float32.
+        Positions, then velocities, shape ``(n_trajectories, n_points, 14)``, float32.
 
     Raises:
         ModuleNotFoundError: If there is no file and dm_control is not installed.
         OSError: If the file cannot be written.
-        ValueError: If the file holds something else.
     """
     settings = f"hopper-{n_trajectories}x{n_points}-seed{SEED}"
-    versions = _versions()
-    path = Path(cache_dir, f"{settings}-{versions}.pt")
-    if versions is None:
-        found = sorted(Path(cache_dir).glob(f"{settings}-*.pt"))
-        if found:
-            path = found[-1]
-            rank_zero_info(f"dm_control is not installed; taking {path}.")
-    expected = (n_trajectories, n_points, N_STATES)
-    states = cached_tensors(
-        path, ["states"], lambda: {"states": simulate_hopper(n_trajectories, n_points)}
-    )["states"]
-    if tuple(states.shape) != expected or not bool(states.isfinite().all()):
-        raise ValueError(
-            f"Expected finite states of shape {expected} in {path}, but got shape "
-            f"{tuple(states.shape)}. Delete the file."
-        )
-    return states
-
-
-def _versions() -> str | None:
     try:
-        return "-".join(f"{name}{version(name)}" for name in _PACKAGES)
+        versions = "-".join(f"{name}{version(name)}" for name in _PACKAGES)
+        path = Path(cache_dir, f"{settings}-{versions}.pt")
     except PackageNotFoundError:
-        return None
+        path = max(Path(cache_dir).glob(f"{settings}-*.pt"), default=Path(cache_dir, settings))
+        if path.is_file():
+            rank_zero_info(f"dm_control is not installed; taking {path}.")
+    if path.is_file():
+        reason = "it does not hold finite states of that shape"
+        try:
+            states: Tensor = load_plain(path)["states"]
+            if states.shape == (n_trajectories, n_points, N_STATES) and states.isfinite().all():
+                return states
+        except Exception as error:  # Broken bytes may raise nearly anything.
+            reason = repr(error)
+        rank_zero_info(f"The cache {path} is broken and is made again: {reason}.")
+    states = simulate_hopper(n_trajectories, n_points)
+    try:
+        with replacing(path) as temporary:
+            torch.save({"states": states}, temporary)
+    except (OSError, RuntimeError) as error:  # Torch reports a full disk as a RuntimeError.
+        raise OSError(
+            f"Expected to write the cache {path}, but got: {error} Set `--data.cache_dir` to a "
+            "folder that can be written to and has room."
+        ) from error
+    return states

@@ -31,17 +31,10 @@ _AGAIN = "Unpack or download the file again."
 
 
 def count_images(path: Path) -> int:
-    r"""Read how many images a file holds; of its arrays the headers alone.
+    r"""Read how many images ``N > 0`` a file holds; of its arrays the headers alone.
 
-    Args:
-        path: A ``.npz`` file with ``data``, uint8 of shape ``(N, 3072)``, channels first, and
-            ``labels``, ``N`` integers. Other arrays in it are left alone.
-
-    Returns:
-        ``N``, more than 0. Reading both arrays then takes no more memory than their headers say.
-
-    Raises:
-        ValueError: If the file is broken or holds something else.
+    A ``.npz`` file has ``data``, uint8 of shape ``(N, 3072)``, channels first, and ``labels``,
+    ``N`` integers; ``ValueError`` if it is broken or holds something else.
     """
     with path.open("rb") as file:
         try:
@@ -49,12 +42,8 @@ def count_images(path: Path) -> int:
                 found = {}
                 for key in ("data", "labels"):
                     with members.open(f"{key}.npy") as member:
-                        version = np.lib.format.read_magic(member)
-                        read = {
-                            (1, 0): np.lib.format.read_array_header_1_0,
-                            (2, 0): np.lib.format.read_array_header_2_0,
-                        }[version]
-                        shape, _, dtype = read(member)
+                        np.lib.format.read_magic(member)
+                        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
                         found[key] = shape, dtype
         except Exception as error:  # Broken bytes may raise nearly anything.
             raise ValueError(_incomplete(path, error)) from error
@@ -157,11 +146,26 @@ class ImageNet32DataModule(ImageDataModule):
     def check_files(self) -> None:
         for part, names in _NAMES.items():
             missing = [name for name in names if not (self.folder / name).is_file()]
+            pickles = [name for name in missing if (self.folder / name).with_suffix("").is_file()]
             if missing:
-                raise FileNotFoundError(self._missing(part, missing))
+                raise FileNotFoundError(
+                    f"Expected {self.folder} to hold the {part} files of downsampled ImageNet, "
+                    f"{names[0]} to {names[-1]}, but {', '.join(missing)} do not exist"
+                    f"{', only pickles, which may run code' if pickles else ''}. Log in at "
+                    "image-net.org, choose 'Download downsampled image data (32x32)' and there "
+                    "the npz format of train and val, unpack both into one folder and set "
+                    "`--data.data_dir` to it."
+                )
             total = sum(count_images(self.folder / name) for name in names)
-            if total != COUNTS[self.variant][part]:
-                raise ValueError(self._wrong_count(part, total))
+            fitting = [variant for variant, counts in COUNTS.items() if counts[part] == total]
+            if self.variant not in fitting:
+                remedy = "No known variant has that count: unpack the archives again."
+                if fitting:
+                    remedy = f"Set `--data.variant {fitting[0]}`, and say so beside results."
+                raise ValueError(
+                    f"Expected {COUNTS[self.variant][part]:,} {part} images in {self.data_dir} "
+                    f"for variant={self.variant!r}, but got {total:,}. {remedy}"
+                )
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         part = "training" if train else "test"
@@ -187,32 +191,3 @@ class ImageNet32DataModule(ImageDataModule):
             images.numpy()[here] = data.reshape(-1, *self.native_shape)
             labels.numpy()[here] = numbers
         return images, labels - 1
-
-    def _missing(self, part: str, missing: list[str]) -> str:
-        pickles = [name for name in missing if (self.folder / name).with_suffix("").is_file()]
-        return (
-            f"Expected {self.folder} to hold the {part} files of downsampled ImageNet, "
-            f"{_NAMES[part][0]} to {_NAMES[part][-1]}, but {', '.join(missing)} "
-            f"{'does' if len(missing) == 1 else 'do'} not exist"
-            f"{', only pickles, which are not opened as they may run code' if pickles else ''}. "
-            "Log in at image-net.org, choose 'Download downsampled image data (32x32)' and there "
-            "the npz format of train and val, unpack both into one folder and set "
-            "`--data.data_dir` to it."
-        )
-
-    def _wrong_count(self, part: str, total: int) -> str:
-        others = [name for name, counts in COUNTS.items() if counts[part] == total]
-        if others:
-            remedy = (
-                f"That is the count of the variant {others[0]!r}: set `--data.variant "
-                f"{others[0]}`, and report results as those of that variant."
-            )
-        else:
-            remedy = (
-                "No known variant has that count: a file may be doubled, replaced or incomplete. "
-                "Unpack the archives again."
-            )
-        return (
-            f"Expected {COUNTS[self.variant][part]:,} {part} images in {self.data_dir} for "
-            f"variant={self.variant!r}, but got {total:,}. {remedy}"
-        )

@@ -25,8 +25,7 @@ REPLACE = (
 class EpochSampler(DistributedSampler[Any]):
     """The order of a ``DistributedSampler``, with the epoch beside each index.
 
-    A pair ``(epoch, index)`` reaches worker processes like any index, so that what a dataset does
-    with the epoch cannot depend on when a worker started or how far ahead it reads.
+    So the epoch of a sample does not depend on when a worker started or how far ahead it reads.
 
     Example:
         >>> sampler = EpochSampler(range(3), num_replicas=1, rank=0, shuffle=False)
@@ -42,9 +41,8 @@ class EpochSampler(DistributedSampler[Any]):
 class ImageData(TensorData[tuple[Tensor, Tensor]]):
     r"""Chosen images of a file, kept as bytes and turned into floats batch by batch.
 
-    The images are not copied: two splits of one file share its memory. Use it with
-    ``collate_fn=keep_batch``, and with :class:`EpochSampler` where images are mirrored; plain
-    indices are read as those of epoch 0.
+    Two splits of one file share its memory. Use it with ``collate_fn=keep_batch``, and with
+    :class:`EpochSampler` where images are mirrored; plain indices are those of epoch 0.
 
     Args:
         images: All images of the file, shape ``(N, C, H, W)``, uint8.
@@ -55,9 +53,6 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
             ``pixels="uint8"`` averages are rounded to whole numbers, halves to the even one.
         flip_seed: Mirror each image left to right with probability 1/2, keyed by this seed, the
             epoch and the image's number in the file; ``None`` mirrors none.
-
-    Raises:
-        ValueError: If there are more or fewer labels than images.
 
     Example:
         >>> images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
@@ -108,12 +103,9 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
     def mirrored(self, epoch: int) -> Tensor:
         """Flag the images of the file that an epoch mirrors, shape ``(N,)``, bool."""
         if self._mirrored is None or self._mirrored[0] != epoch:
-            n = len(self.tensors[0])
-            if self.flip_seed is None:
-                flags = torch.zeros(n, dtype=torch.bool)
-            else:
-                generator = seeded_generator(self.flip_seed, f"mirror/{epoch}")
-                flags = torch.rand(n, generator=generator) < 0.5
+            assert self.flip_seed is not None
+            generator = seeded_generator(self.flip_seed, f"mirror/{epoch}")
+            flags = torch.rand(len(self.tensors[0]), generator=generator) < 0.5
             self._mirrored = (epoch, flags)
         return self._mirrored[1]
 
@@ -125,7 +117,7 @@ class ImageDataModule(TensorDataModule):
     shape ``(B,)``, int64. The validation set is split from the training files, keyed by ``seed``;
     the test files are never part of it. Files are kept as bytes, in one copy for training and
     validation. The folder is only written to when ``download`` is true and a file is missing or
-    broken; the MD5 checksum of every file is compared with the published one before any is opened.
+    broken; the MD5 of every file is compared with the published one before any is opened.
 
     Args:
         data_dir: Folder of the files, in torchvision's layout; ``None`` means the folder of the
@@ -141,8 +133,7 @@ class ImageDataModule(TensorDataModule):
             then rounded to whole numbers (halves to the even one), and bits per dimension are
             those of the rounded small images.
         horizontal_flip: Mirror each training image left to right with probability 1/2, anew in
-            each epoch. Which ones depends on ``(seed, epoch)`` and the image's number in the
-            files, and on neither the global random stream nor ``num_workers``. Not for digits.
+            each epoch, keyed by ``seed``, the epoch and the image's number. Not for digits.
         download: Download missing or broken files.
         num_workers: Loader processes.
         seed: Key of the split, the order and the mirror images.
@@ -194,9 +185,7 @@ class ImageDataModule(TensorDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least("val_size", val_size, minimum=1)
-        if limit_train is not None:
-            check_at_least("limit_train", limit_train, minimum=1)
+        check_at_least(1, val_size=val_size, limit_train=limit_train)
         side = self.native_shape[-1]
         image_size = side if image_size is None else image_size
         if image_size < 1 or side % image_size:
@@ -217,7 +206,7 @@ class ImageDataModule(TensorDataModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one image, ``(C, H, W)``."""
+        """Shape of one image as it is given, ``(C, H, W)``."""
         return (self.native_shape[0], self.image_size, self.image_size)
 
     @property
@@ -231,34 +220,22 @@ class ImageDataModule(TensorDataModule):
 
     def fetch(self, name: str) -> None:
         """Download a file of :meth:`checksums`; it appears whole and checked, or not at all."""
-        raise NotImplementedError(f"{self.title} has no download of {name}.")
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Read the training files or the test files; called once for each, after the check.
-
-        Args:
-            train: Whether to read the training files.
+        """Read the training files, or else the test files, after :meth:`check_files`.
 
         Returns:
             Images, shape ``(N, *native_shape)``, uint8, and labels, shape ``(N,)``, int64.
-
-        Raises:
-            ValueError: If a file is broken.
         """
 
     def check_files(self) -> None:
-        """Raise unless all files are there and whole, training and test.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is broken.
-        """
+        """Raise ``FileNotFoundError`` or ``ValueError`` unless all files are there and whole."""
         for name in self.checksums():
             self.check_file(name)
 
     def check_file(self, name: str) -> None:
-        """Raise unless a file is there and whole, see :meth:`check_files`."""
+        """Raise unless a file of :meth:`checksums` is there and whole."""
         path, expected = self.folder / name, self.checksums()[name]
         if not path.is_file():
             raise FileNotFoundError(
@@ -273,19 +250,18 @@ class ImageDataModule(TensorDataModule):
                 f"but got {md5}; it was not opened. {REPLACE}"
             )
 
-    def is_whole(self, name: str) -> bool:
-        """Say whether a file passes :meth:`check_file`."""
-        try:
-            self.check_file(name)
-        except (FileNotFoundError, ValueError):
-            return False
-        return True
+    def broken(self) -> Iterator[str]:
+        """Name the files of :meth:`checksums` that are missing or broken."""
+        for name in self.checksums():
+            try:
+                self.check_file(name)
+            except (FileNotFoundError, ValueError):
+                yield name
 
     def prepare_data(self) -> None:
         if self.download:
-            for name in self.checksums():
-                if not self.is_whole(name):
-                    self.fetch(name)
+            for name in self.broken():
+                self.fetch(name)
         self.check_files()  # Before a run makes its folders.
 
     def build(self, split: Split) -> ImageData:

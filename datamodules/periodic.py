@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import check_at_least, seeded_generator
-from datamodules.series import SeriesDataModule, choose_points
+from datamodules.series import SeriesDataModule, choose_points, full_series
 from steer_lightning.nn.series import SeriesBatch
 from steer_lightning.utils.checks import check_choice
 
@@ -79,9 +79,8 @@ class PeriodicDataModule(SeriesDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, limit_train, num_workers, seed)
-        check_at_least("n_trajectories", n_trajectories, minimum=1)
-        check_at_least("n_points", n_points, minimum=2)
-        check_at_least("n_observed", n_observed, minimum=1)
+        check_at_least(1, n_trajectories=n_trajectories, n_observed=n_observed)
+        check_at_least(2, n_points=n_points)
         if n_observed > n_points:
             raise ValueError(
                 f"Expected `n_observed` to be at most `n_points`, {n_points}, but got "
@@ -89,12 +88,11 @@ class PeriodicDataModule(SeriesDataModule):
             )
         check_choice("offset", offset, ("normal", "released"))
         check_choice("noise", noise, ("gaussian", "uniform"))
-        for name, value, least in (("t_end", t_end, "positive"), ("noise_scale", noise_scale, "")):
-            if not (0.0 < value < math.inf or (value == 0.0 and not least)):
-                raise ValueError(
-                    f"Expected `{name}` to be {least or 'at least zero'} and finite, but got "
-                    f"{value}. The paper's setting is 5 for `t_end` and 0.01 for `noise_scale`."
-                )
+        if not (0.0 < t_end < math.inf and 0.0 <= noise_scale < math.inf):
+            raise ValueError(
+                "Expected `t_end` to be positive and `noise_scale` at least 0, both finite, but "
+                f"got {t_end} and {noise_scale}. The paper's setting is 5 and 0.01."
+            )
         self.n_trajectories = n_trajectories
         self.n_points = n_points
         self.n_observed = n_observed
@@ -120,15 +118,8 @@ class PeriodicDataModule(SeriesDataModule):
         if self.with_trend:
             values = values + times
         observed = choose_points(*shape, self.n_observed, self._generator("observed"))
-        series = SeriesBatch(
-            times=times,
-            values=values[..., None],
-            mask=observed[..., None],
-            target_mask=torch.ones(*shape, 1, dtype=torch.bool),
-            lengths=torch.full(shape[:1], self.n_points),
-            labels=torch.empty(shape[0], 0, dtype=torch.int64),
-        )
-        return series, None
+        targets = torch.ones(*shape, 1, dtype=torch.bool)
+        return full_series(times, values[..., None], observed[..., None], targets), None
 
     def _times(self, n_grids: int) -> Tensor:
         """Draw grids, shape ``(n_grids, n_points)``; one with two equal times is drawn again."""

@@ -1,5 +1,7 @@
 """The records of the PhysioNet 2012 challenge as a LightningDataModule."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,16 +9,13 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import Split
-from datamodules.cache import cached_tensors
-from datamodules.downloads import download, whole
+from datamodules.files import download, whole
 from datamodules.physionet_records import (
     ARCHIVE_NAME,
     FOLDER_NAME,
     HOURS,
     OUTCOMES_NAME,
     PARAMETERS,
-    find_records,
-    fingerprint,
     read_archive,
     read_outcomes,
     read_records,
@@ -28,18 +27,9 @@ from steer_lightning.utils.checks import check_choice
 
 URL = "https://physionet.org/files/challenge-2012/1.0.0/"
 
-# Raise it with every change of what the cache holds.
-_CACHE_VERSION = 1
-_CACHED = ("times", "values", "mask", "lengths", "labels", "dropped")
 
-
-def _take_archive(path: Path) -> dict[str, bytes]:
-    read_archive(path)
-    return whole(path)
-
-
-def _take_outcomes(path: Path) -> dict[str, bytes]:
-    read_outcomes(path)
+def _take(check: Callable[[Path], object], path: Path) -> dict[str, bytes]:
+    check(path)
     return whole(path)
 
 
@@ -48,8 +38,7 @@ class PhysioNetDataModule(SeriesDataModule):
 
     A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` with a label for each patient, 1
     for a death in hospital (13.85 %). What is observed is also to be predicted: ``target_mask``
-    equals ``mask``. Times are in [0, 1], 1 being 48 hours. A fifth of the patients is the test
-    set; the validation set is split off the rest, both keyed by ``seed``.
+    equals ``mask``. Times are in [0, 1], 1 being 48 hours.
 
     Parameters are the 4 of admission (age, sex, height, type of the unit), observed at time 0, and
     37 that are measured on the way, weight among them; their order is
@@ -60,29 +49,24 @@ class PhysioNetDataModule(SeriesDataModule):
     is dropped with a warning.
 
     Values are scaled to [0, 1] by the range of the training samples, so that others may lie
-    outside; see ``normalise_by``.
-
-    What is read is kept in ``cache_dir``, in a file keyed by the content of the data and
-    ``time_bin``; ``data_dir`` is only written to when ``download`` is true and a file is missing.
-    We know of no official checksum, so downloads are checked by their structure: 4,000 readable
-    records and as many outcomes.
+    outside; see ``normalise_by``. The files are read anew by each run, in seconds, and only
+    written to when ``download`` is true and one is missing. We know of no official checksum, so
+    they are checked by their structure: 4,000 readable records and as many outcomes.
 
     Args:
         data_dir: Folder that holds ``set-a.tar.gz``, or the unpacked folder ``set-a``, and
             ``Outcomes-a.txt``.
-        cache_dir: Folder for what was read.
         time_bin: Width of a time bin in hours. Times in the files are whole minutes, and 0.016
             keeps them apart.
-        normalise_by: ``"train"`` scales by smallest and largest value of the training samples,
-            ``"all"`` by those of all samples; ``"released"`` is the latter, but divides by the
-            maximum and not by the range, as the public code of latent ODEs does.
+        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`: that of
+            the training samples, of all, or as in the public code of latent ODEs.
         download: Download missing files.
         seed: Key of the split and the order.
 
     Raises:
         ValueError: If an argument is outside its range, or a file is broken.
         FileNotFoundError: If a file is missing.
-        OSError: If a download fails or the cache cannot be written.
+        OSError: If a download fails.
 
     References:
         Silva et al., *Predicting in-hospital mortality of ICU patients: The PhysioNet/Computing
@@ -96,14 +80,13 @@ class PhysioNetDataModule(SeriesDataModule):
         (41, 2)
     """
 
-    folder_name = cache_name = "physionet2012"
+    folder_name = "physionet2012"
     n_features = len(PARAMETERS)
     num_classes = 2
 
     def __init__(
         self,
         data_dir: str = "data/physionet2012",
-        cache_dir: str = "data/cache/physionet2012",
         time_bin: float = 0.016,
         normalise_by: NormaliseBy = "train",
         batch_size: int = 50,
@@ -122,32 +105,23 @@ class PhysioNetDataModule(SeriesDataModule):
             )
         check_choice("normalise_by", normalise_by, ("train", "all", "released"))
         self.data_dir = data_dir
-        self.cache_dir = cache_dir
         self.time_bin = time_bin
         self.normalise_by: NormaliseBy = normalise_by
         self.download = download
+        self._tensors: dict[str, Tensor] | None = None
 
     def prepare_data(self) -> None:
-        if self.download:
-            archive, folder, outcomes = (
-                Path(self.data_dir, name) for name in (ARCHIVE_NAME, FOLDER_NAME, OUTCOMES_NAME)
-            )
-            if not archive.exists() and not folder.exists():
-                download(URL + ARCHIVE_NAME, archive.parent, _take_archive)
-            if not outcomes.exists():
-                download(URL + OUTCOMES_NAME, outcomes.parent, _take_outcomes)
-        self._read()
-
-    def _read(self) -> dict[str, Tensor]:
-        records, outcomes = find_records(self.data_dir)
-        key = f"v{_CACHE_VERSION}-{fingerprint(records, outcomes)}-bin{self.time_bin!r}h"
-        path = Path(self.cache_dir, f"set-a-{key}.pt")
-        return cached_tensors(
-            path, _CACHED, lambda: read_records(records, outcomes, self.time_bin)
-        )
+        folder = Path(self.data_dir)
+        checks = {ARCHIVE_NAME: read_archive, OUTCOMES_NAME: read_outcomes}
+        for name, check in checks.items() if self.download else ():
+            unpacked = name == ARCHIVE_NAME and (folder / FOLDER_NAME).exists()
+            if not unpacked and not (folder / name).exists():
+                download(URL + name, folder, partial(_take, check))
+        self._tensors = read_records(self.data_dir, self.time_bin)
 
     def load(self) -> tuple[SeriesBatch, None]:
-        tensors = self._read()
+        tensors = self._tensors or read_records(self.data_dir, self.time_bin)
+        self._tensors = None
         dropped = tensors["dropped"].tolist()
         if dropped:
             rank_zero_warn(

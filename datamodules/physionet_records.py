@@ -1,7 +1,6 @@
 """The records of the PhysioNet 2012 challenge: files to tensors."""
 
 import gzip
-import hashlib
 import io
 import re
 import tarfile
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.csv_columns import CSVColumns
+from datamodules.files import read_file
 
 N_RECORDS = 4000
 HOURS = 48
@@ -35,9 +35,7 @@ OUTCOMES_NAME = "Outcomes-a.txt"
 _RECORD_ID = -1
 _CODES = {name: code for code, name in enumerate(PARAMETERS)} | {"RecordID": _RECORD_ID}
 _MINUTES = {f"{m // 60:02d}:{m % 60:02d}": m for m in range(60 * HOURS + 1)}
-_OUTCOME_COLUMNS = (
-    *("RecordID", "SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death"),
-)
+_OUTCOMES = ("RecordID", "SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death")
 _MEMBER = re.compile(r"(?:\./)?set-a/([0-9]{1,9})\.txt")
 _LARGEST_RECORD = 2**20
 _LARGEST_ARCHIVE = 2**28
@@ -49,7 +47,7 @@ def find_records(data_dir: str | Path) -> tuple[Path, Path]:
     archive, folder, outcomes = (
         Path(data_dir, name) for name in (ARCHIVE_NAME, FOLDER_NAME, OUTCOMES_NAME)
     )
-    records = archive if archive.is_file() or not folder.is_dir() else folder
+    records = archive if archive.exists() or not folder.is_dir() else folder
     for path, other in ((records, f", nor a folder {folder}"), (outcomes, "")):
         if not path.exists():
             raise FileNotFoundError(
@@ -59,26 +57,11 @@ def find_records(data_dir: str | Path) -> tuple[Path, Path]:
     return records, outcomes
 
 
-def fingerprint(records: Path, outcomes: Path) -> str:
-    """Tell files apart by content, or the records of a folder by name, size and change."""
-    digest = hashlib.blake2b(outcomes.read_bytes(), digest_size=8)
-    if records.is_dir():
-        for path in sorted(records.iterdir()):
-            stat = path.stat()
-            digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns};".encode())
-    else:
-        digest.update(records.read_bytes())
-    return digest.hexdigest()
-
-
 def read_archive(path: Path) -> dict[int, bytes]:
-    r"""Read ``set-a.tar.gz`` in memory; by hand, as pooch would extract it by the names inside.
+    r"""Read each record of ``set-a.tar.gz``, by its number, in memory; nothing is extracted.
 
     Every member has to be the folder ``set-a`` or a file ``set-a/<RecordID>.txt``: a name that
     leads elsewhere, a link or a device is refused.
-
-    Returns:
-        Content of each record, by its number, in the order of the numbers.
 
     Raises:
         ValueError: If the archive is broken or truncated, holds anything else, or does not hold
@@ -86,7 +69,7 @@ def read_archive(path: Path) -> dict[int, bytes]:
     """
     contents: dict[int, bytes] = {}
     try:
-        with gzip.open(path) as packed:
+        with gzip.open(io.BytesIO(read_file(path))) as packed:
             # To the end, so that the checksum there is compared; tarfile stops before it.
             content = packed.read(_LARGEST_ARCHIVE)
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
@@ -100,11 +83,6 @@ def read_archive(path: Path) -> dict[int, bytes]:
                         f"Expected {path} to hold small files set-a/<RecordID>.txt alone, but got "
                         f"{member.name!r} ({member.size} bytes); nothing was extracted. {_AGAIN}"
                     )
-                if int(match[1]) in contents:
-                    raise ValueError(
-                        f"Expected every record in {path} once, but got {member.name} twice. "
-                        f"{_AGAIN}"
-                    )
                 contents[int(match[1])] = file.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
@@ -116,7 +94,7 @@ def read_archive(path: Path) -> dict[int, bytes]:
 def read_folder(path: Path) -> dict[int, bytes]:
     """Read the unpacked folder ``set-a``; files not named ``<RecordID>.txt`` are left alone."""
     files = [file for file in path.iterdir() if re.fullmatch(r"[0-9]{1,9}\.txt", file.name)]
-    return _counted({int(file.stem): file.read_bytes() for file in files}, path)
+    return _counted({int(file.stem): read_file(file, _LARGEST_RECORD) for file in files}, path)
 
 
 def _counted(contents: dict[int, bytes], path: Path) -> dict[int, bytes]:
@@ -133,8 +111,8 @@ def read_outcomes(path: Path) -> dict[int, int]:
     Raises:
         ValueError: If the file is broken, or does not hold 4,000 different records.
     """
-    table = CSVColumns({str(path): path.read_bytes()}, _OUTCOME_COLUMNS)
-    ids = table.numbers("RecordID").astype(np.int64).tolist()
+    table = CSVColumns({str(path): read_file(path)}, _OUTCOMES)
+    ids = table.numbers("RecordID", largest=1e9).astype(np.int64).tolist()
     deaths = table.codes("In-hospital_death", {"0": 0, "1": 1}, "0 or 1 as In-hospital_death")
     outcomes = dict(zip(ids, deaths.tolist(), strict=True))
     if len(outcomes) != N_RECORDS or len(ids) != N_RECORDS:
@@ -145,12 +123,14 @@ def read_outcomes(path: Path) -> dict[int, int]:
     return outcomes
 
 
-def read_records(records: Path, outcomes: Path, time_bin: float) -> dict[str, Tensor]:
-    """Read all records and their outcomes into the tensors of :func:`bin_records`.
+def read_records(data_dir: str | Path, time_bin: float) -> dict[str, Tensor]:
+    """Find and read all records and their outcomes into the tensors of :func:`bin_records`.
 
     Raises:
+        FileNotFoundError: If a file is missing.
         ValueError: If a file is broken, or records and outcomes are not of the same patients.
     """
+    records, outcomes = find_records(data_dir)
     contents = read_folder(records) if records.is_dir() else read_archive(records)
     deaths = read_outcomes(outcomes)
     unmatched = sorted(contents.keys() ^ deaths.keys())
@@ -165,7 +145,7 @@ def read_records(records: Path, outcomes: Path, time_bin: float) -> dict[str, Te
 def bin_records(
     contents: Mapping[int, bytes], deaths: Mapping[int, int], time_bin: float, source: str
 ) -> dict[str, Tensor]:
-    r"""Round times to bins and average what falls into one.
+    r"""Round times to bins of ``time_bin`` hours and average what falls into one.
 
     A bin in which nothing is observed is left out. The value -1 of a descriptor means that it is
     unknown. A record with no observation at all is dropped.
@@ -180,9 +160,6 @@ def bin_records(
         ``times``, shape ``(M,)``, in [0, 1], 1 being 48 hours; ``values`` and ``mask``, shape
         ``(M, 41)``, for the records one after the other; ``lengths`` and ``labels``, shape
         ``(N,)``; ``dropped``, the numbers of records with no observation.
-
-    Raises:
-        ValueError: If a line is broken.
 
     Example:
         >>> text = b"Time,Parameter,Value\n00:00,Age,54\n00:00,Height,-1\n00:07,HR,73\n"

@@ -14,8 +14,8 @@ def min_max(values: Tensor, seen: Tensor, train: Tensor, by: NormaliseBy) -> Ten
     .. math:: x' = \frac{x - \min}{\max - \min}
         \qquad\text{or, as released,}\qquad x' = \frac{x - \min}{\max}
 
-    A feature that no training sample has takes its range from all samples. A divisor of zero is
-    replaced by one, so a feature of one value becomes zero.
+    A feature that no training sample has takes its range from all samples; one of a single value
+    becomes zero.
 
     Args:
         values: Values, shape ``(N, T, D)``, floating.

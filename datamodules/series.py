@@ -17,15 +17,11 @@ _CHECKED_AT_ONCE = 1000
 class SeriesData(TensorData[SeriesBatch]):
     r"""Chosen samples of a store of padded series; a batch is cut to its longest sample.
 
-    The store is not copied: the splits of one store share its memory. Use it with
-    ``collate_fn=keep_batch``.
+    The splits of one store share its memory. Use it with ``collate_fn=keep_batch``.
 
     Args:
         series: All samples, padded to the longest one; its masks may be bool, to save memory.
         chosen: Which samples belong to this split, shape ``(M,)``, int64; ``None`` means all.
-
-    Raises:
-        ValueError: If the parts of ``series`` differ in length.
 
     Example:
         >>> from steer_lightning.nn.series import make_series
@@ -72,7 +68,7 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
         seed: Key of the split.
 
     Returns:
-        Indices of the samples of each split, int64, a group's samples in their order.
+        Indices of the samples of each split, int64.
 
     Raises:
         ValueError: If nothing is left to train on.
@@ -105,23 +101,23 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
     }
 
 
+def full_series(
+    times: Tensor, values: Tensor, seen: Tensor, targets: Tensor, labels: Tensor | None = None
+) -> SeriesBatch:
+    """Put samples of equally many points together; masks as ``values``, bool; no labels: none."""
+    n, n_points = times.shape
+    if labels is None:
+        labels = torch.empty(n, 0, dtype=torch.int64)
+    return SeriesBatch(times, values, seen, targets, torch.full((n,), n_points), labels)
+
+
 def choose_points(
     n_samples: int, n_points: int, n_chosen: int, generator: torch.Generator
 ) -> Tensor:
     """Choose points of each sample at random, every subset being equally likely.
 
-    Args:
-        n_samples: Number of samples ``N``.
-        n_points: Points of a sample ``T``.
-        n_chosen: How many of them to choose.
-        generator: CPU random stream.
-
     Returns:
-        True at the chosen points, shape ``(N, T)``, bool.
-
-    Example:
-        >>> choose_points(3, 10, 4, torch.Generator().manual_seed(0)).sum(1)
-        tensor([4, 4, 4])
+        True at the chosen points, shape ``(n_samples, n_points)``, bool.
     """
     return torch.rand(n_samples, n_points, generator=generator).argsort(dim=1) < n_chosen
 
@@ -131,8 +127,7 @@ class SeriesDataModule(TensorDataModule):
 
     A batch is a :class:`~steer_lightning.nn.series.SeriesBatch`, padded to its own longest sample.
     A fifth of the samples is the test set, and the validation set is split off the rest; both are
-    keyed by ``seed``, and neither depends on ``limit_train``. Each split is checked once against
-    the contract of series.
+    keyed by ``seed``. Each split is checked once against the contract of series.
 
     Args:
         batch_size: Samples in a training batch.
@@ -175,29 +170,22 @@ class SeriesDataModule(TensorDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least("val_size", val_size, minimum=1)
-        if limit_train is not None:
-            check_at_least("limit_train", limit_train, minimum=1)
+        check_at_least(1, val_size=val_size, limit_train=limit_train)
         self.val_size = val_size
         self.limit_train = limit_train
         self._store: tuple[SeriesBatch, dict[Split, Tensor]] | None = None
 
     @abstractmethod
     def load(self) -> tuple[SeriesBatch, Tensor | None]:
-        """Load all samples, once.
+        """Load all padded samples, whose masks may be bool, once.
 
         Returns:
-            The padded samples, whose masks may be bool, and the group of each, shape ``(N,)``,
-            int64; a group is never split. ``None`` if each sample is a group of its own.
+            The samples, and the group of each, shape ``(N,)``, int64, which is never split;
+            ``None`` if each sample is a group of its own.
         """
 
     def scale(self, series: SeriesBatch, train: Tensor) -> SeriesBatch:
-        """Scale all samples by what the training samples are like; here not at all.
-
-        Args:
-            series: All samples.
-            train: Indices of the training samples, before ``limit_train``.
-        """
+        """Scale all samples by the training ones, at ``train`` whatever ``limit_train`` is."""
         return series
 
     def build(self, split: Split) -> SeriesData:
@@ -208,12 +196,7 @@ class SeriesDataModule(TensorDataModule):
             parts = split_samples(groups, self.val_size, self.seed)
             self._store = self.scale(series, parts["train"]), parts
         series, parts = self._store
-        chosen = parts[split][: self.limit_train if split == "train" else None]
-        data = SeriesData(series, chosen)
-        self._check(data, split)
-        return data
-
-    def _check(self, data: SeriesData, split: Split) -> None:
+        data = SeriesData(series, parts[split][: self.limit_train if split == "train" else None])
         for start in range(0, len(data), _CHECKED_AT_ONCE):
             part = range(start, min(start + _CHECKED_AT_ONCE, len(data)))
             try:
@@ -223,3 +206,4 @@ class SeriesDataModule(TensorDataModule):
                     f"Expected the {split} set of {type(self).__name__} to keep the contract of "
                     f"series, but samples {part[0]} to {part[-1]} do not. {error}"
                 ) from error
+        return data

@@ -1,7 +1,7 @@
 """The stiff ordinary differential equation of the STEER paper, solved in closed form."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ def stiff_solution(t: Tensor, r: float) -> Tensor:
         \frac{dy}{dt} &= -r y + 3 r - 2 r e^{-t}, \qquad y(0) = 0 \\
         y(t) &= 3 - \frac{2 r}{r - 1} e^{-t} + \frac{3 - r}{r - 1} e^{-r t}
 
-    At ``r = 1`` the limit is ``3 - (3 + 2 t) exp(-t)``. What is computed is a rearrangement that
-    loses no digits near ``r = 1`` or near ``t = 0``. Differentiable in ``t``.
+    At ``r = 1`` the limit is ``3 - (3 + 2 t) exp(-t)``; no digits are lost near ``r = 1`` or
+    ``t = 0``. Differentiable in ``t``.
 
     Args:
         t: Times, any shape, floating.
@@ -76,9 +76,8 @@ class StiffODEDataModule(TensorDataModule):
     r"""Pieces of the stiff equation's solution to train on, the whole solution to test on.
 
     A training batch is a :class:`StiffBatch`. Validation, test and predict each yield one
-    :class:`StiffTrajectory` on ``[0, test_t_end]``, whatever the batch size, and the same one:
-    the paper's code also checks on its test points while it trains, so a minimum over checks is
-    chosen on the test set. Everything is computed in float64 and cast at the end.
+    :class:`StiffTrajectory` on ``[0, test_t_end]``, the same one: as in the paper's code, the
+    least of all checks is chosen on the test set. Computed in float64 and cast at the end.
 
     Args:
         r: Rate of the fast part of the solution, which is also the stiffness ratio; positive.
@@ -131,7 +130,6 @@ class StiffODEDataModule(TensorDataModule):
                 "Expected 0 < interval < t_end, both finite, but got "
                 f"interval={interval} and t_end={t_end}. Shorten `interval` or raise `t_end`."
             )
-        check_at_least("n_starts", n_starts, minimum=1)
         check_choice("start_times", start_times, ("uniform", "log_uniform"))
         self.first_log_start = 0.01 / r
         if start_times == "log_uniform" and self.first_log_start >= t_end - interval:
@@ -145,7 +143,8 @@ class StiffODEDataModule(TensorDataModule):
                 f"Expected `test_t_end` to be positive and finite, but got {test_t_end}. "
                 "Set it to the end of the test trajectory."
             )
-        check_at_least("n_test", n_test, minimum=2)
+        check_at_least(1, n_starts=n_starts)
+        check_at_least(2, n_test=n_test)
         check_choice("dtype", dtype, _DTYPES)
         self.r = r
         self.t_end = t_end
@@ -156,46 +155,32 @@ class StiffODEDataModule(TensorDataModule):
         self.n_test = n_test
         self.dtype = _DTYPES[dtype]
 
-    def build(self, split: Split) -> Dataset[StiffBatch] | Dataset[StiffTrajectory]:
+    def build(self, split: Split) -> Dataset[Any]:
         if split == "train":
-            t_start = self._draw_start_times()
+            u = torch.rand(
+                self.n_starts, generator=seeded_generator(self.seed, "train"), dtype=torch.float64
+            )
+            last = self.t_end - self.interval
+            if self.start_times == "uniform":
+                t_start = u * last
+            else:
+                t_start = self.first_log_start * (last / self.first_log_start) ** u
+                t_start[0] = 0.0
             t_end = t_start + self.interval
             y_start, y_end = stiff_solution(torch.stack([t_start, t_end]), self.r).unsqueeze(-1)
             pieces = (t_start, y_start, t_end, y_end)
             return TensorData(StiffBatch(*(tensor.to(self.dtype) for tensor in pieces)))
         t = torch.linspace(0.0, self.test_t_end, self.n_test, dtype=torch.float64)
         y = stiff_solution(t, self.r).unsqueeze(-1)
-        return _OneTrajectory(StiffTrajectory(t.to(self.dtype), y.to(self.dtype)))
-
-    def _draw_start_times(self) -> Tensor:
-        generator = seeded_generator(self.seed, "train")
-        u = torch.rand(self.n_starts, generator=generator, dtype=torch.float64)
-        last = self.t_end - self.interval
-        if self.start_times == "uniform":
-            return u * last
-        t_start = self.first_log_start * (last / self.first_log_start) ** u
-        t_start[0] = 0.0
-        return t_start
+        whole = _OneTrajectory([StiffTrajectory(t.to(self.dtype), y.to(self.dtype))])
+        return cast(Dataset[Any], whole)
 
 
-class _OneTrajectory(Dataset[StiffTrajectory]):
-    """A set with one item, so that neither batching nor ranks ever cut the trajectory."""
-
-    def __init__(self, trajectory: StiffTrajectory) -> None:
-        self.trajectory = trajectory
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> StiffTrajectory:
-        if index != 0:
-            raise IndexError(
-                f"Expected index 0, the only trajectory, but got {index}. Use index 0."
-            )
-        return self.trajectory
+class _OneTrajectory(list[StiffTrajectory]):
+    """A set with one item: neither batches nor ranks cut the trajectory."""
 
     def __getitems__(self, indices: list[int]) -> StiffTrajectory:
-        return self.trajectory
+        return self[0]
 
 
 def _check_rate(r: float) -> None:

@@ -14,17 +14,14 @@ class ToyDensityDataModule(TensorDataModule):
     r"""Points of a named one- or two-dimensional density.
 
     A batch is a tuple ``(x, weight)``: points, shape ``(B, D)``, and weights, shape ``(B,)``, both
-    float32. Weights average 1 over a set, and a *weighted* mean of a loss over the set is its
-    estimate: ``MeanMetric().update(-log_q, weight)``. Sampled points weigh 1. With
-    ``test_points="quadrature"`` the test points are nodes on a line, weighted by the true density,
-    so that the weighted mean of ``-log_q`` is the cross-entropy against the true density, without
-    sampling error:
+    float32. Weights average 1 over a set, and the *weighted* mean of a loss estimates it:
+    ``MeanMetric().update(-log_q, weight)``. Sampled points weigh 1. With
+    ``test_points="quadrature"`` the test points are nodes on a line, weighted by the true density:
+    the weighted mean of ``-log_q`` is then the cross-entropy, without sampling error:
 
     .. math:: -\int p(x) \log q(x)\, dx \approx -\sum_i p(x_i)\, \Delta x \log q(x_i)
 
-    Each set is drawn once, from its own random stream; training reads the same ``n_train`` points
-    in a new order each epoch. Predict uses the test set. Test points keep their order, and none
-    is repeated.
+    Each set is drawn once, from its own random stream.
 
     Args:
         name: Name of the density, a key of ``datamodules.toy_densities.DENSITIES``.
@@ -36,8 +33,7 @@ class ToyDensityDataModule(TensorDataModule):
         seed: Key of the draws and the order.
 
     Raises:
-        ValueError: If the density is unknown, a size is smaller than 1 or quadrature is asked for
-            where it is impossible.
+        ValueError: If an argument is outside its range, or quadrature is impossible.
 
     Example:
         >>> data = ToyDensityDataModule("mixture1d", test_points="quadrature", n_test=500)
@@ -63,9 +59,7 @@ class ToyDensityDataModule(TensorDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least("n_train", n_train, minimum=1)
-        check_at_least("n_val", n_val, minimum=1)
-        check_at_least("n_test", n_test, minimum=1)
+        check_at_least(1, n_train=n_train, n_val=n_val, n_test=n_test)
         check_choice("test_points", test_points, ("samples", "quadrature"))
         self.density = get_density(name)
         if test_points == "quadrature" and not (

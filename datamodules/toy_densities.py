@@ -13,60 +13,38 @@ from steer_lightning.utils.checks import check_choice
 TWO_PI = 2.0 * math.pi
 
 
-class Density(ABC):
-    r"""A density that can be sampled; see :class:`KnownDensity` for those with a closed form.
+Draw = Callable[[int, torch.Generator | None], Tensor]
 
-    Args:
-        dim: Number of features ``D``.
-    """
 
-    def __init__(self, dim: int) -> None:
+class Density:
+    """A density of ``dim`` features that can be sampled, here by a function."""
+
+    def __init__(self, dim: int, draw: Draw) -> None:
         self.dim = dim
+        self._draw = draw
 
-    @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw points.
-
-        Args:
-            n: How many.
-            generator: CPU random stream; ``None`` is torch's global one.
-
-        Returns:
-            Points, shape ``(n, D)``, float32, on the CPU.
-        """
+        """Draw points, shape ``(n, D)``, float32, on the CPU; ``None`` is the global stream."""
+        return self._draw(n, generator)
 
 
-class KnownDensity(Density):
-    r"""A density whose logarithm is known in closed form.
-
-    Args:
-        dim: Number of features ``D``.
-        support: An interval that holds all of the mass (to double precision) along every axis.
-    """
+class KnownDensity(Density, ABC):
+    """A density in closed form; the interval ``support`` holds its mass along every axis."""
 
     def __init__(self, dim: int, support: tuple[float, float]) -> None:
-        super().__init__(dim)
+        self.dim = dim
         self.support = support
 
     @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        pass
+
+    @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """Evaluate the log-density, in nats.
-
-        Args:
-            x: Points, shape ``(..., D)``, floating.
-
-        Returns:
-            Log-density, shape ``(...)``, dtype and device of ``x``.
-        """
+        """Evaluate the log-density, in nats, shape ``(...)``, at points, shape ``(..., D)``."""
 
     def quadrature(self, n: int) -> tuple[Tensor, Tensor]:
-        r"""Cut the support of a one-dimensional density into nodes and their probabilities.
-
-        The midpoint rule, whose error falls exponentially for a smooth density that vanishes at
-        both ends.
-
-        Args:
-            n: Number of nodes.
+        r"""Cut the support of a one-dimensional density into nodes, by the midpoint rule.
 
         Returns:
             Nodes, shape ``(n, 1)``, and probabilities ``p(x_i) dx``, shape ``(n,)``, float64.
@@ -84,7 +62,7 @@ class KnownDensity(Density):
                 f"Expected a one-dimensional density for quadrature, but got {self.dim} "
                 "dimensions. Estimate from samples instead."
             )
-        check_at_least("n", n, minimum=1)
+        check_at_least(1, n=n)
         low, high = self.support
         width = (high - low) / n
         nodes = low + width * (torch.arange(n, dtype=torch.float64).unsqueeze(-1) + 0.5)
@@ -166,25 +144,6 @@ class CheckerboardDensity(KnownDensity):
         return corner + 2.0 * torch.rand(n, 2, generator=generator)
 
 
-class SampledDensity(Density):
-    r"""A density known only by how its points are drawn.
-
-    Args:
-        draw: Function of a count and a generator that returns points, shape ``(n, 2)``.
-
-    Example:
-        >>> get_density("moons").sample(3, torch.Generator().manual_seed(0)).shape
-        torch.Size([3, 2])
-    """
-
-    def __init__(self, draw: Callable[[int, torch.Generator | None], Tensor]) -> None:
-        super().__init__(dim=2)
-        self._draw = draw
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._draw(n, generator)
-
-
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
@@ -237,19 +196,16 @@ DENSITIES: dict[str, Callable[[], Density]] = {
     "mixture1d": lambda: MixtureDensity([[-2.8], [-0.9], [2.0], [3.4], [5.1]], variance=0.4),
     "8gaussians": _eight_gaussians,
     "checkerboard": CheckerboardDensity,
-    "pinwheel": lambda: SampledDensity(_pinwheel),
-    "2spirals": lambda: SampledDensity(_two_spirals),
-    "moons": lambda: SampledDensity(_moons),
-    "swissroll": lambda: SampledDensity(_swiss_roll),
-    "circles": lambda: SampledDensity(_circles),
+    "pinwheel": lambda: Density(2, _pinwheel),
+    "2spirals": lambda: Density(2, _two_spirals),
+    "moons": lambda: Density(2, _moons),
+    "swissroll": lambda: Density(2, _swiss_roll),
+    "circles": lambda: Density(2, _circles),
 }
 
 
 def get_density(name: str) -> Density:
     """Create a density by its name in ``DENSITIES``.
-
-    Args:
-        name: One of the keys of ``DENSITIES``.
 
     Raises:
         ValueError: If there is no such density; the message lists near names.

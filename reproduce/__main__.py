@@ -65,12 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class Command:
-    """The experiments asked for, their runs, and what is left to do.
-
-    Args:
-        found: The parsed command line.
-        line: The command line as it was given.
-    """
+    """The experiments asked for, their runs, and what is left to do."""
 
     def __init__(self, found: argparse.Namespace, line: str) -> None:
         self.settings = Settings(found.scale, found.output, found.data_dir, tuple(found.override))

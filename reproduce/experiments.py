@@ -45,21 +45,13 @@ SMOKE_CUT = "Two steps of a few samples: that it runs, and nothing else."
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing to train: a config and what is changed in it.
-
-    Args:
-        label: Name in tables and plots.
-        config: A file below ``configs``, without its ending.
-        overrides: Arguments of ``cli.py``, after the config.
-        paper: The paper's number, as it stands there.
-        weights: Which are tested: of the best check of the config's monitor, or the last ones.
-    """
+    """One thing to train: a config and what is changed in it."""
 
     label: str
-    config: str
-    overrides: tuple[str, ...] = ()
-    paper: str = ""
-    weights: Literal["best", "last"] = "best"
+    config: str  # a file below `configs`, without its ending
+    overrides: tuple[str, ...] = ()  # arguments of `cli.py`, after the config
+    paper: str = ""  # the paper's number, as it stands there
+    weights: Literal["best", "last"] = "best"  # tested: by the config's monitor, or the last ones
 
 
 @dataclass(frozen=True)
@@ -78,49 +70,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a run, and how it is shown.
+    """A number of a run, and how it is shown."""
 
-    Args:
-        key: Its name among the run's values.
-        label: What it is, with its unit.
-        better: Which direction is.
-        factor: What it is multiplied by to be shown.
-        digits: Digits after the point.
-        ratio: Compare logarithms, for a positive number that spans decades: means are geometric
-            and differences are ratios.
-    """
-
-    key: str
-    label: str
+    key: str  # its name among the run's values
+    label: str  # what it is, with its unit
     better: Better
-    factor: float = 1.0
-    digits: int = 3
-    ratio: bool = False
+    factor: float = 1.0  # what it is multiplied by to be shown
+    digits: int = 3  # after the point
+    ratio: bool = False  # compare logarithms: means are geometric, differences are ratios
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper at one scale.
+    """A table or figure of the paper at one scale."""
 
-    Args:
-        name: As on the command line.
-        title: What it shows, and where the paper has it.
-        comparisons: What is trained.
-        metrics: What is compared; the first is the one that the paper's numbers belong to.
-        cut: What this scale leaves out of the paper's setting.
-        seeds: How many, unless the command line says.
-        draw: Makes the figure.
-        notes: Sentences below the caption.
-    """
-
-    name: str
+    name: str  # as on the command line
     title: str
     comparisons: tuple[Comparison, ...]
-    metrics: tuple[Metric, ...]
-    cut: str
-    seeds: int
+    metrics: tuple[Metric, ...]  # the first is the one that the paper's numbers belong to
+    cut: str  # what this scale leaves out of the paper's setting
+    seeds: int  # how many, unless the command line says
     draw: "Callable[[Experiment, Results], Figure]"
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences below the caption
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -131,11 +102,7 @@ class Experiment:
 
 
 def steer(b: float | Literal["auto"], horizons: Sequence[str] = ()) -> tuple[str, ...]:
-    """Arguments that train a config with STEER.
-
-    Args:
-        b: Half-width; ``"auto"`` for nearly the whole of each interval of a grid.
-        horizons: Parts of the model to move; all of it if empty.
+    """Arguments that train a config, or parts of its model, with STEER.
 
     Example:
         >>> steer(0.25)
@@ -153,16 +120,7 @@ def compare(
     paper: Sequence[str] = (),
     weights: Literal["best", "last"] = "best",
 ) -> Comparison:
-    """A config without STEER, and with several half-widths.
-
-    Args:
-        setting: Name of the comparison.
-        config: As in :class:`Variant`.
-        overrides: Of every variant.
-        widths: Half-widths of the others.
-        paper: The paper's numbers, without STEER first.
-        weights: As in :class:`Variant`.
-    """
+    """A config without STEER, and with several half-widths; the paper's numbers in this order."""
     baseline, *others = (
         Variant(
             f"STEER, b = {b:g}" if b else "without",

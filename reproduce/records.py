@@ -19,30 +19,17 @@ _CLOCKED = ("step", "epoch", "seconds", "cpu_seconds", "nfe_forward", "nfe_backw
 
 @dataclass
 class Record:
-    """The outcome of one run.
-
-    Args:
-        seed: Its ``seed_everything``.
-        status: Whether there is a result.
-        message: Why there is none.
-        values: Metrics of test and last check, by name.
-        sweep: Columns of the table of ``EndTimeSweep``, by name.
-        checks: The history of training.
-        monitor: What its checkpoints are chosen by.
-        mode: Whether a larger (``"max"``) or a smaller monitor is better.
-        machine: Versions, hardware and commit of the last session.
-        folder: Its files, where they are at hand.
-    """
+    """The outcome of one run."""
 
     seed: int
     status: Status
-    message: str = ""
-    values: Mapping[str, float] = field(default_factory=dict)
-    sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    checks: Sequence[Check] = ()
-    monitor: str = ""
+    message: str = ""  # why there is no result
+    values: Mapping[str, float] = field(default_factory=dict)  # of test and last check
+    sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)  # columns of `EndTimeSweep`
+    checks: Sequence[Check] = ()  # the history of training
+    monitor: str = ""  # what its checkpoints are chosen by
     mode: str = "min"
-    machine: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)  # of the last session
     folder: Path = Path()
 
     @property
@@ -70,12 +57,7 @@ def finished(records: Iterable[Record]) -> list[Record]:
 
 
 def write_records(path: Path, experiments: Mapping[Experiment, Results]) -> None:
-    """Write a line for each run, with rounded numbers and at most 100 checks of the monitor.
-
-    Args:
-        path: The file, replaced whole.
-        experiments: What was compared, and its records.
-    """
+    """Write a line for each run, with rounded numbers and at most 100 checks of the monitor."""
     lines, machine = [], None
     for experiment, results in experiments.items():
         for part in experiment.comparisons:

@@ -27,9 +27,6 @@ GROUPS = {
 def names_of(words: list[str]) -> list[str]:
     """Names of experiments, groups spelled out, each once.
 
-    Args:
-        words: Names and groups.
-
     Raises:
         ValueError: If there is no such name.
 

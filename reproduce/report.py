@@ -9,14 +9,7 @@ from reproduce.statistics import Paired, Summary, paired, reached, summary
 
 
 def write_page(experiment: Experiment, results: Results, scale: Scale, command: str = "") -> str:
-    """The whole page: caption, a table for each metric, work, and what did not run.
-
-    Args:
-        experiment: What was compared.
-        results: Records of each variant.
-        scale: Of the runs.
-        command: Command line that made the page.
-    """
+    """The whole page: caption, a table for each metric, work, and what did not run."""
     parts = [f"## {experiment.title}", caption(experiment, results, scale)]
     if command:
         parts.insert(1, f"    {command}")

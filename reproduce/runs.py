@@ -31,14 +31,7 @@ _NEVER = 10**9
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all runs of a command share.
-
-    Args:
-        scale: Part of the runs' folder.
-        output: Folder of all results.
-        data_dir: Folder that holds ``mnist``, ``physionet2012`` and so on.
-        overrides: Arguments of ``cli.py`` for every run, behind the variant's own.
-    """
+    """Settings that all runs of a command share."""
 
     scale: Scale
     output: Path

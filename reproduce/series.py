@@ -1,5 +1,7 @@
 """Tables 2, 3, 4 and Figure 6: irregular series."""
 
+from collections.abc import Sequence
+
 from reproduce.experiments import (
     DATA,
     NETWORK,
@@ -47,11 +49,14 @@ def _comparison(
     return Comparison(setting or model, baseline, tuple(others))
 
 
-def _models(config: str, overrides: tuple[str, ...], *paper: Numbers) -> tuple[Comparison, ...]:
-    """Comparisons of the three models."""
+def _models(
+    config: str, overrides: tuple[str, ...], models: Sequence[str], *paper: Numbers
+) -> tuple[Comparison, ...]:
+    """Comparisons of some of the three models."""
     return tuple(
         _comparison(config, model, overrides, numbers, encoder_alone=True)
         for model, numbers in zip(MODELS, paper, strict=True)
+        if model in models
     )
 
 
@@ -76,6 +81,7 @@ def table2(scale: Scale) -> Experiment:
         comparisons=_models(
             "latent_ode/activity",
             overrides,
+            MODELS[: pick(scale, 3, 3, 1)],
             ("0.846 +- 0.013", "0.880 +- 0.011"),
             ("0.835 +- 0.010", "0.865 +- 0.021"),
             ("0.829 +- 0.016", "0.872 +- 0.012"),
@@ -111,6 +117,7 @@ def table3(scale: Scale) -> Experiment:
         comparisons=_models(
             "latent_ode/physionet",
             overrides,
+            MODELS[pick(scale, 0, 0, 2) :],
             ("0.829 +- 0.004", "0.810 +- 0.018"),
             ("0.781 +- 0.018", "0.772 +- 0.014"),
             ("0.833 +- 0.009", "0.811 +- 0.007"),
@@ -140,7 +147,7 @@ _MUJOCO = {
     ("extrapolation", MODELS[1]): ("1.663 1.653 1.485 1.377", "1.541 1.498 1.236 1.119"),
     ("extrapolation", MODELS[2]): ("13.508 31.950 15.465 26.463", "11.508 29.34 14.23 23.528"),
 }
-_IN_SMOKE = {("interpolation", MODELS[0]), ("extrapolation", MODELS[2])}
+_IN_SMOKE = {("extrapolation", MODELS[1])}
 _FRACTIONS = (0.1, 0.2, 0.3, 0.5)
 
 

@@ -57,12 +57,6 @@ def paired(
 
     .. math:: \bar d \pm t_{n-1} \, s_d / \sqrt{n}, \qquad d_k = \text{other}_k - \text{baseline}_k
 
-    Args:
-        baseline: Values by seed.
-        other: Values by seed; seeds of one variant alone are left out.
-        better: Which direction is a gain.
-        level: Confidence.
-
     Example:
         >>> paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 3.1, 2: 4.2}, "higher").verdict
         'gain'
@@ -88,14 +82,7 @@ def paired(
 
 
 def first_reaching(checks: Sequence[Check], name: str, target: float, mode: str) -> Check | None:
-    """The first check whose metric is at least as good as a target; ``None`` if none is.
-
-    Args:
-        checks: In order.
-        name: Of the metric.
-        target: The value to reach.
-        mode: ``"max"`` if larger is better, else ``"min"``.
-    """
+    """The first check whose metric is at least as good as a target; ``None`` if none is."""
     for check in checks:
         value = check.metrics.get(name, math.nan)
         if value >= target if mode == "max" else value <= target:

@@ -16,14 +16,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 def execute_all(runs: Sequence[Run], jobs: int, done: Callable[[Run], None]) -> None:
-    """Execute every run; whatever becomes of it, its files say.
-
-    Args:
-        runs: In the order to begin them in.
-        jobs: How many at a time, each in its own process with its share of the cores; 0 runs
-            them one after the other in this process.
-        done: Called after each.
-    """
+    """Execute every run; whatever becomes of it, its files say."""
     if jobs == 0:
         for run in runs:
             execute(run)

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steer_lightning.callbacks import NFEMonitor, SteerCallback
-    from steer_lightning.steering import steer
+    from steer_lightning.steering import nominal, steer
 
 __version__ = "0.1.0"
-__all__ = ["NFEMonitor", "SteerCallback", "steer"]
+__all__ = ["NFEMonitor", "SteerCallback", "nominal", "steer"]
 
 _HOMES = {
     "NFEMonitor": "steer_lightning.callbacks",
     "SteerCallback": "steer_lightning.callbacks",
+    "nominal": "steer_lightning.steering",
     "steer": "steer_lightning.steering",
 }
 

@@ -290,13 +290,6 @@ def test_the_drivers_list_of_gpus(tmp_path, monkeypatch):
     assert devices.nvidia_gpus() == []
 
 
-def test_more_threads_than_processors():
-    assert devices.check_threads(2, 2).state == "ok"
-    found = devices.check_threads(8, 2)
-    assert found.state == "note"
-    assert "Set the environment variable OMP_NUM_THREADS=2." in found.sentence
-
-
 def test_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     found = installation.check_compiler()

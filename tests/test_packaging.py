@@ -28,7 +28,7 @@ found["lightning"] = [n for n in found["lightning"] if n.split(".")[0] != "steer
 from steer_lightning import NFEMonitor, SteerCallback, steer
 from steer_lightning.modules import ClassifierModule, CNFModule, StiffODEModule
 
-found["plotting"] = "steer_lightning.callbacks.plots.figures" in sys.modules
+found["plotting"] = "steer_lightning.callbacks.plots.evaluation" in sys.modules
 
 from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from steer_lightning.utils.io import replacing
+from steer_lightning.utils.io import check_whole, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -33,10 +33,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             TypeError: If there are storage options, which Lightning does not take here either.
-            OSError: If the file cannot be written.
+            OSError: If the file cannot be written; it names the file.
         """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        try:
+            with replacing(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            writer = ("inline_container", "iostream error", "PytorchStreamWriter")
+            if isinstance(error, RuntimeError) and not any(word in str(error) for word in writer):
+                raise
+            raise OSError(
+                f"Expected to write {path}, but could not: {error}. Is the disk full? What was "
+                f"there before is whole."
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
+        """Read a checkpoint; a broken one is a ``BadZipFile`` that names the file."""
+        if Path(path).is_file():
+            check_whole(Path(path))
+        return super().load_checkpoint(path, *args, **settings)

@@ -68,6 +68,9 @@ class LastCheckpoint(Checkpoint):
                 folder = callback.dirpath
         own = run_folder(trainer) / "checkpoints"  # asked for on every rank
         self.path = (own if folder is None else Path(folder)) / "last.ckpt"
+        if trainer.is_global_zero:
+            for left in self.path.parent.glob(".*.ckpt." + 32 * "[0-9a-f]"):  # by a kill
+                left.unlink(missing_ok=True)
         self._interrupted = False
         self._saved_at = trainer.global_step  # there is nothing new in it yet
         alone = trainer.world_size == 1 and not getattr(trainer, "fast_dev_run", False)

@@ -28,8 +28,8 @@ class NFEMonitor(Callback):
         steps: Log accepted and rejected steps too, of this library's blocks.
 
     Raises:
-        ValueError: If ``vector_fields`` is a string; at the start of a run, if there is nothing
-            to count or a path leads nowhere.
+        ValueError: If ``vector_fields`` is a string or given together with ``steps``; at the
+            start of a run, if there is nothing to count or a path leads nowhere.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -38,6 +38,11 @@ class NFEMonitor(Callback):
 
     def __init__(self, vector_fields: Sequence[str] | None = None, steps: bool = False) -> None:
         self.vector_fields = as_paths("vector_fields", vector_fields)
+        if steps and vector_fields is not None:
+            raise ValueError(
+                "Expected `steps` off where there are `vector_fields`, but got both: calls of a "
+                "field are counted, its solver's steps are not seen. Leave one of them out."
+            )
         self.steps = steps
         self._stats: dict[str, SolveStats] = {}
         self._handles: list[Any] = []
@@ -45,7 +50,6 @@ class NFEMonitor(Callback):
         self._batches = 0
 
     def _find(self, model: nn.Module) -> None:
-        """Find what counts, after ``configure_model``."""
         if self.vector_fields is None:
             self._stats = find_stats(model)
         else:
@@ -62,7 +66,6 @@ class NFEMonitor(Callback):
             )
 
     def _counts(self, stage: str, *names: str) -> dict[str, int]:
-        """Counts since the start of the batch, by the names they are logged under."""
         found = {}
         for name in (*names, *(("accepted", "rejected") if self.steps else ())):
             counts = {path: getattr(stats, name) for path, stats in self._stats.items()}
@@ -93,17 +96,13 @@ class NFEMonitor(Callback):
         self._batches = 0
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        for name, count in self._counts(
-            "test" if trainer.testing else "val", "nfe_forward"
-        ).items():
+        stage = "test" if trainer.testing else "val"
+        for name, count in self._counts(stage, "nfe_forward").items():
             self._totals[name] = self._totals.get(name, 0) + count
         self._batches += 1
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log means over the batches of all ranks, which may have different numbers of them.
-
-        Batches count alike, whatever their size.
-        """
+        # All batches of all ranks, which may have different numbers of them, count alike.
         sums = torch.tensor([*self._totals.values(), self._batches], device=pl_module.device)
         reduced = trainer.strategy.reduce(sums, reduce_op="sum")
         assert isinstance(reduced, torch.Tensor)

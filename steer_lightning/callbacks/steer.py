@@ -1,12 +1,14 @@
 """STEER as a Lightning callback."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from steer_lightning.horizon.end_time import Distribution, HalfWidth, Scope
+from steer_lightning.steering.attach import Span
 from steer_lightning.steering.control import Steering, SteerSettings
 from steer_lightning.steering.targets import as_paths
 from steer_lightning.utils.seeding import default_seed
@@ -27,9 +29,10 @@ class SteerCallback(Callback):
         b: Half-width of the end-time interval, in units of time, ``0 <= b < |t1 - t0|``;
             ``"auto"`` for ``(1 - epsilon)`` times each interval, to which a number is cut on a
             grid of times.
-        vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``;
-            every horizon of the model if not given.
-        t0: Fixed end of the span that foreign fields are solved over.
+        vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``,
+            ``""`` for the model itself; every horizon of the model if not given.
+        t0: Fixed end of the span that foreign fields are solved over; with ``t1`` taken from the
+            first solve if not given, which torchdiffeq has to do.
         t1: Moved end of that span.
         epsilon: Fraction of an interval that ``b="auto"`` leaves free.
         distribution: ``"uniform"``, or ``"normal"`` for ``N(t1, (b/2)^2)`` truncated at
@@ -46,7 +49,8 @@ class SteerCallback(Callback):
     Raises:
         ValueError: If a value is out of range or a name unknown; at the start of ``fit`` if
             there is nothing to steer, a path leads nowhere, ``b`` does not fit, or another
-            callback holds a horizon; after the first batch if a horizon was not solved.
+            callback holds a horizon; in training if the module is in eval mode, or a foreign
+            field is solved over another span; after the first batch if a horizon was not solved.
 
     References:
         Ghosh et al., *STEER: Simple Temporal Regularization for Neural ODEs*, NeurIPS 2020,
@@ -62,8 +66,8 @@ class SteerCallback(Callback):
         self,
         b: HalfWidth,
         vector_fields: Sequence[str] | None = None,
-        t0: float = 0.0,
-        t1: float = 1.0,
+        t0: float | None = None,
+        t1: float | None = None,
         epsilon: float = 1e-3,
         distribution: Distribution = "uniform",
         scope: Scope = "batch",
@@ -87,6 +91,7 @@ class SteerCallback(Callback):
         self._step = 0
         self._steering: Steering | None = None
         self._verified = False
+        self._spans: dict[str, Span | None] = {}
 
     @property
     def state_key(self) -> str:
@@ -97,11 +102,23 @@ class SteerCallback(Callback):
         return self._generate_state_key(**targets)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed and count of batches, as plain numbers."""
-        return {"seed": self.seed, "step": self._step}
+        """Seed, count of batches, settings, and spans of attached fields, as plain values."""
+        return {
+            "seed": self.seed,
+            "step": self._step,
+            "settings": asdict(self.settings),
+            "spans": self._spans,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the draws of a checkpoint; its seed wins over the one asked for."""
+        """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
+        settings = asdict(self.settings)
+        for name, before in state_dict["settings"].items():
+            if before != settings[name]:
+                rank_zero_warn(
+                    f"SteerCallback goes on with {name}={settings[name]!r}; the checkpoint was "
+                    f"trained with {name}={before!r}."
+                )
         stored = state_dict["seed"]
         if self._asked_seed is not None and stored is not None and stored != self._asked_seed:
             rank_zero_warn(
@@ -110,6 +127,12 @@ class SteerCallback(Callback):
             )
         self.seed = stored
         self._step = state_dict["step"]
+        self._spans = state_dict["spans"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start anew with a new run; the state of a checkpoint is loaded after this."""
+        if stage == "fit" and trainer.global_step == 0:
+            self.seed, self._step, self._spans = self._asked_seed, 0, {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or attach the horizons, agree on a seed, and print what will be moved."""
@@ -118,6 +141,7 @@ class SteerCallback(Callback):
         self._steering = Steering(
             pl_module, self.settings, owner=f"SteerCallback(b={self.settings.b}) #{id(self)}"
         )
+        self._steering.take_spans(self._spans)
         self._verified = False
         rank_zero_info(self._steering.table())
 
@@ -141,9 +165,22 @@ class SteerCallback(Callback):
         dropped = isinstance(outputs, Mapping) and "solver_dropped" in outputs
         if not self._verified and not dropped:  # a solve that failed kept others from being tried
             self._steering.check_solved("in the first training batch")
+            self._agree_on_spans(trainer)
             self._verified = True
         pl_module.log_dict(self._steering.in_force(), on_step=True, on_epoch=False)
         self._steering.reset()
+
+    def _agree_on_spans(self, trainer: Trainer) -> None:
+        """Raise on all ranks if they took different spans from their first solves."""
+        assert self._steering is not None
+        spans = self._spans = self._steering.spans
+        first = trainer.strategy.broadcast(spans)
+        if spans and not trainer.strategy.reduce_boolean_decision(spans == first, all=True):
+            raise ValueError(
+                f"Expected the same span of the vector fields {list(spans)} on all ranks, but "
+                f"rank 0 solves over {first} and this one, rank {trainer.global_rank}, over "
+                f"{spans}. Give the span that the model solves: t0=..., t1=..."
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._steering is not None:

@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.steering.targets import plain_path
 
 DIRECTIONS = (1, -1)
 
@@ -33,11 +34,9 @@ class StepMemories(Callback):
         self._memories = find_step_memories(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps by the path of their block, and by direction."""
         return {path: dict(memory.steps) for path, memory in self._memories.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Begin where the last run ended."""
         for path, steps in state_dict.items():
             if path in self._memories:
                 self._memories[path].steps = dict(steps)
@@ -75,7 +74,7 @@ def find_step_memories(model: nn.Module) -> dict[str, StepMemory]:
         ['0']
     """
     return {
-        path: module.step_memory
+        plain_path(path): module.step_memory
         for path, module in model.named_modules()
         if isinstance(getattr(module, "step_memory", None), StepMemory)
         and getattr(module.solver, "remembers", False)

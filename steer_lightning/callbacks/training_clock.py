@@ -64,20 +64,15 @@ class TrainingClock(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        metrics = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/")
-        }
+        logged = trainer.callback_metrics
+        metrics = {name: float(v) for name, v in logged.items() if name.startswith("val/")}
         self.checks.append(
             Check(trainer.global_step, trainer.current_epoch, **self.totals, metrics=metrics)
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
         return {"totals": self.totals, "checks": [check._asdict() for check in self.checks]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind the checks of a checkpoint."""
         self.totals = dict(state_dict["totals"])
         self.checks = [Check(**check) for check in state_dict["checks"]]

@@ -39,7 +39,6 @@ def check_devices() -> Iterator[Finding]:
         yield from check_solves(device)
     if len(devices) == 1:
         yield check_hidden_gpus(nvidia_gpus())
-    yield check_threads(torch.get_num_threads(), _processors())
 
 
 def find_devices() -> list[torch.device]:
@@ -156,24 +155,6 @@ def check_hidden_gpus(gpus: Sequence[str]) -> Finding:
     return Finding(
         "GPU", "fault", f"nvidia-smi lists {len(gpus)}, but torch sees none: {build}. {remedy}"
     )
-
-
-def check_threads(n_threads: int, n_processors: int) -> Finding:
-    """Whether torch's threads have processors to run on."""
-    if n_threads > n_processors:
-        return Finding(
-            "threads",
-            "note",
-            f"torch uses {n_threads} on {n_processors} processors, and they wait for each other. "
-            f"Set the environment variable OMP_NUM_THREADS={n_processors}.",
-        )
-    return Finding("threads", "ok", f"torch uses {n_threads} of {n_processors} processors")
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _names(dtypes: Sequence[torch.dtype] | dict[torch.dtype, str]) -> str:

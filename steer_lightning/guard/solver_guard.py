@@ -36,7 +36,8 @@ class SolverGuard(Callback):
       ``trainer.global_step`` stay as they were, and ``solver/skipped`` is logged. With gradient
       accumulation all batches that were accumulated for the step are dropped with it.
 
-    Only errors of this library's solvers are seen; fixed grids raise none. Under DDP a failure on
+    Seen are errors of this library's solvers and of torchdiffeq's, torchdyn's, torchode's and
+    zuko's, whose adjoint's failures end the run under DDP; fixed grids raise none. A failure on
     one rank is every rank's failure within the step. ``docs/reliability.md`` has the details, and
     what other strategies, manual optimisation and synchronised batch norm allow.
 

@@ -11,6 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
 from steer_lightning.guard.agreement import agree, can_agree, late_logs
 from steer_lightning.solvers import SolverError
+from steer_lightning.solvers.foreign import as_solver_error
 from steer_lightning.solvers.wrapping import has_adjoint, solve_enclosed, wrapped_solves
 from steer_lightning.utils.patching import WrappedMethods
 
@@ -92,7 +93,13 @@ class GuardedTraining:
     def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.failed is None:
             with self.around():
-                return original(*args, **kwargs)
+                try:
+                    return original(*args, **kwargs)
+                except Exception as error:
+                    failure = as_solver_error(error, "forward")
+                    if failure is None or failure is error:
+                        raise
+                    raise failure from error
         if self.drops:
             self._restore = _snapshot(self.module)
         output, replay = None, None
@@ -104,8 +111,8 @@ class GuardedTraining:
             try:
                 with self.around():
                     output = original(*args, **kwargs)
-            except SolverError as error:
-                self._note(error)
+            except Exception as error:
+                self._note_or_raise(error, "forward")
         self._settle()
         if self.batch_failed:
             # Connected to every parameter, as a reduction of gradients over processes expects.
@@ -116,8 +123,20 @@ class GuardedTraining:
         return output
 
     def _backward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        original(*args, **kwargs)
+        try:
+            original(*args, **kwargs)
+        except Exception as error:
+            if self.trainer.world_size > 1:  # other ranks wait inside this backward pass
+                raise
+            self._note_or_raise(error, "backward")
         self._settle()
+
+    def _note_or_raise(self, error: Exception, phase: str) -> None:
+        """Note the failure of a solve, of whatever library; any other error goes on."""
+        failure = as_solver_error(error, phase)
+        if failure is None:
+            raise error
+        self._note(failure)
 
     def _note(self, error: SolverError) -> None:
         """A solve failed on this rank."""

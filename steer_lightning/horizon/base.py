@@ -1,11 +1,14 @@
 """Horizons, which STEER perturbs and resets, and the fields seen through their warp."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from steer_lightning.horizon.end_time import Draw
+from steer_lightning.horizon.history import DrawHistory
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.utils.problem import VectorField
 
@@ -13,11 +16,9 @@ from steer_lightning.utils.problem import VectorField
 class WarpedField(nn.Module):
     """A vector field seen in nominal time: ``rate * f(warp(s), y)``.
 
-    Args:
-        vector_field: ``f(t, y)``; receives ``t`` of shape ``(B,)`` if the warp has one rate or
-            one start for each sample, else ``()``.
-        warp: The map from nominal to actual time, fixed for the life of this field: a backward
-            pass sees the end time of its forward pass.
+    ``f`` receives ``t`` of shape ``(B,)`` if the warp has one rate or one start for each sample,
+    else ``()``. The warp is fixed for the life of the field: a backward pass sees the end time of
+    its forward pass.
     """
 
     def __init__(self, vector_field: VectorField, warp: TimeWarp) -> None:
@@ -27,7 +28,6 @@ class WarpedField(nn.Module):
 
     @property
     def controlled_parts(self) -> int | None:
-        """How many parts of the state set the step size; ``None`` for all."""
         return getattr(self.vector_field, "controlled_parts", None)
 
     @property
@@ -44,7 +44,6 @@ class WarpedField(nn.Module):
         return lambda s, y: self.warp.scale(own(self.warp.actual(s), y))
 
     def forward(self, s: Tensor, y: Any) -> Any:
-        """Derivative of ``y`` in nominal time."""
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))
 
     def trainable_tensors(self) -> list[Tensor]:
@@ -53,64 +52,87 @@ class WarpedField(nn.Module):
 
 
 class PiecewiseField(NamedTuple):
-    """Fields to be solved one after another, each from one time to the next.
-
-    Args:
-        fields: A field for each interval between neighbouring times.
-    """
+    """Fields to be solved one after another, one for each interval between neighbouring times."""
 
     fields: list[WarpedField]
 
 
-class Horizon(nn.Module):
+class Horizon(nn.Module, ABC):
     """Times of a solve that a draw can move.
 
-    The draw is plain state: never a buffer, never in ``state_dict``.
+    The draw is plain state: never a buffer, never in ``state_dict``. What a backward pass solves
+    again has the draw of its forward pass.
+
+    Attributes:
+        drawn: What a draw makes of this horizon, for the log: its end time, or how far it
+            stretches; ``None`` until it is known.
+        solved: Whether a solve took part in the draw since this was last set to ``False``.
+        owner: Who may move this horizon.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._draw: Draw | None = None
+        self.history = DrawHistory()
+        self.drawn: float | None = None
         self.solved = False
         self.owner: object | None = None
 
     @property
     def draw(self) -> Draw | None:
-        """The draw in force."""
-        return self._draw
+        """The draw that was put in force last."""
+        return self.history.last()[0]
 
-    def perturb(self, draw: Draw) -> None:
+    def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
         """Put a draw in force until the next call or :meth:`reset`.
+
+        Args:
+            draw: The draw.
+            root: Leave the nominal end time in force while this module is in eval mode.
 
         Raises:
             ValueError: If the draw does not fit the horizon.
         """
         self.check(draw)
-        self._draw = draw
+        self.history.put(draw, root)
+        self.drawn = None
 
     def reset(self) -> None:
         """Go back to the nominal end time."""
-        self.__dict__.update(self._nominal())
+        self.history.put(None)
+        self.drawn = None
+
+    def current_draw(self) -> Draw | None:
+        """The draw of the solve at hand, which is about to begin."""
+        draw = self.history.current()
+        self.solved = self.solved or draw is not None
+        return draw
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is nobody's, and stands at the nominal end time."""
-        return {**self.__dict__, **self._nominal(), "owner": None, "solved": False}
+        fresh = {"history": DrawHistory(), "drawn": None, "owner": None, "solved": False}
+        return {**self.__dict__, **fresh}
 
-    def _nominal(self) -> dict[str, Any]:
-        """The attributes that a draw changes, as they are without one."""
-        return {"_draw": None}
+    @staticmethod
+    def _batch_size(draw: Draw, y: Tensor) -> int | None:
+        """Samples along axis 0 of a state; ``None`` of a scalar, where none has an end time."""
+        if y.ndim == 0 and draw.per_sample:
+            raise ValueError(
+                "Expected a state with a batch along axis 0 for scope='sample', but got a scalar. "
+                "Use scope='batch', or give the state an axis: y0[None]."
+            )
+        return len(y) if y.ndim else None
 
+    @abstractmethod
     def check(self, draw: Draw) -> None:
         """Raise a ``ValueError`` if a draw could not be put in force."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> str:
         """The interval in words, for a table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def in_force(self) -> dict[str, float]:
         """The values in force now, by the names they are logged under."""
-        raise NotImplementedError
 
     def times(self, y0: Any) -> Tensor:
         """The nominal times of a solve that asks for none, shape ``(2,)``."""
@@ -119,14 +141,35 @@ class Horizon(nn.Module):
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
-        """The field and the times of the solve that is in force, for those of the nominal one.
+        """The field and the times of the solve in force, both untouched if nothing is.
 
         Args:
             vector_field: ``f(t, y)``.
             t_eval: Nominal times, shape ``(T,)``.
             y0: State at the first time, for its batch size, dtype and device.
-
-        Returns:
-            What to solve, at times of shape ``(T,)``; both untouched if nothing is in force.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def moved(horizons: Sequence[Horizon], draw: Draw | None) -> Iterator[None]:
+    """Put another draw, or none, in force for a while.
+
+    Raises:
+        ValueError: If the draw does not fit a horizon; none is moved then.
+    """
+    for horizon in horizons:
+        if draw is not None:
+            horizon.check(draw)
+    before = [(horizon.history.last(), horizon.drawn) for horizon in horizons]
+    try:
+        for horizon in horizons:
+            if draw is None:
+                horizon.reset()
+            else:
+                horizon.perturb(draw)
+        yield
+    finally:
+        for horizon, (entry, drawn) in zip(horizons, before, strict=True):
+            horizon.history.put(*entry)
+            horizon.drawn = drawn

@@ -30,13 +30,7 @@ def end_time_offset(u: Tensor, b: Tensor, distribution: Distribution = "uniform"
     Args:
         u: Uniforms in ``[0, 1)``, any shape, floating.
         b: Half-width of the interval, non-negative, broadcastable against ``u``.
-        distribution: ``"uniform"`` or ``"normal"``.
-
-    Returns:
-        Offsets in ``[-b, b]``, shape of ``u * b``.
-
-    Raises:
-        ValueError: If ``distribution`` is unknown.
+        distribution: ``"uniform"`` or ``"normal"``; a ``ValueError`` if it is another.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
@@ -67,11 +61,11 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class EndTimeDraw:
-    r"""One draw of end times: everything that decides it, except the interval itself.
+    """One draw of end times: everything that decides it, except the interval itself.
 
     Args:
-        b: Half-width of the end-time interval, in units of time; ``"auto"`` means
-            ``(1 - epsilon)`` times the length of each interval.
+        b: Half-width of the end-time interval, in units of time; ``"auto"`` means ``(1 -
+            epsilon)`` times the length of each interval.
         epsilon: Fraction of an interval that ``b`` must leave between the end time and ``t0``.
         distribution: ``"uniform"``: ``U(t1 - b, t1 + b)``; ``"normal"``: ``N(t1, (b/2)^2)``
             truncated to the same interval.
@@ -82,12 +76,6 @@ class EndTimeDraw:
 
     Raises:
         ValueError: If a value is outside its range or a name is unknown.
-
-    Example:
-        >>> draw = EndTimeDraw(b=0.5, key=7)
-        >>> offset = draw.offsets(torch.tensor([1.0], dtype=torch.float64), None, clip=False)
-        >>> bool((offset.abs() <= 0.5).all())
-        True
     """
 
     b: HalfWidth
@@ -112,19 +100,10 @@ class EndTimeDraw:
 
     @property
     def per_sample(self) -> bool:
-        """Whether every sample of the batch gets an end time of its own."""
         return self.scope == "sample"
 
     def half_widths(self, gaps: Tensor, *, clip: bool) -> Tensor:
-        """Half-width for each interval, before the warm-up's factor.
-
-        Args:
-            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``.
-            clip: Cut ``b`` to ``(1 - epsilon) |gap|`` instead of raising.
-
-        Raises:
-            ValueError: If ``b`` reaches the fixed end of an interval and ``clip`` is off.
-        """
+        """Half-width for each interval, before the warm-up; ``clip`` cuts instead of raising."""
         limits = (1.0 - self.epsilon) * gaps.abs()
         if self.b == "auto":
             return limits
@@ -143,16 +122,16 @@ class EndTimeDraw:
         """Draw the offsets ``T - t1`` of the ends of intervals.
 
         Args:
-            gaps: Interval lengths, shape ``(N,)``, float64 on the CPU.
-            batch_size: Number of samples; needed if ``scope`` is ``"sample"``, else unused.
-            clip: See :meth:`half_widths`.
+            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``, float64 on the CPU.
+            batch_size: Number of samples, for ``scope="sample"``.
+            clip: Cut ``b`` to ``(1 - epsilon) |gap|`` instead of raising.
 
         Returns:
             Offsets, shape ``(N,)``, or ``(B, N)`` with ``scope="sample"``; ``None`` if every
             half-width is zero, so that ``b = 0`` changes nothing, not even the last bit.
 
         Raises:
-            ValueError: If the batch size is needed and missing.
+            ValueError: If ``b`` reaches ``t0`` and ``clip`` is off, or the batch size is missing.
         """
         b = self.half_widths(gaps, clip=clip) * self.scale
         if not bool((b > 0).any()):
@@ -171,9 +150,6 @@ class EndTimeDraw:
 class FixedOffset:
     """A draw that always moves the end of an interval by the same amount, to sweep over T.
 
-    Args:
-        offset: ``T - t1``, in units of time.
-
     Example:
         >>> FixedOffset(0.25).offsets(torch.tensor([1.0]), None, clip=False)
         tensor([0.2500])
@@ -184,7 +160,6 @@ class FixedOffset:
     per_sample: bool = False
 
     def offsets(self, gaps: Tensor, batch_size: int | None, *, clip: bool) -> Tensor | None:
-        """The offset for each interval, shape of ``gaps``; see :meth:`EndTimeDraw.offsets`."""
         if bool((self.offset * gaps.sign() <= -gaps.abs()).any()):
             raise ValueError(
                 f"Expected an offset that keeps the end time apart from t0, |t1 - t0| = "

@@ -37,50 +37,37 @@ class GridHorizon(Horizon):
         (True, True)
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._stretch = 1.0
-
     def check(self, draw: Draw) -> None:
         """Every draw fits: ``b`` is cut to each gap."""
 
-    def _nominal(self) -> dict[str, Any]:
-        return {**super()._nominal(), "_stretch": 1.0}
-
     def describe(self) -> str:
-        """The interval in words."""
         return "each interval of t_eval"
 
     def in_force(self) -> dict[str, float]:
         """Mean ratio of stretched to given interval lengths, in the last solve."""
-        return {"stretch": self._stretch}
+        return {"stretch": 1.0 if self.drawn is None else self.drawn}
 
     def end_times(self, t_eval: Tensor, batch_size: int | None = None) -> Tensor:
         """End times in force, shape ``(T - 1,)``, or ``(B, T - 1)`` with one for each sample."""
-        rates = self._rates(t_eval, batch_size)
+        rates = _rates(self.history.current(), t_eval, batch_size)
         return t_eval[1:] if rates is None else t_eval[:-1] + rates.to(t_eval) * t_eval.diff()
 
     def times(self, y0: Any) -> Tensor:
-        """Raise: a grid has no times of its own.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Raise a ``ValueError``: a grid has no times of its own."""
         raise ValueError("Expected `t_eval` with a GridHorizon, which has no times of its own.")
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
-        """The field and times in force; see :meth:`Horizon.warp`."""
-        self.solved = True
-        if self._draw is None:
+        draw = self.current_draw()
+        if draw is None:
             return vector_field, t_eval
         check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
         y = first_part(y0)
-        rates = self._rates(t_eval, len(y) if y.ndim else None)
+        rates = _rates(draw, t_eval, self._batch_size(draw, y))
         if rates is None:
             return vector_field, t_eval
-        self._stretch = float(rates.mean())
+        self.drawn = float(rates.mean())
         if rates.ndim == 1 and getattr(vector_field, "autonomous", False):
             return vector_field, _stretched(t_eval, rates)
         rates = rates.to(y.device, y.real.dtype)
@@ -90,21 +77,22 @@ class GridHorizon(Horizon):
     def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:
         """Stretch of each interval of series that have a time grid of their own.
 
-        Samples whose intervals all have the same lengths share their end times, unless the draw
-        is one for each sample; other samples have their own.
+        Samples whose intervals all have the same lengths share their end times, unless the draw is
+        one for each sample; other samples have their own. With ``reverse`` the intervals are
+        numbered from the last time on: the solution of an interval starts at its later end, and
+        the earlier one moves.
 
         Args:
             times: Times of each sample, padded by the last one, shape ``(B, K)``.
             lengths: Number of times of each sample, shape ``(B,)``.
-            reverse: Number the intervals from the last time on: the solution of an interval
-                starts at its later end, and the earlier one moves.
+            reverse: Unroll from the last time.
 
         Returns:
-            Ratio of stretched to nominal length of each interval, one in the padding, shape
-            ``(B, K - 1)``, not differentiable; ``None`` if nothing is stretched.
+            Ratio of stretched to nominal length of each interval, one in the padding, shape ``(B,
+            K - 1)``, not differentiable; ``None`` if nothing is stretched.
         """
-        self.solved = True
-        if self._draw is None:
+        draw = self.current_draw()
+        if draw is None:
             return None
         order = unroll_order(lengths, times.shape[1], reverse)
         gaps = times.detach().gather(1, order).cpu().double().diff(dim=1)
@@ -113,22 +101,24 @@ class GridHorizon(Horizon):
             return None
         shared = bool((gaps == gaps[:1]).all())
         drawn = gaps[0, moved[0]] if shared else gaps[moved]
-        offsets = self._draw.offsets(drawn, len(gaps) if shared else 1, clip=True)
+        offsets = draw.offsets(drawn, len(gaps) if shared else 1, clip=True)
         if offsets is None:
             return None
         if shared:
             offsets = offsets.expand(len(gaps), -1)
         stretch = 1.0 + offsets.flatten() / gaps[moved]
         rates = torch.ones_like(gaps).masked_scatter(moved, stretch)
-        self._stretch = float(rates[moved].mean())
+        self.drawn = float(rates[moved].mean())
         return rates.to(times)
 
-    def _rates(self, t_eval: Tensor, batch_size: int | None) -> Tensor | None:
-        if self._draw is None:
-            return None
-        gaps = t_eval.detach().cpu().double().diff()
-        offsets = self._draw.offsets(gaps, batch_size, clip=True)
-        return None if offsets is None else 1.0 + offsets / gaps
+
+def _rates(draw: Draw | None, t_eval: Tensor, batch_size: int | None) -> Tensor | None:
+    """Ratio of stretched to nominal length of each interval."""
+    if draw is None:
+        return None
+    gaps = t_eval.detach().cpu().double().diff()
+    offsets = draw.offsets(gaps, batch_size, clip=True)
+    return None if offsets is None else 1.0 + offsets / gaps
 
 
 def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:
@@ -140,15 +130,10 @@ def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:
 
 
 def unroll_order(lengths: Tensor, n_times: int, reverse: bool = False) -> Tensor:
-    """Number of the observation that each sample's unroll meets as its i-th.
+    """Number of the observation that each sample's unroll meets as its i-th, shape ``(B, K)``.
 
-    Args:
-        lengths: Number of observations of each sample, at least one, shape ``(B,)``.
-        n_times: Times ``K`` of the longest sample.
-        reverse: Unroll from the last observation to the first.
-
-    Returns:
-        Numbers from zero, shape ``(B, K)``; padding repeats the last one met.
+    ``lengths`` are the observations of each sample, at least one, shape ``(B,)``, of ``n_times``.
+    Padding repeats the last one met.
 
     Example:
         >>> unroll_order(torch.tensor([3, 2]), 3, reverse=True)

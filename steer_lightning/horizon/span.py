@@ -8,18 +8,17 @@ from torch import Tensor, nn
 from steer_lightning.horizon.base import Horizon, WarpedField
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
+from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import VectorField, default_times, first_part, has_float64
 
 
 class SpanHorizon(Horizon):
-    r"""One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
+    """One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
 
     Whatever times are asked for in between, the whole interval is stretched by one affine warp.
     With one end time for all samples the solver is given the stretched times, as if it had been
     asked for them; with one for each sample, or a learned one, it keeps the nominal times and the
-    field is warped.
-    The solver may run from ``t0`` to ``t1`` or back: ``t0`` is always the fixed end, and
-    ``t1 < t0`` is allowed.
+    field is warped. The solver may run back, and ``t1 < t0`` is allowed.
 
     Args:
         t0: Fixed end.
@@ -30,9 +29,6 @@ class SpanHorizon(Horizon):
     Raises:
         ValueError: If the ends are equal or not finite.
         TypeError: If an end is a tensor.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
 
     Example:
         >>> from steer_lightning.horizon.end_time import FixedOffset
@@ -58,28 +54,27 @@ class SpanHorizon(Horizon):
         self.t0 = float(t0)
         self.t1 = float(t1)
         self.learned_t1 = nn.Parameter(torch.tensor(self.t1)) if learn_t1 else None
-        self._offsets: Tensor | None = None
 
     def check(self, draw: Draw) -> None:
-        """Raise a ``ValueError`` if ``b`` reaches ``t0``."""
-        draw.offsets(self._gap(), 1, clip=False)
+        """Raise a ``ValueError`` if ``b`` reaches ``t0``.
 
-    def perturb(self, draw: Draw) -> None:
-        """Put a draw in force; one end time now, those of samples when the batch is known."""
-        super().perturb(draw)
-        self._offsets = None if draw.per_sample else draw.offsets(self._gap(), None, clip=False)
+        A learned end time that comes within ``b`` of ``t0`` later on cuts ``b`` to
+        ``(1 - epsilon) |t1 - t0|``.
+        """
+        draw.offsets(torch.tensor([self.t1 - self.t0], dtype=torch.float64), 1, clip=False)
 
-    def _nominal(self) -> dict[str, Any]:
-        return {**super()._nominal(), "_offsets": None}
+    def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
+        """Put a draw in force; see :meth:`Horizon.perturb`."""
+        super().perturb(draw, root)
+        if not draw.per_sample:
+            self._offsets(draw, None)
 
     def describe(self) -> str:
-        """The interval in words."""
         return f"[{self.t0:g}, {self.t1:g}]" + (" learned" if self.learned_t1 is not None else "")
 
     def in_force(self) -> dict[str, float]:
         """The end time in force; the mean over the samples of the last batch if each has one."""
-        offset = 0.0 if self._offsets is None else float(self._offsets.mean())
-        return {"end_time": self.end_time + offset}
+        return {"end_time": self.end_time if self.drawn is None else self.drawn}
 
     @property
     def end_time(self) -> float:
@@ -87,18 +82,11 @@ class SpanHorizon(Horizon):
         return self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
 
     def times(self, y0: Any) -> Tensor:
-        """From ``t0`` to ``t1``."""
         return default_times(y0, self.t0, self.t1)
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField, Tensor]:
-        """The field and times in force; see :meth:`Horizon.warp`.
-
-        Raises:
-            ValueError: If each sample is to have an end time, and the state has no batch axis.
-        """
-        self.solved = True
         warp = self.time_warp(first_part(y0))
         if warp is None:
             return vector_field, t_eval
@@ -109,16 +97,11 @@ class SpanHorizon(Horizon):
 
     def time_warp(self, y: Tensor) -> TimeWarp | None:
         """The map of times in force for a state; ``None`` if nominal time is actual time."""
-        if self._draw is not None and self._draw.per_sample:
-            if y.ndim == 0:
-                raise ValueError(
-                    "Expected a state with a batch along axis 0 for scope='sample', but got a "
-                    "scalar. Use scope='batch', or give the state an axis: y0[None]."
-                )
-            self._offsets = self._draw.offsets(self._gap(), len(y), clip=False)
-        if self._offsets is None and self.learned_t1 is None:
+        draw = self.current_draw()
+        offsets = None if draw is None else self._offsets(draw, self._batch_size(draw, y))
+        if offsets is None and self.learned_t1 is None:
             return None
-        offset = 0.0 if self._offsets is None else self._offsets.squeeze(-1)
+        offset = 0.0 if offsets is None else offsets.squeeze(-1)
         if self.learned_t1 is not None:
             if isinstance(offset, Tensor):
                 offset = offset.to(y.real.dtype).to(self.learned_t1.device)
@@ -129,5 +112,10 @@ class SpanHorizon(Horizon):
                 return TimeWarp(self.t0, self.t0, rate.item())
         return TimeWarp(self.t0, self.t0, rate.to(y.device, y.real.dtype))
 
-    def _gap(self) -> Tensor:
-        return torch.tensor([self.end_time - self.t0], dtype=torch.float64)
+    def _offsets(self, draw: Draw, batch_size: int | None) -> Tensor | None:
+        """Offsets of a draw, shape ``(1,)`` or ``(B, 1)``, for the end time as it is now."""
+        gap = torch.tensor([self.end_time - self.t0], dtype=torch.float64)
+        offsets = draw.offsets(gap, batch_size, clip=self.learned_t1 is not None)
+        if not in_backward():
+            self.drawn = self.end_time + (0.0 if offsets is None else float(offsets.mean()))
+        return offsets

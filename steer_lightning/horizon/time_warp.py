@@ -13,18 +13,12 @@ class TimeWarp(NamedTuple):
     .. math:: \tau(s) = t_\mathrm{start} + \rho\,(s - s_0), \qquad
         \frac{dy}{ds} = \rho\, f(\tau(s), y)
 
-    Integrating the right-hand side over :math:`[s_0, s_1]` gives what integrating :math:`f` from
-    :math:`t_\mathrm{start}` to :math:`t_\mathrm{start} + \rho (s_1 - s_0)` gives. The map extends
-    past both ends, as adaptive solvers overshoot and interpolate.
+    It extends past both ends, as adaptive solvers overshoot and interpolate.
 
     Args:
         anchor: Nominal time :math:`s_0` that maps to ``start``; a number.
         start: Actual time at the anchor, a number or a tensor of shape ``()`` or ``(B,)``.
         rate: :math:`\rho`, a number or a tensor of shape ``()`` or ``(B,)``.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4, after the substitution
-        :math:`t = \tau(s)`.
 
     Example:
         >>> import torch

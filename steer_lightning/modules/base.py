@@ -3,19 +3,22 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from types import FrameType
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
+from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
 from steer_lightning.modules.compatibility import check_same_network
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.io import check_whole
 from steer_lightning.utils.seeding import default_seed, stream
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -23,11 +26,6 @@ LRInterval = Literal["epoch", "step"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
-
-
-def adam(params: Iterable[Any]) -> Optimizer:
-    """Adam with torch's defaults, the optimiser of a task that is given none."""
-    return torch.optim.Adam(params)
 
 
 def batch_length(batch: Any) -> int:
@@ -72,18 +70,36 @@ class TaskModule(LightningModule):
 
     def __init__(
         self,
-        optimizer: OptimizerFactory = adam,
+        optimizer: OptimizerFactory = torch.optim.Adam,
         lr_scheduler: SchedulerFactory | None = None,
         lr_interval: LRInterval = "epoch",
     ) -> None:
         super().__init__()
         check_choice("lr_interval", lr_interval, ("epoch", "step"))
-        self._save_plain_hyperparameters(inspect.currentframe())
+        frame = inspect.currentframe()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(frame=frame)
+        if "_instantiator" not in self.hparams:
+            objects = [k for k, v in self.hparams.items() if not isinstance(v, _PLAIN)]
+            self.save_hyperparameters(ignore=objects, frame=frame)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
         self._configured_lr: float | None = None
         self._loading: Mapping[str, Any] | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
+        """As Lightning's, of a file whose checksums are right; others are a ``BadZipFile``."""
+        if isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_file():
+            check_whole(Path(checkpoint_path))
+        return super().load_from_checkpoint(checkpoint_path, *args, **settings)
+
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = AtomicCheckpointIO()  # compares checksums
 
     def evaluate(self, batch: Any) -> dict[str, torch.Tensor]:
         """Metrics of one batch as means over its samples, the loss among them as ``"loss"``."""
@@ -145,13 +161,7 @@ class TaskModule(LightningModule):
         if batch_idx == 0:
             self.check_batch(batch)
 
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if batch_idx == 0:
-            self.check_batch(batch)
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if batch_idx == 0:
-            self.check_batch(batch)
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def configure_optimizers(self) -> Any:
         return self.with_schedule(self._optimizer(self.parameters()))
@@ -168,13 +178,10 @@ class TaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
-        if self.lr != self._configured_lr:
-            # A learning-rate finder among the callbacks has set `lr`, which schedules that were
-            # made before do not know of.
+        if self.lr != self._configured_lr:  # by a learning-rate finder among the callbacks
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Save the first steps of blocks that remember them, if there are any."""
         return [StepMemories()] if find_step_memories(self) else []
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -198,20 +205,11 @@ class TaskModule(LightningModule):
             check_same_network(self, state_dict, checkpoint)
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _save_plain_hyperparameters(self, frame: FrameType | None) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
-            self.save_hyperparameters(frame=frame)
-        if "_instantiator" in self.hparams:
-            return
-        objects = [k for k, v in self.hparams.items() if not isinstance(v, _PLAIN)]
-        self.save_hyperparameters(ignore=objects, frame=frame)
-
 
 class StochasticTaskModule(TaskModule):
     """Base of tasks with noise in their loss, which comes from a random stream of its own.
 
-    The stream is keyed by seed, purpose, count of batches and rank: the global stream is not
+    The stream is keyed by seed, stage, count of batches and rank: the global stream is not
     touched, every validation sees the same noise, and a resumed run continues it.
     """
 
@@ -223,6 +221,7 @@ class StochasticTaskModule(TaskModule):
         self._train_batches = 0
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if self._noise_seed is None:
             self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
 

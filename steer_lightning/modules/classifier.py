@@ -14,8 +14,7 @@ from steer_lightning.modules.feedforward import FeedforwardModule
 class ClassifierModule(FeedforwardModule):
     r"""Classify the solution of an ODE that starts at the input.
 
-    A batch is a tuple of inputs ``(B, ...)`` and labels ``(B,)``, whole numbers from 0. The stem
-    makes the ODE's initial state of an input; the block's solution is flattened for the head.
+    A batch is a tuple of inputs ``(B, ...)`` and labels ``(B,)``, whole numbers from 0.
     Evaluation logs cross-entropy in nats as ``loss``, ``accuracy`` and ``calibration_error``, the
     expected gap between confidence and accuracy. ``predict`` gives class probabilities
     ``(B, num_classes)``.
@@ -26,8 +25,7 @@ class ClassifierModule(FeedforwardModule):
         head: Maps flattened features to ``num_classes`` logits.
         num_classes: Number of classes.
         stem: Maps inputs to initial states; the identity if not given.
-        **optimization: Optimiser and schedule, see
-            :class:`~steer_lightning.modules.base.TaskModule`.
+        **optimization: See :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: At a batch, if the head gives another number of logits than there are
@@ -65,7 +63,6 @@ class ClassifierModule(FeedforwardModule):
         )
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise a ``ValueError`` unless there are logits and a label for each sample."""
         n, classes = len(outputs), self.num_classes
         if outputs.shape != (n, classes):
             raise ValueError(
@@ -87,7 +84,6 @@ class ClassifierModule(FeedforwardModule):
             )
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy in nats, and accuracy."""
         targets = targets.long()
         return {
             "loss": F.cross_entropy(outputs, targets),
@@ -95,5 +91,4 @@ class ClassifierModule(FeedforwardModule):
         }
 
     def prediction(self, outputs: Tensor) -> Tensor:
-        """Class probabilities, shape ``(B, num_classes)``."""
         return outputs.softmax(1)

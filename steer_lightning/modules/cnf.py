@@ -20,17 +20,15 @@ class CNFModule(StochasticTaskModule):
     quadrature points of a known density the exact cross-entropy. ``predict`` gives a dict with
     ``x``, its latent ``z`` and ``log_p``. All of it works under ``inference_mode``.
 
-    Hutchinson's noise comes from a random stream of its own, keyed by seed, stage, count of
-    batches and rank: the global stream is not touched, every validation sees the same noise, and
-    a resumed run continues it.
+    Hutchinson's noise comes from a random stream of its own, see
+    :class:`~steer_lightning.modules.base.StochasticTaskModule`.
 
     Args:
         flow: The flow, a :class:`~steer_lightning.nn.CNF` for instance.
         kinetic_weight: Weight of the kinetic energy :math:`K`, see
             :class:`~steer_lightning.nn.Transport`.
         jacobian_weight: Weight of the Jacobian's squared norm :math:`J`.
-        **optimization: Optimiser and schedule, see
-            :class:`~steer_lightning.modules.base.TaskModule`.
+        **optimization: See :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: If a weight is negative.

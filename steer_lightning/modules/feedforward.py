@@ -14,8 +14,9 @@ from steer_lightning.modules.base import TaskModule
 class FeedforwardModule(TaskModule):
     """Base of the tasks that predict from the solution of an ODE that starts at the input.
 
-    A batch is a tuple of inputs and targets. The stem makes the ODE's initial state of an input;
-    the block's solution, the features, is flattened for the head.
+    A batch is a tuple of inputs ``(B, ...)`` and targets. The stem makes the ODE's initial state
+    of an input; the block's solution, the features, is flattened for the head. Evaluation logs
+    the loss and the task's metrics.
 
     Args:
         block: Maps initial states to features: an :class:`~steer_lightning.nn.ODEBlock`, an
@@ -27,11 +28,7 @@ class FeedforwardModule(TaskModule):
     """
 
     def __init__(
-        self,
-        block: nn.Module,
-        head: nn.Module,
-        stem: nn.Module | None = None,
-        **optimization: Any,
+        self, block: nn.Module, head: nn.Module, stem: nn.Module | None = None, **optimization: Any
     ) -> None:
         super().__init__(**optimization)
         self.stem = nn.Identity() if stem is None else stem
@@ -39,9 +36,8 @@ class FeedforwardModule(TaskModule):
         self.head = head
 
     def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
-        """Hold metrics of predictions and targets, and the loss."""
-        # A metric, because Lightning's own mean over ranks whose batches differ in number is
-        # wrong. A loss of NaN stays NaN.
+        # The loss too, as Lightning's own mean is wrong over ranks whose batches differ in number.
+        # A loss of NaN stays NaN.
         super().add_metrics({"loss": MeanMetric(nan_strategy=math.nan), **metrics})
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -75,19 +71,17 @@ class FeedforwardModule(TaskModule):
         Raises:
             ValueError: If ``t_eval`` does not start where the block does.
         """
-        for module in self.block.modules():
-            if isinstance(module, SpanHorizon) and not math.isclose(
-                float(t_eval[0]), module.t0, rel_tol=1e-6, abs_tol=1e-6
-            ):
+        start = float(t_eval[0])
+        for t0 in (m.t0 for m in self.block.modules() if isinstance(m, SpanHorizon)):
+            if not math.isclose(start, t0, rel_tol=1e-6, abs_tol=1e-6):
                 raise ValueError(
-                    f"Expected `t_eval` to start where the block does, at {module.t0:g}, but got "
-                    f"{float(t_eval[0]):g}."
+                    f"Expected `t_eval` to start where the block does, at {t0:g}, but got "
+                    f"{start:g}."
                 )
         features: Tensor = self.block(self.stem(x), t_eval)
         return features
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]:
-        """Mean loss and scores of a batch."""
         x, targets = batch
         outputs = self(x)
         self.check(outputs, targets)

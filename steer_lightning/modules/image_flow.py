@@ -54,11 +54,7 @@ class ImageFlowModule(CNFModule):
     metric = "bits_per_dim"
 
     def __init__(
-        self,
-        flow: Flow,
-        test_draws: int = 3,
-        temperature: float = 1.0,
-        **regularization: Any,
+        self, flow: Flow, test_draws: int = 3, temperature: float = 1.0, **regularization: Any
     ) -> None:
         super().__init__(flow, **regularization)
         if len(flow.event_shape) != 3:
@@ -75,8 +71,11 @@ class ImageFlowModule(CNFModule):
         self.center = MeanMetric()
         self.draws = torch.nn.ModuleList(MeanMetric() for _ in range(test_draws))
 
+    @property
+    def _draws(self) -> list[MeanMetric]:
+        return cast(list[MeanMetric], list(self.draws))
+
     def points(self, batch: Any, generator: torch.Generator | None) -> tuple[Tensor, None]:
-        """Images of a batch, dequantised by uniform noise."""
         grey = _images(batch)
         u = torch.rand(grey.shape, generator=generator, dtype=grey.dtype, device=grey.device)
         return dequantize(grey, u), None
@@ -85,7 +84,6 @@ class ImageFlowModule(CNFModule):
         """Images have no weights."""
 
     def score(self, log_p: Tensor) -> Tensor:
-        """Bits per dimension."""
         return bits_per_dim(log_p, prod(self.flow.event_shape))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -95,33 +93,27 @@ class ImageFlowModule(CNFModule):
         )
         self.center.update(self.score(center))
         self.log("test/bits_per_dim_center", self.center, batch_size=len(grey))
-        for draw, metric in enumerate(self._draws()):
+        for draw, metric in enumerate(self._draws):
             generator = self.noise_stream("test", batch_idx, draw)
             x, _ = self.points(batch, generator)
             metric.update(self.score(self.flow.log_prob(x, generator=generator)))
 
     def on_test_epoch_start(self) -> None:
         """Forget what a test that broke off has left."""
-        for metric in (self.center, *self._draws()):
+        for metric in (self.center, *self._draws):
             metric.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Mean over the draws, and its standard error."""
-        means = torch.stack([metric.compute() for metric in self._draws()])
+        means = torch.stack([metric.compute() for metric in self._draws])
         # Equal on all ranks already: the metrics are reduced exactly.
         self.log("test/bits_per_dim", means.mean(), sync_dist=True)
         self.log("test/bits_per_dim_stderr", means.std() / len(means) ** 0.5, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:  # type: ignore[override]
-        """Samples of the flow, as many as there are images in the batch."""
         generator = self.noise_stream("samples", batch_idx)
         return self.flow.sample(len(_images(batch)), generator, self.temperature).clamp(0.0, 1.0)
 
-    def _draws(self) -> list[MeanMetric]:
-        return cast(list[MeanMetric], list(self.draws))
-
     def check_batch(self, batch: Any) -> None:
-        """Raise a ``ValueError`` unless a batch holds grey values."""
         grey = _images(batch)
         low, high = float(grey.min()), float(grey.max())
         if low < 0.0 or high > 255.0 or bool((grey != grey.round()).any()):
@@ -133,5 +125,4 @@ class ImageFlowModule(CNFModule):
 
 
 def _images(batch: Any) -> Tensor:
-    images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
-    return images
+    return cast(Tensor, batch if isinstance(batch, Tensor) else batch[0])

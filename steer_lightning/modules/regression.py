@@ -14,17 +14,14 @@ class RegressionModule(FeedforwardModule):
     r"""Predict numbers from the solution of an ODE that starts at the input.
 
     A batch is a tuple of inputs ``(B, ...)`` and targets of the shape of the head's outputs,
-    ``(B, K)``. The stem makes the ODE's initial state of an input; the block's solution is
-    flattened for the head. The mean squared error is minimised; evaluation logs it as ``loss`` and
-    ``mse``, and the mean absolute error as ``mae``. ``predict`` gives the head's outputs.
+    ``(B, K)``. The mean squared error is minimised; evaluation logs it as ``loss`` and ``mse``,
+    and the mean absolute error as ``mae``. ``predict`` gives the head's outputs.
 
     Args:
-        block: Maps initial states to features: an :class:`~steer_lightning.nn.ODEBlock`, an
-            :class:`~steer_lightning.nn.Augmented` one, or any other module.
+        block: Maps initial states to features.
         head: Maps flattened features to predictions.
         stem: Maps inputs to initial states; the identity if not given.
-        **optimization: Optimiser and schedule, see
-            :class:`~steer_lightning.modules.base.TaskModule`.
+        **optimization: See :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: At a batch, if targets and the head's outputs differ in shape.
@@ -41,17 +38,12 @@ class RegressionModule(FeedforwardModule):
     """
 
     def __init__(
-        self,
-        block: nn.Module,
-        head: nn.Module,
-        stem: nn.Module | None = None,
-        **optimization: Any,
+        self, block: nn.Module, head: nn.Module, stem: nn.Module | None = None, **optimization: Any
     ) -> None:
         super().__init__(block, head, stem, **optimization)
         self.add_metrics({"mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise a ``ValueError`` unless there is a target for each output."""
         if outputs.shape != targets.shape:
             raise ValueError(
                 f"Expected targets of the shape of the head's outputs, {tuple(outputs.shape)}, "
@@ -60,7 +52,6 @@ class RegressionModule(FeedforwardModule):
             )
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean squared error, the loss, and mean absolute error."""
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         targets = targets.to(outputs.dtype)
         mse = F.mse_loss(outputs, targets)

@@ -46,8 +46,7 @@ class SeriesModule(StochasticTaskModule):
             reads the state at each time, or that of a series, as the labels of the data are.
         num_classes: Number of classes; with two of them the area under the curve is logged too.
         classification_weight: Weight of the cross-entropy in the loss.
-        **optimization: Optimiser and schedule, see
-            :class:`~steer_lightning.modules.base.TaskModule`.
+        **optimization: See :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: If a number is out of range or there is nothing to learn; with the first

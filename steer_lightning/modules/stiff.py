@@ -33,8 +33,7 @@ class StiffODEModule(TaskModule):
             ``"released"`` the time since its start, as the code released with the paper does.
         solver: Integrator; dopri5 at ``rtol=1e-7, atol=1e-9`` if not given.
         window: Number of checks in ``val/mse_median``.
-        **optimization: Optimiser and schedule, see
-            :class:`~steer_lightning.modules.base.TaskModule`.
+        **optimization: See :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
         ValueError: If ``time_input`` is unknown or the batch's pieces have another length.
@@ -84,7 +83,6 @@ class StiffODEModule(TaskModule):
         return states[:, 0]
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]:
-        """Mean absolute error at the end of the pieces of a training batch."""
         t_start, y_start, t_end, y_end = batch
         length = t_end - t_start
         if bool(((length - self.interval).abs() > 1e-4 * self.interval).any()):
@@ -107,7 +105,6 @@ class StiffODEModule(TaskModule):
         return states
 
     def on_validation_epoch_end(self) -> None:
-        """Log minimum and median of the checks so far."""
         if self.trainer.sanity_checking:
             return
         mse = float(self.stage_metrics("val")["mse"].compute())

@@ -5,17 +5,16 @@ from torch import Tensor, nn
 
 
 class Augmented(nn.Module):
-    r"""Solve a block from a state with zeros appended, as Augmented Neural ODEs do.
+    """Solve a block from a state with zeros appended, as Augmented Neural ODEs do.
 
     .. math:: y(t_0) = (x, 0)
 
     The added dimensions of vectors ``(B, D)``, or channels of images ``(B, C, H, W)``, follow
-    those of the input; the block and its vector field have ``n_extra`` more of them than the
-    input, and so have the features.
+    those of the input.
 
     Args:
-        block: Maps a state, and times if they are asked for, to the solution:
-            :class:`~steer_lightning.nn.ODEBlock` for instance.
+        block: Maps a state of ``n_extra`` more dimensions than the input, and times if they are
+            asked for, to the solution: :class:`~steer_lightning.nn.ODEBlock` for instance.
         n_extra: Number of dimensions or channels to append.
 
     Raises:
@@ -42,16 +41,7 @@ class Augmented(nn.Module):
         self.n_extra = n_extra
 
     def forward(self, x: Tensor, t_eval: Tensor | None = None) -> Tensor:
-        """Append zeros, and solve.
-
-        Args:
-            x: Input, shape ``(B, C, ...)``.
-            t_eval: Nominal times, shape ``(T,)``; the ends of the block's span if not given.
-
-        Returns:
-            Features, shape ``(B, C + n_extra, ...)``; with ``t_eval`` those at all its times,
-            shape ``(T, B, C + n_extra, ...)``.
-        """
+        """Features ``(B, C + n_extra, ...)``, or at all times of ``t_eval``, ``(T, B, ...)``."""
         if x.ndim < 2:
             raise ValueError(
                 f"Expected an input of shape (B, D) or (B, C, H, W), but got {tuple(x.shape)}. "

@@ -31,16 +31,13 @@ class CompiledField(nn.Module):
 
     @property
     def autonomous(self) -> bool:
-        """Whether the field ignores time."""
         return bool(getattr(self.vector_field, "autonomous", False))
 
     @property
     def controlled_parts(self) -> int | None:
-        """How many parts of the state set the step size; ``None`` for all."""
         return getattr(self.vector_field, "controlled_parts", None)
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        """Derivative of ``y`` at ``t``."""
         if torch._C._functorch.peek_interpreter_stack() is not None:  # dynamo refuses to enter
             return self.vector_field(t, y)
         return compiled(_call)(self.vector_field, t, y)

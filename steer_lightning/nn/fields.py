@@ -66,7 +66,6 @@ class MLPField(nn.Module):
         self.network = feedforward([dim + time_dependent, *hidden, dim], activation, init_std)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Derivative at ``t``, shape of ``y``, ``(B, D)``."""
         if not self.autonomous:
             y = torch.cat([t.to(y).reshape(-1, 1).expand(len(y), 1), y], dim=1)
         derivative: Tensor = self.network(y)
@@ -79,15 +78,10 @@ def autonomous_field(dim: int, hidden: Sequence[int]) -> MLPField:
 
 
 class TimeConv2d(nn.Conv2d):
-    r"""A convolution of an image with time as one more channel, in front.
+    """A convolution of an image with time as one more channel, in front.
 
     The time channel is constant, so that its share is ``t`` times a fixed map: nothing is
-    concatenated. The weight has the layout of the concatenated form.
-
-    Args:
-        in_channels: Channels of the image.
-        out_channels: Channels of the result.
-        kernel_size: Side of the kernel; padded so that height and width stay.
+    concatenated. The weight has the layout of the concatenated form. Height and width stay.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -98,14 +92,10 @@ class TimeConv2d(nn.Conv2d):
         return self.convolve(y) + self.offset(t, y)
 
     def convolve(self, y: Tensor) -> Tensor:
-        """The part that is linear in ``y``."""
         return F.conv2d(y, self.weight[:, 1:], padding=self.padding)
 
     def offset(self, t: Tensor, y: Tensor) -> Tensor:
-        """The part of time and bias, for images of the size and dtype of ``y``.
-
-        Time keeps the precision of the weights until the sum, also under autocast.
-        """
+        """The part of time and bias, in their own precision until the sum, also under autocast."""
         assert self.bias is not None
         ones = self.weight.new_ones(1, 1, *y.shape[-2:])
         per_unit_time = F.conv2d(ones, self.weight[:, :1], padding=self.padding)
@@ -157,7 +147,6 @@ class ConvField(nn.Module):
         self.conv3 = TimeConv2d(filters, channels, 1)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Derivative at ``t``, shape of ``y``, ``(B, C, H, W)``."""
         # A compiler chooses memory formats by itself, and does it worse after us.
         if not self.channels_last or torch.compiler.is_compiling():
             y = self.conv1(t, y).relu()

@@ -24,13 +24,8 @@ class Block(nn.Module):
     vector_field: nn.Module
 
     def set_up(
-        self,
-        vector_field: nn.Module,
-        solver: Solver,
-        eval_solver: Solver | None,
-        horizon: Horizon,
+        self, vector_field: nn.Module, solver: Solver, eval_solver: Solver | None, horizon: Horizon
     ) -> None:
-        """Give the block what it solves with; for constructors."""
         self.vector_field = vector_field
         self.solver = solver
         self.eval_solver = eval_solver
@@ -57,14 +52,9 @@ class Block(nn.Module):
         nominal: Tensor,
         dense: bool = False,
     ) -> Solution:
-        """Solve at actual times, as the block trains or evaluates; every solve comes through here.
+        """Solve at actual times; every solve comes through here.
 
-        Args:
-            vector_field: ``f(t, y)``.
-            y0: State at the first time.
-            times: Times of the solve, shape ``(T,)``.
-            nominal: The times without STEER, between which the block remembers its steps.
-            dense: Keep the steps, to read the solution in between.
+        ``nominal`` are the times without STEER, between which the block remembers its steps.
         """
         solver = self.solver
         if not self.training and self.eval_solver is not None:

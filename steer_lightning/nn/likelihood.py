@@ -7,16 +7,9 @@ from torch import Tensor
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
-    r"""Log-density of :math:`\mathcal{N}(0, I)`.
-
-    Args:
-        z: Points, shape ``(B, ...)``.
-
-    Returns:
-        Log-density in nats, shape ``(B,)``.
+    r"""Log-density of :math:`\mathcal{N}(0, I)` in nats, shape ``(B,)``, at points ``(B, ...)``.
 
     Example:
-        >>> import torch
         >>> standard_normal_log_prob(torch.zeros(1, 2))
         tensor([-1.8379])
     """
@@ -25,18 +18,14 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
 
 
 def dequantize(grey: Tensor, u: Tensor | float) -> Tensor:
-    r"""Spread 256 grey values over the unit interval: :math:`x = (g + u) / 256`.
+    """Spread 256 grey values over the unit interval: :math:`x = (g + u) / 256`.
 
     Args:
         grey: Whole numbers 0 to 255, floating, any shape.
         u: Place within a value's bin, in ``[0, 1)``: uniform noise of the shape of ``grey``, or
             ``0.5`` for the bin's centre.
 
-    Returns:
-        Values in ``[0, 1]``, shape of ``grey``.
-
     Example:
-        >>> import torch
         >>> dequantize(torch.tensor([0.0, 255.0]), 0.5)
         tensor([0.0020, 0.9980])
     """
@@ -55,14 +44,10 @@ def bits_per_dim(log_p: Tensor, n_dims: int) -> Tensor:
         log_p: Log-density at dequantised images, in nats, any shape.
         n_dims: Dimensions ``D`` of an image.
 
-    Returns:
-        Bits per dimension, shape of ``log_p``.
-
     References:
         Theis et al., *A note on the evaluation of generative models*, ICLR 2016.
 
     Example:
-        >>> import torch
         >>> bits_per_dim(torch.zeros(1), 784)  # the uniform density
         tensor([8.])
     """
@@ -72,10 +57,10 @@ def bits_per_dim(log_p: Tensor, n_dims: int) -> Tensor:
 def masked_gaussian_log_prob(
     values: Tensor, mean: Tensor, std: float | Tensor, mask: Tensor
 ) -> Tensor:
-    r"""Gaussian log-density of each series, averaged over what its mask keeps.
+    """Gaussian log-density of each series in nats per value, shape ``(...)``.
 
-    Averages over the times where a feature is kept, then over the features; a feature that is
-    kept nowhere counts as zero, as in the latent ODE of Rubanova et al.
+    Averages over the times where a feature is kept, then over the features; a feature that is kept
+    nowhere counts as zero, as in the latent ODE of Rubanova et al.
 
     Args:
         values: Values, shape ``(..., T, D)``; what the mask leaves out may be anything finite.
@@ -83,14 +68,10 @@ def masked_gaussian_log_prob(
         std: Standard deviation of the noise, a number or broadcastable against ``values``.
         mask: One where a value counts, shape ``(..., T, D)``.
 
-    Returns:
-        Log-density in nats per value, shape ``(...)``.
-
     References:
         Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907.
 
     Example:
-        >>> import torch
         >>> x = torch.zeros(1, 2, 1)
         >>> masked_gaussian_log_prob(x, x, 1.0, torch.ones(1, 2, 1))
         tensor([-0.9189])
@@ -104,15 +85,9 @@ def masked_gaussian_log_prob(
 def standard_normal_kl(mean: Tensor, std: Tensor) -> Tensor:
     r"""Divergence :math:`KL(\mathcal{N}(\mu, \sigma^2) \,\|\, \mathcal{N}(0, 1))`, elementwise.
 
-    Args:
-        mean: Means, any shape.
-        std: Positive standard deviations, shape of ``mean``.
-
-    Returns:
-        Nats, shape of ``mean``.
+    In nats, for standard deviations :math:`\sigma > 0`.
 
     Example:
-        >>> import torch
         >>> standard_normal_kl(torch.zeros(1), torch.ones(1))
         tensor([0.])
     """
@@ -120,30 +95,56 @@ def standard_normal_kl(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def importance_bound(log_likelihood: Tensor, kl: Tensor, kl_weight: float | Tensor) -> Tensor:
-    r"""Bound on the log-evidence over several draws of a latent state.
+    r"""Objective of latent ODEs over several draws, in its published form, for each sample.
 
     .. math:: \log \frac{1}{S} \sum_{s=1}^{S} \exp\bigl(\log p(x \mid z_s) - w \, KL\bigr)
 
-    With one draw and :math:`w = 1` it is the evidence lower bound. More draws tighten the part of
-    the likelihood; the divergence is in closed form, and not weighed draw by draw as in the
-    importance-weighted autoencoder.
+    With one draw and :math:`w = 1` it is the evidence lower bound. With more it bounds nothing, as
+    the divergence is not weighed draw by draw: it may exceed the log-evidence, which
+    :func:`importance_weighted_bound` does not in the mean.
 
     Args:
         log_likelihood: Of each draw, shape ``(S, B)``, in nats.
         kl: Divergence of the posterior from the prior, shape ``(B,)``.
         kl_weight: Weight ``w`` of the divergence.
 
-    Returns:
-        The bound of each sample, shape ``(B,)``.
-
     References:
-        Burda et al., *Importance weighted autoencoders*, ICLR 2016; Rubanova et al., *Latent
-        ODEs*, NeurIPS 2019, arXiv:1907.03907.
+        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907.
 
     Example:
-        >>> import torch
         >>> importance_bound(torch.zeros(3, 1), torch.ones(1), kl_weight=0.5)
         tensor([-0.5000])
     """
-    mean = torch.logsumexp(log_likelihood, dim=0) - math.log(len(log_likelihood))
-    return mean - kl_weight * kl
+    return _log_mean_exp(log_likelihood) - kl_weight * kl
+
+
+def importance_weighted_bound(
+    log_likelihood: Tensor, z: Tensor, mean: Tensor, std: Tensor
+) -> Tensor:
+    r"""Importance-weighted bound on the log-evidence of each sample, shape ``(B,)``.
+
+    .. math:: \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x \mid z_s)\, p(z_s)}{q(z_s)} \qquad
+        z_s \sim q = \mathcal{N}(\mu, \sigma^2), \quad p(z) = \mathcal{N}(0, I)
+
+    In the mean over draws it is at most the log-evidence, and grows towards it with ``S``.
+
+    Args:
+        log_likelihood: Of each draw, shape ``(S, B)``, in nats.
+        z: Draws of the posterior, shape ``(S, B, L)``.
+        mean: Means of the posterior, shape ``(B, L)``.
+        std: Its standard deviations, likewise.
+
+    References:
+        Burda et al., *Importance weighted autoencoders*, ICLR 2016, arXiv:1509.00519, Eq. 8.
+
+    Example:
+        >>> z = torch.zeros(3, 1, 2)
+        >>> importance_weighted_bound(torch.ones(3, 1), z, torch.zeros(1, 2), torch.ones(1, 2))
+        tensor([1.])
+    """
+    log_ratio = 0.5 * (((z - mean) / std).square() - z.square()) + std.log()
+    return _log_mean_exp(log_likelihood + log_ratio.sum(-1))
+
+
+def _log_mean_exp(x: Tensor) -> Tensor:
+    return torch.logsumexp(x, dim=0) - math.log(len(x))

@@ -74,8 +74,7 @@ class ODEBlock(Block):
                 through intervals of one length from times of their own; spans only.
 
         Returns:
-            The state at ``t1``, shape of ``y0``; with ``t_eval`` the states at all its times,
-            shape ``(T, B, ...)``.
+            The state at ``t1``, or with ``t_eval`` those at all its times, ``(T, B, ...)``.
         """
         times = self.horizon.times(y0) if t_eval is None else t_eval
         field: Any = self.vector_field

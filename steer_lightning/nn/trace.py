@@ -30,11 +30,6 @@ def exact_jacobian(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, T
     Returns:
         ``f(t, y)``, shape of ``y``, and :math:`\partial f_i / \partial y_j` at ``[j, b, i]``,
         shape ``(D, B, D)``.
-
-    Example:
-        >>> y = torch.randn(3, 2)
-        >>> exact_jacobian(lambda t, y: 2.0 * y, torch.tensor(0.0), y)[1].shape
-        torch.Size([2, 3, 2])
     """
     dim = y[0].numel()
     basis = torch.eye(dim, dtype=y.dtype, device=y.device).view(dim, 1, *y.shape[1:])
@@ -59,9 +54,6 @@ def exact_divergence(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor,
     .. math:: \operatorname{tr} \frac{\partial f}{\partial y}
         = \sum_d \frac{\partial f_d}{\partial y_d}
 
-    Returns:
-        ``f(t, y)``, shape of ``y``, and its divergence, shape ``(B,)``.
-
     Example:
         >>> y = torch.randn(3, 2)
         >>> exact_divergence(lambda t, y: 2.0 * y, torch.tensor(0.0), y)[1]
@@ -72,20 +64,11 @@ def exact_divergence(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor,
 
 
 def jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Value of a vector field and its derivative along a probe, in one forward pass.
+    r"""Value of a vector field and its derivative :math:`\frac{\partial f}{\partial y} e`.
 
     A field with a method ``jvp(t, y, probe)`` computes them its own, fast way; any other is
     differentiated by forward mode. Both can be trained through by reverse mode, and work under
     ``inference_mode``.
-
-    Args:
-        vector_field: ``f(t, y)``.
-        t: Time, shape ``()`` or ``(B,)``.
-        y: State, shape ``(B, ...)``.
-        probe: :math:`e`, shape of ``y``.
-
-    Returns:
-        :math:`f(t, y)` and :math:`\frac{\partial f}{\partial y} e`, each of the shape of ``y``.
 
     Example:
         >>> y, e = torch.zeros(3, 2), torch.ones(3, 2)
@@ -109,20 +92,12 @@ def trace_noise(
         noise: ``"gaussian"``, or ``"rademacher"``: plus or minus one, of less variance.
         generator: Random stream on the device of ``y``; the global one if not given.
 
-    Returns:
-        Probes with mean zero and unit covariance, shape of ``y``.
-
     Raises:
         ValueError: If ``noise`` is unknown.
 
     References:
         Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989;
         Grathwohl et al., *FFJORD*, ICLR 2019, Section 3.1.
-
-    Example:
-        >>> trace_noise(torch.zeros(2, 3), "rademacher").abs()
-        tensor([[1., 1., 1.],
-                [1., 1., 1.]])
     """
     check_choice("noise", noise, NOISES)
     if noise == "gaussian":

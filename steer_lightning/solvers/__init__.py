@@ -3,6 +3,7 @@
 from steer_lightning.solvers.adaptive import AdaptiveSolver
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.errors import (
+    ForeignSolverError,
     NFEBudgetExceededError,
     NonFiniteStateError,
     RepeatedFailureError,
@@ -17,6 +18,7 @@ from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
 __all__ = [
     "AdaptiveSolver",
     "FixedGridSolver",
+    "ForeignSolverError",
     "NFEBudgetExceededError",
     "NonFiniteStateError",
     "RepeatedFailureError",

@@ -22,9 +22,8 @@ class AdaptiveSolver(ErrorControlledSolver):
     r"""Explicit Runge-Kutta with an embedded error estimate.
 
     The last step ends at the last time; other times are read from the interpolant and cost no
-    evaluation. A step is accepted if the root mean square of its error estimate, in units of
-    ``atol + rtol |y|``, is at most one. Gradients are autograd's through the accepted steps, with
-    their lengths held constant: rejected steps leave nothing behind.
+    evaluation. Gradients are autograd's through the accepted steps, with their lengths held
+    constant: rejected steps leave nothing behind.
 
     Args:
         method: ``"dopri5"``, ``"tsit5"`` (both of order 5) or ``"bosh3"`` (order 3, for loose
@@ -37,11 +36,9 @@ class AdaptiveSolver(ErrorControlledSolver):
             one further evaluation; ``"previous"`` takes, in training, the one that the same block
             found good in the last batch.
         checkpoint: Keep only the ends of steps and evaluate their stages again in the backward
-            pass: memory of one step instead of all, for one more forward pass of work. The
-            gradient is the same.
-        compile: Compile the step with :func:`torch.compile`. Blocks of one structure share a
-            compilation; new end times, step sizes and, but for convolutions, batch sizes compile
-            nothing. It needs a C++ compiler, and minutes that pay after some thousand steps.
+            pass: the same gradient in the memory of one step, for one more forward pass.
+        compile: Compile the step with :func:`torch.compile`, once for all blocks of one
+            structure. It needs a C++ compiler, and minutes that pay after some thousand steps.
         stiff: What to do where stability bounds the length of many steps, not accuracy: nothing,
             warn once, or go on with the implicit method rodas5p to the end of that solve; see
             :class:`~steer_lightning.solvers.RosenbrockSolver`. dopri5 and tsit5 notice.

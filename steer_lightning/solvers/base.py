@@ -55,17 +55,14 @@ factorizations_backward=0)
     smallest_dt: float = field(default=math.inf, compare=False, repr=False)
 
     def reset(self) -> None:
-        """Set every count to zero."""
         for count in fields(self):
             setattr(self, count.name, count.default)
 
     def count_evaluation(self, phase: Phase, n: int = 1) -> None:
-        """Count ``n`` evaluations of the vector field."""
         name = f"nfe_{phase}"
         setattr(self, name, getattr(self, name) + n)
 
     def count_step(self, phase: Phase, *, accepted: bool) -> None:
-        """Count one step."""
         self._count("accepted" if accepted else "rejected", phase)
 
     def count_jacobian(self, phase: Phase) -> None:
@@ -99,11 +96,7 @@ class Solution(NamedTuple):
     next_step: float | None = None
 
     def at(self, t: Tensor) -> Any:
-        """States at any times between the first and the last; see :meth:`Steps.at`.
-
-        Raises:
-            ValueError: If the solve was not asked for ``dense=True``.
-        """
+        """States at any times in between, after ``dense=True``; see :meth:`Steps.at`."""
         if self.steps is None:
             raise ValueError("Expected a solve with dense=True, which can be read at any time.")
         return self.steps.at(t)
@@ -112,9 +105,8 @@ class Solution(NamedTuple):
 class Solver(ABC):
     """An integrator made from plain settings, with one method.
 
-    Attributes:
-        remembers: Whether a block is to start each training solve with the step that the last
-            one found good.
+    ``remembers``: whether a block is to start each training solve with the step that the last one
+    found good.
     """
 
     remembers = False

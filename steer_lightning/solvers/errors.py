@@ -11,28 +11,21 @@ Error = TypeVar("Error", bound="SolverError")
 class SolverError(RuntimeError):
     """A solve that could not be finished.
 
-    The solver that raises it fills in what it knows; who stands further up adds the rest with
-    :meth:`with_context`. All of it is in the message. What is not known is ``None``.
+    What the solver knows it fills in, and who stands further up adds the rest with
+    :meth:`with_context`; the message says it all. What is not known is ``None``.
 
     Attributes:
         phase: ``"forward"``, or ``"backward"`` for an adjoint's solve.
-        t: Time that the solve had reached.
-        dt: Step that was tried last, in units of time.
+        t: Time that the solve had reached; ``dt`` the step tried last.
         nfe: Evaluations of the vector field in this solve so far.
-        dtype: Data type of the state.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
+        dtype: Data type of the state; ``rtol`` and ``atol`` the tolerances.
         stats: Counts of the block that solved, by which its path is found; not pickled.
         block: Path of that block in the model.
-        stage: ``"training"``, ``"validation"``, ``"test"`` or ``"predict"``.
-        epoch: Epoch, from zero.
-        batch_idx: Index of the batch in its epoch.
-        rank: Rank of the process.
+        stage: ``"training"``, ``"validation"``, ``"test"`` or ``"predict"``; ``epoch``,
+            ``batch_idx`` and ``rank`` likewise from zero.
 
     Example:
         >>> error = NonFiniteStateError(0.5, "forward").with_context(nfe=20, block="flow")
-        >>> error.block, error.t, error.nfe
-        ('flow', 0.5, 20)
         >>> print(str(error).partition("Where: ")[2])
         block 'flow', t = 0.5, NFE = 20.
     """
@@ -52,17 +45,7 @@ class SolverError(RuntimeError):
     rank: int | None = None
 
     def with_context(self: Error, **context: Any) -> Error:
-        """Add what is known of the circumstances; what is known already stays.
-
-        Args:
-            **context: Any attributes of this class.
-
-        Returns:
-            The error itself, to be raised.
-
-        Raises:
-            TypeError: If a name is not an attribute of this class.
-        """
+        """Add attributes of this class to the error; what is known already stays."""
         for name, value in context.items():
             known = SolverError.__annotations__
             if name not in known:
@@ -136,6 +119,18 @@ class NonFiniteStateError(SolverError):
             f"the gradients."
         )
         self.phase, self.t = phase, t
+
+
+class ForeignSolverError(SolverError):
+    """A solve of another library that gave up."""
+
+    def __init__(self, library: str, problem: str, phase: str) -> None:
+        super().__init__(
+            f"A {phase} solve of {library} failed: {problem}. The problem is stiff, the state NaN "
+            f"or infinite, or the tolerances are tighter than its dtype can resolve. Loosen them, "
+            f"lower the learning rate, regularise the field, or use a fixed grid."
+        )
+        self.phase = phase
 
 
 class RepeatedFailureError(SolverError):

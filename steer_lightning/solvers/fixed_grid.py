@@ -28,8 +28,8 @@ class FixedGridSolver(Solver):
         compile: Compile the step with :func:`torch.compile`; see
             :class:`~steer_lightning.solvers.AdaptiveSolver`.
         cuda_graphs: Replay the compiled step as a CUDA graph; without effect on a CPU.
-        checkpoint: Keep only the state at each step and evaluate the step again in the backward
-            pass: memory of one step instead of all, for one more forward pass of work.
+        checkpoint: Keep only the state at each step, and evaluate the step again in the backward
+            pass.
 
     Raises:
         ValueError: If ``method`` is unknown, ``n_steps < 1``, or ``cuda_graphs`` is asked for
@@ -79,7 +79,6 @@ class FixedGridSolver(Solver):
         dense: bool = False,
         first_step: float | None = None,
     ) -> Solution:
-        """Integrate; see :meth:`Solver.solve`."""
         check_problem(y0, t_eval)
         work = Work(y0, stats)
         tableau = FIXED[self.method]
@@ -99,15 +98,10 @@ class FixedGridSolver(Solver):
         work.stats.accepted += len(knots) - 1
         steps = None
         if dense:
-            ends = torch.stack(
-                [
-                    t.to("cpu", torch.float64)
-                    if isinstance(t, Tensor)
-                    else torch.tensor(t, dtype=torch.float64)
-                    for t in knots
-                ]
-            )
-            steps = Steps(tableau, ends, states, stages)
+            ends: Any = knots
+            moves = t_eval.requires_grad
+            ends = torch.stack(ends) if moves else torch.tensor(ends, dtype=torch.float64)
+            steps = Steps(tableau, ends.to("cpu", torch.float64), states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 
     def _knots(self, t_eval: Tensor) -> list[Time]:

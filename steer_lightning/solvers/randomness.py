@@ -24,16 +24,9 @@ def solve_probed(
     stats: SolveStats | None = None,
     **options: Any,
 ) -> Any:
-    """Report a field that has not the same value twice, then solve.
+    """Report a field that has not the same value twice, then solve; wraps a solver's ``solve``.
 
-    Args:
-        report: Called with the block's counts, the field, and what is wrong with it in words.
-        solve: A solver's method ``solve``, which gets the rest.
-        vector_field: See :meth:`steer_lightning.solvers.Solver.solve`, as for the rest.
-        y0: Initial state.
-        t_eval: Times.
-        stats: The block's counts.
-        **options: Passed on.
+    ``report`` is called with the block's counts, the field, and what is wrong with it in words.
     """
     trouble = randomness(vector_field, t_eval[0], y0)
     if trouble is not None:
@@ -44,22 +37,13 @@ def solve_probed(
 def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:
     """What keeps a field from having one value at one point, in words; ``None`` if nothing does.
 
-    The field is evaluated twice. Random streams (torch's, and generators that its modules hold),
-    buffers, and counts of evaluations that hooks keep are as before afterwards.
-
-    Args:
-        vector_field: ``f(t, y)``.
-        t: Time, shape ``()``.
-        y: State, a tensor or a tuple of tensors.
+    The field is evaluated twice at time ``t`` and state ``y``. Random streams (torch's, and
+    generators that its modules hold), buffers, and counts of evaluations that hooks keep stay as
+    before.
 
     Example:
-        >>> class Noisy(nn.Module):
-        ...     def forward(self, t, y):
-        ...         return -y + torch.randn_like(y)
-        >>> randomness(Noisy(), torch.zeros(()), torch.ones(2))
+        >>> randomness(lambda t, y: -y + torch.rand(2), torch.zeros(()), torch.ones(2))
         'two evaluations at one point differ'
-        >>> randomness(lambda t, y: -y, torch.zeros(()), torch.ones(2)) is None
-        True
     """
     modules = list(vector_field.modules()) if isinstance(vector_field, nn.Module) else []
     with _undisturbed(modules, y):
@@ -75,25 +59,18 @@ def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:
 
 
 def suspects(vector_field: VectorField) -> list[nn.Module]:
-    """Layers of a field, as it is now, that are known for such values.
-
-    Example:
-        >>> suspects(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
-        [Dropout(p=0.1, inplace=False)]
-    """
+    """Layers of a field, as it is now, that are known for such values."""
     if not isinstance(vector_field, nn.Module):
         return []
-    return [m for m in vector_field.modules() if m.training and _is_suspect(m)]
-
-
-def _is_suspect(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RReLU):
-        return True
-    # Dropout's layers have a rate `p`; recurrent layers and attention one named `dropout`.
-    rate = getattr(module, "dropout", None)
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        rate = module.p
-    return isinstance(rate, float) and rate > 0
+    found = []
+    for module in (m for m in vector_field.modules() if m.training):
+        # Dropout's layers have a rate `p`; recurrent layers and attention one named `dropout`.
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        rate = module.p if dropout else getattr(module, "dropout", None)
+        random = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RReLU)
+        if random or (isinstance(rate, float) and rate > 0):
+            found.append(module)
+    return found
 
 
 @contextmanager

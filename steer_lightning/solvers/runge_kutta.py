@@ -23,15 +23,9 @@ def runge_kutta_step(
     first_stage: Any | None,
     tableau: Tableau,
 ) -> tuple[Any, list[Any]]:
-    """State at ``end`` and the stages of the step, from the state ``y`` at ``start``.
+    """State at ``end``, on either side of ``start``, and the stages of the step there.
 
-    Args:
-        vector_field: ``f(t, y)``.
-        start: Time of ``y``.
-        end: Time to step to, on either side.
-        y: State, a tensor or a tuple of tensors.
-        first_stage: ``f(start, y)`` if it is known.
-        tableau: The method.
+    ``first_stage`` is ``f(start, y)`` if it is known.
     """
     h = end - start
     stages = [] if first_stage is None else [first_stage]
@@ -87,16 +81,8 @@ def error_ratio(
         \mathrm{RMS}\left(\frac{h \sum_i e_i k_i}
         {\mathrm{atol} + \mathrm{rtol} \max(|y|, |y_\mathrm{next}|)}\right)
 
-    Of the parts of a tuple the largest one counts.
-
-    Args:
-        y: State at the start.
-        y_next: State at the end.
-        stages: :math:`k_i`.
-        h: Length of the step.
-        weights: :math:`e_i`.
-        tolerances: ``(rtol, atol)``.
-        controlled: Look at so many leading parts; at all if ``None``.
+    with stages :math:`k_i` and weights :math:`e_i`. Of the first ``controlled`` parts of a tuple,
+    all if ``None``, the largest one counts.
     """
     rtol, atol = tolerances
     ratios = []

@@ -6,10 +6,8 @@ from torch import Tensor
 class StepMemory:
     """The first step that a block's last training solve found good, in each direction of time.
 
-    Steps are kept in nominal time: STEER, which moves the end of a solve, scales them with the
-    interval. A solve that starts at another nominal time than the last one starts afresh. In
-    Lightning :class:`~steer_lightning.callbacks.StepMemories` saves and resumes them, and keeps
-    them equal on all ranks.
+    Steps are kept in nominal time and scale with an interval that STEER moves. A solve that starts
+    at another nominal time than the last one starts afresh.
 
     Attributes:
         steps: Nominal start and length of the first step, by direction (1 or -1).

@@ -22,20 +22,13 @@ class StepController:
     .. math:: h_{n+1} = 0.9\, h_n\, \epsilon_n^{-1/p + 0.0225}\, \epsilon_{n-1}^{0.03}
 
     with the error ratios :math:`\epsilon` of this accepted step and of the one before, at most
-    tenfold and at least a fifth of it; after a rejected one, which has no :math:`\epsilon_{n-1}`,
-    at most its own length.
+    tenfold and at least a fifth of it, and after a rejected step no longer than that.
 
     Args:
         order: Order :math:`p` of the method, whose embedded error falls with :math:`h^p`.
 
     References:
-        Hairer and Wanner, *Solving ODEs II*, Section IV.2; Gustafsson, *Control theoretic
-        techniques for stepsize selection in explicit Runge-Kutta methods*, 1991.
-
-    Example:
-        >>> controller = StepController(order=5)
-        >>> round(controller.next_step(0.1, 0.5), 3), controller.next_step(0.1, 2.0) < 0.1
-        (0.089, True)
+        Hairer and Wanner, *Solving ODEs II*, Section IV.2.
     """
 
     def __init__(self, order: int) -> None:
@@ -76,33 +69,20 @@ def find_first_step(
     controlled: int | None,
     work: Work,
 ) -> float:
-    r"""Length of a first step, by one further evaluation near the start.
+    """Length of a first step, by one further evaluation near the start.
 
     Along a slope of size :math:`d` in units of the tolerance, which turns at the relative rate
     :math:`L`, the error of a step is taken to be :math:`10^{-3} d L^{p-1} h^p`; the step is to
     have a tenth of what is allowed.
 
-    Args:
-        vector_field: ``f(t, y)``.
-        t: Start.
-        t1: End of the solve.
-        y: State at the start.
-        slope: The field there.
-        order: Order :math:`p` of the method.
-        tolerances: ``(rtol, atol)``.
-        controlled: Leading parts to look at; all if ``None``.
-        work: Counts the evaluation.
-
     Raises:
         NonFiniteStateError: If the field is NaN or infinite at the start.
 
     References:
-        Hairer, Norsett and Wanner, *Solving ODEs I*, Section II.4, where the error is taken to be
-        of the size of the largest of the derivatives that are known.
+        After Hairer, Norsett and Wanner, *Solving ODEs I*, Section II.4.
     """
 
     def size(x: Any) -> float:
-        """In units of the tolerance."""
         return float(error_ratio(y, y, [x], 1.0, (1.0,), tolerances, controlled))
 
     span, state_size, slope_size = abs(t1 - t), size(y), size(slope)

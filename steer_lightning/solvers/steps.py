@@ -14,7 +14,7 @@ from steer_lightning.utils.problem import has_float64, parts
 
 
 class Steps:
-    r"""The steps of a Runge-Kutta or Rosenbrock solve, with their stages.
+    """The steps of a Runge-Kutta or Rosenbrock solve, with their stages.
 
     All that is computed here carries gradients in states and stages; lengths of steps are
     constants.
@@ -64,8 +64,7 @@ class Steps:
             States, shape ``(T, B, ...)``, or ``(B, T, ...)``; a tuple if the state is one.
 
         Raises:
-            ValueError: If the grids are not one for each sample, or a time is outside the
-                interval of the solve.
+            ValueError: If the shape is another, or a time is outside the interval of the solve.
         """
         state = self.states[0]
         n_samples = _batch_size(parts(state)[0])
@@ -85,10 +84,9 @@ class Steps:
         return tuple(found) if isinstance(state, tuple) else found[0]
 
     def error_estimates(self) -> Tensor:
-        r"""Error of each step in units of the tolerance, shape ``(N,)``; at most one.
+        """Error of each step in units of the tolerance, shape ``(N,)``; at most one.
 
-        .. math:: \mathrm{RMS}\left(\frac{h \sum_i e_i k_i}
-            {\mathrm{atol} + \mathrm{rtol} \max(|y_n|, |y_{n+1}|)}\right)
+        See :func:`~steer_lightning.solvers.runge_kutta.error_ratio` for the formula.
 
         Raises:
             ValueError: If the method has no embedded estimate.
@@ -111,17 +109,16 @@ class Steps:
     def stiffness_estimates(self) -> Tensor:
         r"""Estimate of the field's largest rate of change at each step, shape ``(N,)``, in 1/time.
 
-        .. math:: \frac{\mathrm{RMS}(k_s - k_{s-1})}{\mathrm{RMS}(g_s - g_{s-1})}
+        .. math:: \mathrm{RMS}(k_s - k_{s-1}) \,/\, \mathrm{RMS}(g_s - g_{s-1})
 
-        with the stages :math:`k` and the states :math:`g` they are evaluated at, of the last two
-        stages, both at the end of the step; zero where the states agree.
+        with the last two stages :math:`k`, both at the end of the step, and the states :math:`g`
+        they are evaluated at; zero where the states agree.
 
         Raises:
             ValueError: If the method does not evaluate the end of a step twice.
 
         References:
-            Hairer and Wanner, *Solving ODEs II*, Section IV.2; Pal et al., *Opening the
-            blackbox*, ICML 2021.
+            Hairer and Wanner, *Solving ODEs II*, Section IV.2; Pal et al., *Opening the blackbox*.
         """
         if not isinstance(self.tableau, Tableau):
             raise ValueError(

@@ -108,7 +108,6 @@ class TorchdiffeqSolver(Solver):
         dense: bool = False,
         first_step: float | None = None,
     ) -> Solution:
-        """Integrate; see :meth:`Solver.solve`."""
         if dense:
             raise ValueError(
                 "Expected a solver that can be read between its steps, but torchdiffeq returns "
@@ -131,11 +130,9 @@ class TorchdiffeqSolver(Solver):
         work = Work(y0, stats, self.max_nfe, tolerances)
         counted = _CountedField(vector_field, work, self.method)
         settings: dict[str, Any] = {
-            "rtol": self.rtol,
-            "atol": self.atol,
-            "method": self.method,
+            "rtol": self.rtol, "atol": self.atol, "method": self.method,
             "options": self._options(vector_field, y0),
-        }
+        }  # fmt: skip
         if self.gradient == "autograd":
             ys = odeint(counted, y0, t_eval, **settings)
         else:
@@ -158,11 +155,7 @@ class TorchdiffeqSolver(Solver):
 
 
 def _on_device(t_eval: Tensor, device: torch.device) -> Tensor:
-    """Times where torchdiffeq wants them.
-
-    Raises:
-        ValueError: If the device has float32 alone, in which an interval changes its length.
-    """
+    """Times where torchdiffeq wants them."""
     if has_float64(device) or t_eval.dtype == torch.float32:
         return t_eval.to(device)
     rounded, gaps = t_eval.float(), t_eval.detach().cpu().double().diff()
@@ -188,11 +181,7 @@ def _warn_of_restarts(n_times: int) -> None:
 
 
 class _CountedField:
-    """A field whose calls are counted, and that hears of every step of a torchdiffeq method.
-
-    It stays outside anything compiled: a counter inside a compiled module would be a guard on a
-    number that always changes.
-    """
+    """A field whose calls are counted, and that hears of every step of a torchdiffeq method."""
 
     def __init__(self, vector_field: VectorField, work: Work, method: str) -> None:
         self.vector_field = vector_field
@@ -200,7 +189,7 @@ class _CountedField:
         # torchdiffeq looks these up by name, and warns where it cannot call them.
         if method in ADAPTIVE_METHODS:
             self.callback_step = self.callback_step_adjoint = self._try_step
-            self.callback_accept_step = self.callback_accept_step_adjoint = self._accept_trial
+            self.callback_accept_step = self.callback_accept_step_adjoint = self._accept_step
             self.callback_reject_step = self.callback_reject_step_adjoint = self._reject_step
         elif method in FIXED_METHODS:
             self.callback_step = self.callback_step_adjoint = self._accept_step
@@ -223,14 +212,11 @@ class _CountedField:
             raise self.work.place(StepSizeUnderflowError(self.work.dt, float(t), phase))
         raise self.work.place(NonFiniteStateError(float(t), phase))
 
-    def _accept_trial(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        assert self.work.dt is not None
-        stats = self.work.stats
-        stats.smallest_dt = min(stats.smallest_dt, abs(self.work.dt))
-        self._accept_step(t, y, dt)
-
     def _accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        self.work.stats.count_step(self.work.phase, accepted=True)
+        stats = self.work.stats
+        stats.count_step(self.work.phase, accepted=True)
+        if self.work.dt is not None:  # of an adaptive method
+            stats.smallest_dt = min(stats.smallest_dt, abs(self.work.dt))
 
     def _reject_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         self.work.stats.count_step(self.work.phase, accepted=False)

@@ -11,21 +11,16 @@ from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
 from steer_lightning.solvers.runge_kutta import Time, runge_kutta_step
 from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.autograd import backward_pass
+from steer_lightning.utils.checks import check_resolution
 from steer_lightning.utils.compiling import compiled
 from steer_lightning.utils.problem import VectorField, default_times, first_part
 
 
 class Work:
-    """Counts the evaluations of one solve, and stops it at a budget.
+    """The evaluations of one solve, counted, and stopped at a budget.
 
-    Evaluations inside a backward pass, the adjoint's or a checkpoint's, count as backward ones
-    and have a budget of their own in each pass.
-
-    Args:
-        y0: Initial state, whose dtype the message of an error names.
-        stats: Counts to add to.
-        max_nfe: Largest number of evaluations in the forward solve, and in each backward pass.
-        tolerances: ``(rtol, atol)`` of the solve, for the message of an error.
+    Those inside a backward pass, the adjoint's or a checkpoint's, count as backward ones and have
+    the same budget in each pass.
 
     Attributes:
         dt: Step that was tried last; the solver keeps it here, for the message of an error.
@@ -42,21 +37,18 @@ class Work:
         self.max_nfe = max_nfe
         self.tolerances = tolerances
         self.dtype: torch.dtype = first_part(y0).dtype
+        if tolerances is not None:
+            check_resolution(tolerances[1], self.dtype)
         self.dt: float | None = None
         self._spent = 0
         self._pass = backward_pass()
 
     @property
     def phase(self) -> Phase:
-        """Whether a backward pass is under way."""
         return "forward" if backward_pass() == -1 else "backward"
 
     def spend(self, n: int, t: float | Tensor) -> None:
-        """Count ``n`` evaluations that are about to begin at time ``t``.
-
-        Raises:
-            NFEBudgetExceededError: If they exceed ``max_nfe``.
-        """
+        """Count ``n`` evaluations that are about to begin at time ``t``."""
         if self._pass != backward_pass():
             self._spent, self._pass = 0, backward_pass()
         if self.max_nfe is not None and self._spent + n > self.max_nfe:
@@ -69,26 +61,12 @@ class Work:
         """Add to an error what is known of this solve."""
         rtol, atol = self.tolerances or (None, None)
         return error.with_context(
-            dt=self.dt,
-            nfe=self._spent,
-            dtype=self.dtype,
-            rtol=rtol,
-            atol=atol,
-            stats=self.stats,
+            dt=self.dt, nfe=self._spent, dtype=self.dtype, rtol=rtol, atol=atol, stats=self.stats
         )
 
 
 class Stepper:
-    """Takes Runge-Kutta steps of a vector field.
-
-    Args:
-        vector_field: ``f(t, y)``.
-        tableau: The method.
-        work: Counts the evaluations, those repeated in a backward pass too.
-        compile: Compile the step.
-        cuda_graphs: Replay it as a CUDA graph.
-        checkpoint: Keep only what a step starts from, and repeat it in the backward pass.
-    """
+    """Takes Runge-Kutta steps of a vector field."""
 
     def __init__(
         self,

@@ -20,7 +20,9 @@ def wrapped_solves(
     wrapper: Callable[..., Any],
     where: Callable[[Solver], bool] = lambda solver: True,
 ) -> Iterator[None]:
-    """Wrap the method ``solve`` of the solvers that a model's modules hold, and unwrap it.
+    """Wrap the method ``solve`` of the solvers in a model, and unwrap it.
+
+    They may hold them in lists, tuples and dicts.
 
     Args:
         model: Any model.
@@ -30,7 +32,8 @@ def wrapped_solves(
     solvers = {
         id(value): WrappedMethods(value)
         for module in model.modules()
-        for value in vars(module).values()
+        for attribute in vars(module).values()
+        for value in _flat(attribute)
         if isinstance(value, Solver) and where(value)
     }
     try:
@@ -40,6 +43,17 @@ def wrapped_solves(
     finally:
         for methods in solvers.values():
             methods.release()
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """A value, or those that a container holds."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
 
 
 def has_adjoint(solver: Solver) -> bool:
@@ -59,17 +73,9 @@ def solve_enclosed(
 ) -> Solution:
     """Solve so that an adjoint that fails gives zero gradients instead of an exception.
 
-    An exception breaks a backward pass off, and with it a reduction of gradients over processes
-    in which other ranks wait. Values, and gradients that do not fail, are those of ``solve``.
-
-    Args:
-        failed: Called in the backward pass with the error of an adjoint.
-        solve: The method ``solve`` of a solver with an adjoint.
-        vector_field: See :meth:`steer_lightning.solvers.Solver.solve`, as for the rest.
-        y0: Initial state.
-        t_eval: Times.
-        stats: Counts to add to.
-        **options: Passed on.
+    An exception breaks a backward pass off, and with it a reduction of gradients over processes in
+    which other ranks wait. Values, and gradients that do not fail, are those of ``solve``;
+    ``failed`` is called in the backward pass with the error of an adjoint.
 
     Example:
         >>> from functools import partial

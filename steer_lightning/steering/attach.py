@@ -1,41 +1,66 @@
 """STEER for somebody else's model: forward hooks on the module that it passes to ``odeint``."""
 
+import threading
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.horizon import SpanHorizon
+from steer_lightning.horizon import Horizon
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.utils.autograd import in_backward
+from steer_lightning.solvers.foreign import ForeignSolve, solve_in_progress, watch_solves
+from steer_lightning.utils.autograd import running_node
+
+Span = tuple[float, float]
 
 
-class AttachedHorizon(SpanHorizon):
+class AttachedHorizon(Horizon):
     r"""The horizon of a vector field that somebody else's code solves.
 
     A pre-hook maps the time that ``f(t, y, ...)`` receives, a post-hook scales what it returns:
     the solver, its tolerances and its options stay as they are. Without a draw in force both
     hooks pass everything through untouched. The hooks must outlive the backward pass: an adjoint
-    evaluates the field there.
+    evaluates the field there, and gets the end time of its forward pass.
 
     Args:
         field: The module passed to ``odeint``; called as ``f(t, y, ...)``.
         path: Its name, for messages.
-        t0: Fixed end of the span that the model solves.
-        t1: Moved end.
+        span: Fixed and moved end of what the model solves; taken from the first of torchdiffeq's
+            solves under a draw if not given.
+        around: The modules that contain the field, by name: none of them may be the field that
+            is solved.
     """
 
-    def __init__(self, field: nn.Module, path: str, t0: float = 0.0, t1: float = 1.0) -> None:
-        super().__init__(t0, t1)
+    def __init__(
+        self,
+        field: nn.Module,
+        path: str,
+        span: Span | None = None,
+        around: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
         self.path = path
-        self._span_checked = False
-        self._warps: dict[tuple[torch.device, torch.dtype], TimeWarp | None] = {}
-        self._forward_draw: Draw | None = None
+        self.asked = span
+        self.span = span
+        self._inside = self._outside = self._warned = False  # of any solve that is seen
+        self._reached: set[float] | None = set()  # times in the first batch, outside
+        self._solve: ForeignSolve | None = None  # the last one that was checked
+        self._thread = 0  # of the last forward pass
+        self._warp: tuple[Draw, TimeWarp | None] | None = None
+        self._callers: list[str] = []  # modules around the field that got a time and run now
         self._handles = [
             field.register_forward_pre_hook(_MapTime(self), with_kwargs=True),
             field.register_forward_hook(_ScaleDerivative(self)),
         ]
+        for name, module in ({} if around is None else around).items():
+            self._handles += [
+                module.register_forward_pre_hook(_Enter(self._callers, name), with_kwargs=True),
+                module.register_forward_hook(_Leave(self._callers), always_call=True),
+            ]
+        watch_solves()
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -48,13 +73,14 @@ class AttachedHorizon(SpanHorizon):
         """Whether the hooks are still on."""
         return bool(self._handles)
 
-    def perturb(self, draw: Draw) -> None:
-        """Put a draw in force."""
-        super().perturb(draw)
-        self._warps = {}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_solve": None, "_callers": []}
 
-    def _nominal(self) -> dict[str, Any]:
-        return {**super()._nominal(), "_warps": {}}
+    def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
+        """Put a draw in force; see :meth:`Horizon.perturb`."""
+        super().perturb(draw, root)
+        if self.span is not None:
+            self._warp_of(draw)
 
     def check(self, draw: Draw) -> None:
         """Raise if ``b`` reaches ``t0``, or if each sample is to get an end time."""
@@ -64,64 +90,150 @@ class AttachedHorizon(SpanHorizon):
                 f"but got 'sample': a foreign field takes one time for the whole batch. Use "
                 f"steer_lightning.nn.ODEBlock for one end time per sample."
             )
-        super().check(draw)
+        if self.span is not None:
+            draw.offsets(self._gap(), None, clip=False)
+
+    def describe(self) -> str:
+        """The span in words."""
+        return "that of the first solve" if self.span is None else f"[{self._ends()}]"
+
+    def in_force(self) -> dict[str, float]:
+        """The end time in force; NaN while the span is not known."""
+        nominal = float("nan") if self.span is None else self.span[1]
+        return {"end_time": nominal if self.drawn is None else self.drawn}
 
     def enter(self, t: Any) -> Any:
         """Actual time for the time a foreign solver passes."""
+        draw = self.current_draw()
+        node = running_node()
+        if node is None:
+            self._thread = threading.get_ident()
+        elif node.name == "CheckpointFunctionBackward" and (
+            draw != self.draw or threading.get_ident() != self._thread
+        ):
+            raise RuntimeError(
+                f"A re-entrant checkpoint repeats a solve of the vector field {self.path!r} whose "
+                f"end time is no longer in force: an adjoint in it would get another. Give "
+                f"checkpoint(..., use_reentrant=False), or call backward before the end of the "
+                f"training step (or inside `with steer(...)`)."
+            )
+        if draw is None:
+            return t
         if not isinstance(t, Tensor):
-            if self._draw is None:
-                return t
             got = "no time" if t is None else f"a time of type {type(t).__name__}"
             raise TypeError(
                 f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with a "
                 f"tensor t, but got {got}. Name the module that is passed to odeint."
             )
-        if not torch.compiler.is_compiling():
+        if node is None:
             self._watch(t)
-        self.solved = True
-        warp = self._warp_like(t)
+        warp = self._warp_of(draw)
         return t if warp is None else warp.actual(t)
 
     def leave(self, dy: Any) -> Any:
         """Derivative in nominal time."""
-        warp = self._warp_like(dy[0] if isinstance(dy, (tuple, list)) else dy)
+        draw = self.history.current()
+        warp = None if draw is None else self._warp_of(draw)
         return dy if warp is None else _scale(warp, dy)
 
-    def _warp_like(self, x: Tensor) -> TimeWarp | None:
-        """The warp in force on a tensor's device, made once for each draw."""
-        if self._offsets is None:
-            return None
-        key = (x.device, x.dtype)
-        if key not in self._warps:
-            self._warps[key] = self.time_warp(x)
-        return self._warps[key]
+    def warn_of_doubts(self) -> None:
+        """Say once what a batch has shown that is probably not meant."""
+        if self._inside and self._outside and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The vector field {self.path!r} was evaluated outside of any solve of "
+                f"torchdiffeq, and got the moved time and the scaled derivative there as well. "
+                f"If that was not another library's solve, evaluate it inside "
+                f"`with steer_lightning.nominal(field): ...`.",
+                stacklevel=2,
+            )
+        if self.span is not None and self._reached:
+            t0, t1 = self.span
+            reach = max(abs(t - t0) for t in self._reached) / abs(t1 - t0)
+            if reach > 2.0 or (reach < 0.5 and len(self._reached) > 1):
+                warnings.warn(
+                    f"The vector field {self.path!r} was evaluated up to {reach:.3g} of the "
+                    f"length of its span [{self._ends()}] from t0: probably the model solves "
+                    f"another one. Give the span that it solves: t0=..., t1=...",
+                    stacklevel=2,
+                )
+        self._reached = None
 
     def _watch(self, t: Tensor) -> None:
-        """Refuse what would be silently wrong: a stale draw in a backward pass, a wrong span."""
-        in_force = None if self._offsets is None else self._draw
-        if in_backward():
-            if self._forward_draw is not in_force:
-                raise RuntimeError(
-                    f"The vector field {self.path!r} is evaluated in a backward pass whose "
-                    f"forward pass had another end time: the gradient would be wrong. Call "
-                    f"backward before the end of the training step (or inside `with steer(...)`)."
-                )
-            return
-        self._forward_draw = in_force
-        if self._draw is None or self._span_checked:
-            return
-        ends = torch.tensor([self.t0, self.t1], dtype=torch.float64)
-        # All entries at the same end: a module that is no vector field may get a state instead.
-        distance = (ends[:, None] - t.detach().cpu().double().reshape(1, -1)).abs().amax(1).min()
-        if float(distance) > 1e-5 * abs(self.t1 - self.t0):
-            got = t.tolist() if t.numel() == 1 else f"a tensor of shape {tuple(t.shape)}"
+        """Learn and check the span from the solve that this evaluation belongs to."""
+        caller = next(filter(None, self._callers), None)
+        if caller is not None:
             raise ValueError(
-                f"Expected the vector field {self.path!r} to be asked first at an end of its "
-                f"span, t0 = {self.t0:g} or t1 = {self.t1:g}, but got t = {got}. Name the module "
-                f"that is passed to odeint, and give the span that the model solves: t0=..., "
-                f"t1=..."
+                f"Expected the module that is passed to odeint, but {self.path!r} is called by "
+                f"{caller!r}, which gets a time itself and would see it unmoved. Name {caller!r}."
             )
-        self._span_checked = True
+        solve = solve_in_progress()
+        if solve is None or solve.times is None:
+            self._watch_unseen(t, in_solve=solve is not None)
+            return
+        self._inside = True
+        if solve is self._solve:
+            return
+        self._solve = solve
+        first, last = float(solve.times[0]), float(solve.times[-1])
+        if self.span is None:
+            self.span = first, last
+            assert self.draw is not None
+            self.check(self.draw)
+        t0, t1 = self.span
+        if {_near(first, t0, t1), _near(last, t0, t1)} != {t0, t1}:
+            origin = "" if self.asked else " (that of the first solve)"
+            raise ValueError(
+                f"Expected the vector field {self.path!r} to be solved over its span"
+                f"{origin}, t0 = {t0:g}, t1 = {t1:g}, in either direction, but got a solve from "
+                f"t = {first:g} to {last:g}. Give the span that the model solves: t0=..., t1=..."
+            )
+
+    def _watch_unseen(self, t: Tensor, in_solve: bool) -> None:
+        if t.ndim > 1 or bool((t != t.flatten()[0]).any()):
+            raise ValueError(
+                f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with one "
+                f"time, but got t = a tensor of shape {tuple(t.shape)}. Name the module that is "
+                f"passed to odeint."
+            )
+        if self.span is None:
+            raise ValueError(
+                f"Expected t0 and t1, the span that the model solves the vector field "
+                f"{self.path!r} over: it was evaluated outside of torchdiffeq, where the times of "
+                f"a solve are not seen. Give both: t0=..., t1=...; put an evaluation that "
+                f"belongs to no solve inside `with steer_lightning.nominal(field): ...`."
+            )
+        if not in_solve:
+            self._outside = True
+            if self._reached is not None and len(self._reached) < 1000:
+                self._reached.add(float(t.flatten()[0]))
+
+    def _warp_of(self, draw: Draw) -> TimeWarp | None:
+        """The warp of a draw, ``None`` if it moves nothing; made once."""
+        if self._warp is None or self._warp[0] is not draw:
+            assert self.span is not None
+            offsets = draw.offsets(self._gap(), None, clip=False)
+            t0, t1 = self.span
+            offset = 0.0 if offsets is None else float(offsets)
+            warp = None if offsets is None else TimeWarp(t0, t0, 1.0 + offset / (t1 - t0))
+            self._warp = draw, warp
+            if running_node() is None:
+                self.drawn = t1 + offset
+        return self._warp[1]
+
+    def _gap(self) -> Tensor:
+        assert self.span is not None
+        return torch.tensor([self.span[1] - self.span[0]], dtype=torch.float64)
+
+    def _ends(self) -> str:
+        assert self.span is not None
+        return f"{self.span[0]:g}, {self.span[1]:g}"
+
+
+def _near(t: float, t0: float, t1: float) -> float | None:
+    """The end of a span that a time lies at."""
+    ends = (end for end in (t0, t1) if abs(t - end) <= 1e-5 * abs(t1 - t0) + 1e-6 * abs(end))
+    return next(ends, None)
 
 
 class _MapTime:
@@ -130,6 +242,7 @@ class _MapTime:
     def __init__(self, horizon: AttachedHorizon) -> None:
         self.horizon = horizon
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         time = self.horizon.enter(args[0] if args else kwargs.get("t"))
         if args:
@@ -143,8 +256,34 @@ class _ScaleDerivative:
     def __init__(self, horizon: AttachedHorizon) -> None:
         self.horizon = horizon
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self.horizon.leave(output)
+
+
+class _Enter:
+    """Pre-hook of a module around the field: notes that it got a time, and so may be solved."""
+
+    def __init__(self, callers: list[str], name: str) -> None:
+        self.callers = callers
+        self.name = name
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        t = args[0] if args else kwargs.get("t")
+        is_time = isinstance(t, Tensor) and t.ndim == 0 and t.is_floating_point()
+        self.callers.append(self.name if is_time else "")
+
+
+class _Leave:
+    """Post-hook of a module around the field."""
+
+    def __init__(self, callers: list[str]) -> None:
+        self.callers = callers
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.callers.pop()
 
 
 def _scale(warp: TimeWarp, dy: Any) -> Any:

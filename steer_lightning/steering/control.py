@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from steer_lightning.horizon import Horizon, SpanHorizon
+from steer_lightning.horizon.base import moved
 from steer_lightning.horizon.end_time import (
     Distribution,
     EndTimeDraw,
@@ -17,8 +17,15 @@ from steer_lightning.horizon.end_time import (
     HalfWidth,
     Scope,
 )
-from steer_lightning.steering.attach import AttachedHorizon
-from steer_lightning.steering.targets import as_paths, attach, find_horizons, refuse_double_warp
+from steer_lightning.steering.attach import AttachedHorizon, Span
+from steer_lightning.steering.targets import (
+    as_paths,
+    attach,
+    attached_horizons,
+    find_field,
+    find_horizons,
+    refuse_double_warp,
+)
 from steer_lightning.utils.seeding import stream_key
 
 _CONTEXTS = itertools.count()
@@ -34,8 +41,8 @@ class SteerSettings:
 
     b: HalfWidth
     vector_fields: tuple[str, ...] | None = None
-    t0: float = 0.0
-    t1: float = 1.0
+    t0: float | None = None
+    t1: float | None = None
     epsilon: float = 1e-3
     distribution: Distribution = "uniform"
     scope: Scope = "batch"
@@ -57,8 +64,21 @@ class SteerSettings:
         if self.warmup_steps < 0:
             raise ValueError(f"Expected `warmup_steps` >= 0, but got {self.warmup_steps}.")
         draw = self.draw(key=0, step=self.warmup_steps)  # checks the rest
-        if self.vector_fields is not None:
-            SpanHorizon(self.t0, self.t1).check(draw)
+        if self.span is not None:
+            SpanHorizon(*self.span).check(draw)
+
+    @property
+    def span(self) -> Span | None:
+        """The span of attached fields, if it is given."""
+        if self.t0 is None and self.t1 is None:
+            return None
+        if self.vector_fields is None or self.t0 is None or self.t1 is None:
+            raise ValueError(
+                f"Expected both `t0` and `t1` with `vector_fields`, or none of them, but got "
+                f"t0 = {self.t0}, t1 = {self.t1}, vector_fields = {self.vector_fields}. They are "
+                f"the span of attached fields; a block of this library has its own, `t_span`."
+            )
+        return self.t0, self.t1
 
     def draw(self, *, key: int, step: int) -> EndTimeDraw:
         """The draw of one step: ``b`` grows linearly from zero over ``warmup_steps``."""
@@ -80,40 +100,62 @@ class Steering:
     """
 
     def __init__(self, model: nn.Module, settings: SteerSettings, owner: str) -> None:
+        if hasattr(model, "_forward_module"):
+            raise TypeError(
+                f"Expected the model itself, but got {type(model).__name__}, Fabric's wrapper "
+                f"around it. Give the unwrapped model: {type(model).__name__}.module."
+            )
+        self.root = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         self.settings = settings
         self.owner = owner
-        self.horizons: dict[str, Horizon] = (
-            find_horizons(model, settings.horizons)
-            if settings.vector_fields is None
-            else {
-                path: attach(model, path, settings.t0, settings.t1)
-                for path in settings.vector_fields
-            }
-        )
-        draw = settings.draw(key=0, step=settings.warmup_steps)
-        for path, horizon in self.horizons.items():
-            if horizon.owner not in (None, owner):
-                raise ValueError(
-                    f"Expected one owner for the horizon {path!r}, but {owner} asks for it and "
-                    f"{horizon.owner} has it. Keep one of the two, or give them different "
-                    f"`vector_fields` or `horizons`."
-                )
-            horizon.check(draw)
-        for horizon in self.horizons.values():
-            horizon.owner = owner
+        self.horizons = self._find(model)
         try:
+            self._claim()
             refuse_double_warp(model)
         except ValueError:
             self.release(detach=True)
             raise
 
+    def _find(self, model: nn.Module) -> dict[str, Horizon]:
+        """The horizons to move, by name."""
+        paths = self.settings.vector_fields
+        if paths is None:
+            return find_horizons(model, self.settings.horizons)
+        for path in paths:  # so that no field gets hooks if another path leads nowhere
+            find_field(model, path)
+        return {path or "model": attach(model, path, self.settings.span) for path in paths}
+
+    def _claim(self) -> None:
+        """Become the owner of all horizons."""
+        draw = self.settings.draw(key=0, step=self.settings.warmup_steps)
+        for path, horizon in self.horizons.items():
+            if horizon.owner not in (None, self.owner):
+                raise ValueError(
+                    f"Expected one owner for the horizon {path!r}, but {self.owner} asks and "
+                    f"{horizon.owner} has it. Keep one of the two, or give them different "
+                    f"`vector_fields` or `horizons`."
+                )
+            horizon.check(draw)
+        for horizon in self.horizons.values():
+            horizon.owner = self.owner
+
     def perturb(self, *, seed: int, step: int, rank: int = 0) -> None:
-        """Draw the end times of one step; independent for each horizon, keyed by its path."""
+        """Draw the end times of one step; independent for each horizon, keyed by its path.
+
+        Raises:
+            ValueError: If the model is in eval mode, where nothing moves.
+        """
+        if not self.root.training:
+            raise ValueError(
+                f"Expected {type(self.root).__name__} in training mode, but it is in eval mode, "
+                f"where STEER has no effect. Call .train() on it before the training step; parts "
+                f"of it may stay in eval mode."
+            )
         apart = rank if self.settings.scope in ("rank", "sample") else 0
         for path, horizon in self.horizons.items():
             key = stream_key("end_time", seed, step, path, apart)
             horizon.solved = False
-            horizon.perturb(self.settings.draw(key=key, step=step))
+            horizon.perturb(self.settings.draw(key=key, step=step), self.root)
 
     def reset(self) -> None:
         """Put every horizon back to its nominal end time."""
@@ -122,12 +164,25 @@ class Steering:
 
     def release(self, *, detach: bool) -> None:
         """Reset, give up ownership, and take hooks off if asked."""
-        self.reset()
         for horizon in self.horizons.values():
-            if horizon.owner == self.owner:
-                horizon.owner = None
+            if horizon.owner not in (None, self.owner):
+                continue  # refused: it is somebody else's
+            horizon.reset()
+            horizon.owner = None
             if detach and isinstance(horizon, AttachedHorizon):
                 horizon.detach()
+
+    @property
+    def spans(self) -> dict[str, Span | None]:
+        """The spans of attached fields, as far as they are known."""
+        attached = ((p, h) for p, h in self.horizons.items() if isinstance(h, AttachedHorizon))
+        return {path: horizon.span for path, horizon in attached}
+
+    def take_spans(self, spans: Mapping[str, Span | None]) -> None:
+        """Go on with the spans of a run before, or of another process."""
+        for path, horizon in self.horizons.items():
+            if isinstance(horizon, AttachedHorizon) and horizon.asked is None:
+                horizon.span = spans.get(path, horizon.span)
 
     def in_force(self) -> dict[str, float]:
         """The values in force by their logged names, ``steer/<path>/end_time``."""
@@ -138,7 +193,7 @@ class Steering:
         }
 
     def check_solved(self, where: str, *, foreign_only: bool = False) -> None:
-        """Raise if a horizon was not solved since its last draw.
+        """Raise if a horizon was not solved since its last draw; warn of what looks wrong.
 
         Args:
             where: Where it should have been, for the message.
@@ -150,6 +205,8 @@ class Steering:
         """
         for path, horizon in self.horizons.items():
             foreign = isinstance(horizon, AttachedHorizon)
+            if isinstance(horizon, AttachedHorizon):
+                horizon.warn_of_doubts()
             if horizon.solved or (foreign_only and not foreign):
                 continue
             if foreign:
@@ -180,6 +237,30 @@ class Steering:
         return "\n".join(["STEER moves these end times in training:", *lines])
 
 
+class EndTimes(Mapping[str, float]):
+    """The end times of one training step, as far as its solves have made them known."""
+
+    def __init__(self, steering: Steering) -> None:
+        self._read = steering.in_force
+
+    def freeze(self) -> None:
+        """Keep the values of this moment."""
+        values = self._read()
+        self._read = lambda: values
+
+    def __getitem__(self, name: str) -> float:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(self._read())
+
+
 @contextmanager
 def steer(
     model: nn.Module,
@@ -187,8 +268,8 @@ def steer(
     *,
     step: int,
     vector_fields: Sequence[str] | None = None,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: float | None = None,
+    t1: float | None = None,
     epsilon: float = 1e-3,
     distribution: Distribution = "uniform",
     scope: Scope = "batch",
@@ -201,17 +282,18 @@ def steer(
 
     .. math:: T \sim \mathcal{U}(t_1 - b,\; t_1 + b)
 
-    Put forward *and* backward inside. An attached field evaluated by a backward pass after the
-    block raises, as its gradient would be wrong; for this its hooks stay, without effect.
+    A backward pass may come after the block: what it solves again has the end time of its forward
+    pass. For this the hooks of attached fields stay, without effect otherwise.
 
     Args:
-        model: Any model.
+        model: Any model, in training mode; not Fabric's wrapper around it.
         b: Half-width of the end-time interval; ``"auto"`` for ``(1 - epsilon)`` of each.
         step: Count of training steps: another step, another draw.
-        vector_fields: Dotted paths of what the model passes to ``odeint``; its own horizons if
-            not given.
-        t0: Fixed end of the span of attached fields.
-        t1: Moved end of the span of attached fields.
+        vector_fields: Dotted paths of what the model passes to ``odeint``, ``""`` for itself; its
+            own horizons if not given.
+        t0: Fixed end of the span of attached fields; with ``t1`` taken from the first solve if
+            not given, which torchdiffeq has to do.
+        t1: Moved end of that span.
         epsilon: Fraction of an interval left free.
         distribution: ``"uniform"`` or ``"normal"``.
         scope: ``"batch"``, ``"rank"`` or ``"sample"``.
@@ -224,8 +306,9 @@ def steer(
             if not given.
 
     Yields:
-        The end times in force, by the names that the callback logs them under; spans with one
-        end time for each sample show it only after their solve.
+        The end times in force, by the names that the callback logs them under. Those that are
+        known only after a solve (one for each sample, a span that is not given) are NaN or
+        nominal before it.
 
     Raises:
         ValueError: See :class:`Steering` and :class:`SteerSettings`; and at the end of the block
@@ -260,7 +343,9 @@ def steer(
             step=step,
             rank=current_rank() if rank is None else rank,
         )
-        yield MappingProxyType(steering.in_force())
+        end_times = EndTimes(steering)
+        yield end_times
+        end_times.freeze()
         steering.check_solved("inside `with steer(...)`", foreign_only=True)
     finally:
         steering.release(detach=False)
@@ -291,16 +376,28 @@ def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
             f"Expected a model with a SpanHorizon, but {type(model).__name__} has none: there is "
             f"no end time to move."
         )
-    before = [horizon.draw for horizon in spans]
-    try:
-        for horizon in spans:
-            horizon.perturb(FixedOffset(offset))
+    with moved(spans, FixedOffset(offset)):
         yield
-    finally:
-        for horizon, draw in zip(spans, before, strict=True):
-            horizon.reset()
-            if draw is not None:
-                horizon.perturb(draw)
+
+
+@contextmanager
+def nominal(module: nn.Module) -> Iterator[None]:
+    """Evaluate a model or a vector field at nominal times within a training step.
+
+    An attached field that is evaluated in no solve, for a residual of the physics say, would
+    otherwise get the moved time and a scaled derivative.
+
+    Args:
+        module: The attached field, or any module that holds horizons or attached fields.
+
+    Example:
+        >>> field = nn.Linear(2, 2)
+        >>> with nominal(field):
+        ...     dy = field(torch.zeros(4, 2))
+    """
+    own = [m for m in module.modules() if isinstance(m, Horizon)]
+    with moved([*own, *attached_horizons(module)], None):
+        yield
 
 
 def agreed_seed() -> int:

@@ -7,7 +7,7 @@ from torch import nn
 
 from steer_lightning.horizon import Horizon
 from steer_lightning.solvers import SolveStats
-from steer_lightning.steering.attach import AttachedHorizon
+from steer_lightning.steering.attach import AttachedHorizon, Span
 from steer_lightning.utils.checks import check_choice
 
 _ATTACHED: WeakKeyDictionary[nn.Module, AttachedHorizon] = WeakKeyDictionary()
@@ -21,6 +21,11 @@ def as_paths(name: str, paths: Sequence[str] | None) -> tuple[str, ...] | None:
             f"[{paths!r}]."
         )
     return None if paths is None else tuple(paths)
+
+
+def plain_path(path: str) -> str:
+    """A module's path, as if nothing were wrapped by ``torch.compile``."""
+    return ".".join(name for name in path.split(".") if name != "_orig_mod")
 
 
 def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict[str, Horizon]:
@@ -39,7 +44,7 @@ def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict
         ['encoder.rnn.horizon']
     """
     horizons = {
-        path.replace("_orig_mod.", "") or "model": module
+        plain_path(path) or "model": module
         for path, module in model.named_modules()
         if isinstance(module, Horizon)
     }
@@ -69,28 +74,34 @@ def find_stats(model: nn.Module) -> dict[str, SolveStats]:
         ['0']
     """
     return {
-        path or "model": module.stats
+        plain_path(path) or "model": module.stats
         for path, module in model.named_modules()
         if isinstance(getattr(module, "stats", None), SolveStats)
     }
 
 
 def refuse_double_warp(model: nn.Module) -> None:
-    """Raise if a block's own horizon and a field attached inside the block are both moved."""
+    """Raise if a field is moved inside a block, or another field, that is moved itself."""
     for path, block in model.named_modules():
-        own = [m.owner for m in block.children() if isinstance(m, Horizon) and m.owner]
-        attached = (_ATTACHED.get(m) for m in block.modules())
-        inside = [a for a in attached if a is not None and a.owner]
-        if own and inside:
+        outer = [m for m in block.children() if isinstance(m, Horizon) and m.owner]
+        outer += attached_horizons(block, inside=False)
+        inner = [a for a in attached_horizons(block) if a.owner and a not in outer]
+        if outer and inner and outer[0].owner:
             raise ValueError(
-                f"Expected one owner for the end time of {path or 'the model'!r}, but {own[0]} "
-                f"moves its own horizon and {inside[0].owner} the vector field "
-                f"{inside[0].path!r} inside it: T would move twice. Keep one of the two."
+                f"Expected one owner for the end time of {path or 'the model'!r}, but "
+                f"{outer[0].owner} moves its own horizon and {inner[0].owner} the vector field "
+                f"{inner[0].path!r} inside it: T would move twice. Keep one of the two."
             )
 
 
-def attach(model: nn.Module, path: str, t0: float, t1: float) -> AttachedHorizon:
-    """The horizon of a named vector field; the one it has, if that is of the same span.
+def attached_horizons(module: nn.Module, inside: bool = True) -> list[AttachedHorizon]:
+    """The horizons attached to a module and, if asked, to the modules inside it."""
+    modules = module.modules() if inside else [module]
+    return [_ATTACHED[m] for m in modules if m in _ATTACHED]
+
+
+def find_field(model: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path; the model itself for the empty one.
 
     Raises:
         ValueError: If the path leads nowhere.
@@ -104,12 +115,25 @@ def attach(model: nn.Module, path: str, t0: float, t1: float) -> AttachedHorizon
                 f"{error} A path leads to an nn.Module inside the model, such as 'flow.func'; a "
                 f"plain function cannot be attached: wrap it in an nn.Module."
             ) from None
-    field = known[path]
+    field: nn.Module = known[path]
+    return field
+
+
+def attach(model: nn.Module, path: str, span: Span | None) -> AttachedHorizon:
+    """The horizon of a named vector field; the one it has, if that is of the same span.
+
+    Raises:
+        ValueError: If the path leads nowhere.
+    """
+    field = find_field(model, path)
     horizon = _ATTACHED.get(field)
     if horizon is not None and horizon.attached:
-        if horizon.owner is not None or (horizon.t0, horizon.t1) == (t0, t1):
+        if horizon.owner is not None or horizon.asked == span:
             return horizon
         horizon.detach()
-    horizon = AttachedHorizon(field, path or "model", t0, t1)
+    names = path.split(".") if path else []
+    outer = [".".join(names[:n]) for n in range(len(names))]
+    around = {name: find_field(model, name) for name in outer}
+    horizon = AttachedHorizon(field, path or "model", span, around)
     _ATTACHED[field] = horizon
     return horizon

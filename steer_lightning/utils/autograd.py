@@ -1,26 +1,50 @@
 """The state of the autograd engine."""
 
+from typing import NamedTuple
+
 import torch
+
+
+class Node(NamedTuple):
+    """A node of the autograd graph: its number and the name of its type."""
+
+    number: int
+    name: str
 
 
 def in_backward() -> bool:
     """Whether this runs inside an autograd engine's backward pass.
 
-    An adjoint or a checkpoint evaluates vector fields there. :func:`torch.autograd.grad` called
-    in a forward pass does not count: its caller is outside the engine.
-
-    Example:
-        >>> in_backward()
-        False
+    :func:`torch.autograd.grad` called in a forward pass does not count: its caller is outside.
     """
     return backward_pass() != -1
 
 
 def backward_pass() -> int:
-    """Number of the backward pass that this runs inside; -1 in none, and never the same twice.
+    """Number of the backward pass that this runs inside; -1 in none, and never the same twice."""
+    return torch._C._current_graph_task_id()
+
+
+def next_node() -> int:
+    """Number of the autograd node that this thread makes next; they count up.
 
     Example:
-        >>> backward_pass()
-        -1
+        >>> before = next_node()
+        >>> y = torch.ones(1, requires_grad=True) + 1.0
+        >>> y.grad_fn._sequence_nr() == before
+        True
     """
-    return torch._C._current_graph_task_id()
+    return torch._C._autograd._get_sequence_nr()
+
+
+def running_node() -> Node | None:
+    """The node whose backward runs now; ``None`` outside a backward pass.
+
+    Example:
+        >>> running_node() is None
+        True
+    """
+    if torch.compiler.is_compiling() or not in_backward():
+        return None
+    node = torch._C._current_autograd_node()
+    return None if node is None else Node(node._sequence_nr(), type(node).__name__)

@@ -14,14 +14,6 @@ from steer_lightning.utils.problem import first_part
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Check that a name is one of those known, and list the near ones if it is not.
 
-    Args:
-        what: What the name stands for, as the user calls it.
-        value: The name given.
-        choices: The names known.
-
-    Raises:
-        ValueError: If ``value`` is not among ``choices``.
-
     Example:
         >>> check_choice("method", "rk5", ["rk4"])
         Traceback (most recent call last):
@@ -78,6 +70,17 @@ def check_tolerances(rtol: float, atol: float, max_nfe: int | None) -> None:
             raise ValueError(f"Expected `{name}` to be finite and > 0, but got {tolerance}.")
     if max_nfe is not None and max_nfe < 1:
         raise ValueError(f"Expected `max_nfe` to be None or >= 1, but got {max_nfe}.")
+
+
+def check_resolution(atol: float, dtype: torch.dtype) -> None:
+    """Raise a ``ValueError`` if rounding in a state of zero, in units of ``atol``, overflows."""
+    limits = torch.finfo(dtype)
+    smallest = limits.eps * math.sqrt(limits.tiny)
+    if atol < smallest:
+        raise ValueError(
+            f"Expected `atol` of at least {smallest:.1g} for a state of {dtype}, which cannot "
+            f"resolve less, but got {atol:g}. Raise atol, or use float64."
+        )
 
 
 def check_widths(dim: int, hidden: Sequence[int]) -> None:

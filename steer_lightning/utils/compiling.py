@@ -17,13 +17,9 @@ RECOMPILE_LIMIT = 128
 def compiled(function: Callable[..., Any], cuda_graphs: bool = False) -> Callable[..., Any]:
     """Compile a function of modules and tensors, once in a process.
 
-    A module among the arguments is no constant of the graph: all modules of one structure share
-    it, whatever their weights; new values of tensors compile nothing, nor does a new length of
-    their first axis, the batch, unless the function depends on it, as convolutions do.
-
-    Args:
-        function: A plain function; must not branch on values of tensors.
-        cuda_graphs: Replay the graph as a CUDA graph on a GPU, one for each batch size.
+    All modules of one structure share a graph, whatever their weights; new values of tensors
+    compile nothing, nor does a new batch size, unless the function depends on it, as convolutions
+    do. With ``cuda_graphs`` a GPU replays it, one graph for each batch size.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)

@@ -13,17 +13,11 @@ import torch
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    r"""Write a file under a temporary name beside its own, which it gets if all goes well.
+    """Write a file under a temporary name beside its own, which it gets if all goes well.
 
-    Any number of processes may write the same file at once: each writes its own, and the last
-    one stays. Nobody ever sees a part of a file, even if the process is killed: the file that was
-    there before stays. A killed process leaves its temporary file, whose name starts with a dot.
-
-    Args:
-        path: Name of the finished file; missing folders are made.
-
-    Yields:
-        Path to write to.
+    Any number of processes may write the same file at once: the last one stays, and nobody ever
+    sees a part of a file. Missing folders are made. A killed process leaves its temporary file,
+    whose name starts with a dot.
 
     Example:
         >>> import tempfile
@@ -44,31 +38,35 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def load_plain(path: str | Path) -> Any:
-    r"""Read what ``torch.save`` wrote, without running code from the file.
-
-    Unlike :func:`torch.load`, it compares the checksums that the file holds, so that no flipped
-    bit goes unseen; files from before PyTorch 1.6 have none.
-
-    Args:
-        path: The file; it may hold tensors and plain values.
-
-    Returns:
-        Its content, on the CPU.
+def check_whole(path: Path) -> None:
+    """Compare the checksums in a file of ``torch.save``; it has none if PyTorch 1.5 wrote it.
 
     Raises:
-        Exception: Of nearly any kind, if the file is broken or asks for code to be run.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"x": torch.ones(2)}, f"{folder}/a.pt")
-        ...     load_plain(f"{folder}/a.pt")
-        {'x': tensor([1., 1.])}
+        BadZipFile: If the file is empty, cut short, or holds a flipped bit; it names the file.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as members:
-            broken = members.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
+    magic = b"PK\x03\x04"
+    with path.open("rb") as file:
+        try:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as members:
+                    broken = members.testzip()
+                wrong = None if broken is None else f"the checksum of {broken} is wrong"
+            else:
+                file.seek(0)
+                head = file.read(len(magic))
+                wrong = "it is empty or cut short" if magic.startswith(head) else None
+        except Exception as error:  # zipfile raises nearly anything
+            wrong = str(error)
+    if wrong is not None:
+        raise zipfile.BadZipFile(f"Expected a whole file, but {path} is broken: {wrong}.")
+
+
+def load_plain(path: str | Path) -> Any:
+    """Read tensors and plain values from ``torch.save``, without running code from the file.
+
+    Unlike :func:`torch.load`, it compares the checksums that the file holds, so that no flipped
+    bit goes unseen; files from before PyTorch 1.6 have none. A broken file raises any kind of
+    exception.
+    """
+    check_whole(Path(path))
     return torch.load(path, map_location="cpu", weights_only=True)

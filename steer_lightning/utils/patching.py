@@ -11,9 +11,6 @@ class WrappedMethods:
     Copies of the object (``copy.deepcopy``, ``pickle``, ``torch.save``) are not wrapped. Several
     may wrap one method, and release it in any order.
 
-    Args:
-        owner: The object, such as a module.
-
     Example:
         >>> from torch import nn
         >>> module = nn.ReLU()

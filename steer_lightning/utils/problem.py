@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 VectorField = Callable[[Tensor, Any], Any]
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def parts(y: Any) -> tuple[Tensor, ...]:
@@ -51,12 +52,9 @@ def default_times(y0: Any, *times: float) -> Tensor:
 def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
     """Every tensor that a field's output depends on and that wants a gradient.
 
-    These are the parameters of an ``nn.Module`` and what its submodules list in a method
-    ``trainable_tensors`` (a warp with a learnable end time, say).
-
-    Raises:
-        TypeError: If the field, or one that it wraps, is not an ``nn.Module``, as its parameters
-            cannot be found.
+    The parameters of an ``nn.Module``, and what its submodules list in a method
+    ``trainable_tensors`` (a warp with a learnable end time, say). A field, or one that it wraps,
+    that is no module raises a ``TypeError``.
     """
     module = _as_module(vector_field)
     found = [p for p in module.parameters() if p.requires_grad]
@@ -65,6 +63,19 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
             _as_module(part.vector_field)
         extra = getattr(part, "trainable_tensors", None)
         found.extend(extra() if callable(extra) else ())
+    known = {id(x) for x in found}
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if name in _OF_EVERY_MODULE:
+                continue
+            for x in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(x, Tensor) and x.requires_grad and id(x) not in known:
+                    raise ValueError(
+                        f"Expected no tensor with a gradient but parameters in a vector field "
+                        f"for gradient='adjoint', which would drop it, but got `{name}` of "
+                        f"{type(part).__name__}. Make it a part of the state, whose derivative is "
+                        f"zero, or a parameter, or use gradient='autograd'."
+                    )
     return tuple(found)
 
 

@@ -49,32 +49,16 @@ def test_flow_agrees_with_plain_torchdiffeq_code(std):
 def test_classifier_agrees_with_plain_torchdiffeq_code(architecture):
     x = classifier_step.make_images(4, size=6).double()
     steps = classifier_step.make_steps(architecture, x)
-    apart = classifier_step.differences(steps, steps["torchdiffeq, autograd"])
-    assert max(apart["`ODEBlock(TorchdiffeqSolver)`"]) < 1e-10
-    adjoint = "`ODEBlock(TorchdiffeqSolver)`, adjoint"
-    plain, own = (steps[name].result() for name in ("torchdiffeq, adjoint", adjoint))
-    for a, b in zip(plain, own, strict=True):
-        torch.testing.assert_close(a, b)
-    reference = classifier_step.plain_step(architecture, x, tol=1e-9)
-    apart = classifier_step.differences(steps, reference)
-    for name in ("`ODEBlock`", "`ODEBlock`, without channels-last", "`ODEBlock`, checkpoint"):
-        loss, gradient = apart[name]
-        assert loss < 1e-3
-        assert gradient < 1.5 * apart["torchdiffeq, autograd"][1]  # kinks make both coarse
-
-
-def test_classifier_takes_no_extra_evaluations():
-    steps = classifier_step.make_steps(Architecture(4), classifier_step.make_images(4, size=6))
-    counts = {}
-    for name, step in steps.items():
-        step()
-        counts[name] = (step.stats.nfe_forward, step.stats.nfe_backward)
-    own = "`ODEBlock(TorchdiffeqSolver)`"
-    assert counts[f"{own}, adjoint"] == counts["torchdiffeq, adjoint"]
-    assert counts[own] == counts["torchdiffeq, autograd"]
-    assert counts["`ODEBlock`"] <= counts[own]
+    apart = classifier_step.differences(
+        steps, classifier_step.plain_step(architecture, x, tol=1e-9)
+    )
+    loss, gradient = apart["`ODEBlock`"]
+    assert loss < 1e-3
+    assert gradient < 1.5 * apart["torchdiffeq, autograd"][1]  # kinks make both coarse
+    plain, own = (steps[name].stats for name in ("torchdiffeq, autograd", "`ODEBlock`"))
+    assert 0 < own.nfe_forward <= plain.nfe_forward
     kept = {name: kept_gigabytes(step.loss) for name, step in steps.items()}
-    assert kept["torchdiffeq, autograd"] > kept["torchdiffeq, adjoint"]
+    assert 0 < kept["`ODEBlock`"] < kept["torchdiffeq, autograd"]
 
 
 def rows(markdown):

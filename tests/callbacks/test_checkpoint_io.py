@@ -1,6 +1,6 @@
+import os
+import resource
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,20 +18,21 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
 
 
-def test_a_kill_in_the_middle_leaves_the_checkpoint_before(tmp_path):
+def test_a_kill_in_the_middle_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     AtomicCheckpointIO().save_checkpoint({"n": 1}, path)
-    code = f"""
-import os, signal, torch
-from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
-def half(checkpoint, path):
-    path.write_bytes(b"half a checkpoint")
-    os.kill(os.getpid(), signal.SIGKILL)
-torch.save = half
-AtomicCheckpointIO().save_checkpoint({{"n": 2}}, {str(path)!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+    def half(checkpoint, path):
+        path.write_bytes(b"half a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(torch, "save", half)
+    child = os.fork()
+    if child == 0:
+        AtomicCheckpointIO().save_checkpoint({"n": 2}, path)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    monkeypatch.undo()
     assert torch.load(path, weights_only=True) == {"n": 1}
     AtomicCheckpointIO().save_checkpoint({"n": 3}, path)
     assert torch.load(path, weights_only=True) == {"n": 3}
@@ -44,6 +45,20 @@ def test_a_failure_leaves_the_checkpoint_before_and_no_litter(tmp_path):
         AtomicCheckpointIO().save_checkpoint({"n": lambda: None}, path)
     assert torch.load(path, weights_only=True) == {"n": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_full_disk_is_said_with_the_path_and_leaves_the_checkpoint_before(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"n": 1}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=f"write {path}, but could not: .* disk full"):
+            AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.load(path, weights_only=True) == {"n": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_storage_options_are_refused_as_by_lightning(tmp_path):

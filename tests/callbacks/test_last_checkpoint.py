@@ -47,7 +47,11 @@ def test_last_is_the_newest_and_lies_beside_the_best(tmp_path):
 @pytest.mark.parametrize("given", [True, False])
 def test_alone_it_finds_a_folder(tmp_path, given):
     own = tmp_path / "mine" if given else None
+    left = (own or tmp_path / "checkpoints") / f".last.ckpt.{32 * 'a'}"  # by a kill
+    left.parent.mkdir()
+    left.touch()
     trainer_in(tmp_path, LastCheckpoint(dirpath=own)).fit(seeded(OwnModel), tiny_loader())
+    assert not left.exists()
     folder = own or tmp_path / "checkpoints"
     assert step_of(folder / "last.ckpt") == 6
 

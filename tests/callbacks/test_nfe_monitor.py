@@ -184,6 +184,21 @@ def test_evaluations_of_one_block_used_twice_add_up():
     assert [m["train/nfe_forward"] for m in reads.train] == [6.0, 6.0]
 
 
+def test_a_compiled_block_is_counted_once_under_its_own_name():
+    model, reads = seeded(TwoBlocks), Reads()
+    model.a = torch.compile(model.a, backend="eager")
+    tiny_trainer(NFEMonitor(), reads).fit(model, tiny_loader())
+    expected = {"train/nfe_forward": 13.0, "train/nfe_forward/a": 3.0, "train/nfe_forward/b": 10.0}
+    found = {k: v for k, v in reads.train[-1].items() if "forward" in k and "epoch" not in k}
+    assert found == expected
+
+
+@pytest.mark.parametrize("paths", [["func"], []])
+def test_steps_of_named_fields_are_refused_as_they_are_not_seen(paths):
+    with pytest.raises(ValueError, match=r"`steps` off .* `vector_fields`.* steps are not seen"):
+        NFEMonitor(paths, steps=True)
+
+
 def test_nothing_to_count_is_an_error():
     with pytest.raises(
         ValueError, match=r"ForeignModel has none.*nothing to count.*vector_fields="

@@ -82,7 +82,7 @@ def test_without_any_seed_torchs_initial_seed_decides_and_is_kept():
         torch.rand(5)
         callback, model = SteerCallback(0.5), seeded(OwnModel)
         tiny_trainer(callback, max_epochs=2).fit(model, tiny_loader())
-    assert callback.state_dict() == {"seed": 11, "step": 4}
+    assert (callback.seed, callback.state_dict()["step"]) == (11, 4)
     assert model.ends == ends_of_fit(seed=11)
 
 
@@ -117,7 +117,9 @@ def test_a_resumed_run_continues_the_draws(model_class, where, tmp_path):
         second, tiny_loader(), ckpt_path=tmp_path / "half.ckpt"
     )
     assert first.ends + second.ends == through.ends
-    assert callback.state_dict() == {"seed": 3, "step": 8}
+    state = callback.state_dict()
+    assert (state["seed"], state["step"]) == (3, 8)
+    assert state["spans"] == ({"func": (0.0, 1.0)} if where else {})
     for a, b in zip(through.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -142,23 +144,39 @@ def test_a_run_resumed_in_mid_epoch_continues_the_draws(tmp_path):
     assert len(first) == 3
 
 
-def test_the_seed_of_a_checkpoint_wins_with_a_warning():
-    callback = SteerCallback(0.5, seed=5)
-    with pytest.warns(UserWarning, match="seed of the checkpoint, 3, and not with seed=5"):
-        callback.load_state_dict({"seed": 3, "step": 4})
-    assert callback.state_dict() == {"seed": 3, "step": 4}
+@pytest.mark.parametrize(
+    ("asked", "messages"),
+    [
+        ({}, []),
+        ({"seed": 3}, []),
+        ({"seed": 5}, ["seed of the checkpoint, 3, and not with seed=5"]),
+        ({"b": 0.2}, ["goes on with b=0.2; the checkpoint was trained with b=0.5"]),
+        ({"b": "auto", "scope": "rank"}, ["on with b='auto'; the", "trained with scope='batch'"]),
+    ],
+)
+def test_a_resume_says_which_settings_have_changed_and_keeps_the_seed(asked, messages, recwarn):
+    callback = SteerCallback(**{"b": 0.5, **asked})
+    callback.load_state_dict({**SteerCallback(0.5, seed=3).state_dict(), "step": 4})
+    assert len(recwarn.list) == len(messages)
+    for warning, message in zip(recwarn.list, messages, strict=True):
+        assert message in str(warning.message)
+    assert (callback.state_dict()["seed"], callback.state_dict()["step"]) == (3, 4)
 
 
-@pytest.mark.parametrize("asked", [None, 3])
-def test_no_warning_where_the_seeds_agree(asked, recwarn):
-    callback = SteerCallback(0.5, seed=asked)
-    callback.load_state_dict({"seed": 3, "step": 4})
-    assert not recwarn.list
+def test_a_second_run_starts_anew_and_a_longer_fit_goes_on(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    callback = SteerCallback(0.5)
+    for seed in (11, 12):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        model, trainer = seeded(OwnModel), tiny_trainer(callback)
+        trainer.fit(model, tiny_loader())
+        assert model.ends == ends_of_fit(seed=seed)[:2]
+    trainer.fit_loop.max_epochs = 2  # of one epoch before
+    trainer.fit(model, tiny_loader())
+    assert callback.state_dict()["step"] == 4
 
 
-def test_the_state_is_plain_numbers_and_its_key_is_what_is_steered():
-    callback = SteerCallback(0.5, seed=5)
-    assert callback.state_dict() == {"seed": 5, "step": 0}
+def test_its_key_is_what_is_steered():
     a, b = SteerCallback(0.5, ["a.func"]), SteerCallback(0.5, ["b.func"])
     assert a.state_key != b.state_key
     assert a.state_key == SteerCallback(0.1, ["a.func"], seed=9).state_key

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torchdiffeq import odeint
@@ -75,12 +76,12 @@ def test_what_does_not_fit_the_model_is_refused_before_the_first_batch(
 
 def test_a_learnable_end_of_a_foreign_field_is_refused():
     with pytest.raises(TypeError, match=r"learn_t1=True.*cannot be learned from outside"):
-        SteerCallback(0.5, ["func"], t1=nn.Parameter(torch.tensor(1.0)))
+        SteerCallback(0.5, ["func"], t0=0.0, t1=nn.Parameter(torch.tensor(1.0)))
 
 
 def test_b_that_does_not_fit_the_span_given_is_refused_at_once():
     with pytest.raises(ValueError, match=r"no end time reaches t0, but got b = 1\.5"):
-        SteerCallback(1.5, ["func"])
+        SteerCallback(1.5, ["func"], t0=0.0, t1=1.0)
 
 
 def test_two_callbacks_on_one_horizon_are_refused():
@@ -173,33 +174,54 @@ def test_a_validation_pass_does_not_count_as_the_first_training_batch():
 
 def test_a_span_that_is_not_the_models_is_an_error():
     model = seeded(ForeignModel)
-    with pytest.raises(ValueError, match=r"t0 = 2 or t1 = 3, but got t = 0.0.*t0=\.\.\., t1="):
+    with pytest.raises(ValueError, match=r"t0 = 2, t1 = 3, in .* from t = 0 to 1. Give the span"):
         fit(model, SteerCallback(0.5, ["func"], t0=2.0, t1=3.0))
 
 
 @pytest.mark.parametrize("adjoint", [True, False])
-def test_a_backward_pass_after_the_reset_raises_unless_it_needs_no_field(adjoint):
-    class Late(ForeignModel):
-        """Keeps the loss of one batch to differentiate it in the next."""
+def test_a_loss_that_is_held_over_has_the_gradient_of_its_own_end_time(adjoint):
+    class Manual(ForeignModel):
+        held = None
 
-        kept = None
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
+        def __init__(self, late):
+            super().__init__(adjoint)
             self.automatic_optimization = False
+            self.late = late
 
         def training_step(self, batch, batch_idx):
-            if self.kept is not None:
-                self.manual_backward(self.kept)
-            self.kept = self.loss(batch)
+            loss = self.loss(batch)
+            self.held, loss = loss, self.held if self.late else loss
+            if loss is not None:
+                self.manual_backward(loss)
 
-    model = seeded(Late, adjoint=adjoint)
-    if adjoint:
-        with pytest.raises(
-            RuntimeError, match="Call backward before the end of the training step"
-        ):
-            fit(model, SteerCallback(0.5, ["func"]))
-        assert model.func.w.grad is None
-    else:
-        fit(model, SteerCallback(0.5, ["func"]))
-        assert model.func.w.grad.isfinite().all()
+    grads = []
+    for late in (False, True):
+        model = seeded(Manual, late)
+        # The late one leaves out the last of three batches; the other never sees it.
+        trainer = tiny_trainer(
+            SteerCallback(0.5, ["func"], seed=0), limit_train_batches=3 if late else 2
+        )
+        trainer.fit(model, tiny_loader(12))
+        grads.append(model.func.w.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_a_module_in_eval_mode_is_an_error():
+    class Evaluates(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.eval()  # and forgets to go back
+
+    with pytest.raises(ValueError, match="OwnModel in training mode, but it is in eval mode"):
+        fit(seeded(OwnModel), SteerCallback(0.5), Evaluates())
+
+
+def test_a_callback_that_comes_first_evaluates_at_the_nominal_end():
+    class Evaluates(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.eval()
+            self.end = float(pl_module(tiny_data())[0, 1].detach())
+            pl_module.train()
+
+    evaluates = Evaluates()
+    tiny_trainer(evaluates, SteerCallback(0.5, seed=0)).fit(seeded(OwnModel), tiny_loader())
+    assert evaluates.end == pytest.approx(1.0, abs=1e-6)

@@ -4,6 +4,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 from torchdiffeq import odeint
 
 from steer_lightning import SteerCallback
@@ -152,6 +153,47 @@ def test_mixed_precision(model_class, adjoint, where):
     (ends, weights), (mixed_ends, mixed_weights) = results.values()
     assert mixed_ends == pytest.approx(ends, abs=1e-4)
     torch.testing.assert_close(mixed_weights, weights, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("model_class", [OwnModel, ForeignModel])
+def test_a_solve_in_inference_mode_within_the_step_is_harmless(model_class, scope):
+    class Looks(model_class):
+        def training_step(self, batch, batch_idx):
+            with torch.inference_mode():
+                self(batch)
+            return self.loss(batch)
+
+    foreign = model_class is ForeignModel
+    if foreign and scope == "sample":
+        pytest.skip("a foreign field takes one time for the whole batch")
+    settings = {"vector_fields": ["func"]} if foreign else {}
+    runs = [seeded(Looks), seeded(model_class)]
+    for model in runs:
+        callback = SteerCallback(0.5, seed=0, scope=scope, **settings)
+        tiny_trainer(callback).fit(model, tiny_loader())
+    assert runs[0].ends == runs[1].ends
+
+
+def test_half_precision_stays_half_precision_in_a_foreign_field():
+    class Field(nn.Linear):
+        def forward(self, t, y):
+            return super().forward(torch.cat([y, t.expand(len(y), 1)], dim=1))
+
+    class Half(ForeignModel):
+        def __init__(self):
+            super().__init__()
+            self.net = Field(3, 2)
+
+        def forward(self, y0):
+            t, options = torch.tensor([0.0, 1.0], dtype=y0.dtype), {"step_size": 0.25}
+            return odeint(self.net, y0, t, method="euler", options=options)[-1]
+
+    model = seeded(Half)
+    tiny_trainer(SteerCallback(0.2, ["net"], seed=0), precision="bf16-true").fit(
+        model, tiny_loader()
+    )
+    assert model.net.weight.grad.dtype == torch.bfloat16
 
 
 def test_the_end_of_a_flow_is_learned_around_its_draws():

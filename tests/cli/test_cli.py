@@ -1,68 +1,53 @@
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import cli
-from datamodules import ToyDensityDataModule
 from steer_lightning.callbacks import EndTimeSweep, FeaturePlot, SteerCallback
 from steer_lightning.modules import CNFModule
 from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
 from tests.cli.running import QUIET, toy_config, write
 from tests.modules.test_common import RecordRates
 
-ROOT = Path(__file__).resolve().parents[2]
+RECORD_RATES = "--trainer.callbacks+=tests.modules.test_common.RecordRates"
 
 
-def test_script_prints_help():
-    done = subprocess.run(
-        [sys.executable, ROOT / "cli.py", "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        check=False,
-    )
-    assert done.returncode == 0
-    for command in ("fit", "validate", "test", "predict"):
-        assert command in done.stdout
-    assert list(Path.cwd().iterdir()) == []
-
-
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_help_of_commands(command, capsys):
+def help_of(*arguments, capsys):
+    """What is printed, on one line."""
     with pytest.raises(SystemExit) as done:
-        cli.main([command, "--help"])
+        cli.main([*arguments])
     assert done.value.code == 0
-    text = capsys.readouterr().out
-    for option in ("--config", "--model", "--data", "--trainer", "--seed_everything"):
-        assert option in text
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_script_prints_help(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["cli.py", "--help"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(cli.__file__, run_name="__main__")
+    assert done.value.code == 0
+    assert "{fit,validate,test,predict}" in capsys.readouterr().out
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--model.help=CNFModule", ["--model.flow", "The flow, a"]),
+        ("--help", ["--config", "--model", "--data", "--trainer", "--steer", "--guard.policy"]),
         ("--model.help=ImageFlowModule", ["--model.test_draws", "at least two"]),
-        ("--model.help=ClassifierModule", ["--model.num_classes", "Number of classes."]),
-        ("--model.help=StiffODEModule", ["--model.time_input", "the time since its start"]),
-        ("--data.help=MNISTDataModule", ["--data.image_size", "a divisor of the files' own"]),
-        ("--trainer.callbacks.help=SteerCallback", ["--trainer.callbacks.b", "Half-width"]),
-        ("--trainer.callbacks.help=EndTimeSweep", ["--trainer.callbacks.n_points"]),
-        ("--trainer.callbacks.help=FeaturePlot", ["--trainer.callbacks.n_samples"]),
         ("--model.help=RegressionModule", ["--model.head", "Maps flattened features"]),
         ("--data.help=SVHNDataModule", ["--data.download", "torchvision's layout"]),
+        ("--trainer.callbacks.help=SteerCallback", ["--trainer.callbacks.b", "Half-width"]),
+        ("--trainer.callbacks.help=EndTimeSweep", ["--trainer.callbacks.n_points"]),
         ("--trainer.callbacks.help=SampleGrid", ["--trainer.callbacks.temperatures", "one row"]),
     ],
 )
-def test_help_of_classes_by_short_name(option, words, capsys):
-    with pytest.raises(SystemExit) as done:
-        cli.main(["fit", option])
-    assert done.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+def test_help_of_a_command_and_of_classes_by_short_name(option, words, capsys):
+    text = help_of("fit", option, capsys=capsys)
     for word in words:
         assert word in text
 
@@ -78,29 +63,9 @@ def test_print_config_can_be_read_back(capsys):
     assert printed["last"] == {"every_n_train_steps": None, "dirpath": None}
     assert printed["trainer"]["logger"]["class_path"].endswith("TensorBoardLogger")
     assert printed["steer"]["init_args"]["b"] == 0.5
-    solver = printed["model"]["init_args"]["flow"]["init_args"]
-    assert solver["t_span"] == [0.0, 1.0]
+    assert printed["model"]["init_args"]["flow"]["init_args"]["t_span"] == [0.0, 1.0]
     assert print_config(write(printed, "printed.yaml")) == printed
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["config.yaml", "printed.yaml"]
-
-
-def test_classes_and_values_on_the_command_line(caplog):
-    done = cli.main(
-        [
-            "fit",
-            "--config",
-            write(toy_config()),
-            "--trainer.fast_dev_run=1",
-            "--steer.b=0.25",
-            "--data.name=moons",
-            *QUIET,
-        ]
-    )
-    assert isinstance(done.model, CNFModule)
-    assert isinstance(done.datamodule, ToyDensityDataModule)
-    (steer,) = [c for c in done.trainer.callbacks if isinstance(c, SteerCallback)]
-    assert steer.settings.b == 0.25
-    assert "flow.horizon  [0, 1]  0.25  uniform       batch" in caplog.text
 
 
 def build(*arguments, **changes):
@@ -111,22 +76,19 @@ def steer_callbacks(main):
     return [c for c in main.trainer.callbacks if isinstance(c, SteerCallback)]
 
 
-def test_steer_is_off_unless_asked_for():
-    main = build(steer=None)
-    assert steer_callbacks(main) == []
-    assert main.trainer.logger.name == "run"
-
-
 def test_options_and_config_files_of_steer_add_up():
     scope = ["--config", write({"steer": {"scope": "rank"}}, "scope.yaml")]
-    main = build(*scope, "--steer.horizons=[flow]", "--steer.b=auto")
+    main = build(*scope, "--steer.horizons=[flow]", "--steer.b=auto", "--data.name=moons")
     (steer,) = steer_callbacks(main)
     settings = steer.settings
     assert (settings.b, settings.scope, settings.horizons) == ("auto", "rank", ("flow",))
-    assert steer_callbacks(build(*scope, "--steer=null")) == []
+    assert main.config.data.init_args.name == "moons"
     assert main.trainer.logger.name == "run_steer"
     names = main.config.as_dict()["trainer"]["logger"]
     assert build(trainer={"logger": names}).trainer.logger.name == "run_steer"  # and not twice
+    off = build(*scope, "--steer=null")
+    assert steer_callbacks(off) == []
+    assert off.trainer.logger.name == "run"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +114,11 @@ SGD = ["--optimizer=SGD", "--optimizer.lr=0.1"]
 STEP = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
 
 
+def recorded(main):
+    (record,) = [c for c in main.trainer.callbacks if isinstance(c, RecordRates)]
+    return record.rates
+
+
 @pytest.mark.parametrize(
     ("arguments", "factors"),
     [
@@ -161,12 +128,10 @@ STEP = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
     ],
 )
 def test_optimizer_and_schedule(arguments, factors):
-    arguments = [*arguments, "--trainer.callbacks+=tests.modules.test_common.RecordRates"]
-    main = cli.main(["fit", "--config", write(toy_config()), *arguments, *QUIET])
+    main = cli.main(["fit", "--config", write(toy_config()), *arguments, RECORD_RATES, *QUIET])
     (optimizer,) = main.trainer.optimizers
     assert isinstance(optimizer, torch.optim.SGD)
-    (record,) = [c for c in main.trainer.callbacks if isinstance(c, RecordRates)]
-    assert record.rates == pytest.approx([0.1 * factor for factor in factors])
+    assert recorded(main) == pytest.approx([0.1 * factor for factor in factors])
 
 
 @pytest.mark.parametrize("optimizer", [[], SGD])
@@ -175,17 +140,15 @@ def test_the_learning_rate_finder(optimizer):
         "--trainer.callbacks+=LearningRateFinder",
         "--trainer.callbacks.num_training_steps=24",
         "--trainer.callbacks.early_stop_threshold=null",
-        "--trainer.callbacks+=tests.modules.test_common.RecordRates",
+        RECORD_RATES,
         "--trainer.max_epochs=1",
         "--data.n_train=208",
     ]
-    main = cli.main(
-        ["fit", "--config", write(toy_config()), *finder, *optimizer, *WARM_UP, *QUIET]
-    )
-    (record,) = [c for c in main.trainer.callbacks if isinstance(c, RecordRates)]
+    config = write(toy_config())
+    main = cli.main(["fit", "--config", config, *finder, *optimizer, *WARM_UP, *QUIET])
     assert main.model.lr is not None
     rates = [main.model.lr * factor for factor in (0.25, 0.625, 1.0, 1.0)]
-    assert record.rates[:4] == pytest.approx(rates)
+    assert recorded(main)[:4] == pytest.approx(rates)
 
 
 @pytest.fixture
@@ -208,19 +171,28 @@ def test_tf32(command, option, precision, backends):
     assert [backend.fp32_precision for backend in backends] == [precision] * 2
 
 
-def test_fit_then_test(folder):
+def test_fit_then_test(folder, caplog):
     config = write(toy_config())
-    fit = cli.main(["fit", "--config", config, *QUIET])
+    fit = cli.main(["fit", "--config", config, "--steer.b=0.25", *QUIET])
+    assert "flow.horizon  [0, 1]  0.25  uniform       batch" in caplog.text
+    assert [c.settings.b for c in steer_callbacks(fit)] == [0.25]
     run = folder / "logs" / "run_steer" / "version_0"
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert len(names) == 2
     assert "last.ckpt" in names
-    assert yaml.safe_load((run / "config.yaml").read_text())["steer"]["init_args"]["b"] == 0.5
-    assert list(run.glob("events.out.tfevents.*"))
     keys = {"train/nll", "val/nll", "train/nfe_forward", "val/nfe_forward"}
     assert keys | {"steer/flow.horizon/end_time"} <= set(fit.trainer.callback_metrics)
 
+    # STEER's settings are hyperparameters, and the model is still built from its own.
     last = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)["datamodule_hyper_parameters"]["steer"]
+    assert (saved["b"], saved["scope"]) == (0.25, "batch")
+    assert isinstance(CNFModule.load_from_checkpoint(last, weights_only=True), CNFModule)
+    events = EventAccumulator(str(run)).Reload().summary_metadata["_hparams_/session_start_info"]
+    table = HParamsPluginData.FromString(events.plugin_data.content).session_start_info.hparams
+    assert table["steer/b"].number_value == 0.25
+    assert yaml.safe_load((run / "config.yaml").read_text())["steer"]["init_args"]["b"] == 0.25
+
     tested = cli.main(["test", "--config", config, "--ckpt_path", str(last), *QUIET])
     assert tested.model is not fit.model
     expected = fit.trainer.test(fit.model, fit.datamodule, verbose=False)[0]["test/nll"]
@@ -229,6 +201,14 @@ def test_fit_then_test(folder):
     saved = str(run / "config.yaml")  # the run's own record is enough to run it again
     again = cli.main(["test", "--config", saved, "--ckpt_path", str(last), *QUIET])
     assert again.trainer.callback_metrics["test/nll"].item() == expected
+
+    wider = "--model.init_args.flow.init_args.vector_field.init_args.hidden=[9]"
+    with pytest.raises(
+        ValueError,
+        match=r"same network as CNFModule has now.* The configs differ in "
+        r"flow\.vector_field\.hidden \(was \[8\], is \[9\]\)\. Run it with the config\.yaml",
+    ):
+        cli.main(["test", "--config", config, "--ckpt_path", str(last), wider, *QUIET])
 
 
 def test_last_is_the_newest_and_the_best_is_kept():
@@ -258,19 +238,6 @@ def test_the_guard_is_always_there(policy):
             pytest.raises(RepeatedFailureError, match="2 training batches in a row"),
         ):
             cli.main(arguments)
-
-
-def test_a_checkpoint_of_another_config_is_refused_in_words(capsys):
-    config = write(toy_config())
-    cli.main(["fit", "--config", config, *QUIET])
-    last = "logs/run_steer/version_0/checkpoints/last.ckpt"
-    wider = "--model.init_args.flow.init_args.vector_field.init_args.hidden=[9]"
-    with pytest.raises(
-        ValueError,
-        match=r"same network as CNFModule has now.* The configs differ in "
-        r"flow\.vector_field\.hidden \(was \[8\], is \[9\]\)\. Run it with the config\.yaml",
-    ):
-        cli.main(["test", "--config", config, "--ckpt_path", last, wider, *QUIET])
 
 
 def test_fit_is_reproducible_and_seeds_differ():

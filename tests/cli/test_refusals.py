@@ -1,104 +1,119 @@
 """What the command line refuses, and what it says."""
 
+import re
+import runpy
+from argparse import ArgumentError
 from pathlib import Path
 
 import pytest
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 import cli
-from tests.cli.running import QUIET, mnist_config, refuse, toy_config, write
+from tests.cli.running import CONFIGS, QUIET, mnist_config, refuse, toy_config, write
 from tests.helpers.mnist_files import write_mnist
 
+FLOW = "model.init_args.flow.init_args"
+
+
+def change(path, value):
+    """The toy's config with one value changed."""
+    config = toy_config()
+    *parents, last = path.split(".")
+    part = config
+    for name in parents:
+        part = part[name]
+    part[last] = value
+    return config
+
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("config", "option", "message"),
     [
-        (lambda c: c["trainer"].update(max_epoch=3), ["max_epoch"]),
-        (lambda c: c.update(modle=c["model"]), ["modle"]),
-        (lambda c: c["model"]["init_args"].update(flw=1), ["CNFModule", "flw"]),
-        (
-            lambda c: c["model"]["init_args"]["flow"]["init_args"].update(data_att="t0"),
-            ["data_att"],
-        ),
-        (lambda c: c["data"]["init_args"].update(n_trian=3), ["ToyDensityDataModule", "n_trian"]),
-        (lambda c: c["steer"].update(scop="rank"), ["SteerCallback", "scop"]),
-        (lambda c: c["steer"].pop("b"), ["SteerCallback", "required"]),
-        (lambda c: c["checkpoint"].update(moniter="x"), ["moniter"]),
+        ({}, "--data.n_trian=3", "'n_trian' is not accepted; did you mean n_train?"),
+        ({}, "--steer.scop=rank", "SteerCallback': Option 'scop' is not accepted; did you mean "),
+        ({}, "--steeer.b=0.5", "--steeer.b=0.5; did you mean steer?"),
+        ({}, f"--{FLOW}.data_att=t0", "'data_att' is not accepted; did you mean data_at?"),
+        ({}, "--model=CNFModul", "CNFModul; did you mean CNFModule"),
+        (change("trainer.max_epoch", 3), "", "did you mean trainer.max_epochs"),
+        (change("modle", 1), "", "'modle'; did you mean model?"),
+        (change("model.init_args.flw", 1), "", "'flw' is not accepted; did you mean flow"),
+        (change("data.init_args.n_trian", 3), "", "ToyDensityDataModule': Option 'n_trian'"),
+        (change("steer", {}), "", "the following arguments are required: b"),
+        (change("steer.distribution", "unifrom"), "", "unifrom; did you mean uniform?"),
+        (change("checkpoint.moniter", "x"), "", "did you mean checkpoint.monitor"),
+        ({}, "--model=steer_lightning.modules.CNFModul", "did you mean CNFModule"),
+        ({}, "--model=no_such_package.Module", "no_such_package"),
+        ({}, "--model=torch.nn.Linear", "LightningModule Given value: torch.nn.Linear"),
+        ({}, "--config=nothing.yaml", "nothing.yaml"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named_in_one_line(config, option, message, capsys):
+    said = refuse(
+        ["fit", "--config", write(config or toy_config()), *filter(None, [option])], capsys
+    )
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_variant_of_imagenet_must_be_said(capsys):
+    config = (CONFIGS / "cnf/imagenet32_rnode.yaml").read_text()
+    Path("config.yaml").write_text(config.replace("variant:", "data_dir:"))
+    assert "variant" in refuse(["fit", "--config", "config.yaml"], capsys)
+
+
+def test_an_unknown_command(capsys):
+    assert "; did you mean fit?" in refuse(["fti"], capsys)
+
+
+def test_a_traceback_on_demand(monkeypatch):
+    monkeypatch.setattr(cli, "DEBUG", True)
+    with pytest.raises(ArgumentError, match="max_epoch"):
+        cli.main(["fit", "--config", write(change("trainer.max_epoch", 3))])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("steer.b", -1, "Expected `b` to be"),
+        ("data.init_args.name", "8gausians", "8gaussians"),
+        (f"{FLOW}.t_span", [1.0, 1.0], "Expected finite t0 != t1"),
+        ("steer.b", 1.0, r"Expected 0 <= b < \|t1 - t0\| = 1, .* got b = 1"),
     ],
 )
-def test_misspelt_key_in_a_config(change, words, capsys):
-    config = toy_config()
-    change(config)
-    message = refuse(["fit", "--config", write(config)], capsys)
-    for word in words:
-        assert word in message
+def test_values_out_of_range_end_before_training(path, value, message, folder):
+    with pytest.raises(ValueError, match=message):
+        cli.main(["fit", "--config", write(change(path, value)), *QUIET])
+    assert not list(folder.rglob("*.ckpt"))
 
 
-def test_misspelt_option(capsys):
-    arguments = ["fit", "--config", write(toy_config()), "--data.n_trian=3"]
-    assert "n_trian" in refuse(arguments, capsys)
-
-
+@pytest.mark.parametrize("debug", ["0", "1"])
 @pytest.mark.parametrize(
-    "class_path", ["steer_lightning.modules.CNFModul", "no_such_package.Module", "CNFModul"]
-)
-def test_unknown_class(class_path, capsys):
-    config = toy_config(model={"class_path": class_path})
-    assert class_path in refuse(["fit", "--config", write(config)], capsys)
-
-
-def test_class_of_another_kind(capsys):
-    config = toy_config(model={"class_path": "torch.nn.Linear"})
-    message = refuse(["fit", "--config", write(config)], capsys)
-    assert "torch.nn.Linear" in message
-    assert "LightningModule" in message
-
-
-def test_missing_config_file(capsys):
-    assert "nothing.yaml" in refuse(["fit", "--config", "nothing.yaml"], capsys)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
+    ("config", "error", "message"),
     [
-        (lambda c: c["steer"].update(b=-1), "Expected `b` to be"),
-        (lambda c: c["steer"].update(distribution="unifrom"), "distribution"),
-        (lambda c: c["data"]["init_args"].update(name="8gausians"), "8gaussians"),
-        (
-            lambda c: c["model"]["init_args"]["flow"]["init_args"].update(t_span=[1.0, 1.0]),
-            "Expected finite t0 != t1",
-        ),
+        (mnist_config(), FileNotFoundError, r"Expected the MNIST file .*--data\.data_dir"),
+        (change("steer.b", 1.0), ValueError, r"Expected 0 <= b < \|t1 - t0\| = 1, .* b = 1\."),
+        (change("data.init_args.name", "8gausians"), ValueError, "mean '8gaussians'"),
+        (change("trainer.fast_dev_run", -1), MisconfigurationException, "fast_dev_run=-1"),
     ],
 )
-def test_values_out_of_range_end_before_anything_is_written(change, message, capsys):
-    config = toy_config()
-    change(config)
-    path = write(config)
-    with pytest.raises((SystemExit, ValueError)) as error:
-        cli.main(["fit", "--config", path, *QUIET])
-    assert message in str(error.value) + capsys.readouterr().err
-    assert [p.name for p in Path.cwd().iterdir()] == ["config.yaml"]
-
-
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_missing_data_folder(command):
-    path = write(mnist_config())
-    with pytest.raises(FileNotFoundError, match=r"(?s)train-images.*--data\.data_dir"):
-        cli.main([command, "--config", path, *QUIET])
-    assert [p.name for p in Path.cwd().iterdir()] == ["config.yaml"]
+def test_a_refused_run_ends_in_one_line(config, error, message, debug, monkeypatch, capsys):
+    monkeypatch.setenv("STEER_DEBUG", debug)
+    monkeypatch.setattr("sys.argv", ["cli.py", "fit", "--config", write(config), *QUIET])
+    with pytest.raises(error if debug == "1" else SystemExit) as ended:
+        runpy.run_path(cli.__file__, run_name="__main__")
+    if debug == "1":
+        assert re.search(message, str(ended.value).replace("\n", " "))
+    else:
+        assert ended.value.code == 2
+        *_, line = capsys.readouterr().err.splitlines()
+        assert re.match(f"error: .*{message}.* .STEER_DEBUG=1 shows where.$", line)
 
 
 def test_truncated_data(folder):
     write_mnist(folder / "mnist")
     images = folder / "mnist" / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1])
-    path = write(mnist_config())
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte to be an uncompressed"):
-        cli.main(["fit", "--config", path, *QUIET])
+        cli.main(["fit", "--config", write(mnist_config()), *QUIET])
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "mnist"]
-
-
-def test_b_that_reaches_t0_ends_before_training(folder):
-    config = toy_config(steer={"b": 1.0})
-    with pytest.raises(ValueError, match=r"Expected 0 <= b < \|t1 - t0\| = 1, .* got b = 1"):
-        cli.main(["fit", "--config", write(config), *QUIET])
-    assert not list(folder.rglob("*.ckpt"))

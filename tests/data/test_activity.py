@@ -1,3 +1,5 @@
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -5,7 +7,14 @@ import torch
 
 from datamodules import activity_recordings
 from datamodules.activity import HumanActivityDataModule
-from datamodules.activity_recordings import CLASSES, TAGS
+from datamodules.activity_recordings import (
+    CLASSES,
+    TAGS,
+    Recording,
+    find_file,
+    merge_rows,
+    read_rows,
+)
 from steer_lightning.nn.series import check_series
 from tests.helpers.activity_files import LABELS, row, tiny_rows, write_activity
 from tests.helpers.http_server import serving
@@ -113,29 +122,125 @@ def test_a_partial_file_is_announced(folder, caplog, monkeypatch):
     assert not caplog.records
 
 
-def test_a_missing_file_is_downloaded_in_prepare_data_only(tmp_path, monkeypatch):
-    rows = tiny_rows()
-    monkeypatch.setattr(activity_recordings, "N_ROWS", len(rows))
-    with serving({"a.txt": "\n".join(rows).encode()}) as address:
-        monkeypatch.setattr(activity_recordings, "URLS", (f"{address}a.txt",))
-        for step in (module(tmp_path).prepare_data, module(tmp_path, download=True).setup):
-            with pytest.raises(FileNotFoundError, match=r"Set `--data\.download true`, or"):
-                step()
-        module(tmp_path, download=True).prepare_data()
-    module(tmp_path).setup()
+def merged(folder: Path, *rows: str) -> dict[str, Recording]:
+    return merge_rows(read_rows(write_activity(folder, rows)))
+
+
+def test_rows_at_one_rounded_time_are_merged(tmp_path):
+    recording = merged(
+        tmp_path,
+        row(ticks=0, position=(1, 2, 3)),
+        row(ticks=140_000, tag=TAGS[2], position=(4, 5, 6), label="lying"),
+        row(ticks=60_000, tag=TAGS[2], position=(6, 7, 8), label="sitting"),
+        row(ticks=149_999, tag=TAGS[3], position=(7, 8, 9), label="falling"),
+        row(ticks=150_200, tag=TAGS[0], position=(0, 0, 1)),
+    )["A01"]
+    assert recording.steps.tolist() == [0, 1, 2]
+    assert recording.mask.view(3, 4, 3).all(2).tolist() == [
+        [True, False, False, False],
+        [False, False, True, True],
+        [True, False, False, False],
+    ]
+    assert recording.mask.view(3, 4, 3).any(2).sum() == 4
+    assert recording.values[0].tolist() == [1, 2, 3] + [0] * 9
+    assert recording.values[1].tolist() == [0] * 6 + [5, 6, 7, 7, 8, 9]
+    # The label of the last row in time: walking, falling, walking.
+    assert recording.labels.tolist() == [0, 1, 0]
+
+
+def test_order_of_rows_and_recordings_is_no_matter(tmp_path):
+    rows = tiny_rows(3, 30)
+    first, other = merged(tmp_path / "a", *rows), merged(tmp_path / "b", *rows[::-1])
+    assert list(first) == list(other) == ["A01", "A02", "A03"]
+    for name in first:
+        assert all(torch.equal(a, b) for a, b in zip(first[name], other[name], strict=True))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("broken", "message"),
     [
-        ({"split": "person"}, "Expected `split` to be one of .*, but got 'person'"),
-        ({"window": 1}, "Expected `window` to be at least 2, but got 1"),
-        ({"stride": 0}, "Expected `stride` to be at least 1, but got 0"),
+        (row(ticks=10**300), "number of size up to 1e\\+18 as ticks in line 2 of .*, but got '1"),
+        (row(label="dancing"), "one of the labels walking, .* in line 2 of .*, but got 'dancing'"),
+        (row(tag="010"), "one of the tags 010-000-024-033, .* in line 2 of .*, but got '010'"),
+        (
+            row(position=(1, 2, float("nan"))),
+            "a finite number .* as z in line 2 of .*, but got 'nan'",
+        ),
+        (
+            row(position=(float("inf"), 2, 3)),
+            "a finite number .* as x in line 2 of .*, but got 'inf'",
+        ),
+        (row().replace("6337", "x"), "a finite number .* as ticks in line 2 of .*, but got 'x"),
+        (row() + ",more", "Expected 8 fields of UTF-8 between commas in line 2 of"),
+        ("", "Expected 8 fields of UTF-8 between commas in line 2 of"),
     ],
 )
-def test_arguments_out_of_range_raise(folder, arguments, message):
+def test_broken_rows_raise(tmp_path, broken, message):
     with pytest.raises(ValueError, match=message):
-        module(folder, **arguments)
+        merged(tmp_path, row(), broken, row(ticks=1_000_000))
+
+
+def test_the_file_is_found(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"ConfLongDemo_JSI\.txt, but .* Set `--data.downl"
+    ):
+        find_file(tmp_path, None)
+    first = write_activity(tmp_path, name="ConfLongDemo_JSI.first600.txt")
+    assert find_file(tmp_path, None) == first
+    with pytest.raises(FileNotFoundError, match=r"other\.txt, but it does not exist"):
+        find_file(tmp_path, "other.txt")
+    second = write_activity(tmp_path, name="ConfLongDemo_JSI.more.txt")
+    message = "Expected one file .* but got ConfLongDemo_JSI.first600.txt, ConfLongDemo_JSI.more"
+    with pytest.raises(ValueError, match=message):
+        find_file(tmp_path, None)
+    assert find_file(tmp_path, second.name) == second
+    whole = write_activity(tmp_path)
+    assert find_file(tmp_path, None) == whole
+
+
+def zip_bytes(*names: str, content: str) -> bytes:
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+TEXT = "\n".join(tiny_rows()) + "\n"
+NAME = "ConfLongDemo_JSI.txt"
+ZIPPED = zip_bytes("README", f"data/{NAME}", content=TEXT)
+
+
+@pytest.mark.parametrize(
+    ("content", "n_rows", "message"),
+    [
+        (ZIPPED, 600, None),
+        (None, 600, "to download .*zip, but got: 404 "),
+        (ZIPPED, 601, "Expected 601 rows in the downloaded .*, but got 600"),
+        (zip_bytes(NAME, content=TEXT.replace("lying", "flying")), 600, "one of the labels"),
+        (ZIPPED[:-50], 600, "to be a zip archive, but got"),
+        (zip_bytes("other.txt", content=TEXT), 600, "to hold one ConfLongDemo_JSI.txt of at most"),
+        (zip_bytes(NAME, f"../{NAME}", content=TEXT), 600, "to hold one ConfLongDemo_JSI.txt of"),
+    ],
+)
+def test_download_in_prepare_data_only(tmp_path, monkeypatch, content, n_rows, message):
+    monkeypatch.setattr(activity_recordings, "N_ROWS", n_rows)
+    folder = tmp_path / "new"
+    data = module(folder, download=True)
+    with serving({} if content is None else {"a.zip": content}) as address:
+        assert activity_recordings.URL.startswith("https://archive.ics.uci.edu/")
+        monkeypatch.setattr(activity_recordings, "URL", f"{address}a.zip")
+        for step in (module(folder).prepare_data, data.setup):
+            with pytest.raises(FileNotFoundError, match=r"Set `--data\.download true`, or"):
+                step()
+        if message is None:
+            data.prepare_data()
+            data.setup()
+        else:
+            with pytest.raises((OSError, ValueError), match=message):
+                data.prepare_data()
+    assert [path.name for path in folder.iterdir()] == ([NAME] if message is None else [])
+    assert not (tmp_path / NAME).exists()
 
 
 @pytest.mark.real_data

@@ -13,7 +13,6 @@ from datamodules.base import (
     Split,
     TensorData,
     TensorDataModule,
-    keep_batch,
 )
 
 FIRST = {"train": 0, "val": 100, "test": 200}
@@ -65,12 +64,6 @@ def test_each_stage_alone_builds_what_it_needs(stage, built):
         assert sorted(values(loaders[split]())) == [FIRST[split] + i for i in range(10)]
 
 
-def test_predict_reads_the_test_set():
-    data = Numbers()
-    data.setup("predict")
-    assert values(data.predict_dataloader()) == values(data.test_dataloader())
-
-
 def test_a_split_is_built_once():
     data = Numbers()
     for stage in ("fit", "validate", "test", "predict", "fit"):
@@ -87,10 +80,6 @@ def test_batches_keep_their_type_and_sizes():
     assert all(isinstance(batch, Pair) and torch.equal(batch.y, 2 * batch.x) for batch in train)
 
 
-def test_one_sample_has_no_batch_axis():
-    assert TensorData((torch.zeros(5, 2),))[3][0].shape == (2,)
-
-
 def test_order_depends_on_seed_and_epoch_alone():
     def order(seed: int, epoch: int) -> list[float]:
         data = Numbers(seed=seed)
@@ -101,15 +90,6 @@ def test_order_depends_on_seed_and_epoch_alone():
 
     assert order(0, 0) == order(0, 0)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-
-
-def test_global_random_stream_is_untouched():
-    before = torch.get_rng_state()
-    data = Numbers()
-    data.setup()
-    values(data.train_dataloader())
-    values(data.val_dataloader())
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.slow
@@ -256,19 +236,6 @@ def test_an_iterator_reads_its_sampler_with_the_first_batch(num_workers):
     assert next(batches).tolist() == list(sampler)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
-        ({"eval_batch_size": -3}, "Expected `eval_batch_size` to be at least 1, but got -3"),
-        ({"num_workers": -1}, "Expected `num_workers` to be at least 0, but got -1"),
-    ],
-)
-def test_arguments_out_of_range_raise(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Numbers(**arguments)
-
-
 def test_empty_set_raises():
     with pytest.raises(ValueError, match="Expected the test set of Numbers to hold at least one"):
         Numbers(n=0).setup("test")
@@ -285,8 +252,3 @@ def test_loading_before_setup_raises():
 def test_tensors_of_different_lengths_raise(tensors):
     with pytest.raises(ValueError, match="Expected tensors of one common length, but got lengths"):
         TensorData(tensors)
-
-
-def test_keep_batch_changes_nothing():
-    batch = Pair(torch.zeros(2), torch.ones(2))
-    assert keep_batch(batch) is batch

@@ -7,7 +7,9 @@ COLUMNS = ("Time", "Name", "Value")
 
 
 def table(*lines: str, end: str = "\n") -> CSVColumns:
-    return CSVColumns({"a.txt": end.join(["Time,Name,Value", *lines]).encode()}, COLUMNS)
+    return CSVColumns(
+        {"a.txt": end.join(["Time,Name,Value", *lines]).encode(errors="surrogateescape")}, COLUMNS
+    )
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -20,15 +22,10 @@ def test_columns(end, tail):
     assert np.array_equal(t.numbers("Value"), [1.5, -2.0])
 
 
-def test_no_lines():
-    t = table()
-    assert len(t) == len(t.numbers("Value")) == len(t.codes("Name", {}, "a name")) == 0
-
-
 def test_without_a_header():
     t = CSVColumns({"a.txt": b"1,2\n3,4\n"}, ("a", "b"), has_header=False)
     assert t.numbers("b").tolist() == [2.0, 4.0]
-    with pytest.raises(ValueError, match=r"Expected a finite number as a in line 1 of a\.txt"):
+    with pytest.raises(ValueError, match=r"Expected a finite number .* as a in line 1 of a\.txt"):
         CSVColumns({"a.txt": b"x,2\n"}, ("a", "b"), has_header=False).numbers("a")
 
 
@@ -41,27 +38,23 @@ def test_without_a_header():
         # Together as many fields as there should be.
         ("0,a,1", "0,b", "2,0,c,3"),
         ("0,a,1", "0,b,2,0,c", "3"),
+        ("0,a,1", "0,\udcff,2"),
     ],
 )
 def test_lines_of_other_lengths_raise(lines):
-    with pytest.raises(ValueError, match=r"Expected 3 fields between commas in line 3 of a\.txt"):
+    with pytest.raises(
+        ValueError, match=r"Expected 3 fields of UTF-8 between commas in line 3 of a\.txt"
+    ):
         table(*lines)
 
 
-@pytest.mark.parametrize("value", ["", "x", "1.2.3", "nan", "inf", "-inf"])
+@pytest.mark.parametrize("value", ["", "x", "1.2.3", "7_3", "nan", "inf", "-inf", "1e300"])
 def test_what_is_no_finite_number_raises(value):
-    message = rf"Expected a finite number as Value in line 3 of a\.txt, but got '{value}'\. Get"
+    message = (
+        rf"number of size up to 3.4e\+38 as Value in line 3 of a\.txt, but got '{value}'\. Get"
+    )
     with pytest.raises(ValueError, match=message):
         table("0,a,1", f"0,a,{value}", "0,b,nan").numbers("Value")
-
-
-@pytest.mark.parametrize("broken", [b"0,\xff,2", b"\xff,b,2", b"0,b,2\xff"])
-def test_bytes_that_are_no_text_raise_in_every_column(broken):
-    content = b"\n".join([b"Time,Name,Value", b"0,a,1", b"0,a,2", broken, b"0,b,3"])
-    with pytest.raises(
-        ValueError, match=r"Expected UTF-8 text in line 4 of a\.txt, but got '.*\ufffd"
-    ):
-        CSVColumns({"a.txt": content}, COLUMNS)
 
 
 def test_unknown_names_raise():

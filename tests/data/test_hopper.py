@@ -84,20 +84,6 @@ def test_observed_points_depend_on_the_seed_alone(tmp_path, states):
     assert not torch.equal(first, other)
 
 
-def test_loaders(tmp_path, states):
-    data = module(tmp_path)
-    before = torch.get_rng_state()
-    data.prepare_data()
-    data.setup()
-    assert torch.equal(torch.get_rng_state(), before)
-    sizes = [
-        sum(len(batch.times) for batch in loader)
-        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
-    ]
-    assert sizes == [28, 4, 8]
-    assert (data.n_features, data.num_classes) == (14, 0)
-
-
 def simulated(monkeypatch, name="1.0") -> list[tuple[int, int]]:
     """Pretend that dm_control is installed; return the list of what was simulated."""
     calls = []
@@ -142,13 +128,6 @@ def test_without_dm_control_and_file_the_remedy_is_named(tmp_path, states):
         module(tmp_path, n_points=21).prepare_data()
 
 
-@pytest.mark.parametrize("content", [torch.zeros(40, 20, 13), torch.full((40, 20, 14), torch.nan)])
-def test_a_file_of_something_else_raises(tmp_path, states, content):
-    torch.save({"states": content}, next(tmp_path.iterdir()))
-    with pytest.raises(ValueError, match=r"Expected finite states of shape \(40, 20, 14\) in"):
-        module(tmp_path).prepare_data()
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("dm_control") is None,
     reason="dm_control is not installed: pip install dm-control==1.0.50 mujoco==3.17.0",
@@ -169,28 +148,3 @@ def test_real_simulator(monkeypatch):
     mean_velocity = (states[:, 0, 7:] + states[:, 1, 7:]) / 2
     assert (moved - 0.005 * mean_velocity).abs().median() < 5e-3
     assert torch.equal(simulate_hopper(5, 30), states[:5])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n_trajectories": 0}, "Expected `n_trajectories` to be at least 1, but got 0"),
-        ({"n_points": 1}, "Expected `n_points` to be at least 2, but got 1"),
-        ({"n_simulated": 19}, "Expected `n_simulated` to be at least 20, but got 19"),
-        ({"task": "predict"}, "Expected `task` to be one of .*, but got 'predict'"),
-        ({"normalise_by": "max"}, "Expected `normalise_by` to be one of .*, but got 'max'"),
-        ({"observed_fraction": 0.0}, "Expected 0 < observed_fraction <= 1, but got 0.0"),
-        ({"observed_fraction": 1.1}, "Expected 0 < observed_fraction <= 1, but got 1.1"),
-        (
-            {"window": 0.01},
-            "Expected `window` to leave at least one point on each side, but got 0",
-        ),
-        (
-            {"window": 0.98},
-            "Expected `window` to leave at least one point on each side, but got 0",
-        ),
-    ],
-)
-def test_arguments_out_of_range_raise(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        module(tmp_path, **arguments)

@@ -5,22 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST, SVHN
 
-from datamodules import mnist, svhn
-from datamodules.cifar10 import CIFAR10DataModule
+from datamodules import image_sets
+from datamodules.image_sets import (
+    OFFICIAL,
+    CIFAR10DataModule,
+    MNISTDataModule,
+    SVHNDataModule,
+)
 from datamodules.images import ImageDataModule
-from datamodules.mnist import MNISTDataModule
-from datamodules.svhn import SVHNDataModule
 from tests.helpers.cifar_files import META_NAME, pack_cifar10, write_cifar10
 from tests.helpers.data_sets import DATA_SETS
 from tests.helpers.http_server import serving
+from tests.helpers.mnist_files import accept_mnist, idx_bytes, write_mnist
 from tests.helpers.svhn_files import write_svhn
 
 CLASSES = {"mnist": MNISTDataModule, "cifar10": CIFAR10DataModule, "svhn": SVHNDataModule}
-STAGES = ("fit", "validate", "test", "predict")
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
 @pytest.fixture(params=CLASSES)
@@ -35,7 +40,7 @@ def folder(name, tmp_path, monkeypatch) -> Path:
 
 
 def module(name: str, folder: Path, **arguments) -> ImageDataModule:
-    return DATA_SETS[name].build(folder, folder, **arguments)
+    return DATA_SETS[name].build(folder, **arguments)
 
 
 def everything(loader) -> tuple[Tensor, Tensor]:
@@ -54,27 +59,12 @@ def as_torchvision(name: str, folder: Path) -> tuple[Tensor, list[int]]:
     return torch.stack([image for image, _ in reference]), [label for _, label in reference]
 
 
-def times(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-def test_batches(name, folder):
-    data = module(name, folder, horizontal_flip=True)
-    data.prepare_data()
-    data.setup("fit")
-    images, labels = next(iter(data.train_dataloader()))
-    assert (images.shape, labels.shape) == ((8, *data.native_shape), (8,))
-    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-    assert images.shape[1:] == data.image_shape
-    assert data.num_classes == 10
-    assert 0.0 <= float(images.min()) < float(images.max()) <= 1.0
-
-
 def test_test_set_is_the_test_file_as_torchvision_gives_it(name, folder):
     expected, numbers = as_torchvision(name, folder)
     for pixels, values in (("uint8", expected.float()), ("unit", expected.float() / 255.0)):
         data = module(name, folder, pixels=pixels)
         data.setup("test")
+        assert (data.image_shape, data.num_classes) == (expected.shape[1:], 10)
         images, labels = everything(data.test_dataloader())
         assert torch.equal(images, values)
         assert labels.tolist() == numbers
@@ -96,39 +86,6 @@ def test_training_files_are_split_with_their_labels(name, folder):
     assert torch.equal(everything(limited.val_dataloader())[0], parts[1][0])
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
-@pytest.mark.parametrize("place", [0, -1])
-def test_download_repairs_files_in_prepare_data_only(name, folder, monkeypatch, damage, place):
-    packed, path = DATA_SETS[name].pack(folder), folder / DATA_SETS[name].files[place]
-    content = path.read_bytes()
-    before = {file: time for file, time in times(folder).items() if file.is_file()}
-    damage(path)
-    data = module(name, folder, download=True)
-    with pytest.raises((FileNotFoundError, ValueError), match=path.name):
-        data.setup("fit")
-    with serving(packed) as address:
-        DATA_SETS[name].move(monkeypatch, address)
-        data.prepare_data()
-    assert path.read_bytes() == content
-    after = {file: time for file, time in times(folder).items() if file.is_file()}
-    assert after.keys() == before.keys()
-    assert {file for file in after if after[file] != before[file]} == {path}
-    data.setup("fit")
-
-
-@pytest.mark.parametrize("cut", [-1, 10])
-def test_a_broken_download_leaves_what_was_there(name, folder, monkeypatch, cut):
-    broken = {file: data[:cut] for file, data in DATA_SETS[name].pack(folder).items()}
-    path, before = folder / DATA_SETS[name].files[-1], list(times(folder))
-    path.write_bytes(b"old")
-    with serving(broken) as address:
-        DATA_SETS[name].move(monkeypatch, address)
-        with pytest.raises(ValueError, match=r"MD5 hash of downloaded file .* does not match"):
-            module(name, folder, download=True).prepare_data()
-    assert path.read_bytes() == b"old"
-    assert list(times(folder)) == before
-
-
 def test_a_file_that_the_archive_lacks_raises(tmp_path, monkeypatch):
     DATA_SETS["cifar10"].write(monkeypatch, tmp_path)
     (tmp_path / CIFAR10.base_folder / META_NAME).unlink()
@@ -140,50 +97,80 @@ def test_a_file_that_the_archive_lacks_raises(tmp_path, monkeypatch):
             module("cifar10", tmp_path, download=True).prepare_data()
 
 
-def test_a_broken_file_raises_for_every_stage_and_a_missing_one_says_where(name, folder):
-    path, title = folder / DATA_SETS[name].files[-1], CLASSES[name].title
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    message = f"{path.name} to have the MD5 checksum [0-9a-f]{{32}} of {title}'s own file, but got"
-    with pytest.raises(ValueError, match=message):
-        module(name, folder).prepare_data()
-    for stage in STAGES:
-        with pytest.raises(ValueError, match=message):
-            module(name, folder).setup(stage)
-    path.unlink()
-    message = (
-        f"{title} file .*{path.name}, but it does not exist. Set `--data.download true`, or "
-        f"`--data.data_dir` to the folder that holds {CLASSES[name].layout}"
-    )
-    with pytest.raises(FileNotFoundError, match=message):
-        module(name, folder).prepare_data()
-
-
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
         ("cifar10", write_cifar10, "data_batch_1 .* checksum c99cafc152244af753f735de768cd75f of"),
         ("svhn", write_svhn, "train_32x32.mat .* checksum e26dedcc434d2e4c54c9b2d4a06d8373 of"),
+        ("mnist", write_mnist, f"{IMAGES} .* checksum 6bbc9ace898e44ae57da46a324031adb of MNIST"),
     ],
 )
-def test_official_checksums_are_looked_for(tmp_path, name, write, message):
-    write(tmp_path)  # Not accepted: torchvision's own checksums stand.
+def test_the_official_checksums_and_addresses(tmp_path, monkeypatch, name, write, message):
+    write(tmp_path)
+    if name == "mnist":  # Files as long as the official ones have to be those.
+        accept_mnist(monkeypatch, tmp_path)
+        sizes = {
+            file: (size, OFFICIAL[file][1]) for file, (size, _) in image_sets.OFFICIAL.items()
+        }
+        monkeypatch.setattr(image_sets, "OFFICIAL", sizes)
     with pytest.raises(ValueError, match=message):
         module(name, tmp_path).prepare_data()
-
-
-def test_the_official_addresses():
     assert CIFAR10.url.startswith("https://")
     urls = [url for url, *_ in SVHN.split_list.values()]
-    assert all(url.startswith(svhn.URL.replace("https", "http")) for url in urls)
-    assert svhn.URL.startswith("https://")
-    assert mnist.URL in MNIST.mirrors
-    assert mnist.URL.startswith("https://")
+    assert all(url.startswith(image_sets.SVHN_URL.replace("https", "http")) for url in urls)
+    assert image_sets.MNIST_URL in MNIST.mirrors
+    for url in (image_sets.MNIST_URL, image_sets.SVHN_URL):
+        assert url.startswith("https://")
 
 
-def test_folders_of_the_data_sets(name):
-    assert CLASSES[name]().data_dir == f"data/{name}"
+def test_part_of_mnist_is_taken_as_it_is(tmp_path):
+    write_mnist(tmp_path)
+    data = module("mnist", tmp_path, image_size=14)
+    data.prepare_data()
+    data.setup()
+    assert len(data.build("train")) == 30
+    assert next(iter(data.test_dataloader()))[0].shape == (12, 1, 14, 14)
+
+
+def uint8(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        *(
+            (
+                IMAGES,
+                content,
+                f"{IMAGES} to be an uncompressed IDX file of bytes, .* Set `--data.d",
+            )
+            for content in (
+                idx_bytes(uint8(40, 28, 28)) + b"xyz",
+                b"\x1f\x8b\x08\x00rest",
+                b"\x00\x00\x08\x00" + bytes(100),
+                b"\x00\x00\x08\x03\x00\x00",
+                b"\x00\x00\x0d" + idx_bytes(uint8(40, 28, 28))[3:],
+            )
+        ),
+        (LABELS, idx_bytes(uint8(39)), "got .40, 28, 28. and 39 labels"),
+        (
+            LABELS,
+            idx_bytes(torch.arange(40).to(torch.uint8) % 11),
+            "0 to 9, but .* labels up to 10",
+        ),
+        (IMAGES, idx_bytes(uint8(40, 32, 32)), "got .40, 32, 32. and 40 lab"),
+        (LABELS, idx_bytes(uint8(40, 1)), "should have 1 dimension"),
+        (IMAGES, idx_bytes(uint8(40, 784)), "should have 3 dimension"),
+        (IMAGES.replace("train", "t10k"), idx_bytes(uint8(0, 28, 28)), "t10k-images-idx3-ubyte"),
+        (LABELS.replace("train", "t10k"), idx_bytes(uint8(0)), "t10k-labels-idx1-ubyte"),
+    ],
+)
+def test_wrong_parts_of_mnist_raise(tmp_path, file, content, message):
+    write_mnist(tmp_path)
+    (tmp_path / "MNIST" / "raw" / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        module("mnist", tmp_path).prepare_data()
 
 
 # Test labels of each kind, training images, and the mean of their values in [0, 1].
@@ -222,3 +209,17 @@ def test_real_files(name, data_dir):
     if not (data_dir / name).is_dir():
         pytest.skip(f"no {name}: {data_dir / name} does not exist")
     check_real_files(name, data_dir / name)
+
+
+@pytest.mark.real_data
+def test_real_mnist_as_whole_numbers(data_dir):
+    folder = data_dir / "mnist"
+
+    def images(**arguments) -> Tensor:
+        data = MNISTDataModule(str(folder), pixels="uint8", **arguments)
+        data.setup("test")
+        return everything(data.test_dataloader())[0]
+
+    files = MNIST(str(folder), train=False)
+    assert torch.equal(images(), files.data.unsqueeze(1).float())
+    assert torch.equal(images(image_size=14).double(), F.avg_pool2d(images().double(), 2).round())

@@ -1,4 +1,3 @@
-import io
 import zipfile
 from pathlib import Path
 
@@ -40,15 +39,11 @@ def test_pixels_are_channels_first(folder):
     assert images[0, 2, 31].tolist() == first[-32:].tolist()
 
 
-def test_training_files_are_split_with_their_labels(folder):
+def test_labels_belong_to_their_images(folder):
     data = module(folder)
     data.setup("fit")
-    parts = [everything(loader) for loader in (data.train_dataloader(), data.val_dataloader())]
-    numbers = [images[:, 0, 0, 0].long() for images, _ in parts]
-    assert [len(part) for part in numbers] == [30, 10]
-    assert torch.cat(numbers).sort().values.tolist() == list(range(40))
-    for part, (_, labels) in zip(numbers, parts, strict=True):
-        assert torch.equal(labels, 999 - part)
+    images, labels = everything(data.train_dataloader())
+    assert torch.equal(labels, 999 - images[:, 0, 0, 0].long())
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64, ">i4"])
@@ -81,8 +76,8 @@ def test_counts_of_the_variants():
 
 def test_files_of_the_other_variant_raise(folder):
     message = (
-        "Expected 39 training images in .* for variant='withdrawn', but got 40. That is the "
-        "count of the variant 'official': set `--data.variant official`"
+        "Expected 39 training images in .* for variant='withdrawn', but got 40. "
+        "Set `--data.variant official`"
     )
     with pytest.raises(ValueError, match=message):
         module(folder, "withdrawn").prepare_data()
@@ -91,23 +86,14 @@ def test_files_of_the_other_variant_raise(folder):
 @pytest.mark.parametrize(
     ("part", "n_train", "n_test"), [("training", 38, 12), ("training", 45, 12), ("test", 40, 13)]
 )
-@pytest.mark.parametrize("stage", ["fit", "test"])
-def test_a_count_of_no_variant_raises(tmp_path, monkeypatch, part, n_train, n_test, stage):
+def test_a_count_of_no_variant_raises(tmp_path, monkeypatch, part, n_train, n_test):
     write_imagenet32(tmp_path, n_train, n_test)
     accept_imagenet32(monkeypatch)
     with pytest.raises(ValueError, match=rf"{part} images .*'official', but got \d+\. No known v"):
-        module(tmp_path).setup(stage)
+        module(tmp_path).setup("test")
 
 
-def test_variant_must_be_given_and_known(tmp_path):
-    with pytest.raises(TypeError, match="variant"):
-        ImageNet32DataModule(data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"one of .'official', 'withdrawn'., but got 'old'"):
-        module(tmp_path, "old")
-
-
-@pytest.mark.parametrize("step", ["prepare_data", "setup"])
-def test_missing_files_raise(folder, step):
+def test_missing_files_raise(folder):
     (folder / "train_data_batch_7.npz").unlink()
     (folder / "train_data_batch_9.npz").unlink()
     message = (
@@ -116,7 +102,7 @@ def test_missing_files_raise(folder, step):
         r"choose 'Download downsampled image data \(32x32\)' and there the npz format"
     )
     with pytest.raises(FileNotFoundError, match=message):
-        getattr(module(folder), step)()
+        module(folder).prepare_data()
 
 
 def test_a_folder_of_pickles_is_told_which_download_to_take(folder):
@@ -124,7 +110,7 @@ def test_a_folder_of_pickles_is_told_which_download_to_take(folder):
     for path in folder.glob("*.npz"):
         path.unlink()
         path.with_suffix("").write_bytes(threat(marker))
-    message = "exist, only pickles, which are not opened as they may run code. .* the npz format"
+    message = "exist, only pickles, which may run code. .* the npz format"
     with pytest.raises(FileNotFoundError, match=message):
         module(folder).prepare_data()
     assert not marker.exists()
@@ -139,19 +125,6 @@ def test_no_code_in_an_npz_file_is_run(tmp_path):
     with pytest.raises(ValueError, match=r"with plain arrays .* reading it failed: BadZipFile"):
         count_images(bare)
     assert not marker.exists()
-
-
-def test_truncated_or_foreign_files_raise(tmp_path):
-    path = tmp_path / "val_data.npz"
-    np.savez(path, data=DATA, labels=[1, 2])
-    content = path.read_bytes()
-    array = io.BytesIO()
-    np.save(array, DATA)
-    half = content[: len(content) // 2]
-    for broken in (b"", b"<html>", content[:1000], half, content[200:], array.getvalue()):
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"val_data.npz to be a complete .* Unpack or downl"):
-            count_images(path)
 
 
 @pytest.mark.parametrize(
@@ -197,16 +170,6 @@ def test_what_unpacks_to_gigabytes_is_not_read(folder, monkeypatch):
 
 
 def test_another_array_of_the_same_name_is_not_read(folder):
-    path = folder / "val_data.npz"
-    with zipfile.ZipFile(path, "a") as members:
+    with zipfile.ZipFile(folder / "val_data.npz", "a") as members:
         members.writestr("data", b"not an array")  # np.load takes it for 'data'.
     module(folder).setup("test")
-
-
-def test_a_wrong_checksum_in_a_file_raises(folder):
-    path = folder / "val_data.npz"
-    content = bytearray(path.read_bytes())
-    content[5000] ^= 1  # a pixel
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"val_data.npz to be a complete .*Bad CRC-32"):
-        module(folder).setup("test")

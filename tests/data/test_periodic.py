@@ -88,36 +88,3 @@ def test_half_of_the_points_is_observed_and_all_are_targets():
         assert batch.target_mask.all()
         assert batch.labels.shape[1] == data.num_classes == 0
     assert len({tuple(row) for row in batches[0].mask.squeeze(-1).tolist()}) == 50
-
-
-def test_seed_is_the_key_of_everything():
-    first, again, other = (everything(n_trajectories=5, seed=seed) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    for part in ("times", "values", "mask"):
-        assert not torch.equal(getattr(first, part), getattr(other, part))
-
-
-def test_global_random_stream_is_untouched():
-    before = torch.get_rng_state()
-    PeriodicDataModule().setup()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n_trajectories": 0}, "Expected `n_trajectories` to be at least 1, but got 0"),
-        ({"n_points": 1}, "Expected `n_points` to be at least 2, but got 1"),
-        ({"n_observed": 0}, "Expected `n_observed` to be at least 1, but got 0"),
-        ({"n_observed": 101}, "Expected `n_observed` to be at most `n_points`, 100, but got 101"),
-        ({"t_end": 0.0}, "Expected `t_end` to be positive and finite, but got 0"),
-        ({"t_end": math.inf}, "Expected `t_end` to be positive and finite, but got inf"),
-        ({"noise_scale": -1.0}, "Expected `noise_scale` to be at least zero and finite, but got"),
-        ({"noise_scale": math.nan}, "Expected `noise_scale` to be at least zero and finite, but"),
-        ({"offset": "one"}, "Expected `offset` to be one of .*, but got 'one'"),
-        ({"noise": "pink"}, "Expected `noise` to be one of .*, but got 'pink'"),
-    ],
-)
-def test_arguments_out_of_range_raise(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        PeriodicDataModule(**arguments)

@@ -6,7 +6,6 @@ import torch
 from datamodules import physionet
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.physionet_records import PARAMETERS
-from datamodules.scaling import min_max
 from steer_lightning.nn.series import check_series
 from tests.helpers.http_server import serving
 from tests.helpers.physionet_files import (
@@ -30,15 +29,11 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def module(folder: Path, **arguments) -> PhysioNetDataModule:
     sizes = {"val_size": 8, "batch_size": 8}
-    return PhysioNetDataModule(str(folder / "data"), str(folder / "cache"), **(sizes | arguments))
+    return PhysioNetDataModule(str(folder / "data"), **(sizes | arguments))
 
 
 def content(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
-
-
-def cached(folder: Path) -> list[Path]:
-    return sorted((folder / "cache").iterdir())
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
@@ -78,38 +73,6 @@ def test_patients_keep_their_labels_and_values(folder):
     torch.testing.assert_close(last, (numbers - low) / (high - low))
 
 
-@pytest.mark.parametrize("by", ["train", "all", "released"])
-def test_values_are_scaled(folder, by):
-    data = module(folder, normalise_by=by)
-    data.setup("fit")
-    series, parts = data._store
-    raw = module(folder).load()[0]
-    expected = min_max(raw.values, raw.mask, parts["train"], by)
-    assert torch.equal(series.values, expected)
-
-
-def test_the_cache_spares_reading(folder, monkeypatch):
-    module(folder).prepare_data()
-    assert len(cached(folder)) == 1
-    first = module(folder).load()[0]
-    monkeypatch.setattr(physionet, "read_records", lambda *_: pytest.fail("The cache is there."))
-    data = module(folder, seed=1, normalise_by="all", val_size=3)
-    data.prepare_data()
-    again = data.load()[0]
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-def test_the_cache_is_keyed_by_bin_width_and_content(folder):
-    module(folder).prepare_data()
-    module(folder, time_bin=1.0).prepare_data()
-    module(folder, time_bin=1.0000001).prepare_data()
-    assert len(cached(folder)) == 3
-    deaths = {FIRST_ID + i: i // 3 % 2 for i in range(40)}
-    (folder / "data" / "Outcomes-a.txt").write_bytes(outcomes_bytes(deaths))
-    assert module(folder).load()[0].labels.tolist() == list(deaths.values())
-    assert len(cached(folder)) == 4
-
-
 @pytest.mark.parametrize("form", ["archive", "folder"])
 def test_missing_files_are_downloaded_in_prepare_data_only(folder, monkeypatch, form):
     target, source = folder / "new", tiny_records(40)
@@ -133,16 +96,12 @@ def test_missing_files_are_downloaded_in_prepare_data_only(folder, monkeypatch, 
     module(target).setup()
 
 
-def test_the_official_address():
-    assert physionet.URL == "https://physionet.org/files/challenge-2012/1.0.0/"
-
-
 def test_dropped_records_are_named_once_a_run(folder):
     records = tiny_records(40)
     for number in (FIRST_ID + 3, FIRST_ID + 8):
         records[number] = b"Time,Parameter,Value\n00:00,Weight,-1\n"
     write_physionet(folder / "data", records)
-    for _ in range(2):  # The second time from the cache.
+    for _ in range(2):
         data = module(folder)
         data.prepare_data()
         with pytest.warns(UserWarning, match="but 2 of 40 have none .* 132542, 132547.") as caught:
@@ -160,30 +119,13 @@ def test_a_set_of_one_label_warns(folder):
         module(folder).setup("test")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"time_bin": 0.0}, "Expected `time_bin` to be positive and at most 48 hours, but got 0"),
-        (
-            {"time_bin": 48.1},
-            "Expected `time_bin` to be positive and at most 48 hours, but got 48",
-        ),
-        ({"time_bin": float("nan")}, "Expected `time_bin` to be positive and at most 48 hours"),
-        ({"normalise_by": "max"}, "Expected `normalise_by` to be one of .*, but got 'max'"),
-    ],
-)
-def test_arguments_out_of_range_raise(folder, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        module(folder, **arguments)
-
-
 @pytest.mark.real_data
-def test_real_files(data_dir, tmp_path):
+def test_real_files(data_dir):
     source = data_dir / "physionet2012"
     if not source.is_dir():
         pytest.skip(f"no PhysioNet 2012: {source} does not exist")
     before = content(source)
-    data = PhysioNetDataModule(str(source), str(tmp_path))
+    data = PhysioNetDataModule(str(source))
     data.prepare_data()
     data.setup()
     assert content(source) == before

@@ -9,7 +9,6 @@ from datamodules.physionet_records import (
     PARAMETERS,
     bin_records,
     find_records,
-    fingerprint,
     read_archive,
     read_folder,
     read_outcomes,
@@ -19,7 +18,6 @@ from tests.helpers.physionet_files import (
     FIRST_ID,
     OUTCOMES_HEADER,
     accept_physionet,
-    archive_bytes,
     outcomes_bytes,
     record_text,
     tar_bytes,
@@ -46,11 +44,6 @@ def binned(*lines: str, time_bin: float = 0.016) -> dict[tuple[int, str], float]
         for row, column in out["mask"].nonzero().tolist()
         if PARAMETERS[column] not in DESCRIPTORS[:4]
     }
-
-
-def test_there_are_41_parameters():
-    assert len(PARAMETERS) == len(set(PARAMETERS)) == 41
-    assert "RecordID" not in PARAMETERS
 
 
 def test_a_record_becomes_rows():
@@ -111,10 +104,19 @@ def test_records_with_no_observation_are_dropped():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("00:07,HR,nan", "Expected a finite number as Value in line 9 of x: 7.txt, but got 'nan'"),
-        ("00:07,HR,inf", "Expected a finite number as Value in line 9 of x: 7.txt, but got 'inf'"),
-        ("00:07,HR,", "Expected a finite number as Value in line 9 of x: 7.txt, but got ''"),
-        ("00:07,HR,7x", "Expected a finite number as Value in line 9 of x: 7.txt, but got '7x'"),
+        (
+            "00:07,HR,nan",
+            "Expected a finite number .* as Value in line 9 of x: 7.txt, but got 'nan'",
+        ),
+        (
+            "00:07,HR,inf",
+            "Expected a finite number .* as Value in line 9 of x: 7.txt, but got 'inf'",
+        ),
+        ("00:07,HR,", "Expected a finite number .* as Value in line 9 of x: 7.txt, but got ''"),
+        (
+            "00:07,HR,7x",
+            "Expected a finite number .* as Value in line 9 of x: 7.txt, but got '7x'",
+        ),
         (
             "00:07,Pulse,7",
             "one of the 41 parameters or RecordID in line 9 of x: 7.txt, but got 'P",
@@ -123,9 +125,15 @@ def test_records_with_no_observation_are_dropped():
         ("7,HR,7", "a time from 00:00 to 48:00 in line 9 of x: 7.txt, but got '7'"),
         ("48:01,HR,7", "a time from 00:00 to 48:00 in line 9 of x: 7.txt, but got '48:01'"),
         ("-1:00,HR,7", "a time from 00:00 to 48:00 in line 9 of x: 7.txt, but got '-1:00'"),
-        ("00:07,HR", "Expected 3 fields between commas in line 9 of x: 7.txt, but got '00:07,HR'"),
-        ("00:07,HR,7,8", "Expected 3 fields between commas in line 9 of x: 7.txt, but got '00:07"),
-        ("", "Expected 3 fields between commas in line 9 of x: 7.txt, but got ''"),
+        (
+            "00:07,HR",
+            "Expected 3 fields of UTF-8 between commas in line 9 of x: 7.txt, but got '00:07,HR'",
+        ),
+        (
+            "00:07,HR,7,8",
+            "Expected 3 fields of UTF-8 between commas in line 9 of x: 7.txt, but got '00:07",
+        ),
+        ("", "Expected 3 fields of UTF-8 between commas in line 9 of x: 7.txt, but got ''"),
         ("00:00,RecordID,8", "Expected RecordID 7 in line 9 of x: 7.txt, but got .8"),
     ],
 )
@@ -139,9 +147,7 @@ def test_archive_and_folder_agree(folder, tmp_path):
     other = tmp_path / "unpacked"
     write_physionet(other, N, form="folder")
     (other / "set-a" / "README").write_text("left alone")
-    first, second = (
-        read_records(*find_records(place), time_bin=0.016) for place in (folder, other)
-    )
+    first, second = (read_records(place, time_bin=0.016) for place in (folder, other))
     assert first["lengths"].tolist() == [2 + 1 + i % 4 for i in range(N)]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -159,48 +165,6 @@ def test_the_archive_comes_before_the_folder(folder):
     assert find_records(folder)[0].name == "set-a.tar.gz"
     (folder / "set-a.tar.gz").unlink()
     assert find_records(folder)[0].name == "set-a"
-
-
-@pytest.mark.parametrize("name", ["set-a.tar.gz", "Outcomes-a.txt"])
-def test_a_missing_file_raises(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(
-        FileNotFoundError, match=rf"{name}, but it does not .* Set `--data\.downlo"
-    ):
-        find_records(folder)
-
-
-def test_fingerprints(folder, tmp_path):
-    paths = find_records(folder)
-    first = fingerprint(*paths)
-    assert fingerprint(*paths) == first
-    paths[1].write_bytes(outcomes_bytes(dict.fromkeys(tiny_records(N), 1)))
-    second = fingerprint(*paths)
-    paths[0].write_bytes(archive_bytes(tiny_records(N - 1)))
-    third = fingerprint(*paths)
-    write_physionet(tmp_path / "unpacked", N, form="folder")
-    unpacked = find_records(tmp_path / "unpacked")
-    fourth = fingerprint(*unpacked)
-    (unpacked[0] / f"{FIRST_ID}.txt").write_bytes(record_text(FIRST_ID, ["00:09,HR,70"]))
-    assert len({first, second, third, fourth, fingerprint(*unpacked)}) == 5
-
-
-@pytest.mark.parametrize("cut", [-1, -8, -40, 200, 10, 0])
-def test_a_truncated_archive_raises(folder, cut):
-    path = folder / "set-a.tar.gz"
-    path.write_bytes(path.read_bytes()[:cut])
-    message = "to be a complete gzipped tar archive, but got: .* Delete it and set"
-    with pytest.raises(ValueError, match=message):
-        read_archive(path)
-
-
-def test_a_damaged_archive_raises(folder):
-    path = folder / "set-a.tar.gz"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="to be a complete gzipped tar archive, but got: "):
-        read_archive(path)
 
 
 @pytest.mark.parametrize(
@@ -245,13 +209,6 @@ def test_a_record_of_megabytes_is_refused(folder):
         read_archive(path)
 
 
-def test_a_record_that_is_there_twice_raises(folder):
-    path = folder / "set-a.tar.gz"
-    path.write_bytes(tar_bytes({"set-a/1.txt": b"", "./set-a/1.txt": b""}))
-    with pytest.raises(ValueError, match=r"every record .* once, but got \./set-a/1\.txt twice"):
-        read_archive(path)
-
-
 def test_another_number_of_records_raises(folder, tmp_path):
     write_physionet(tmp_path / "few", N - 1)
     write_physionet(tmp_path / "many", N + 1, form="folder")
@@ -267,8 +224,8 @@ def test_another_number_of_records_raises(folder, tmp_path):
         (["1,6,1,5,-1,0"] * 6, "of 6 different records in .*, but got 6 lines for 1 records"),
         ([f"{i},6,1,5,-1,0" for i in range(5)], "but got 5 lines for 5 records"),
         (["1,6,1,5,-1,2"], "Expected 0 or 1 as In-hospital_death in line 2 of .*, but got '2'"),
-        (["x,6,1,5,-1,1"], "Expected a finite number as RecordID in line 2 of"),
-        (["1,6,1,5,1"], "Expected 6 fields between commas in line 2 of"),
+        (["x,6,1,5,-1,1"], "Expected a finite number .* as RecordID in line 2 of"),
+        (["1,6,1,5,1"], "Expected 6 fields of UTF-8 between commas in line 2 of"),
     ],
 )
 def test_broken_outcomes_raise(folder, lines, message):
@@ -283,4 +240,4 @@ def test_outcomes_of_other_patients_raise(folder):
     (folder / "Outcomes-a.txt").write_bytes(outcomes_bytes(dict.fromkeys(numbers, 0)))
     message = f"to be of the same records, but 2 are in one only, such as {FIRST_ID}"
     with pytest.raises(ValueError, match=message):
-        read_records(*find_records(folder), time_bin=0.016)
+        read_records(folder, time_bin=0.016)

@@ -14,8 +14,8 @@ import pytest
 from tests.helpers.data_sets import DATA_SETS, DOWNLOADED, all_batches, same
 from tests.helpers.http_server import serving
 
-# Files that get their name in `prepare_data`, the cache among them.
-RENAMES = {"mnist": 4, "cifar10": 7, "svhn": 2, "physionet": 3, "activity": 1}
+# Files that get their name in `prepare_data`.
+RENAMES = {"mnist": 4, "cifar10": 7, "svhn": 2, "physionet": 2, "activity": 1}
 
 
 def started(function: Callable[[], object]) -> BaseProcess:
@@ -49,7 +49,7 @@ def source(tmp_path) -> Path:
 def test_two_processes_download_at_once(tmp_path, monkeypatch, source, name):
     data_set, folder = DATA_SETS[name], tmp_path / "data"
     data_set.write(monkeypatch, source)
-    data = data_set.build(folder, tmp_path / "cache", download=True)
+    data = data_set.build(folder, download=True)
     # No file is sent to its end before both processes have asked for it.
     with serving(data_set.pack(source), hold=Barrier(2)) as address:
         data_set.move(monkeypatch, address)
@@ -57,15 +57,15 @@ def test_two_processes_download_at_once(tmp_path, monkeypatch, source, name):
         assert [ended(process) for process in processes] == [0, 0]
     assert contents(folder) == contents(source)
     assert not [path for path in folder.rglob("*") if temporary(path.name)]
-    expected = all_batches(data_set.build(source, tmp_path / "cache"))
-    assert same(all_batches(data_set.build(folder, tmp_path / "cache")), expected)
+    expected = all_batches(data_set.build(source))
+    assert same(all_batches(data_set.build(folder)), expected)
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_a_process_killed_in_a_download_leaves_no_name(tmp_path, monkeypatch, source, name):
     data_set, folder, hold = DATA_SETS[name], tmp_path / "data", Event()
     data_set.write(monkeypatch, source)
-    data = data_set.build(folder, tmp_path / "cache", download=True)
+    data = data_set.build(folder, download=True)
     with serving(data_set.pack(source), hold=hold) as address:
         data_set.move(monkeypatch, address)
         process = started(data.prepare_data)
@@ -87,7 +87,7 @@ def test_a_process_killed_in_a_download_leaves_no_name(tmp_path, monkeypatch, so
 def test_a_process_killed_before_a_rename_loses_nothing(tmp_path, monkeypatch, source, name, n):
     data_set, folder = DATA_SETS[name], tmp_path / "data"
     data_set.write(monkeypatch, source)
-    data = data_set.build(folder, tmp_path / "cache", download=True)
+    data = data_set.build(folder, download=True)
     replace, calls = os.replace, []
 
     def killing(*paths: Path) -> None:
@@ -104,7 +104,6 @@ def test_a_process_killed_before_a_rename_loses_nothing(tmp_path, monkeypatch, s
         left = contents(folder)
         assert len(left) == n
         assert left.items() <= contents(source).items()
-        assert contents(tmp_path / "cache") == {}
         data.prepare_data()
     assert contents(folder) == contents(source)
     data.setup()

@@ -47,16 +47,6 @@ def test_a_batch_is_cut_to_its_longest_sample(labels, index):
         assert batch.labels.reshape(len(index), -1)[:, 0].tolist() == index
 
 
-def test_masks_are_stored_as_bool_and_come_as_floats():
-    series = store()
-    bits = series._replace(mask=series.mask.bool(), target_mask=series.target_mask.bool())
-    for batch, other in zip(
-        SeriesData(bits).select([0, 2]), SeriesData(series).select([0, 2]), strict=True
-    ):
-        assert batch.dtype == other.dtype
-        assert torch.equal(batch, other)
-
-
 def test_a_batch_owns_its_memory():
     series = store()
     data = SeriesData(series)
@@ -193,16 +183,3 @@ def test_a_set_that_breaks_the_contract_raises(stage, monkeypatch):
     data = Known(series._replace(labels=series.labels.float()))
     with pytest.raises(TypeError, match=r"do not\. Expected `labels` to be of torch\.int64"):
         data.setup(stage)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"val_size": 0}, "Expected `val_size` to be at least 1, but got 0"),
-        ({"limit_train": 0}, "Expected `limit_train` to be at least 1, but got 0"),
-        ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
-    ],
-)
-def test_arguments_out_of_range_raise(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Known(**arguments)

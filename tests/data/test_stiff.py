@@ -99,12 +99,6 @@ def test_log_uniform_start_times_cover_the_transient():
     assert float((t < 5e-3).double().mean()) == pytest.approx(share, abs=0.03)
 
 
-def test_seed_reproduces_start_times():
-    a, b, other = (pieces(seed=seed).t_start for seed in (0, 0, 1))
-    assert torch.equal(a, b)
-    assert not torch.equal(a.sort().values, other.sort().values)
-
-
 def test_evaluation_is_one_trajectory():
     data = StiffODEDataModule(r=10.0, n_test=31, test_t_end=6.0, batch_size=7)
     data.setup()
@@ -118,39 +112,3 @@ def test_evaluation_is_one_trajectory():
         torch.testing.assert_close(
             trajectory.y, stiff_solution(trajectory.t, 10.0).unsqueeze(-1), atol=1e-5, rtol=1e-5
         )
-
-
-def test_trajectory_set_has_one_item():
-    dataset = StiffODEDataModule(n_test=3).build("test")
-    assert dataset[0].t.shape == (3,)
-    with pytest.raises(IndexError, match="Expected index 0, the only trajectory, but got 1"):
-        dataset[1]
-
-
-@pytest.mark.parametrize("r", [0.0, -1.0, math.inf, math.nan])
-def test_rate_must_be_positive_and_finite(r):
-    for call in (lambda: StiffODEDataModule(r=r), lambda: stiff_solution(torch.zeros(1), r)):
-        with pytest.raises(ValueError, match="Expected `r` to be positive and finite, but got"):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"interval": 0.0}, r"Expected 0 < interval < t_end, both finite, but got interval=0\.0"),
-        ({"interval": 15.0}, "Expected 0 < interval < t_end, both finite, but got interval=15"),
-        ({"t_end": math.inf}, "Expected 0 < interval < t_end, both finite, but .* t_end=inf"),
-        ({"n_starts": 0}, "Expected `n_starts` to be at least 1, but got 0"),
-        ({"n_test": 1}, "Expected `n_test` to be at least 2, but got 1"),
-        ({"test_t_end": 0.0}, "Expected `test_t_end` to be positive and finite, but got 0"),
-        ({"start_times": "log"}, "Expected `start_times` to be one of .*, but got 'log'"),
-        ({"dtype": "float16"}, "Expected `dtype` to be one of .*, but got 'float16'"),
-        (
-            {"r": 1e-4, "start_times": "log_uniform"},
-            "Expected 0.01 / r < t_end - interval for log-uniform start times, but got",
-        ),
-    ],
-)
-def test_arguments_out_of_range_raise(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        StiffODEDataModule(**arguments)

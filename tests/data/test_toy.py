@@ -24,18 +24,6 @@ def test_batches(name):
         assert sum(len(x) for x, _ in loader) == n
 
 
-def first_points(seed: int, stage: str = "fit") -> torch.Tensor:
-    data = ToyDensityDataModule("moons", n_train=50, n_val=50, n_test=50, seed=seed)
-    data.setup(stage)
-    return next(iter(data.val_dataloader() if stage == "fit" else data.test_dataloader()))[0]
-
-
-def test_seed_reproduces_and_splits_are_independent():
-    assert torch.equal(first_points(0), first_points(0))
-    assert not torch.equal(first_points(0), first_points(1))
-    assert not torch.equal(first_points(0), first_points(0, "test"))
-
-
 def test_weighted_mean_is_the_cross_entropy():
     p, q = Normal(0.3, 0.8), Normal(-0.5, 1.1)
     data = ToyDensityDataModule("mixture1d", test_points="quadrature", n_test=777)
@@ -66,22 +54,3 @@ def test_quadrature_changes_the_test_set_only():
     x, weight = next(iter(nodes.predict_dataloader()))
     assert (x[1:] > x[:-1]).all()
     assert float(weight.mean()) == pytest.approx(1.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["8gaussians", "moons"])
-def test_quadrature_needs_one_dimension(name):
-    with pytest.raises(ValueError, match=f"one-dimensional density in closed form .* '{name}'"):
-        ToyDensityDataModule(name, test_points="quadrature")
-
-
-@pytest.mark.parametrize("size", ["n_train", "n_val", "n_test", "batch_size"])
-def test_sizes_below_one_raise(size):
-    with pytest.raises(ValueError, match=f"Expected `{size}` to be at least 1, but got 0"):
-        ToyDensityDataModule(**{size: 0})
-
-
-def test_unknown_arguments_raise():
-    with pytest.raises(ValueError, match=r"`test_points` to be one of .*, but got 'grid'"):
-        ToyDensityDataModule(test_points="grid")
-    with pytest.raises(ValueError, match="Did you mean 'pinwheel'"):
-        ToyDensityDataModule("pinwhel")

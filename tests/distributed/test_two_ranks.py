@@ -9,7 +9,6 @@ import torch
 from steer_lightning.modules.base import StochasticTaskModule
 from tests.distributed import tasks
 from tests.distributed.processes import run_ranks
-from tests.helpers.physionet_files import write_physionet
 
 pytestmark = pytest.mark.slow
 RANKS = (0, 1)
@@ -24,7 +23,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     """What each rank has found, by the name of the job."""
-    write_physionet(folder / "physionet")
     run_ranks([str(Path(__file__).with_name("worker.py")), str(folder)], folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in RANKS]
 
@@ -156,13 +154,6 @@ def test_a_fit_validates_uneven_shares_of_a_model_with_buffers(found):
     first, second = [f["fit_with_buffers"] for f in found]
     assert first == second
     assert set(first) == {"val/loss", "val/accuracy", "val/calibration_error", "val/nfe_forward"}
-
-
-def test_data_is_prepared_by_one_process_and_read_by_all(found):
-    first, second = [f["prepared"] for f in found]
-    assert (first["read"], first["written"]) == (1, 1)
-    assert (second["read"], second["written"]) == (0, 0)
-    assert first["samples"] == second["samples"] == 4
 
 
 def test_files_are_written_once(found, folder):

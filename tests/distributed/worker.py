@@ -15,8 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from datamodules import PhysioNetDataModule, ToyDensityDataModule, cache, physionet_records
-from datamodules import physionet as physionet_module
+from datamodules import ToyDensityDataModule
 from datamodules.base import TensorData, TensorDataModule
 from steer_lightning import NFEMonitor, SteerCallback, steer
 from steer_lightning.callbacks import (
@@ -116,33 +115,6 @@ def fit_with_buffers() -> dict[str, float]:
     trainer.fit(tasks.normed_classifier(), tasks.Samples("classifier"))
     metrics = trainer.callback_metrics
     return {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
-
-
-def prepared() -> dict[str, int]:
-    """How often a rank reads the raw files, and writes one."""
-    physionet_records.N_RECORDS = 40
-    counts = {"read": 0, "written": 0, "samples": 0}
-
-    def counted(name, function):
-        def count(*args, **kwargs):
-            counts[name] += 1
-            return function(*args, **kwargs)
-
-        return count
-
-    physionet_module.read_records = counted("read", physionet_module.read_records)
-    cache.replacing = counted("written", cache.replacing)
-    data = PhysioNetDataModule(
-        str(FOLDER / "physionet"), str(FOLDER / "cache"), time_bin=1.0, val_size=8, batch_size=4
-    )
-
-    class Looks(Costs):
-        def validation_step(self, batch, batch_idx):
-            counts["samples"] += len(batch.lengths)
-
-    trainer = tasks.make_trainer(FOLDER, n_ranks=2, precision=32)
-    trainer.validate(Looks(), data, verbose=False)
-    return counts
 
 
 def plots() -> int:
@@ -251,7 +223,6 @@ if __name__ == "__main__":
         all_first_steps,
         nfe,
         fit_with_buffers,
-        prepared,
         plots,
         resumed,
     ):

@@ -4,12 +4,14 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
+from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning import SteerCallback
 from steer_lightning.guard import SolverGuard
-from steer_lightning.solvers import SolverError
+from steer_lightning.solvers import ForeignSolverError, SolverError
 from tests.helpers.faults import (
     FAULTS,
+    MARKS,
     FaultyModel,
     Steps,
     assert_same,
@@ -225,3 +227,53 @@ def test_works_under_the_trainer_of_the_lightning_package():
         trainer.fit(Model(), loader("none", "nan", "none"))
     assert guard.skipped == 1
     assert trainer.global_step == 2
+
+
+class Foreign(FaultyModel):
+    """Solves by torchdiffeq itself."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, y0):
+        options = {"rtol": 1e-4, "atol": 1e-4, "method": "dopri5"}
+        return self.call(self.block.vector_field, y0, torch.tensor([0.0, 1.0]), **options)[-1]
+
+
+@pytest.mark.parametrize("fault", ["nan", "blow-up"])
+@pytest.mark.parametrize("call", [odeint, odeint_adjoint])
+def test_a_solve_of_torchdiffeq_that_fails_is_dropped_too(call, fault):
+    expected = fit(None, "none", "none", model=seeded(Foreign, call))
+    with pytest.warns(UserWarning, match=r"A forward solve of torchdiffeq failed: .* batch 1"):
+        found = fit(SolverGuard("skip"), "none", fault, "none", model=seeded(Foreign, call))
+    assert_same(state_of(found), state_of(expected))
+    with pytest.raises(ForeignSolverError, match="Where: training, epoch 0, batch 0, rank 0"):
+        fit(SolverGuard(), fault, model=seeded(Foreign, call))
+
+
+class AdjointFails(Foreign):
+    def forward(self, y0):
+        y = super().forward(y0)
+        if y0[1, 2] == MARKS["adjoint"]:
+            y.register_hook(lambda grad: grad * float("nan"))
+        return y
+
+
+def test_an_adjoint_of_torchdiffeq_that_fails_is_dropped_too():
+    expected = fit(None, "none", "none", model=seeded(Foreign, odeint_adjoint))
+    with pytest.warns(UserWarning, match="A backward solve of torchdiffeq failed: underflow"):
+        found = fit(
+            SolverGuard("skip"), "none", "adjoint", "none",
+            model=seeded(AdjointFails, odeint_adjoint),
+        )  # fmt: skip
+    assert_same(state_of(found), state_of(expected))
+
+
+def test_errors_of_other_kinds_go_on():
+    class Mistaken(FaultyModel):
+        def loss(self, batch):
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fit(SolverGuard("skip"), "none", model=seeded(Mistaken))

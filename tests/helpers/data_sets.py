@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
-from datamodules import activity, activity_recordings, mnist, physionet, svhn
+from datamodules import activity, activity_recordings, image_sets, physionet
 from datamodules.activity import HumanActivityDataModule
 from datamodules.activity_recordings import FILE_NAME
 from datamodules.base import TensorDataModule
-from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.image_sets import CIFAR10DataModule, MNISTDataModule, SVHNDataModule
 from datamodules.imagenet32 import ImageNet32DataModule
-from datamodules.mnist import MNISTDataModule
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.physionet_records import ARCHIVE_NAME, OUTCOMES_NAME
-from datamodules.svhn import SVHNDataModule
 from tests.helpers.activity_files import tiny_rows, write_activity
 from tests.helpers.cifar_files import (
     META_NAME,
@@ -42,7 +40,7 @@ class DataSet:
     """One data set in one format.
 
     ``write`` makes complete files that count as genuine in a folder; ``files`` are their names;
-    ``build`` makes the datamodule of a folder and a cache folder; ``pack`` gives what the server
+    ``build`` makes the datamodule of a folder; ``pack`` gives what the server
     has, by name, and ``move`` makes an address the server's.
     """
 
@@ -76,17 +74,15 @@ def _write_activity(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     write_activity(folder)
 
 
-def _images(
-    cls: Callable[..., TensorDataModule], folder: Path, cache: Path, **arguments
-) -> TensorDataModule:
+def _images(cls: Callable[..., TensorDataModule], folder: Path, **arguments) -> TensorDataModule:
     return cls(data_dir=str(folder), **({"val_size": 10, "batch_size": 8} | arguments))
 
 
-def _physionet(folder: Path, cache: Path, **arguments) -> TensorDataModule:
-    return PhysioNetDataModule(str(folder), str(cache), val_size=8, **arguments)
+def _physionet(folder: Path, **arguments) -> TensorDataModule:
+    return PhysioNetDataModule(str(folder), val_size=8, **arguments)
 
 
-def _activity(folder: Path, cache: Path, **arguments) -> TensorDataModule:
+def _activity(folder: Path, **arguments) -> TensorDataModule:
     sizes = {"window": 20, "stride": 10, "val_size": 4}
     return HumanActivityDataModule(str(folder), **sizes, **arguments)
 
@@ -106,11 +102,11 @@ PHYSIONET_NAMES = (ARCHIVE_NAME, OUTCOMES_NAME)
 
 DATA_SETS = {
     "mnist": DataSet(
-        files=tuple(f"MNIST/raw/{name}" for name in mnist.OFFICIAL),
+        files=tuple(f"MNIST/raw/{name}" for name in image_sets.OFFICIAL),
         write=_genuine(write_mnist, accept_mnist),
         build=partial(_images, MNISTDataModule),
         pack=pack_mnist,
-        move=lambda monkeypatch, address: monkeypatch.setattr(mnist, "URL", address),
+        move=lambda monkeypatch, address: monkeypatch.setattr(image_sets, "MNIST_URL", address),
     ),
     "cifar10": DataSet(
         files=tuple(
@@ -128,7 +124,7 @@ DATA_SETS = {
         write=_genuine(write_svhn, accept_svhn),
         build=partial(_images, SVHNDataModule),
         pack=lambda folder: {name: (folder / name).read_bytes() for name in NAMES.values()},
-        move=lambda monkeypatch, address: monkeypatch.setattr(svhn, "URL", address),
+        move=lambda monkeypatch, address: monkeypatch.setattr(image_sets, "SVHN_URL", address),
     ),
     "imagenet32": DataSet(
         files=("train_data_batch_1.npz", "train_data_batch_10.npz", "val_data.npz"),
@@ -153,7 +149,7 @@ DATA_SETS = {
         build=_activity,
         pack=_pack_activity,
         move=lambda monkeypatch, address: monkeypatch.setattr(
-            activity_recordings, "URLS", (f"{address}a.zip",)
+            activity_recordings, "URL", f"{address}a.zip"
         ),
     ),
 }

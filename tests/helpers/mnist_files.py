@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from datamodules import mnist
+from datamodules import image_sets
 
 
 def idx_bytes(array: Tensor) -> bytes:
@@ -46,16 +46,16 @@ def pack_mnist(data_dir: Path) -> dict[str, bytes]:
     raw = data_dir / "MNIST" / "raw"
     return {
         f"{name}.gz": gzip.compress((raw / name).read_bytes(), 1, mtime=0)
-        for name in mnist.OFFICIAL
+        for name in image_sets.OFFICIAL
     }
 
 
 def accept_mnist(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
     """Make the sizes and checksums of the files that are there those of MNIST's own."""
     archives = pack_mnist(data_dir)
-    paths = [data_dir / "MNIST" / "raw" / name for name in mnist.OFFICIAL]
+    paths = [data_dir / "MNIST" / "raw" / name for name in image_sets.OFFICIAL]
     contents = {path.name: path.read_bytes() for path in paths}
     own = {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in contents.items()}
-    monkeypatch.setattr(mnist, "OFFICIAL", own)
+    monkeypatch.setattr(image_sets, "OFFICIAL", own)
     packed = [(name, hashlib.md5(archive).hexdigest()) for name, archive in archives.items()]
     monkeypatch.setattr(MNIST, "resources", packed)

@@ -1,5 +1,8 @@
 """Checkpoints of another network."""
 
+import io
+import zipfile
+
 import pytest
 import torch
 
@@ -54,6 +57,33 @@ def test_the_configs_are_compared(trainer, path):
         ValueError, match=r"The configs differ in num_classes \(was 3, is 4\)\. Run it"
     ):
         trainer.test(build(num_classes=4), Digits(), ckpt_path=path)
+
+
+def flip(content):
+    at = content.index(
+        torch.load(io.BytesIO(content))["state_dict"]["head.0.bias"].numpy().tobytes()
+    )
+    return content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (flip, "the checksum of .* is wrong"),
+        (lambda content: content[: len(content) // 2], "empty or cut short"),
+        (lambda content: b"", "empty or cut short"),
+    ],
+)
+def test_a_broken_file_is_named_however_it_is_read(trainer, path, breaking, message):
+    path.write_bytes(breaking(path.read_bytes()))
+    module = build()
+    for read in (
+        lambda: trainer.fit(module, Digits(), ckpt_path=path),
+        lambda: trainer.test(module, Digits(), ckpt_path=path),
+        lambda: ClassifierModule.load_from_checkpoint(path, block=module.block, head=module.head),
+    ):
+        with pytest.raises(zipfile.BadZipFile, match=f"but {path} is broken: .*{message}"):
+            read()
 
 
 def test_one_may_look_away(trainer, path):

@@ -2,11 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from steer_lightning.horizon import SpanHorizon
-from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.nn import Augmented, ConvField, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver
-from tests.helpers.problems import CosineField
 
 
 class Keep(nn.Module):
@@ -37,21 +34,8 @@ def test_solves_the_block_from_the_augmented_state(field, shape):
     assert torch.equal(augmented(x, t_eval), block(y0, t_eval))
 
 
-def test_end_times_reach_the_block_within():
-    augmented = Augmented(ODEBlock(CosineField()), 1)
-    (horizon,) = (m for m in augmented.modules() if isinstance(m, SpanHorizon))
-    horizon.perturb(FixedOffset(0.5))
-    x = torch.ones(2, 1, dtype=torch.float64)
-    expected = CosineField().exact(torch.cat([x, 0.0 * x], dim=1), 0.0, 1.5)
-    torch.testing.assert_close(augmented(x), expected, atol=1e-4, rtol=0.0)
-
-
-@pytest.mark.parametrize("n_extra", [0, -1])
-def test_nothing_to_append_raises(n_extra):
-    with pytest.raises(ValueError, match=f"Expected `n_extra` >= 1, but got {n_extra}. Without"):
-        Augmented(Keep(), n_extra)
-
-
-def test_an_input_without_axis_1_raises():
+def test_what_cannot_be_augmented_raises():
+    with pytest.raises(ValueError, match="Expected `n_extra` >= 1, but got 0"):
+        Augmented(Keep(), 0)
     with pytest.raises(ValueError, match=r"\(B, D\) or \(B, C, H, W\), but got \(4,\). Give"):
         Augmented(Keep(), 1)(torch.zeros(4))

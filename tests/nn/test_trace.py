@@ -5,42 +5,9 @@ import torch
 from torch import nn
 
 from steer_lightning.nn import ConvFlowField
-from steer_lightning.nn.trace import (
-    NOISES,
-    exact_divergence,
-    jvp,
-    trace_noise,
-)
+from steer_lightning.nn.trace import NOISES, exact_divergence, jvp, trace_noise
 from tests.helpers.models import lively
 from tests.helpers.problems import jacobians
-
-
-class Field(nn.Module):
-    """Mixes the features of a sample, never the samples; time acts on each."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        n = torch.Size(shape).numel()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(n, n, generator=generator, dtype=torch.float64))
-
-    def forward(self, t, y):
-        flat = y.reshape(len(y), -1)
-        return (torch.tanh(flat @ self.weight.T) * flat + t.reshape(-1, 1) * flat).reshape_as(y)
-
-
-def test_can_be_trained_through():
-    field = Field((2,))
-    t = torch.tensor(0.3, dtype=torch.float64)
-    y = torch.randn(3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-    def outputs(weight, y):
-        return exact_divergence(
-            lambda t, y: torch.func.functional_call(field, {"weight": weight}, (t, y)), t, y
-        )
-
-    weight = field.weight.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(outputs, (weight, y.requires_grad_()))
 
 
 def test_a_fields_own_way_is_taken():

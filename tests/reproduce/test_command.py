@@ -87,7 +87,7 @@ def test_absent_data_is_named_and_ends_nothing(tmp_path):
     table = (tmp_path / "table5" / "smoke" / "table.md").read_text()
     assert "| MNIST, NODE | without | 97.2 +- 0.2 | not run | 0 |" in table
     assert "- not run: Expected the MNIST file" in table
-    assert "-- MNIST, NODE, without (seed 0) and 3 more" in table
+    assert "-- MNIST, NODE, without (seed 0) and 1 more" in table
 
 
 def test_a_failing_run_ends_no_other(tmp_path, monkeypatch):

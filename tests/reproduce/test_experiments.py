@@ -30,8 +30,11 @@ def steer_settings(variant):
 
 
 @pytest.mark.parametrize("experiment", ALL)
-def test_variants_differ_from_their_baseline_by_steer_alone(experiment):
+def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(experiment):
+    settings = [part.setting for part in experiment.comparisons]
+    assert len(set(settings)) == len(settings)
     for part in experiment.comparisons:
+        assert len({variant.label for variant in part.variants}) == len(part.variants)
         baseline = part.baseline
         assert steer_settings(baseline) == {}
         for variant in part.others:
@@ -49,14 +52,6 @@ def test_variants_differ_from_their_baseline_by_steer_alone(experiment):
                 )
 
 
-@pytest.mark.parametrize("experiment", ALL)
-def test_settings_and_labels_tell_variants_apart(experiment):
-    settings = [part.setting for part in experiment.comparisons]
-    assert len(set(settings)) == len(settings)
-    for part in experiment.comparisons:
-        assert len({variant.label for variant in part.variants}) == len(part.variants)
-
-
 @pytest.mark.parametrize("make", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_papers_scale_cuts_nothing(make):
     cuts = ("limit_", "hidden", "filters", "image_size", "n_train", "batch_size", "n_traj")
@@ -72,32 +67,22 @@ def test_the_stiff_equation_has_the_papers_iterations():
         assert f"{TRAINER}.max_epochs=60" in variant.overrides  # of 1,000 starts in batches of 20
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(
-    ("part", "whole"),
-    [("figure2", "table5"), ("figure4", "figure5")],
+    ("part", "whole", "shared"),
+    [
+        ("figure2", "table5", 4),
+        ("figure4", "figure5", 6),
+        ("sweep_b_flow", "figure1", 2),
+        ("sweep_b_classifier", "table5", 2),
+    ],
 )
-def test_figures_share_the_runs_of_tables(scale, part, whole):
-    settings = Settings(scale, Path("results"), Path("data"))
-    folders = [
-        {Run(variant, 0, settings).folder for variant in EXPERIMENTS[name](scale).variants}
-        for name in (part, whole)
-    ]
-    assert folders[0] <= folders[1]
-
-
-@pytest.mark.parametrize(
-    ("sweep", "other", "shared"),
-    [("sweep_b_flow", "figure1", 2), ("sweep_b_classifier", "table5", 2)],
-)
-def test_sweeps_share_runs(sweep, other, shared):
+def test_experiments_share_runs(part, whole, shared):
     settings = Settings("short", Path("results"), Path("data"))
     folders = [
         {Run(variant, 0, settings).folder for variant in EXPERIMENTS[name]("short").variants}
-        for name in (sweep, other)
+        for name in (part, whole)
     ]
     assert len(folders[0] & folders[1]) == shared
-    assert len(folders[0]) == 7
 
 
 def test_groups_are_spelled_out():

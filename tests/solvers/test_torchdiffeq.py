@@ -1,14 +1,26 @@
+"""The adapter against torchdiffeq itself, closed forms, and fields that count by themselves."""
+
 import warnings
 
 import pytest
 import torch
+from torch import nn
 from torchdiffeq import odeint, odeint_adjoint
 from torchdiffeq._impl.odeint import SOLVERS
 
-from steer_lightning.solvers import TorchdiffeqSolver
+from steer_lightning.solvers import (
+    NFEBudgetExceededError,
+    NonFiniteStateError,
+    SolveStats,
+    StepSizeUnderflowError,
+    TorchdiffeqSolver,
+)
 from steer_lightning.solvers import torchdiffeq as adapter
 from steer_lightning.solvers.torchdiffeq import FIXED_METHODS, METHODS
+from tests.helpers.models import RecordingField
 from tests.helpers.problems import CosineField, initial_state, times
+
+both_gradients = pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
 
 
 def options_for(method):
@@ -19,25 +31,27 @@ def options_for(method):
 
 
 def test_every_method_of_torchdiffeq_is_there_by_name():
-    assert set(METHODS) == set(SOLVERS)
-    assert len(METHODS) == len(set(METHODS))
+    assert sorted(METHODS) == sorted(SOLVERS)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("span", [(0.0, 0.5), (0.5, 0.0)])
-def test_every_method_solves_a_closed_form_without_a_warning(method, span):
+def test_every_method_solves_a_closed_form_and_counts_without_a_warning(method, span):
     gradient = "adjoint" if method == "scipy_solver" else "autograd"
     solver = TorchdiffeqSolver(method, 1e-7, 1e-7, gradient=gradient, options=options_for(method))
-    field, y0 = CosineField(), initial_state()
+    field, y0 = RecordingField(CosineField()), initial_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ys = solver.solve(field, y0, times(*span)).ys
+        ys, stats, *_ = solver.solve(field, y0, times(*span))
     tolerance = 2e-3 if method == "euler" else 2e-5
-    torch.testing.assert_close(ys[-1], field.exact(y0, *span), rtol=tolerance, atol=tolerance)
+    exact = field.vector_field.exact(y0, *span)
+    torch.testing.assert_close(ys[-1], exact, rtol=tolerance, atol=tolerance)
+    assert stats.nfe_forward == len(field.times) > 0
+    assert stats.nfe_backward == 0
 
 
 @pytest.mark.parametrize("method", ["dopri5", "bosh3", "rk4"])
-@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
+@both_gradients
 def test_the_result_is_torchdiffeqs_to_the_last_bit(method, gradient):
     field, y0, t_eval = CosineField(), initial_state(), times(0.0, 0.4, 2.0)
     call = odeint if gradient == "autograd" else odeint_adjoint
@@ -46,8 +60,8 @@ def test_the_result_is_torchdiffeqs_to_the_last_bit(method, gradient):
     assert torch.equal(solver.solve(field, y0, t_eval).ys, expected)
 
 
-@pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
-def test_tolerances_method_and_options_reach_torchdiffeq(monkeypatch, gradient):
+@both_gradients
+def test_tolerances_method_and_options_reach_torchdiffeq_and_stay(monkeypatch, gradient):
     heard = {}
 
     def listen(func, y0, t, **settings):
@@ -56,22 +70,17 @@ def test_tolerances_method_and_options_reach_torchdiffeq(monkeypatch, gradient):
 
     monkeypatch.setattr(adapter, "odeint" if gradient == "autograd" else "odeint_adjoint", listen)
     options = {"first_step": 0.01, "max_num_steps": 7}
-    field = CosineField()
-    TorchdiffeqSolver("bosh3", 1e-2, 1e-3, gradient, options=options).solve(
-        field, initial_state(), times(0.0, 1.0)
+    field, solver = (
+        CosineField(),
+        TorchdiffeqSolver("bosh3", 1e-2, 1e-3, gradient, options=options),
     )
+    expected = {**options}
+    options["first_step"] = 0.5
+    solver.solve(field, initial_state(), times(0.0, 1.0))
     params = heard.pop("adjoint_params", None)
-    assert heard == {"rtol": 1e-2, "atol": 1e-3, "method": "bosh3", "options": options}
+    assert heard == {"rtol": 1e-2, "atol": 1e-3, "method": "bosh3", "options": expected}
     assert (params == (field.a,)) if gradient == "adjoint" else (params is None)
-
-
-def test_the_settings_are_not_changed_by_a_solve():
-    options = {"step_size": 0.1}
-    solver = TorchdiffeqSolver("euler", options=options)
-    options["step_size"] = 0.5
-    stats = solver.solve(CosineField(), initial_state(), times(0.0, 1.0)).stats
-    assert solver.options == {"step_size": 0.1}
-    assert stats.nfe_forward == 10
+    assert solver.options == expected
 
 
 def test_times_that_float32_cannot_hold_are_refused_where_there_is_nothing_else(monkeypatch):
@@ -93,3 +102,179 @@ def test_an_adjoint_at_many_times_warns_and_one_at_few_does_not():
         solver.solve(field, y0, t_eval[:8])
         solver.solve(field, y0, t_eval)  # said once
         TorchdiffeqSolver().solve(field, y0, torch.linspace(0.0, 1.0, 10).double())
+
+
+class Witness(RecordingField):
+    """Counts steps the way torchdiffeq tells anybody who asks."""
+
+    def __init__(self, vector_field: nn.Module) -> None:
+        super().__init__(vector_field)
+        self.steps = {}
+        for kind in ("accept", "reject"):
+            for where in ("", "_adjoint"):
+                name = f"{kind}ed" + ("_backward" * bool(where))
+                self.steps[name] = 0
+                setattr(self, f"callback_{kind}_step{where}", self.counting(name))
+
+    def counting(self, name):
+        def count(*_):
+            self.steps[name] += 1
+
+        return count
+
+
+@pytest.mark.parametrize("span", [(0.0, 6.0), (6.0, 0.0)])
+@pytest.mark.parametrize("seminorm", [False, True])
+def test_evaluations_and_steps_of_both_passes_are_exact(span, seminorm):
+    options = {"first_step": 4.0}  # too long a step, to have it rejected
+    y0 = initial_state().requires_grad_()
+    witness = Witness(CosineField())
+    ys = odeint_adjoint(
+        witness, y0, times(*span), rtol=1e-6, atol=1e-6, method="dopri5", options=options,
+        adjoint_options={**options, "norm": "seminorm"} if seminorm else None,
+    )  # fmt: skip
+    forward = len(witness.times)
+    ys[-1].sum().backward()
+
+    solver = TorchdiffeqSolver("dopri5", 1e-6, 1e-6, "adjoint", seminorm, options=options)
+    field = RecordingField(CosineField())
+    solution = solver.solve(field, y0, times(*span))
+    assert solution.stats.nfe_backward == 0
+    solution.ys[-1].sum().backward()
+    assert solution.stats == SolveStats(
+        nfe_forward=forward, nfe_backward=len(witness.times) - forward, **witness.steps
+    )
+    assert len(field.times) == len(witness.times)
+    assert min(witness.steps.values()) > 0
+
+
+def test_cases_counted_by_hand():
+    # Nothing is an error at these tolerances: the step grows tenfold, and 0.01 + 0.1 + 1 reaches
+    # the end; dopri5 evaluates 6 times a step and once at the start.
+    solver = TorchdiffeqSolver("dopri5", 1e3, 1e3, options={"first_step": 0.01})
+    solution = solver.solve(lambda t, y: torch.ones_like(y), torch.zeros(1), times(0.0, 1.0))
+    assert solution.stats == SolveStats(nfe_forward=1 + 3 * 6, accepted=3)
+    solver = TorchdiffeqSolver("midpoint", gradient="adjoint", options={"step_size": 0.25})
+    solution = solver.solve(CosineField(), initial_state().requires_grad_(), times(0.0, 1.0))
+    forward = {"nfe_forward": 8, "accepted": 4}
+    assert solution.stats == SolveStats(**forward)
+    solution.ys[-1].sum().backward()
+    assert solution.stats == SolveStats(**forward, nfe_backward=8, accepted_backward=4)
+
+
+def test_backpropagation_evaluates_nothing_again():
+    field, y0 = RecordingField(CosineField()), initial_state().requires_grad_()
+    solution = TorchdiffeqSolver(gradient="autograd").solve(field, y0, times(0.0, 2.0))
+    solution.ys[-1].sum().backward()
+    assert len(field.times) == solution.stats.nfe_forward
+    assert solution.stats.nfe_backward == 0
+
+
+def test_the_budget_stops_the_adjoint_and_each_backward_pass_has_its_own():
+    def solve(max_nfe, scale=1e-3):
+        solver = TorchdiffeqSolver("dopri5", 1e-2, 1e-2, "adjoint", max_nfe=max_nfe)
+        y0 = scale * initial_state()
+        return solver.solve(CosineField(), y0.requires_grad_(), times(0.0, 3.0))
+
+    forward = solve(None).stats.nfe_forward
+    solution = solve(forward)
+    with pytest.raises(NFEBudgetExceededError, match="backward solve needs more than max_nfe"):
+        (1e3 * solution.ys[-1]).sum().backward()
+    assert solution.stats.nfe_backward == forward
+    solution = solve(None)
+    (1e3 * solution.ys[-1]).sum().backward()
+    once = solution.stats.nfe_backward
+    solution = solve(once)
+    for _ in range(3):
+        (1e3 * solution.ys[-1]).sum().backward(retain_graph=True)
+    assert solution.stats.nfe_backward == 3 * once
+
+
+@pytest.mark.parametrize("y0", [torch.ones(1), torch.ones(1, dtype=torch.float64)])
+def test_a_solution_that_ends_underflows(y0):
+    # y' = y^2 from y(0) = 1 is 1 / (1 - t): nothing beyond t = 1.
+    with pytest.raises(StepSizeUnderflowError, match=r"forward solve: dt = .* t = 1\. .* float64"):
+        TorchdiffeqSolver().solve(lambda t, y: y * y, y0, times(0.0, 2.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"min_step": 1e-3}], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_field_that_breaks_down_and_a_batch_of_nan_are_named_so(value, options):
+    def field(t, y):
+        return -y if t < 0.5 else value * y
+
+    solver = TorchdiffeqSolver(options=options)
+    with pytest.raises(NonFiniteStateError, match=r"NaN or infinite at t = 0\.\d+ in the forward"):
+        solver.solve(field, torch.ones(1), times(0.0, 2.0))
+    with pytest.raises(NonFiniteStateError, match=r"at t = 0 in the forward solve.*batch and the"):
+        solver.solve(lambda t, y: y, (torch.ones(2), torch.tensor([1.0, value])), times(0.0, 2.0))
+
+
+def test_the_seminorm_spends_fewer_backward_evaluations():
+    class Ripple(nn.Module):
+        """State and adjoint are smooth, as ``p = 0``; the gradient in ``p`` is not."""
+
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def forward(self, t, y):
+            return -y + self.p * torch.sin(40.0 * t)
+
+    spent = {}
+    for seminorm in (False, True):
+        solver = TorchdiffeqSolver("dopri5", 1e-5, 1e-5, "adjoint", seminorm)
+        solution = solver.solve(Ripple(), initial_state(), times(0.0, 3.0))
+        solution.ys[-1].sum().backward()
+        spent[seminorm] = solution.stats.nfe_backward
+    assert spent[True] < spent[False] / 2
+
+
+def test_frozen_parameters_are_left_alone():
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    field.a.requires_grad_(False)
+    solver = TorchdiffeqSolver(gradient="adjoint")
+    solver.solve(field, y0, times(0.0, 1.0)).ys[-1].sum().backward()
+    assert field.a.grad is None
+    assert y0.grad.isfinite().all()
+
+
+def test_closures_have_gradients_by_autograd_and_are_refused_by_an_adjoint_that_needs_them():
+    a = torch.ones((), dtype=torch.float64, requires_grad=True)
+    y0, span = initial_state(), times(0.0, 1.0)
+    ys = TorchdiffeqSolver(rtol=1e-9, atol=1e-9).solve(lambda t, y: -a * y, y0, span).ys
+    (grad,) = torch.autograd.grad(ys[-1].sum(), a)
+    torch.testing.assert_close(grad, -y0.sum() * torch.exp(times(-1.0))[0])
+    adjoint = TorchdiffeqSolver(gradient="adjoint")
+    with pytest.raises(TypeError, match=r"nn.Module for gradient='adjoint'.* but got function"):
+        adjoint.solve(lambda t, y: -a * y, y0, span)
+    with torch.no_grad():
+        ys = adjoint.solve(lambda t, y: -a * y, y0, span).ys
+    torch.testing.assert_close(ys[-1], y0 * torch.exp(times(-1.0)), rtol=1e-4, atol=1e-4)
+
+
+class Conditional(nn.Module):
+    """A field that holds a context."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+
+    def forward(self, t, y):
+        return sum(self.context) * y if isinstance(self.context, tuple) else self.context * y
+
+
+@pytest.mark.parametrize("held", [lambda x: x, lambda x: (1.0, 2.0 * x)])
+def test_an_adjoint_refuses_a_context_whose_gradient_it_would_drop(held):
+    context = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    solver, problem = TorchdiffeqSolver(gradient="adjoint"), (initial_state(), times(0.0, 1.0))
+    with pytest.raises(
+        ValueError, match=r"got `context` of Conditional\. Make it a part of the st"
+    ):
+        solver.solve(Conditional(held(context)), *problem)
+    ys = TorchdiffeqSolver().solve(Conditional(held(context)), *problem).ys
+    assert torch.autograd.grad(ys[-1].sum(), context)[0] > 0.0  # what the message proposes
+    solver.solve(Conditional(held(context.detach())), *problem)
+    parameter = nn.Parameter(context.detach())
+    solver.solve(Conditional(parameter), *problem).ys[-1].sum().backward()
+    assert parameter.grad > 0.0

@@ -38,6 +38,22 @@ def test_a_wrapped_solver_is_still_itself(shared):
     assert all("solve" not in vars(solver) for solver in solvers)
 
 
+@pytest.mark.parametrize(
+    "hold", [list, tuple, lambda xs: dict(enumerate(xs)), lambda xs: [xs]], ids=range(4)
+)
+def test_solvers_in_containers_are_found(hold):
+    model, found = nn.Module(), []
+    model.solvers = hold([StubSolver(), StubSolver()])
+    with wrapped_solves(model, lambda solve, *args, **options: found.append(solve)):
+        for solver in model.solvers if hold in (list, tuple) else _leaves(model.solvers):
+            solver.solve(None, None, None)
+    assert len(found) == 2
+
+
+def _leaves(solvers):
+    return list(solvers.values()) if isinstance(solvers, dict) else solvers[0]
+
+
 def test_solvers_are_chosen_and_come_back_after_an_exception():
     adjoint, other = TorchdiffeqSolver(gradient="adjoint"), AdaptiveSolver()
     block = ODEBlock(MLPField(2, (4,)), adjoint, eval_solver=other)

@@ -1,6 +1,9 @@
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchdiffeq import odeint
 
 from steer_lightning import steer
 from steer_lightning.horizon import GridHorizon, SpanHorizon
@@ -26,8 +29,9 @@ def test_inside_the_block_the_end_moves_and_after_it_no_bit_has_changed(model_cl
     before = model(x)
     with steer(model, b=0.5, step=3, seed=1, **where) as ends:
         assert list(ends) == [name]
+        end = end_of(model)
         assert 0.5 < ends[name] < 1.5
-        assert end_of(model) == pytest.approx(ends[name], abs=1e-5)
+        assert end == pytest.approx(ends[name], abs=1e-5)
         assert not torch.equal(model(x), before)
     assert torch.equal(model(x), before)
 
@@ -153,7 +157,8 @@ def test_a_block_inside_another_is_refused_and_the_outer_one_goes_on(model_class
             steer(model, b=0.5, step=0, **where),
         ):
             pass
-        assert end_of(model) == pytest.approx(ends[name], abs=1e-5)
+        end = end_of(model)
+        assert end == pytest.approx(ends[name], abs=1e-5)
     assert end_of(model) == pytest.approx(1.0, abs=1e-6)
 
 
@@ -163,8 +168,9 @@ def test_blocks_on_two_fields_may_be_nested():
         steer(model, b=0.5, step=0, seed=1, vector_fields=["a.func"]) as outer,
         steer(model, b=0.2, step=0, seed=1, vector_fields=["b.func"]) as inner,
     ):
-        assert end_of(model["a"]) == pytest.approx(outer["steer/a.func/end_time"], abs=1e-5)
-        assert end_of(model["b"]) == pytest.approx(inner["steer/b.func/end_time"], abs=1e-5)
+        found = end_of(model["a"]), end_of(model["b"])
+        expected = outer["steer/a.func/end_time"], inner["steer/b.func/end_time"]
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_hooks_do_not_pile_up_over_many_steps():
@@ -173,18 +179,40 @@ def test_hooks_do_not_pile_up_over_many_steps():
         with steer(model, b=0.5, step=step, vector_fields=["func"]):
             model.loss(tiny_data()).backward()
     assert len(model.func._forward_pre_hooks) == len(model.func._forward_hooks) == 1
-    with steer(model, b=0.5, step=0, seed=1, vector_fields=["func"], t0=0.0, t1=2.0) as ends:
+    with steer(model, b=0.5, step=0, seed=1, vector_fields=["func"], t0=0.0, t1=1.0) as ends:
         assert len(model.func._forward_pre_hooks) == 1
-        # The model itself still solves to 1: half of a span of 2.
-        assert end_of(model) == pytest.approx(ends["steer/func/end_time"] / 2.0, abs=1e-5)
+        assert end_of(model) == pytest.approx(ends["steer/func/end_time"], abs=1e-5)
 
 
-def test_the_adjoints_backward_after_the_block_raises():
-    model = seeded(ForeignModel, adjoint=True)
-    with steer(model, b=0.5, step=0, vector_fields=["func"]):
-        loss = model.loss(tiny_data())
-    with pytest.raises(RuntimeError, match=r"'func' .*inside `with steer\(...\)`"):
+@both
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_a_backward_pass_after_the_block_has_its_end_time(model_class, where, name, adjoint):
+    grads = []
+    for held in (False, True):
+        torch.manual_seed(0)
+        model = model_class(adjoint) if model_class is ForeignModel else model_class()
+        with steer(model, b=0.5, step=0, seed=1, **where):
+            loss = model.loss(tiny_data())
+            if not held:
+                loss.backward()
+        if held:
+            loss.backward()
+        grads.append(next(model.parameters()).grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_block_in_a_checkpoint_keeps_its_end_time(use_reentrant):
+    model, y0 = seeded(OwnModel), tiny_data().requires_grad_()
+    with steer(model, b=0.5, step=0, seed=1):
+        model(y0).sum().backward()
+    expected = y0.grad.clone()
+    y0.grad = None
+    with steer(model, b=0.5, step=0, seed=1):
+        loss = checkpoint(model, y0, use_reentrant=use_reentrant).sum()
+    with steer(model, b=0.5, step=7, seed=1):  # the next step has begun
         loss.backward()
+    torch.testing.assert_close(y0.grad, expected)
 
 
 def test_a_module_known_by_two_paths_may_be_named_by_either():
@@ -194,7 +222,7 @@ def test_a_module_known_by_two_paths_may_be_named_by_either():
     for path in ("func", "flow.0"):
         with steer(model, b=0.5, step=0, vector_fields=[path]) as ends:
             assert list(ends) == [f"steer/{path}/end_time"]
-            model.func(torch.tensor(0.0), tiny_data())
+            odeint(model.func, tiny_data(), torch.tensor([0.0, 1.0]))
 
 
 def test_a_field_that_is_not_called_inside_the_block_is_refused():
@@ -216,12 +244,54 @@ def test_a_field_inside_a_steered_block_is_refused():
         pass
 
 
+def test_a_field_inside_an_attached_field_is_refused_and_nobody_keeps_hooks():
+    model = nn.Sequential(nn.Sequential(ClockField()))
+    for paths in (["0", "0.0"], ["0.0", "0"]):
+        with (
+            pytest.raises(ValueError, match=r"T would move twice. Keep one of the two"),
+            steer(model, b=0.5, step=0, vector_fields=paths),
+        ):
+            pass
+    with (
+        pytest.raises(ValueError, match=r"to be one of .* got '0.x'"),
+        steer(model, b=0.5, step=0, vector_fields=["0.0", "0.x"]),
+    ):
+        pass
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@both
+def test_in_eval_mode_nothing_moves_and_a_step_in_it_is_refused(model_class, where, name):
+    model, x = seeded(model_class), tiny_data()
+    before = model(x)
+    with steer(model, b=0.5, step=0, seed=1, **where):
+        moved = model(x)
+        model.eval()
+        assert torch.equal(model(x), before)
+        model.train()
+        assert torch.equal(model(x), moved)
+    model.eval()
+    with (
+        pytest.raises(ValueError, match=r"in training mode, but .* no effect. Call .train\(\)"),
+        steer(model, b=0.5, step=0, **where),
+    ):
+        pass
+
+
+def test_a_wrapped_model_of_fabric_is_refused():
+    model = Fabric(accelerator="cpu", devices=1).setup(seeded(OwnModel))
+    with (
+        pytest.raises(TypeError, match=r"_FabricModule, Fabric's wrapper .* Give the unwrapped"),
+        steer(model, b=0.5, step=0),
+    ):
+        pass
+
+
 def test_the_model_itself_may_be_the_field():
     field = ClockField()
     with steer(field, b=0.5, step=0, vector_fields=[""]) as ends:
-        assert len(ends) == 1
-        assert field._forward_pre_hooks
-        field(torch.tensor(0.0), tiny_data())
+        odeint(field, tiny_data(), torch.tensor([0.0, 1.0]))
+        assert list(ends) == ["steer/model/end_time"]
 
 
 def test_an_unknown_path_lists_the_near_ones():
@@ -246,6 +316,8 @@ def test_an_unknown_path_lists_the_near_ones():
         ({"b": 0.5, "distribution": "norm"}, "`distribution` .*Did you mean 'normal'"),
         ({"b": 0.5, "scope": "samples"}, "`scope` .*Did you mean 'sample'"),
         ({"b": 0.5, "epsilon": 2.0}, "`epsilon`.* but got 2"),
+        ({"t1": 1.0, "vector_fields": ["block"]}, "both `t0` and `t1` with .* t0 = None, t1 = 1"),
+        ({"t0": 0.0, "t1": 1.0}, "vector_fields = None. They are the span of attached fields"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

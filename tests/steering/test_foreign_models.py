@@ -47,6 +47,6 @@ def test_time_that_is_no_tensor_is_refused():
 
 def test_one_time_for_each_sample_at_one_end_is_a_time():
     model, y = PlainTime(), torch.ones(3)
-    with steer(model, b=0.5, step=0, seed=0, vector_fields=[""]) as end_times:
+    with steer(model, b=0.5, step=0, seed=0, vector_fields=[""], t0=0.0, t1=1.0) as end_times:
         (end,) = end_times.values()
         torch.testing.assert_close(model(torch.ones(3), y), torch.full((3,), end * end))

@@ -1,34 +1,38 @@
 """Metrics and work of a trained model against the end time it is evaluated at."""
 
 import csv
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
 from steer_lightning.callbacks.plots.evaluation import plots_folder, save_plot
-from steer_lightning.callbacks.plots.figures import plot_sweep
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import (
     AdaptiveSolver,
     RosenbrockSolver,
     SolverError,
-    SolveStats,
     TorchdiffeqSolver,
 )
 from steer_lightning.steering.control import end_time_offset_at
+from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
 
 
 class EndTimeSweep(Callback):
     r"""A trained model's metrics against the end time it is *evaluated* at, t1 - b .. t1 + b.
 
-    The module's ``evaluate(batch)`` gives its metrics; ``nfe_forward`` beside them is the mean
+    The module's ``evaluate(batch)`` gives its metrics as means over a batch. They are averaged
+    over the batches by weight: the sum of a batch's weights if it has some (the module's
+    ``loss_weight(batch)``), or else its number of samples. ``nfe_forward`` beside them is the mean
     number of function evaluations of a batch, where the model's blocks count them. Drawn once: at
     the end of training from training or validation batches, or at the end of a test from test
     batches. The numbers are written as CSV beside the plot. Far from its own end time a model
@@ -121,8 +125,14 @@ class EndTimeSweep(Callback):
         if not names:  # every solve failed, and each has been warned of
             return
         metrics = {name: [row.get(name, float("nan")) for row in rows] for name in names}
-        name = f"end_time_sweep_{self.split}"
-        path = save_plot(trainer, plot_sweep(end_times, metrics, t1), name, folder)
+        figure = Figure(figsize=(4.2 * len(metrics), 3.4), layout="constrained")
+        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for axis, (name, values) in zip(axes, metrics.items(), strict=True):
+            axis.plot(end_times, values, marker="o", ms=3)
+            axis.axvline(t1, color="grey", ls=":", label="t1")
+            axis.set(xlabel="evaluation end time T", ylabel=name)
+            axis.legend(loc="lower right")
+        path = save_plot(trainer, figure, f"end_time_sweep_{self.split}", folder)
         with path.with_suffix(".csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["end_time", *metrics])
@@ -133,11 +143,7 @@ class EndTimeSweep(Callback):
 @contextmanager
 def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
     """Lower the budget of every solver in a model."""
-    solvers = [
-        getattr(module, name, None)
-        for module in model.modules()
-        for name in ("solver", "eval_solver")
-    ]
+    solvers = {getattr(m, name, None) for m in model.modules() for name in _SOLVERS}
     bounded = AdaptiveSolver | RosenbrockSolver | TorchdiffeqSolver
     budgets = {s: s.max_nfe for s in solvers if isinstance(s, bounded)}
     try:
@@ -149,11 +155,15 @@ def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
             solver.max_nfe = budget
 
 
+_SOLVERS = ("solver", "eval_solver")
+
+
 def _mean_metrics(
-    pl_module: LightningModule, offset: float, batches: Iterable[Any]
+    pl_module: LightningModule, offset: float, batches: Sequence[Any]
 ) -> dict[str, float]:
     """Mean metrics and evaluations at one end time; empty if a solve failed."""
-    before = _nfe_forward(pl_module)
+    counts = find_stats(pl_module).values()
+    before = sum(stats.nfe_forward for stats in counts)
     try:
         with end_time_offset_at(pl_module, offset):
             found = [pl_module.evaluate(batch) for batch in batches]  # type: ignore[operator]
@@ -161,14 +171,20 @@ def _mean_metrics(
         rank_zero_warn(f"EndTimeSweep leaves out T = t1 {offset:+g}: {error}")
         return {}
     names = [name for name in found[0] if name != "loss" or len(found[0]) == 1]
-    means = {name: float(torch.stack([m[name] for m in found]).mean()) for name in names}
-    if before is not None:
-        means["nfe_forward"] = ((_nfe_forward(pl_module) or 0) - before) / len(found)
+    weights = [_weight(pl_module, batch) for batch in batches]
+    means = {
+        # A batch whose weights are all zero has no mean.
+        name: sum(w * float(m[name]) for w, m in zip(weights, found, strict=True) if w)
+        / (sum(weights) or math.nan)
+        for name in names
+    }
+    if counts:
+        means["nfe_forward"] = (sum(s.nfe_forward for s in counts) - before) / len(found)
     return means
 
 
-def _nfe_forward(model: nn.Module) -> int | None:
-    """Forward evaluations that a model's blocks have counted so far; ``None`` if none counts."""
-    found = (getattr(module, "stats", None) for module in model.modules())
-    counts = {id(stats): stats.nfe_forward for stats in found if isinstance(stats, SolveStats)}
-    return sum(counts.values()) if counts else None
+def _weight(pl_module: LightningModule, batch: Any) -> float:
+    """What the mean over a batch counts for: its weights if it has some, or its samples."""
+    of_loss = getattr(pl_module, "loss_weight", None)
+    weight = None if of_loss is None else of_loss(batch)
+    return float(extract_batch_size(batch) if weight is None else weight)

@@ -1,17 +1,18 @@
 """Plots in TensorBoard, and as PNG files beside the logs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from steer_lightning.callbacks.folders import run_folder
-from steer_lightning.callbacks.plots.figures import FLOW_PLOTS, plot_trajectory
 from steer_lightning.nn import CNF
 
 
@@ -29,6 +30,14 @@ def save_plot(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(name, figure, global_step=trainer.global_step)
     return path
+
+
+Array = NDArray[np.float64]
+
+
+def array(x: Tensor) -> Array:
+    """A tensor in float64 on the CPU, for matplotlib."""
+    return np.asarray(x.detach().cpu().double())
 
 
 class EvaluationPlot(Callback):
@@ -100,7 +109,7 @@ class FlowPlot(EvaluationPlot):
     """Flow field, transported density and data, for one- and two-dimensional flows.
 
     The module must hold a :class:`~steer_lightning.nn.CNF` as ``flow``, and its batches points or
-    tuples whose first entry is points.
+    tuples of points and weights.
 
     Args:
         every_n_checks: Draw after every n-th validation; after every test.
@@ -115,12 +124,21 @@ class FlowPlot(EvaluationPlot):
     name = "flow"
 
     def check(self, pl_module: LightningModule) -> None:
-        _flow_and_plotter(pl_module)
+        flow = getattr(pl_module, "flow", None)
+        if not isinstance(flow, CNF) or flow.event_shape not in ((1,), (2,)):
+            raise TypeError(
+                f"Expected a module with a CNF of one or two dimensions as `flow`, but got "
+                f"{type(pl_module).__name__}. Leave FlowPlot out."
+            )
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        flow, plot = _flow_and_plotter(pl_module)
-        points = (batch,) if isinstance(batch, Tensor) else batch[:2]
-        return plot(flow, *points)
+        flow = pl_module.flow
+        assert isinstance(flow, CNF)
+        points, weight = (batch, None) if isinstance(batch, Tensor) else (*batch[:2], None)[:2]
+        weights = None if weight is None else array(weight)
+        plot = _plot_flow_1d if flow.event_shape == (1,) else _plot_flow_2d
+        with torch.no_grad():
+            return plot(flow, array(points), weights)
 
 
 class StiffPlot(EvaluationPlot):
@@ -137,15 +155,51 @@ class StiffPlot(EvaluationPlot):
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
         t, y = batch
-        return plot_trajectory(t, y, {"predicted": pl_module(y[0], t)})
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axis = figure.subplots()
+        axis.plot(array(t), array(y), color="black", label="true")
+        axis.plot(array(t), array(pl_module(y[0], t)), ls="--", label="predicted")
+        axis.set(xlabel="t", ylabel="y")
+        axis.legend(loc="lower right")
+        return figure
 
 
-def _flow_and_plotter(pl_module: LightningModule) -> tuple[CNF, Callable[..., Figure]]:
-    flow = getattr(pl_module, "flow", None)
-    plot = FLOW_PLOTS.get(tuple(flow.event_shape)) if isinstance(flow, CNF) else None
-    if plot is None or not isinstance(flow, CNF):
-        raise TypeError(
-            f"Expected a module with a CNF of one or two dimensions as `flow`, but got "
-            f"{type(pl_module).__name__}. Leave FlowPlot out."
-        )
-    return flow, plot
+def _plot_flow_1d(flow: CNF, data: Array, weights: Array | None) -> Figure:
+    """Density from base to data against time, with particle paths; then the end of it."""
+    like, limit = next(flow.parameters()), 7.0
+    x = torch.linspace(-limit, limit, 241).to(like)[:, None]
+    times = np.linspace(flow.base_time, flow.data_time, 41)
+    density = torch.stack([flow.log_prob(x, float(t)).exp() for t in times])
+    z = torch.special.ndtri(torch.linspace(0.02, 0.98, 30, dtype=torch.float64))
+    paths, _ = flow.trajectories(z.to(like)[:, None], torch.as_tensor(times).to(like))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    left.pcolormesh(times, array(x[:, 0]), array(density).T, cmap="viridis", shading="gouraud")
+    left.plot(times, array(paths[..., 0]), color="white", lw=0.6, alpha=0.7)
+    left.set(xlabel="t, from base to data", ylabel="x", title="density and particle paths")
+    right.plot(array(density[-1]), array(x[:, 0]), label="model")
+    right.hist(
+        data.reshape(-1), weights=weights, bins=100, range=(-limit, limit),
+        density=True, orientation="horizontal", alpha=0.4, label="data",
+    )  # fmt: skip
+    right.set(xlabel="density at the data", ylim=(-limit, limit))
+    right.legend(loc="lower right")
+    return figure
+
+
+def _plot_flow_2d(flow: CNF, data: Array, weights: Array | None) -> Figure:
+    """Flow field over transported density at four times from base to data, beside the data."""
+    like, limit, n_times, n_points = next(flow.parameters()), 4.0, 4, 80
+    side, arrow_side = (torch.linspace(-limit, limit, n).to(like) for n in (n_points, 17))
+    grid, arrows = (torch.cartesian_prod(s, s) for s in (side, arrow_side))
+    figure = Figure(figsize=(2.6 * (n_times + 1), 2.9), layout="constrained")
+    axes = figure.subplots(1, n_times + 1, sharex=True, sharey=True)
+    for axis, t in zip(axes, np.linspace(flow.base_time, flow.data_time, n_times), strict=False):
+        density = flow.log_prob(grid, float(t)).exp().reshape(n_points, n_points)
+        field = flow.vector_field(like.new_tensor(float(t)), arrows)
+        axis.imshow(array(density).T, origin="lower", extent=(-limit, limit, -limit, limit))
+        axis.quiver(*array(arrows).T, *array(field).T, color="white", alpha=0.6, width=0.004)
+        axis.set(title=f"t = {t:.2f}", aspect="equal")
+    axes[-1].hist2d(*data.T, n_points, range=((-limit, limit),) * 2, weights=weights)
+    axes[-1].set(title="data", aspect="equal")
+    return figure

@@ -1,17 +1,18 @@
 """A plot of features on their way through time."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn import functional as F
 
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
-from steer_lightning.callbacks.plots.figures import plot_features
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, array
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import SolverError
 
@@ -59,7 +60,8 @@ class FeaturePlot(EvaluationPlot):
         self.n_times = n_times
 
     def check(self, pl_module: LightningModule) -> None:
-        if not callable(getattr(pl_module, "trajectories", None)) or not _spans(pl_module):
+        spans = [m for m in pl_module.modules() if isinstance(m, SpanHorizon)]
+        if not callable(getattr(pl_module, "trajectories", None)) or not spans:
             raise TypeError(
                 f"Expected a module with a method `trajectories(x, t_eval)` and a block with a "
                 f"span, but got {type(pl_module).__name__}. Leave FeaturePlot out."
@@ -67,22 +69,55 @@ class FeaturePlot(EvaluationPlot):
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
         x, targets = (part[: self.n_samples] for part in batch[:2])
-        horizon = _spans(pl_module)[0]
-        gap = horizon.end_time - horizon.t0
-        b = math.copysign(self.b, gap)
-        n_after = 1 + math.ceil((self.n_times - 1) * abs(b / gap))
-        until = torch.linspace(horizon.t0, horizon.end_time, self.n_times)
-        after = torch.linspace(horizon.end_time, horizon.end_time + b, n_after)
-        t_eval = torch.cat([until, after[1:]]).to(x.device)
-        follow: Callable[..., Tensor] = pl_module.trajectories  # type: ignore[assignment]
+        horizon = next(m for m in pl_module.modules() if isinstance(m, SpanHorizon))
+        t0, t1 = horizon.t0, horizon.end_time
+        b = math.copysign(self.b, t1 - t0)
+        n_after = 1 + math.ceil((self.n_times - 1) * abs(b / (t1 - t0)))
+        until, after = torch.linspace(t0, t1, self.n_times), torch.linspace(t1, t1 + b, n_after)
+        t = torch.cat([until, after[1:]]).to(x.device)
         try:
-            features = follow(x, t_eval)
+            features = pl_module.trajectories(x, t)  # type: ignore[operator]
         except SolverError as error:
             rank_zero_warn(f"FeaturePlot ends at t1: {error}")
-            t_eval = t_eval[: len(until)]
-            features = follow(x, t_eval)
-        return plot_features(t_eval, features.flatten(2), targets, len(until) - 1, b)
+            t = t[: self.n_times]
+            features = pl_module.trajectories(x, t)  # type: ignore[operator]
+        features = features.flatten(2)
+        at_end = self.n_times - 1
+        paths = array(principal_components(features, features[at_end]))
+        numbers = array(targets.reshape(len(targets), -1)[:, 0])
+        few = not targets.is_floating_point() and numbers.max() < 10
+        colours = colormaps["tab10" if few else "viridis"]
+        scale = Normalize(0, 9) if few else Normalize(numbers.min(), numbers.max())
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for path, value in zip(paths.swapaxes(0, 1), numbers, strict=True):
+            colour = colours(scale(value))
+            left.plot(*path.T, color=colour, lw=0.6, alpha=0.6)
+            right.plot(array(t), path[:, 0], color=colour, lw=0.6, alpha=0.6)
+        left.scatter(*paths[at_end].T, c=colours(scale(numbers)), s=12, label="t1", zorder=3)
+        left.set(title="features to t1 + b", ylabel="second component")
+        for time, name in {t1 - b: "t1 - b", t1: "t1"}.items():
+            right.axvline(time, color="grey", ls=":" if name == "t1" else "--", label=name)
+        right.set(title="the same against time", xlabel="t", ylabel="first component at t1")
+        left.set_xlabel("first component at t1")
+        left.legend(loc="upper left")
+        right.legend(loc="upper left")
+        return figure
 
 
-def _spans(pl_module: LightningModule) -> list[SpanHorizon]:
-    return [module for module in pl_module.modules() if isinstance(module, SpanHorizon)]
+def principal_components(x: Tensor, reference: Tensor) -> Tensor:
+    """Coordinates of points along the first two principal components of others.
+
+    Args:
+        x: Points, shape ``(..., D)``.
+        reference: The points whose components are taken, shape ``(N, D)``.
+
+    Returns:
+        Coordinates, shape ``(..., 2)``, the second zero if there is no second component. Signs
+        are chosen so that the largest weight of a component is positive.
+    """
+    mean = reference.mean(0)
+    axes = torch.linalg.svd(reference - mean, full_matrices=False).Vh[:2]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    coordinates = (x - mean) @ (axes * largest.sign()).T
+    return F.pad(coordinates, (0, 2 - coordinates.shape[-1]))

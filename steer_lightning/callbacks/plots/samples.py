@@ -10,11 +10,11 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from steer_lightning.callbacks.folders import run_folder
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
-from steer_lightning.callbacks.plots.figures import plot_images
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, array
 from steer_lightning.nn import Flow
 from steer_lightning.utils.seeding import stream
 
@@ -61,15 +61,32 @@ class SampleGrid(EvaluationPlot):
         self.seed = seed
 
     def check(self, pl_module: LightningModule) -> None:
-        _image_flow(pl_module)
+        flow = getattr(pl_module, "flow", None)
+        if not isinstance(flow, Flow) or len(flow.event_shape) != 3:
+            raise TypeError(
+                f"Expected a module with a flow of images (C, H, W) as `flow`, but got "
+                f"{type(pl_module).__name__}. Leave SampleGrid out."
+            )
+
+    def rows(self, flow: Flow) -> list[Tensor]:
+        """Images at each temperature, shape ``(n_samples, C, H, W)``, in [0, 1]."""
+        generator = stream("cpu", "sample grid", self.seed)
+        z = torch.randn(self.n_samples, *flow.latent_shape, generator=generator)
+        z = z.to(next(flow.parameters()))
+        return [flow.inverse(t * z).clamp(0.0, 1.0) for t in self.temperatures]
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        flow = _image_flow(pl_module)
-        z = torch.randn(
-            self.n_samples, *flow.latent_shape, generator=stream("cpu", "sample grid", self.seed)
-        ).to(next(flow.parameters()))
-        rows = {f"temperature {t:g}": flow.inverse(t * z) for t in self.temperatures}
-        return plot_images({label: images.clamp(0.0, 1.0) for label, images in rows.items()})
+        rows = self.rows(pl_module.flow)  # type: ignore[arg-type]
+        size = (0.62 * self.n_samples + 0.4, 0.85 * len(rows))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(rows), squeeze=False)[:, 0]
+        for axis, temperature, images in zip(axes, self.temperatures, rows, strict=True):
+            framed = F.pad(images, (1, 1, 1, 1), value=1.0)
+            row = array(torch.cat(list(framed), dim=2).movedim(0, -1))
+            axis.imshow(row, "gray", vmin=0, vmax=1)
+            axis.set_title(f"temperature {temperature:g}", loc="left", fontsize=8)
+            axis.axis("off")
+        return figure
 
 
 class SampleWriter(BasePredictionWriter):
@@ -78,8 +95,8 @@ class SampleWriter(BasePredictionWriter):
     Files go to ``samples/`` beside the run's logs: ``<rank>_<batch>.pt`` holds the images,
     ``(B, C, H, W)`` in [0, 1], ``<rank>_<batch>.png`` shows them.
 
-    Example:
-        >>> callback = SampleWriter()
+    Raises:
+        TypeError: If a prediction is no batch of images.
     """
 
     def __init__(self) -> None:
@@ -87,7 +104,6 @@ class SampleWriter(BasePredictionWriter):
         self._folder: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the folder; asked for on every rank, as the ranks agree on it."""
         self._folder = run_folder(trainer) / "samples"
         self._folder.mkdir(parents=True, exist_ok=True)
         rank_zero_info(f"Samples: {self._folder}")
@@ -102,11 +118,6 @@ class SampleWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write one batch.
-
-        Raises:
-            TypeError: If the prediction is no batch of images.
-        """
         if not isinstance(prediction, Tensor) or prediction.ndim != 4:
             raise TypeError(
                 f"Expected predictions to be images (B, C, H, W), but "
@@ -118,13 +129,3 @@ class SampleWriter(BasePredictionWriter):
         images = prediction.cpu()
         torch.save(images, self._folder / f"{stem}.pt")
         save_image(images, self._folder / f"{stem}.png", nrow=max(8, round(len(images) ** 0.5)))
-
-
-def _image_flow(pl_module: LightningModule) -> Flow:
-    flow = getattr(pl_module, "flow", None)
-    if not isinstance(flow, Flow) or len(flow.event_shape) != 3:
-        raise TypeError(
-            f"Expected a module with a flow of images (C, H, W) as `flow`, but got "
-            f"{type(pl_module).__name__}. Leave SampleGrid out."
-        )
-    return flow

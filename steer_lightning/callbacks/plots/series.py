@@ -7,8 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule
 
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
-from steer_lightning.callbacks.plots.figures import plot_series
+from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, array
 from steer_lightning.nn.series import SeriesBatch
 
 
@@ -17,11 +16,12 @@ class SeriesPlot(EvaluationPlot):
 
     The module must have a method ``predict_at(batch, times)`` that gives values ``(S, B, G, D)``
     at the times ``(B, G)``, as :class:`~steer_lightning.modules.LatentODEModule` and
-    :class:`~steer_lightning.modules.ODERNNModule` have. A dotted line marks the end of the data.
+    :class:`~steer_lightning.modules.ODERNNModule` have. Each draw is a curve, their mean a line;
+    a dotted line marks the end of the data.
 
     Args:
-        n_series: Series to draw, the first ones of the first batch.
-        features: Numbers of the features to draw.
+        n_series: Series to draw, the first ones of the first batch, a column each.
+        features: Numbers of the features to draw, a row each.
         extend: How far to draw past the last time, as a fraction of the time range.
         n_points: Points of a curve.
         every_n_checks: Draw after every n-th validation; after every test.
@@ -74,4 +74,24 @@ class SeriesPlot(EvaluationPlot):
         share = torch.linspace(0.0, 1.0 + self.extend, self.n_points, device=first.device)
         times = first + share.to(first) * (last - first)
         draws = pl_module.predict_at(some, times)  # type: ignore[operator]
-        return plot_series(some, times, draws, self.features)
+        n_rows, n_columns = len(self.features), len(times)
+        figure = Figure(figsize=(3.6 * n_columns, 2.6 * n_rows), layout="constrained")
+        axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex="col")
+        for row, feature in zip(axes, self.features, strict=True):
+            row[0].set_ylabel(f"feature {feature}")
+            for i, axis in enumerate(row):
+                t, curves = array(times[i]), array(draws[:, i, :, feature])
+                axis.plot(t, curves.T, color="C0", lw=0.6, alpha=0.5)
+                axis.plot(t, curves.mean(0), color="C0", label="predicted")
+                seen = some.mask[i, :, feature] > 0
+                hidden = (some.target_mask[i, :, feature] > 0) & ~seen
+                for name, points, face in (("observed", seen, "C1"), ("hidden", hidden, "none")):
+                    axis.scatter(
+                        array(some.times[i, points]), array(some.values[i, points, feature]),
+                        s=12, facecolors=face, edgecolors="C1", lw=0.7, label=name, zorder=3,
+                    )  # fmt: skip
+                axis.axvline(float(last[i]), color="grey", lw=0.6, ls=":")
+        for axis in axes[-1]:
+            axis.set_xlabel("t")
+        axes[0, 0].legend(loc="upper left", fontsize=7)
+        return figure

@@ -13,13 +13,7 @@ from steer_lightning.nn.flows.divergence import DivergenceField
 from steer_lightning.nn.flows.flow import Flow, Transport, check_shape
 from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.likelihood import standard_normal_log_prob
-from steer_lightning.nn.trace import (
-    NOISES,
-    TRACE_ESTIMATORS,
-    Noise,
-    TraceEstimator,
-    trace_noise,
-)
+from steer_lightning.nn.trace import NOISES, TRACE_ESTIMATORS, Noise, TraceEstimator, trace_noise
 from steer_lightning.solvers import AdaptiveSolver, Solution, Solver
 from steer_lightning.utils.checks import check_choice, check_span
 from steer_lightning.utils.problem import default_times, first_part
@@ -94,12 +88,10 @@ class CNF(Flow, Block):
 
     @property
     def base_time(self) -> float:
-        """The end of the span where the base sits."""
         return self.horizon.t0 if self.data_at == "t1" else self.horizon.t1
 
     @property
     def data_time(self) -> float:
-        """The end of the span where the data sits."""
         return self.horizon.t1 if self.data_at == "t1" else self.horizon.t0
 
     def transport(
@@ -110,7 +102,7 @@ class CNF(Flow, Block):
         generator: torch.Generator | None = None,
         regularize: bool = False,
     ) -> Transport:
-        """Carry points to the base; from a nominal time ``t`` on, or from the data's end."""
+        """Carry points to the base from a nominal time ``t`` on, or from the data's end."""
         check_shape("points", x, self.event_shape)
         start = self.data_time if t is None else t
         integrals = [x.new_zeros(len(x)) for _ in range(3 if regularize else 1)]
@@ -125,13 +117,7 @@ class CNF(Flow, Block):
     def forward(
         self, x: Tensor, t: float | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Carry points to the base; see :meth:`Flow.forward`.
-
-        Args:
-            x: Points, shape ``(B, *event_shape)``.
-            t: Nominal time where the points are; the data's end if not given.
-            generator: Random stream of Hutchinson's noise; the global one if not given.
-        """
+        """Carry points to the base from a nominal time ``t`` on; see :meth:`Flow.forward`."""
         carried = self.transport(x, t, generator=generator)
         return carried.z, carried.delta_log_p
 
@@ -142,7 +128,6 @@ class CNF(Flow, Block):
         return self.transport(x, t, generator=generator).log_p
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Carry base points to the data, shape ``(B, *event_shape)``."""
         check_shape("base points", z, self.event_shape)
         t_eval = default_times(z, self.base_time, self.data_time)
         solution = self._integrate(self.vector_field, z, t_eval)
@@ -175,7 +160,7 @@ class CNF(Flow, Block):
         return ys, standard_normal_log_prob(z) - deltas
 
     def _integrate(self, field: nn.Module, state: Any, t_eval: Tensor) -> Solution:
-        """Solve in training or in evaluation, which autocast does not lower the precision of."""
+        """Solve; in evaluation autocast does not lower the precision."""
         if self.training:
             return self.solve(field, state, t_eval)
         with torch.autocast(first_part(state).device.type, enabled=False):

@@ -15,10 +15,6 @@ class ConcatSquashLinear(nn.Module):
     r"""A linear layer whose output time gates and shifts.
 
     .. math:: (W x + b) \odot \sigma(w_g t + b_g) + w_c t
-
-    Args:
-        d_in: Input features.
-        d_out: Output features.
     """
 
     def __init__(self, d_in: int, d_out: int) -> None:
@@ -34,7 +30,6 @@ class ConcatSquashLinear(nn.Module):
         return gate, t * self.shift.weight[:, 0]
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Transform ``x``, shape ``(B, d_in)``."""
         gate, shift = self.gate_and_shift(t)
         return torch.addcmul(shift, self.layer(x), gate)
 
@@ -77,7 +72,6 @@ class ConcatSquashField(nn.Module):
         return cast(list[ConcatSquashLinear], list(self.layers))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Derivative at ``t``, shape of ``y``, ``(B, D)``."""
         *hidden, last = self._layers()
         for layer in hidden:
             y = torch.tanh(layer(t, y))

@@ -78,7 +78,6 @@ class ConvFlowField(nn.Module):
         return cast(list[TimeConv2d], list(self.layers))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Derivative at ``t``, shape of ``y``, ``(B, C, H, W)``."""
         activate, _ = ACTIVATIONS[self.activation]
         *hidden, last = self._layers()
         for layer in hidden:

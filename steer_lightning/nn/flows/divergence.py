@@ -38,7 +38,6 @@ class DivergenceField(nn.Module):
         self.regularize = regularize
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Derivatives of the state ``(B, ...)`` and of the ``(B,)`` integrals beside it."""
         y = state[0]
         if self.probe is not None:
             dy, tangent = jvp(self.vector_field, t, y, self.probe)
@@ -63,5 +62,4 @@ class DivergenceField(nn.Module):
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Sum over all but the batch."""
     return torch.sum(x.flatten(1), dim=1)

@@ -44,11 +44,7 @@ class Transport(NamedTuple):
 
 
 class Flow(nn.Module, ABC):
-    """An invertible map between data and a standard normal base.
-
-    Args:
-        event_shape: Shape of one sample of the data.
-    """
+    """An invertible map between data and a standard normal base."""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -56,7 +52,6 @@ class Flow(nn.Module, ABC):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the base."""
         return self.event_shape
 
     @abstractmethod
@@ -66,13 +61,10 @@ class Flow(nn.Module, ABC):
         """Carry points to the base.
 
         Args:
-            x: Points, shape ``(B, *event_shape)``.
+            x: Points, shape ``(B, *event_shape)``; a ``ValueError`` if they have another one.
             generator: Random stream of the trace estimator's noise, on the device of ``x``; the
                 global one if not given.
             regularize: Integrate the kinetic energy and the Jacobian's norm beside them.
-
-        Raises:
-            ValueError: If ``x`` has another shape.
         """
 
     @abstractmethod
@@ -82,16 +74,7 @@ class Flow(nn.Module, ABC):
     def forward(
         self, x: Tensor, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Carry points to the base.
-
-        Args:
-            x: Points, shape ``(B, *event_shape)``.
-            generator: See :meth:`transport`.
-
-        Returns:
-            ``z``, shape ``(B, *latent_shape)``, and ``delta_log_p``, shape ``(B,)``, with
-            ``log_p(x) = log_p(z) + delta_log_p``.
-        """
+        """Base points and ``log_p(x) - log_p(z)``, shape ``(B,)``; see :meth:`transport`."""
         carried = self.transport(x, generator=generator)
         return carried.z, carried.delta_log_p
 
@@ -102,7 +85,7 @@ class Flow(nn.Module, ABC):
     def sample(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
-        """Draw ``n`` samples, shape ``(n, *event_shape)``.
+        """Draw samples, shape ``(n, *event_shape)``.
 
         Args:
             n: Number of samples.

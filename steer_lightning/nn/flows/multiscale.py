@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,6 @@ from steer_lightning.nn.flows.flow import Flow, Transport, check_shape
 from steer_lightning.nn.flows.transforms import Logit, squeeze, unsqueeze
 from steer_lightning.nn.trace import Noise, TraceEstimator
 from steer_lightning.solvers import Solver
-
-
-class Scale(nn.Module):
-    """The blocks of one scale: before squeezing, and after it on all scales but the last.
-
-    Args:
-        before: Blocks at the scale's own size.
-        after: Blocks on squeezed images; none on the last scale.
-    """
-
-    def __init__(self, before: Sequence[CNF], after: Sequence[CNF]) -> None:
-        super().__init__()
-        self.before = nn.ModuleList(before)
-        self.after = nn.ModuleList(after)
 
 
 class MultiScaleCNF(Flow):
@@ -46,18 +32,18 @@ class MultiScaleCNF(Flow):
         min_size: Scales are added while height and width are at least this.
         alpha: Of the logit transform, in ``[0, 0.5)``; ``None`` for data that is unbounded
             already.
-        solver: Integrator of all blocks; dopri5 at ``1e-5`` if not given.
-        eval_solver: Integrator in eval mode; ``solver`` if not given.
+        solver: Of all blocks, as all that follows; see :class:`~steer_lightning.nn.CNF`.
+        eval_solver: Integrator in eval mode.
         t_span: ``(t0, t1)`` of each block; STEER moves ``t1``.
         data_at: End of the span nearer the data; ``"t0"`` as in the public FFJORD and RNODE code.
         learn_t1: Make each block's ``t1`` a parameter.
         trace_estimator: ``"hutchinson"``, or ``"exact"`` for tiny images.
-        noise: Distribution of Hutchinson's probes, ``"gaussian"`` or ``"rademacher"``.
-        compile: Compile the field with its divergence: one compilation for all blocks of a shape.
+        noise: Distribution of Hutchinson's probes.
+        compile: Compile the field with its divergence, once for all blocks of a shape.
 
     Raises:
         ValueError: If ``event_shape`` is no image, its sides cannot be halved as often as there
-            are scales, or an argument is out of range; see :class:`~steer_lightning.nn.CNF`.
+            are scales, or an argument is out of range.
 
     References:
         Grathwohl et al., *FFJORD*, ICLR 2019; Finlay et al., *How to train your neural ODE*, ICML
@@ -90,43 +76,34 @@ class MultiScaleCNF(Flow):
             raise ValueError(f"Expected `n_blocks` >= 1, but got {n_blocks}.")
         self.logit = None if alpha is None else Logit(alpha)
 
-        settings: Any = {
-            "solver": solver,
-            "eval_solver": eval_solver,
-            "t_span": t_span,
-            "data_at": data_at,
-            "learn_t1": learn_t1,
-            "trace_estimator": trace_estimator,
-            "noise": noise,
-            "compile": compile,
-        }
+        settings = (
+            solver, eval_solver, t_span, data_at, learn_t1, trace_estimator, noise, compile
+        )  # fmt: skip
 
         def stack(shape: tuple[int, ...]) -> list[CNF]:
-            return [CNF(vector_field(shape[0]), shape, **settings) for _ in range(n_blocks)]
+            return [CNF(vector_field(shape[0]), shape, *settings) for _ in range(n_blocks)]
 
         shapes = scale_shapes(self.event_shape, min_size)
         self.latent_shapes = [(2 * c, h // 2, w // 2) for c, h, w in shapes[:-1]] + shapes[-1:]
-        self.scales = nn.ModuleList(
-            Scale(stack((c, h, w)), stack((4 * c, h // 2, w // 2))) for c, h, w in shapes[:-1]
-        )
-        self.scales.append(Scale(stack(shapes[-1]), []))
+        self.scales = nn.ModuleList()
+        for i, (c, h, w) in enumerate(shapes):
+            before = nn.ModuleList(stack((c, h, w)))
+            last = i == len(shapes) - 1
+            after = nn.ModuleList([] if last else stack((4 * c, h // 2, w // 2)))
+            self.scales.append(nn.ModuleDict({"before": before, "after": after}))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the base, ``(D,)``."""
         return (prod(self.event_shape),)
 
     @property
     def blocks(self) -> list[CNF]:
         """Every block, in the order from data to base."""
-        return [
-            cast(CNF, block) for scale in self._scales() for block in (*scale.before, *scale.after)
-        ]
+        return [block for stacks in self._scales() for blocks in stacks for block in blocks]
 
     def transport(
         self, x: Tensor, *, generator: torch.Generator | None = None, regularize: bool = False
     ) -> Transport:
-        """Carry images to latents; see :meth:`Flow.transport`."""
         check_shape("images", x, self.event_shape)
         zero = x.new_zeros(len(x))
         so_far = Transport(x, zero, *((zero, zero) if regularize else ()))
@@ -134,28 +111,25 @@ class MultiScaleCNF(Flow):
             y, log_det = self.logit(x)
             so_far = so_far._replace(z=y, delta_log_p=log_det)
 
-        def through(blocks: nn.ModuleList, so_far: Transport) -> Transport:
+        def through(blocks: list[CNF], so_far: Transport) -> Transport:
             for block in blocks:
-                carried = cast(CNF, block).transport(
-                    so_far.z, generator=generator, regularize=regularize
-                )
+                carried = block.transport(so_far.z, generator=generator, regularize=regularize)
                 so_far = carried.after(so_far)
             return so_far
 
-        *scales, last = self._scales()
+        *scales, (last, _) = self._scales()
         latents = []
-        for scale in scales:
-            so_far = through(scale.before, so_far)
-            so_far = through(scale.after, so_far._replace(z=squeeze(so_far.z)))
+        for before, after in scales:
+            so_far = through(before, so_far)
+            so_far = through(after, so_far._replace(z=squeeze(so_far.z)))
             kept, latent = so_far.z.chunk(2, dim=1)
             latents.append(latent)
             so_far = so_far._replace(z=kept)
-        so_far = through(last.before, so_far)
+        so_far = through(last, so_far)
         latents.append(so_far.z)
         return so_far._replace(z=torch.cat([latent.flatten(1) for latent in latents], dim=1))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Carry latents, shape ``(B, D)``, to images, shape ``(B, C, H, W)``."""
         check_shape("latents", z, self.latent_shape)
         sizes = [prod(shape) for shape in self.latent_shapes]
         latents = [
@@ -163,32 +137,26 @@ class MultiScaleCNF(Flow):
             for part, shape in zip(torch.split(z, sizes, dim=1), self.latent_shapes, strict=True)
         ]
 
-        def back(blocks: nn.ModuleList, y: Tensor) -> Tensor:
+        def back(blocks: list[CNF], y: Tensor) -> Tensor:
             for block in reversed(blocks):
-                y = cast(CNF, block).inverse(y)
+                y = block.inverse(y)
             return y
 
-        *scales, last = self._scales()
-        y = back(last.before, latents.pop())
-        for scale in reversed(scales):
-            y = back(scale.after, torch.cat([y, latents.pop()], dim=1))
-            y = back(scale.before, unsqueeze(y))
+        *scales, (last, _) = self._scales()
+        y = back(last, latents.pop())
+        for before, after in reversed(scales):
+            y = back(after, torch.cat([y, latents.pop()], dim=1))
+            y = back(before, unsqueeze(y))
         return y if self.logit is None else self.logit.inverse(y)
 
-    def _scales(self) -> list[Scale]:
-        return cast(list[Scale], list(self.scales))
+    def _scales(self) -> list[tuple[list[CNF], list[CNF]]]:
+        """Blocks before and after the squeeze of each scale; the last one has no squeeze."""
+        scales: Any = self.scales
+        return [(list(scale["before"]), list(scale["after"])) for scale in scales]
 
 
 def scale_shapes(event_shape: tuple[int, ...], min_size: int) -> list[tuple[int, int, int]]:
-    """Shape ``(C, H, W)`` of the images that enter each scale.
-
-    Raises:
-        ValueError: If the shape is no image, or a side cannot be halved where it has to be.
-
-    Example:
-        >>> scale_shapes((1, 28, 28), min_size=4)
-        [(1, 28, 28), (2, 14, 14), (4, 7, 7)]
-    """
+    """Shape ``(C, H, W)`` of the images that enter each scale."""
     if len(event_shape) != 3 or min(event_shape) < 1 or min_size < 2:
         raise ValueError(
             f"Expected `event_shape` = (C, H, W) and `min_size` >= 2, but got {event_shape} and "

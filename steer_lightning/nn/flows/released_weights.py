@@ -4,12 +4,11 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from steer_lightning.nn.flows.cnf import CNF
 from steer_lightning.nn.flows.conv_flow_field import ConvFlowField
 from steer_lightning.nn.flows.multiscale import MultiScaleCNF
 from steer_lightning.utils.io import load_plain
@@ -26,9 +25,7 @@ _WITHOUT_WEIGHTS = re.compile(r".*(\._num_evals|\.integration_times)")
 def read_released_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the ``state_dict`` of a checkpoint of the public code, without running code from it.
 
-    Args:
-        path: A file that ``torch.save`` wrote: the ``state_dict`` itself, or a dictionary that
-            has it under ``"state_dict"``, beside an ``argparse.Namespace`` and whatever else.
+    The file holds it by itself, or under ``"state_dict"`` beside whatever else.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -58,10 +55,9 @@ def read_released_weights(path: str | Path) -> dict[str, Tensor]:
 def load_released_weights(flow: MultiScaleCNF, state_dict: Mapping[str, Tensor]) -> None:
     r"""Copy weights of the public FFJORD and RNODE code into a flow of the same architecture.
 
-    Their multi-scale model is a list ``transforms`` of scales, each with a list ``chain`` of
-    layers: on the first scale a logit transform, then blocks, a squeeze, and blocks. A block has
-    its convolutions at ``odefunc.diffeq.layers.<i>._layer`` (or ``odefunc.odefunc...`` where it
-    was trained with regularisers), the time channel first, and its end time as
+    Their model is a list ``transforms`` of scales, each with a list ``chain`` of layers. A block
+    has its convolutions at ``odefunc.diffeq.layers.<i>._layer`` (or ``odefunc.odefunc...`` where
+    it was trained with regularisers), the time channel first, and its end time as
     ``sqrt_end_time``. Blocks are matched by order, convolutions by place. Their data sits at
     ``t = 0``, so that the flow must have ``data_at="t0"`` and ``t0 = 0``.
 
@@ -72,40 +68,57 @@ def load_released_weights(flow: MultiScaleCNF, state_dict: Mapping[str, Tensor])
 
     Raises:
         ValueError: If the flow is not one that such weights fit: another end of the data, end
-            time, number of blocks or layers, or shape of a convolution; or if there are names of
-            another model.
+            time, number of blocks, or shape of a convolution; or if there are names of another
+            model. The flow stays as it was.
 
     References:
         github.com/rtqichen/ffjord and github.com/cfinlay/ffjord-rnode, the models trained on
         images.
     """
     convolutions, end_times = _sort(state_dict)
-    blocks = flow.blocks
-    if len(convolutions) != len(blocks):
+    if len(convolutions) != len(flow.blocks):
         raise ValueError(
-            f"Expected weights of {len(blocks)} blocks for a flow of images {flow.event_shape}, "
-            f"but got {len(convolutions)}. Build the flow with the image size, `n_blocks` and "
-            f"`min_size` that they were trained with."
+            f"Expected weights of {len(flow.blocks)} blocks for a flow of images "
+            f"{flow.event_shape}, but got {len(convolutions)}. Build the flow with the image "
+            f"size, `n_blocks` and `min_size` that they were trained with."
         )
-    matched = list(zip(blocks, sorted(convolutions.items()), strict=True))
+    matched = list(zip(flow.blocks, sorted(convolutions.items()), strict=True))
     for block, (place, layers) in matched:  # all of them before anything is copied
-        _check_span(block, end_times.get(place), place)
-        _check_shapes(block, layers, place)
-    with torch.no_grad():
-        for block, (place, layers) in matched:
-            for key, parameter in _convolutions(block).items():
-                parameter.copy_(layers[key])
-            if block.horizon.learned_t1 is not None and place in end_times:
-                block.horizon.learned_t1.fill_(end_times[place])
+        field, horizon = block.vector_field, block.horizon
+        if not isinstance(field, ConvFlowField) or block.data_at != "t0" or horizon.t0 != 0.0:
+            raise ValueError(
+                f"Expected a flow of ConvFlowField, with data_at='t0' and t0 = 0 as the weights "
+                f"were trained, but got {type(field).__name__}, data_at={block.data_at!r} and "
+                f"t_span = ({horizon.t0:g}, {horizon.t1:g})."
+            )
+        expected = {key: tuple(x.shape) for key, x in field.layers.state_dict().items()}
+        got = {key: tuple(x.shape) for key, x in sorted(layers.items())}
+        if got != expected:
+            raise ValueError(
+                f"Expected the convolutions of the block at {place} to have the shapes "
+                f"{expected}, but got {got}. Set the field's `hidden` to the widths that they "
+                f"were trained with."
+            )
+        end_time = end_times.get(place, horizon.t1)
+        if horizon.learned_t1 is None and abs(end_time - horizon.t1) > 1e-6 * horizon.t1:
+            raise ValueError(
+                f"Expected t1 = {end_time:g}, the end time that the block at {place} was trained "
+                f"with, but the flow has {horizon.t1:g}. Set `t_span`, or `learn_t1: true`."
+            )
+    for block, (place, layers) in matched:
+        cast(ConvFlowField, block.vector_field).layers.load_state_dict(layers)
+        if block.horizon.learned_t1 is not None and place in end_times:
+            nn.init.constant_(block.horizon.learned_t1, end_times[place])
 
 
 Place = tuple[int, int]
-Layers = dict[tuple[int, str], Tensor]
 
 
-def _sort(state_dict: Mapping[str, Tensor]) -> tuple[dict[Place, Layers], dict[Place, float]]:
+def _sort(
+    state_dict: Mapping[str, Tensor],
+) -> tuple[dict[Place, dict[str, Tensor]], dict[Place, float]]:
     """Convolutions and end times by the place of their block, scale and position in it."""
-    convolutions: dict[Place, Layers] = {}
+    convolutions: dict[Place, dict[str, Tensor]] = {}
     end_times: dict[Place, float] = {}
     unknown = []
     for key, tensor in state_dict.items():
@@ -113,7 +126,7 @@ def _sort(state_dict: Mapping[str, Tensor]) -> tuple[dict[Place, Layers], dict[P
         if match := _WEIGHT.fullmatch(name):
             scale, position, layer, kind = match.groups()
             layers = convolutions.setdefault((int(scale), int(position)), {})
-            layers[int(layer), kind] = tensor
+            layers[f"{layer}.{kind}"] = tensor
         elif match := _END_TIME.fullmatch(name):
             end_times[int(match[1]), int(match[2])] = float(tensor) ** 2
         elif not _WITHOUT_WEIGHTS.fullmatch(name):
@@ -126,43 +139,3 @@ def _sort(state_dict: Mapping[str, Tensor]) -> tuple[dict[Place, Layers], dict[P
             f"can be imported."
         )
     return convolutions, end_times
-
-
-def _check_span(block: CNF, end_time: float | None, place: Place) -> None:
-    horizon = block.horizon
-    if block.data_at != "t0" or horizon.t0 != 0.0:
-        raise ValueError(
-            f"Expected a flow with data_at='t0' and t0 = 0, as the weights were trained, but got "
-            f"data_at={block.data_at!r} and t_span = ({horizon.t0:g}, {horizon.t1:g})."
-        )
-    if end_time is None or horizon.learned_t1 is not None:
-        return
-    if abs(end_time - horizon.t1) > 1e-6 * horizon.t1:
-        raise ValueError(
-            f"Expected t1 = {end_time:g}, the end time that the block at {place} was trained "
-            f"with, but the flow has {horizon.t1:g}. Set `t_span`, or `learn_t1: true`."
-        )
-
-
-def _convolutions(block: CNF) -> dict[tuple[int, str], Tensor]:
-    """Weights and biases of a block's convolutions by layer and kind."""
-    field = block.vector_field
-    if not isinstance(field, ConvFlowField):
-        raise ValueError(
-            f"Expected the flow's fields to be ConvFlowField, but got {type(field).__name__}."
-        )
-    return {
-        (i, kind): getattr(layer, kind)
-        for i, layer in enumerate(field.layers)
-        for kind in ("weight", "bias")
-    }
-
-
-def _check_shapes(block: CNF, layers: Layers, place: Place) -> None:
-    expected = {key: tuple(parameter.shape) for key, parameter in _convolutions(block).items()}
-    got = {key: tuple(tensor.shape) for key, tensor in layers.items()}
-    if got != expected:
-        raise ValueError(
-            f"Expected the convolutions of the block at {place} to have the shapes {expected}, "
-            f"but got {got}. Set the field's `hidden` to the widths that they were trained with."
-        )

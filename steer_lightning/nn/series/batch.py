@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class SeriesBatch(NamedTuple):
-    r"""Series with a time grid of their own, padded to the longest of the batch.
+    """Series with a time grid of their own, padded to the longest of the batch.
 
     Every sample has its own times. At each of them some features may be observed (``mask``), and
     some are to be predicted (``target_mask``): reconstruction has both alike, interpolation few
     observed and all to be predicted, extrapolation the first ones observed and the rest to be
-    predicted. Any datamodule that yields this works with every model for series.
+    predicted.
 
     Args:
         times: Times, shape ``(B, T)``, floating, strictly increasing within each sample's length;
@@ -34,8 +34,6 @@ class SeriesBatch(NamedTuple):
         >>> batch.times
         tensor([[0.0000, 0.5000],
                 [0.2000, 0.2000]])
-        >>> batch.mask.sum((1, 2))
-        tensor([6., 3.])
     """
 
     times: Tensor
@@ -81,9 +79,6 @@ def make_series(
         target_masks: One where to be predicted, shape ``(T_i, D)``; ``masks`` if not given.
         labels: Class of each sample, shape ``()``, or of each time, ``(T_i,)``.
 
-    Returns:
-        The padded samples; times are padded by the last one, labels of times by -1.
-
     Raises:
         ValueError: If there is no sample, or one without a time.
     """
@@ -117,12 +112,8 @@ def keep_times(batch: SeriesBatch, keep: Tensor) -> SeriesBatch:
     """Leave times out, but not the first one, and pad what is left to the longest sample again.
 
     Args:
-        batch: Series.
-        keep: True at the times to keep besides the first, and not in the padding, shape
-            ``(B, T)``, bool.
-
-    Returns:
-        The series at the times kept; labels of times go with their times.
+        batch: Series; labels of times go with their times.
+        keep: True at the times to keep besides the first, and not in the padding, ``(B, T)``.
 
     Raises:
         ValueError: If padding is to be kept.
@@ -160,13 +151,12 @@ def keep_times(batch: SeriesBatch, keep: Tensor) -> SeriesBatch:
 
 
 def check_series(batch: SeriesBatch) -> None:
-    """Raise unless a batch keeps the contract; costs a few passes over it.
+    """Raise unless a batch keeps the contract of :class:`SeriesBatch`, in a few passes over it.
 
     Raises:
         TypeError: If it is no :class:`SeriesBatch`, or a dtype is wrong.
-        ValueError: If shapes disagree, a value or time is not finite, times do not increase, a
-            mask is not made of zeros and ones, a sample has no observation, or what is neither
-            observed nor to be predicted, or padding, is not filled as it should be.
+        ValueError: If shapes, values, times, masks, lengths, labels or padding break the contract,
+            or a sample has no observation.
     """
     if not isinstance(batch, SeriesBatch):
         raise TypeError(
@@ -174,17 +164,15 @@ def check_series(batch: SeriesBatch) -> None:
             f"steer_lightning.nn.series.SeriesBatch; make_series pads samples to one."
         )
     times, values, mask, target_mask, lengths, labels = batch
-    for name, part in (("times", times), ("values", values)):
-        if not part.is_floating_point():
-            raise TypeError(f"Expected `{name}` to be floating, but got {part.dtype}.")
-    for name, part, dtype in (
-        ("mask", mask, values.dtype),
-        ("target_mask", target_mask, values.dtype),
-        ("lengths", lengths, torch.int64),
-        ("labels", labels, torch.int64),
-    ):
-        if part.dtype != dtype:
-            raise TypeError(f"Expected `{name}` to be of {dtype}, but got {part.dtype}.")
+    for name in ("times", "values"):
+        if not getattr(batch, name).is_floating_point():
+            raise TypeError(
+                f"Expected `{name}` to be floating, but got {getattr(batch, name).dtype}."
+            )
+    dtypes = {"mask": values.dtype, "target_mask": values.dtype}
+    for name, dtype in {**dtypes, "lengths": torch.int64, "labels": torch.int64}.items():
+        if (found := getattr(batch, name).dtype) != dtype:
+            raise TypeError(f"Expected `{name}` to be of {dtype}, but got {found}.")
     shape = tuple(values.shape)
     if len(shape) != 3 or tuple(times.shape) != shape[:2] or tuple(lengths.shape) != shape[:1]:
         raise ValueError(

@@ -28,15 +28,7 @@ class Observations(NamedTuple):
 
 
 def observations(batch: SeriesBatch) -> Observations:
-    """Keep the times where something is observed, and the first one of each sample.
-
-    Example:
-        >>> from steer_lightning.nn.series import make_series
-        >>> t, values = torch.tensor([0.0, 1.0, 2.0]), torch.ones(3, 1)
-        >>> batch = make_series([t], [values], [torch.tensor([[0.0], [0.0], [1.0]])])
-        >>> observations(batch).times
-        tensor([[0., 2.]])
-    """
+    """Keep the times where something is observed, and the first one of each sample."""
     seen = keep_times(batch, batch.observed)
     return Observations(seen.times, seen.values * seen.mask, seen.mask, seen.lengths)
 
@@ -70,7 +62,6 @@ class ODERNNEncoder(nn.Module):
         self.to_latent = feedforward([2 * n_states, 100, 2 * n_latents])
 
     def forward(self, seen: Observations) -> Posterior:
-        """Mean and standard deviation of the latent state, each ``(B, L)``."""
         posterior = self.rnn(*seen).final
         mean, std = self.to_latent(torch.cat(posterior, dim=1)).chunk(2, dim=1)
         return Posterior(mean, std.abs())
@@ -80,11 +71,6 @@ class RNNEncoder(nn.Module):
     """Posterior over the state at each sample's first time, by a GRU without an ODE.
 
     It reads values, masks and the time since the observation before, from the last one back.
-
-    Args:
-        n_features: Features ``D`` of the series.
-        n_states: Width of the GRU's state.
-        n_latents: Width ``L`` of the latent state.
     """
 
     def __init__(self, n_features: int, n_states: int, n_latents: int) -> None:
@@ -93,7 +79,6 @@ class RNNEncoder(nn.Module):
         self.to_latent = feedforward([n_states, 50, 2 * n_latents])
 
     def forward(self, seen: Observations) -> Posterior:
-        """Mean and standard deviation of the latent state, each ``(B, L)``."""
         times, values, mask, lengths = seen
         gaps = torch.cat([times.diff(dim=1), torch.zeros_like(times[:, :1])], dim=1).to(values)
         x = torch.cat([values * mask, mask, gaps[..., None]], dim=2)

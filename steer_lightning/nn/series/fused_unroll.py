@@ -1,26 +1,23 @@
 r"""The unroll of an ODE-RNN as one operation, whose backward pass is written out.
 
-Autograd would keep a tape of every operation, and multiply matrices for each parameter in each
-step. Here the gradient in the state goes back step by step, and that in a parameter is one product
-for all steps. Gradients are marked by a bar.
-
-An Euler step :math:`\mu' = \mu + \Delta t\, f(\mu)`, with :math:`\lambda` the gradient that it
-arrives with:
+The gradient in the state goes back step by step, and that in a parameter is one product for all
+steps. Gradients are marked by a bar. An Euler step :math:`\mu' = \mu + \Delta t\, f(\mu)`, with
+:math:`\lambda` the gradient that it arrives with:
 
 .. math::
     \bar\mu = \lambda + (\partial f / \partial \mu)^T (\Delta t\, \lambda), \qquad
     \overline{\Delta t} = f^T \lambda.
 
 A tanh network, with :math:`x_0` its input, :math:`a_1 = W_0 x_0 + o`, :math:`x_i = \tanh a_i`,
-:math:`a_{i+1} = W_i x_i + b_i` and the last :math:`a` its output, where the offset :math:`o` holds
-the bias and what else the first layer reads:
+:math:`a_{i+1} = W_i x_i + b_i` and the last :math:`a` its output; the offset :math:`o` holds the
+bias and what else the first layer reads:
 
 .. math::
     \bar a_i = W_i^T \bar a_{i+1} \odot (1 - x_i^2), \quad \bar o = \bar a_1, \quad
     \bar W_i = \sum \bar a_{i+1} x_i^T, \quad \bar b_i = \sum \bar a_{i+1}.
 
 The gated update of a state :math:`s = (\mu, \sigma)`, by a network :math:`g` of both gates and a
-network :math:`c` of the new state:
+network :math:`c` of the new state, with :math:`\Sigma` the sum over mean and standard deviation:
 
 .. math::
     (u, r) &= \operatorname{sigmoid} g(s), \quad q = r \odot s, \quad p = c(q), \quad
@@ -29,10 +26,7 @@ network :math:`c` of the new state:
     \bar q = (\partial c / \partial q)^T \bar p \\
     \bar g &= (\Sigma\, \bar s' \odot (s - n) \odot u (1 - u),\;
                \Sigma\, \bar q \odot s \odot r (1 - r)) \\
-    \bar s &= \bar s' \odot u + \bar q \odot r + (\partial g / \partial s)^T \bar g,
-
-with :math:`\Sigma` the sum over mean and standard deviation. All factors but the gradients are
-known after an unroll, and computed for all steps at once.
+    \bar s &= \bar s' \odot u + \bar q \odot r + (\partial g / \partial s)^T \bar g.
 """
 
 from collections.abc import Sequence
@@ -56,15 +50,12 @@ def fused_unroll(
         steps: Of all samples, ``A`` of them with ``N`` updates.
         networks: The field, from the mean; both gates, from the state; the new state, from the
             state that is not reset.
-        offsets: What they read beside the state, biases included: shapes ``(A, H)``,
-            ``(N, 2 H)`` and ``(N, H)``.
+        offsets: What they read beside the state, biases included: shapes ``(A, H)``, ``(N, 2 H)``
+            and ``(N, H)``.
 
     Returns:
         Means on arrival, shape ``(A, R)``, and states of mean and standard deviation after the
         update, if there is one, shape ``(A, 2 R)``.
-
-    Raises:
-        RuntimeError: In a backward pass with ``create_graph=True``.
     """
     field, gates, new = networks
     tensors = (steps.dt, *offsets, *gates, *new, *field)
@@ -207,13 +198,7 @@ def _proper(found: Tensor) -> Tensor:
 
 
 class _NetworkGradient:
-    """The gradient of a network, step by step from the last one back.
-
-    Args:
-        network: Weights and biases.
-        inputs: Inputs of each layer, those of all steps after each other.
-        counts: Rows of each step.
-    """
+    """The gradient of a network, step by step from the last one back."""
 
     def __init__(
         self, network: Sequence[Tensor], inputs: Sequence[Tensor], counts: list[int]

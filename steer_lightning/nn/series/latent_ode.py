@@ -19,7 +19,7 @@ from steer_lightning.utils.problem import default_times
 
 
 class LatentDecoder(Block):
-    r"""Follow a latent state through each sample's own times, in one smooth solve for all.
+    """Follow a latent state through each sample's own times, in one smooth solve for all.
 
     The field ignores time, so that samples may start together: the solve runs over the longest
     elapsed time, and each sample is read where its own times are. STEER stretches each interval
@@ -34,10 +34,6 @@ class LatentDecoder(Block):
 
     Raises:
         ValueError: If the field does not say that it ignores time (``autonomous = True``).
-
-    References:
-        Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907; Ghosh et al., *STEER*,
-        NeurIPS 2020, arXiv:2006.10711, Section 4.2.
 
     Example:
         >>> from steer_lightning.nn import MLPField
@@ -65,12 +61,10 @@ class LatentDecoder(Block):
         self.set_up(vector_field, solver, eval_solver, GridHorizon())
 
     def forward(self, z0: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
-        """Follow ``z0`` from the first time of each sample.
+        """Follow ``z0``, ``S`` states of each sample at its first time, shape ``(S, B, L)``.
 
-        Args:
-            z0: ``S`` states of each sample at its first time, shape ``(S, B, L)``.
-            times: Times of each sample, increasing, padded by the last one, shape ``(B, T)``.
-            lengths: Number of times of each sample, shape ``(B,)``.
+        ``times``, ``(B, T)``, increase and are padded by the last one; ``lengths``, ``(B,)``,
+        counts them.
 
         Returns:
             States at every time, shape ``(S, B, T, L)``; in the padding that at the last time.
@@ -164,11 +158,7 @@ class LatentODE(nn.Module):
     ) -> Forecast:
         """Predict at the times that are asked for, and at the first one of each sample.
 
-        Args:
-            batch: Series, of which what is observed is read.
-            n_draws: Draws ``S`` of the latent state.
-            generator: Random stream of the draws, on the device of the batch; the global one if
-                not given.
+        ``n_draws`` latent states are drawn with a ``generator`` on the device of the batch.
         """
         posterior = self.encode(batch)
         asked = keep_times(batch, batch.asked)
@@ -185,15 +175,9 @@ class LatentODE(nn.Module):
     def draw(
         self, posterior: Posterior, n_draws: int, generator: torch.Generator | None
     ) -> Tensor:
-        """Latent states, shape ``(S, B, L)``."""
-        noise = torch.randn(
-            n_draws,
-            *posterior.mean.shape,
-            generator=generator,
-            dtype=posterior.mean.dtype,
-            device=posterior.mean.device,
-        )
-        return posterior.mean + posterior.std * noise
+        mean, std = posterior
+        noise = mean.new_empty(n_draws, *mean.shape).normal_(generator=generator)
+        return mean + std * noise
 
     def predict_at(
         self,
@@ -202,16 +186,9 @@ class LatentODE(nn.Module):
         n_draws: int = 1,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Values at any times from each sample's first one on, also past its end.
+        """Values ``(S, B, G, D)`` at any times ``(B, G)``, also past a sample's end.
 
-        Args:
-            batch: Series, of which what is observed is read.
-            times: Increasing times, none before the sample's first one, shape ``(B, G)``.
-            n_draws: Draws ``S`` of the latent state.
-            generator: Random stream of the draws.
-
-        Returns:
-            Predicted values, shape ``(S, B, G, D)``.
+        They increase, none before the sample's first one.
         """
         z0 = self.draw(self.encode(batch), n_draws, generator)
         grid = torch.cat([batch.times[:, :1], times], dim=1)

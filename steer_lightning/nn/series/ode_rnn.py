@@ -63,12 +63,9 @@ class PosteriorGRU(nn.Module):
     def along(self, x: Tensor) -> Callable[[int, Posterior, Tensor | None], Posterior]:
         """The updates of an unroll; what does not depend on the posteriors is computed at once.
 
-        Args:
-            x: Observations of ``M`` steps, shape ``(M, B, n_inputs)``.
-
-        Returns:
-            ``update(m, posterior, observes)`` of the posteriors where ``observes``, shape
-            ``(B, 1)``, is true, or of all if it is ``None``.
+        Of observations ``x`` of ``M`` steps, shape ``(M, B, n_inputs)``, the function ``update(m,
+        posterior, observes)`` takes those where ``observes``, ``(B, 1)``, is true, or all if it is
+        ``None``.
         """
         update_gate, reset_gate, new_state = (
             _reader(network, x) for network in (self.update_gate, self.reset_gate, self.new_state)
@@ -199,15 +196,12 @@ class ODERNN(nn.Module):
         """Unroll along the observations.
 
         Args:
-            times: Times of each sample, strictly increasing within its length, then repeating
-                the last one, shape ``(B, K)``.
+            times: Times of each sample, strictly increasing within its length, then repeating the
+                last one, shape ``(B, K)``.
             values: Values, shape ``(B, K, D)``; anything finite where nothing is observed.
             mask: One where observed, shape ``(B, K, D)``; a time where nothing is observed is
                 unrolled through without an update.
             lengths: Number of times of each sample, shape ``(B,)``.
-
-        Returns:
-            The posterior at the end of the unroll, and the means on the way.
 
         Raises:
             TypeError: If the values, whose dtype the state has, are neither float32 nor float64.
@@ -223,7 +217,6 @@ class ODERNN(nn.Module):
         return unrolled
 
     def _unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
-        """Step by step, with a tape by autograd."""
         posterior = Posterior(*observations.new_zeros(2, len(observations), self.n_states))
         inputs = _at_steps(observations, plan)
         inputs = inputs.transpose(0, 1).contiguous()
@@ -248,7 +241,6 @@ class ODERNN(nn.Module):
         return Unroll(posterior, arrival, departure)
 
     def _fused_unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
-        """The same as one operation."""
         steps = list_steps(plan, observations, _observed(observations))
         field, offset = _field_network(cast(MLPField, self.vector_field), steps.t)
         networks = (field, *self.gru.networks())
@@ -258,11 +250,7 @@ class ODERNN(nn.Module):
         return Unroll(Posterior(*steps.last(states).chunk(2, dim=1)), arrival, departure)
 
     def _is_plain(self, like: Tensor) -> bool:
-        """Whether formulas over the weights give all that the networks do with a tensor.
-
-        Not so with autocast, hooks, subclasses, parametrised weights or a ``forward`` of one's
-        own.
-        """
+        """Whether formulas over the weights give all that the networks do with a tensor."""
         known = (MLPField, PosteriorGRU, nn.Sequential, nn.Linear, nn.Tanh)
         networks = (self.vector_field, self.gru)
         return (

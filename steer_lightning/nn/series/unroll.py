@@ -33,7 +33,7 @@ def plan_unroll(
     rates: Tensor | None = None,
     reverse: bool = False,
 ) -> UnrollPlan:
-    r"""Plan the steps from observation to observation of each sample.
+    """Plan the steps from observation to observation of each sample.
 
     A gap is cut into equal steps no longer than ``max_step``. The first step has length zero and
     meets the first observation. With ``rates`` each interval is stretched, by steps as many as
@@ -46,16 +46,6 @@ def plan_unroll(
         rates: Ratio of stretched to nominal length of the interval that the unroll takes as its
             i-th, shape ``(B, K - 1)``.
         reverse: Unroll from the last observation to the first.
-
-    Returns:
-        Steps for all samples, as many as the longest unroll has.
-
-    Raises:
-        ValueError: If ``max_step`` is a number and not positive.
-
-    References:
-        Rubanova et al., *Latent ODEs for irregularly-sampled time series*, NeurIPS 2019; Ghosh et
-        al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
 
     Example:
         >>> plan = plan_unroll(torch.tensor([[0.0, 0.1, 0.5]]), torch.tensor([3]), max_step=0.2)
@@ -97,14 +87,14 @@ class UnrollSteps(NamedTuple):
     Samples with longer unrolls come first, so that those who still unroll are the first ones.
 
     Args:
-        active: How many samples unroll each step.
-        updating: How many of them observe something at its end.
+        active: How many samples unroll each step, and
+        updating: how many of them observe something at its end.
         rows: Which ones these are, shape ``(N,)``.
         t: Times at the start of each step, shape ``(A,)``.
         dt: Lengths of the steps, in the dtype of the observations, shape ``(A, 1)``.
         observations: What is observed, shape ``(N, D)``.
-        meets: Number of the step that meets each observation of each sample, from one; zero in
-            the padding, shape ``(B, K)``.
+        meets: Number of the step that meets each observation of each sample, from one; zero in the
+            padding, shape ``(B, K)``.
     """
 
     active: list[int]
@@ -126,13 +116,7 @@ class UnrollSteps(NamedTuple):
 
 
 def list_steps(plan: UnrollPlan, observations: Tensor, observed: Tensor) -> UnrollSteps:
-    """List the steps of a plan.
-
-    Args:
-        plan: Of the unroll.
-        observations: Shape ``(B, K, D)``.
-        observed: Whether there is something to take in at each time, shape ``(B, K)``.
-    """
+    """List the steps of a plan, for ``observed`` of shape ``(B, K)`` among the observations."""
     n_steps = plan.dt.shape[1]
     number = torch.arange(1, n_steps + 1, device=plan.dt.device)
     length = (number * (plan.arrived >= 0)).amax(1)

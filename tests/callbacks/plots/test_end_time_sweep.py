@@ -70,6 +70,19 @@ def test_sweep_over_quadrature_points_in_one_batch(tmp_path):
     assert sweep["nll"][1] == pytest.approx(plain["test/nll"], rel=1e-5)
 
 
+def test_batches_count_by_their_samples_or_their_weights(tmp_path):
+    module, x = make_cnf(), torch.randn(20, 2)
+    weight = torch.cat([torch.full((8,), 0.1), torch.full((8,), 3.0), torch.zeros(4)])
+    for tensors, w in (([x], torch.ones(20)), ([x, weight], weight)):
+        loader = DataLoader(TensorDataset(*tensors), batch_size=8)
+        make_trainer(tmp_path, EndTimeSweep(0.5, 3, n_batches=3)).test(
+            module, loader, verbose=False
+        )
+        sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+        expected = -(w * module.flow.log_prob(x)).sum() / w.sum()
+        assert sweep["nll"][1] == pytest.approx(expected.item(), rel=1e-5)
+
+
 class Whirl(nn.Module):
     """``dy/dt = i w y``: the farther it is solved, the more evaluations it takes."""
 

@@ -25,8 +25,7 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("data_at", ["t0", "t1"])
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize(("dim", "data_at"), [(1, "t0"), (2, "t1")])
 def test_flow_plot(tmp_path, dim, data_at):
     module, data = make_cnf(dim, data_at=data_at), toy_data(dim)
     trainer = make_trainer(tmp_path, FlowPlot(), max_epochs=2)

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from steer_lightning.callbacks import FeaturePlot
-from steer_lightning.callbacks.plots.figures import principal_components
+from steer_lightning.callbacks.plots.features import principal_components
 from steer_lightning.modules import ClassifierModule, RegressionModule
 from steer_lightning.nn import Augmented, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver

@@ -8,8 +8,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from steer_lightning.callbacks import SampleGrid, SampleWriter
-from steer_lightning.callbacks.plots import samples
-from steer_lightning.callbacks.plots.figures import plot_images
 from steer_lightning.modules import CNFModule, ImageFlowModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.solvers import FixedGridSolver
@@ -45,49 +43,34 @@ def loader(n=8):
     return DataLoader(grey_images(n), batch_size=4)
 
 
-def drawn_rows(callback, module, monkeypatch):
-    """The images of each row, without a figure."""
-    found = {}
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(samples, "plot_images", found.update)
-        callback.draw(module, None)
-    return found
-
-
-def test_rows_are_one_noise_at_each_temperature(monkeypatch):
+def test_rows_are_one_noise_at_each_temperature():
     flow = image_flow(vector_field=Shrink, solver=FixedGridSolver("rk4", 8))
-    callback = SampleGrid(n_samples=500, temperatures=[1.0, 0.5])
-    rows = drawn_rows(callback, ImageFlowModule(flow), monkeypatch)
-    assert list(rows) == ["temperature 1", "temperature 0.5"]
-    full, half = (2.0 * flow.logit(row)[0] for row in rows.values())
+    with torch.no_grad():
+        rows = SampleGrid(n_samples=500, temperatures=[1.0, 0.5]).rows(flow)
+    full, half = (2.0 * flow.logit(row)[0] for row in rows)
     torch.testing.assert_close(half, 0.5 * full, atol=1e-3, rtol=1e-3)
     assert full.shape == (500, 1, 4, 4)
     assert full.mean().abs() < 4.0 / 8000**0.5
     assert (full.std() - 1.0).abs() < 4.0 / 16000**0.5
 
 
-def test_noise_depends_on_its_seed_alone(monkeypatch):
-    module, found = make_module(), []
+@torch.no_grad()
+def test_noise_depends_on_its_seed_alone():
+    flow, found = make_module().flow, []
     for callback_seed, global_seed in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        rows = drawn_rows(SampleGrid(2, seed=callback_seed), module, monkeypatch)
+        rows = SampleGrid(2, seed=callback_seed).rows(flow)
         assert torch.equal(torch.get_rng_state(), before)
-        found.append(torch.stack(list(rows.values())))
+        found.append(torch.stack(rows))
     assert found[0].shape == (4, 2, 1, 4, 4)
     assert torch.equal(found[0], found[1])
     assert not torch.isclose(found[0], found[2]).any()
 
 
-def test_images_of_a_wide_base_are_clamped(monkeypatch):
-    rows = drawn_rows(SampleGrid(4, [1e3]), make_module(alpha=0.05), monkeypatch)
-    (row,) = rows.values()
-    assert (row.min(), row.max()) == (0.0, 1.0)
-
-
-def test_noise_has_the_precision_of_the_flow(monkeypatch):
-    rows = drawn_rows(SampleGrid(1, [1.0]), make_module().double(), monkeypatch)
-    assert rows["temperature 1"].dtype == torch.float64
+def test_images_of_a_wide_base_are_clamped_and_have_the_flows_precision():
+    (row,) = SampleGrid(4, [1e3]).rows(make_module(alpha=0.05).double().flow)
+    assert (row.min(), row.max(), row.dtype) == (0.0, 1.0, torch.float64)
 
 
 def test_plots_of_a_run(tmp_path):
@@ -103,14 +86,17 @@ def test_plots_of_a_run(tmp_path):
 
 def test_plot_shows_every_image_and_label():
     greys = torch.tensor([0.2, 0.4, 0.8])[:, None, None, None].expand(3, 1, 4, 4)
-    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 4, 4)
-    figure = plot_images({"three": greys, "one": red[None]})
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 3, 4, 4)
+    callback = SampleGrid(3, [1.0, 0.5])
+    callback.rows = lambda flow: [greys, red]
+    figure = callback.draw(make_module(), None)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     for colour in ((51, 51, 51), (102, 102, 102), (204, 204, 204), (255, 0, 0)):
         assert (pixels == colour).all(-1).sum() > 1000
-    assert {"three", "one"} <= {text.get_text() for text in figure.findobj(Text)}
+    labels = {text.get_text() for text in figure.findobj(Text)}
+    assert {"temperature 1", "temperature 0.5"} <= labels
 
 
 def test_writer_writes_each_batch(tmp_path):

@@ -82,16 +82,8 @@ def test_the_generator_decides_and_the_global_stream_rests(noise):
         expected = trace_noise(points(), noise, torch.Generator().manual_seed(2))
         assert torch.equal(flow.vector_field.seen[-1], expected)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_without_a_generator_the_global_stream_decides():
-    flow, results = make_flow(), []
-    with torch.random.fork_rng(devices=[]):
-        for seed in (5, 5, 6):
-            torch.manual_seed(seed)
-            results.append(flow.log_prob(points()))
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
+    flow.log_prob(points())  # without a generator the global stream decides
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_exact_trace_and_the_way_to_the_data_draw_nothing():
@@ -116,13 +108,3 @@ def test_estimates_are_unbiased(noise):
     error = estimates.std() / n**0.5
     assert error > 1e-4
     assert (estimates.mean() - exact).abs() < 3 * error
-
-
-def test_signs_vary_less_than_normals():
-    x = points(1).expand(1000, 1, 2, 2)
-    deviations = []
-    for noise in ("rademacher", "gaussian"):
-        flow = make_flow(FixedGridSolver("rk4", 2), noise=noise)
-        with torch.no_grad():
-            deviations.append(flow.log_prob(x, generator=torch.Generator().manual_seed(0)).std())
-    assert deviations[0] < deviations[1]

@@ -17,14 +17,9 @@ def test_logit_against_its_formula_and_jacobian(alpha):
     logit, x = Logit(alpha), torch.rand(3, 1, 2, 3, dtype=torch.float64)
     y, log_det = logit(x)
     torch.testing.assert_close(y, torch.logit(alpha + (1.0 - 2.0 * alpha) * x))
+    torch.testing.assert_close(logit.inverse(y), x, rtol=0.0, atol=1e-12)
     jacobian = jacobians(lambda t, x: logit(x)[0], torch.zeros(()), x)
     torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian).logabsdet)
-
-
-@pytest.mark.parametrize("alpha", [0.0, 1e-5, 0.05])
-def test_logit_has_an_inverse(alpha):
-    logit, x = Logit(alpha), torch.rand(3, 4, dtype=torch.float64)
-    torch.testing.assert_close(logit.inverse(logit(x)[0]), x, rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,11 +29,8 @@ def test_the_ends_of_the_unit_interval_are_finite(dtype):
     torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=0.0)
     assert log_det.shape == (1,)
     assert bool(log_det.isfinite().all())
-
-
-def test_without_alpha_the_ends_are_infinite():
-    y, _ = Logit(0.0)(torch.tensor([[0.0, 1.0]]))
-    assert y.tolist() == [[-torch.inf, torch.inf]]
+    infinite, _ = Logit(0.0)(torch.tensor([[0.0, 1.0]]))
+    assert infinite.tolist() == [[-torch.inf, torch.inf]]
 
 
 def test_the_inverse_leaves_the_unit_interval_where_there_is_no_image():
@@ -60,10 +52,4 @@ def test_squeeze_moves_each_window_into_channels():
         for i in range(2):
             for j in range(2):
                 assert torch.equal(y[:, 4 * c + 2 * i + j], x[:, c, i::2, j::2])
-
-
-def test_squeeze_and_unsqueeze_undo_each_other():
-    x = torch.randn(2, 3, 4, 6)
-    assert torch.equal(unsqueeze(squeeze(x)), x)
-    y = torch.randn(2, 8, 3, 1)
-    assert torch.equal(squeeze(unsqueeze(y)), y)
+    assert torch.equal(unsqueeze(y), x)

@@ -12,7 +12,6 @@ from steer_lightning.nn import ODERNN, MLPField
 from steer_lightning.nn.series import ode_rnn
 from tests.helpers.models import lively, seeded
 from tests.nn.series.test_ode_rnn import (
-    LENGTHS,
     N_FEATURES,
     N_STATES,
     directions,
@@ -82,55 +81,38 @@ def test_values_and_gradients_are_those_of_single_steps(
     assert rnn.stats == plain.stats
 
 
-def test_values_and_gradients_in_single_precision():
-    rnn, (series, values, mask, lengths) = make(True).float(), own_grids()
-    batch = (series, values.float(), mask.float(), lengths)  # times stay in double precision
-    found, expected = results(rnn, *batch), results(stepwise(rnn), *batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+def in_single_precision(rnn, series, values, mask, lengths):
+    rnn.float()
+    return series, values.float(), mask.float(), lengths  # times stay in double precision
 
 
-@fields
-def test_gradcheck(time_dependent):
-    rnn, (series, values, mask, lengths) = make(time_dependent, hidden=(3,)), own_grids()
-    names = [name for name, _ in rnn.named_parameters()]
-
-    def unroll(series, values, *parameters):
-        arguments = (series, values, mask, lengths)
-        weights = dict(zip(names, parameters, strict=True))
-        final, *means = torch.func.functional_call(rnn, weights, arguments)
-        return *final, *means
-
-    inputs = [part.clone().requires_grad_() for part in (series, values)]
-    parameters = [p.detach().clone().requires_grad_() for p in rnn.parameters()]
-    assert torch.autograd.gradcheck(unroll, (*inputs, *parameters), fast_mode=True)
+def nobody_observes(rnn, series, values, mask, lengths):
+    return series, values, torch.zeros_like(mask), lengths
 
 
-@pytest.mark.parametrize("hidden", [(), (4,)], ids=["linear", "one layer"])
-def test_fields_of_few_layers(hidden, fused):
-    rnn = make(hidden=hidden)
-    found, expected = results(rnn, *own_grids()), results(stepwise(rnn), *own_grids())
-    assert len(fused) == 1
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-
-
-def test_a_batch_in_which_nobody_observes_anything():
-    rnn, (series, values, mask, lengths) = make(), own_grids()
-    batch = (series, values, torch.zeros_like(mask), lengths)
-    found, expected = results(rnn, *batch), results(stepwise(rnn), *batch)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-
-
-def test_frozen_parameters_get_no_gradient():
-    rnn, batch = make(), own_grids()
-    frozen = [rnn.vector_field.network[2].weight, rnn.vector_field.network[4].bias]
-    frozen += list(rnn.gru.new_state.parameters())
-    for p in frozen:
+def frozen(rnn, *batch):
+    for p in (rnn.vector_field.network[2].weight, *rnn.gru.new_state.parameters()):
         p.requires_grad_(False)
+    return batch
+
+
+def plain(rnn, *batch):
+    return batch
+
+
+@pytest.mark.parametrize("change", [in_single_precision, nobody_observes, frozen, plain])
+@pytest.mark.parametrize("hidden", [(), (4,), (8, 5)], ids=str)
+def test_single_steps_are_met_in_corner_cases(change, hidden, fused):
+    if change is frozen and not hidden:
+        hidden = (3,)
+    rnn = make(hidden=hidden)
+    batch = change(rnn, *own_grids())
     found, expected = results(rnn, *batch), results(stepwise(rnn), *batch)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    assert len(fused) == 1
+    tolerance = 1e-5 if change is in_single_precision else 1e-12
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     rnn(*batch).final.mean.sum().backward()
-    for p in rnn.parameters():
-        assert (p.grad is None) == any(p is one for one in frozen)
+    assert all(p.requires_grad or p.grad is None for p in rnn.parameters())
 
 
 def test_going_back_twice():
@@ -201,12 +183,6 @@ def test_what_is_not_known_by_its_weights_unrolls_step_by_step(change, fused):
     change(rnn)
     assert rnn(*own_grids()).final.mean.shape == before.shape
     assert len(fused) == 1
-
-
-def test_autocast_unrolls_step_by_step(fused):
-    rnn, batch = make().float(), [part.float() for part in own_grids()[:3]]
     with torch.autocast("cpu", torch.bfloat16):
-        rnn(*batch, LENGTHS)
-    assert not fused
-    rnn(*batch, LENGTHS)
+        make()(*own_grids())
     assert len(fused) == 1

@@ -24,68 +24,47 @@ def random_series(n_samples=5, n_times=9, seed=0):
 
 def test_the_order_of_an_unroll_is_padded_by_the_last_one_met():
     assert unroll_order(LENGTHS, 4).tolist() == [[0, 1, 2, 3], [0, 1, 1, 1], [0] * 4]
-    assert unroll_order(LENGTHS, 4, reverse=True).tolist() == [
-        [3, 2, 1, 0],
-        [1, 0, 0, 0],
-        [0] * 4,
-    ]
+    assert unroll_order(LENGTHS, 4, reverse=True).tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4]
 
 
-def check(plan, t, dt, arrived):
+FORWARD = [[0, 1, 2, -1, 3], [0, -1, -1, 1, -1], [0, -1, -1, -1, -1]]
+BACKWARD = [[3, -1, 2, 1, 0], [1, -1, -1, 0, -1], [0, -1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("rates", "reverse", "t", "dt"),
+    [
+        (
+            None,
+            False,
+            [[0.0, 0.0, 1.0, 1.5, 2.5], [2.0, 2.0, 3.0, 4.0, 5.0], [7.0] * 5],
+            [[0.0, 1.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0, 0.0], [0.0] * 5],
+        ),
+        (
+            None,
+            True,
+            [[3.5, 3.5, 2.5, 1.5, 1.0], [5.0, 5.0, 4.0, 3.0, 2.0], [7.0] * 5],
+            [[0.0, -1.0, -1.0, -0.5, -1.0], [0.0, -1.0, -1.0, -1.0, 0.0], [0.0] * 5],
+        ),
+        (  # the interval after a stretched one starts unperturbed
+            RATES,
+            False,
+            [[0.0, 0.0, 1.0, 1.5, 3.5], [2.0, 2.0, 2.25, 2.5, 5.0], [7.0] * 5],
+            [[0.0, 0.5, 0.75, 2.0, 2.0], [0.0, 0.25, 0.25, 0.25, 0.0], [0.0] * 5],
+        ),
+        (  # rates number the intervals as the unroll takes them
+            RATES,
+            True,
+            [[3.5, 3.5, 3.0, 1.5, 1.0], [5.0, 5.0, 4.75, 4.5, 2.0], [7.0] * 5],
+            [[0.0, -0.5, -0.5, -0.75, -2.0], [0.0, -0.25, -0.25, -0.25, 0.0], [0.0] * 5],
+        ),
+    ],
+)
+def test_plans_by_hand(rates, reverse, t, dt):
+    plan = plan_unroll(TIMES, LENGTHS, 1.0, rates, reverse)
     torch.testing.assert_close(plan.t, torch.tensor(t).double(), rtol=1e-14, atol=0.0)
     torch.testing.assert_close(plan.dt, torch.tensor(dt).double(), rtol=1e-14, atol=0.0)
-    assert plan.arrived.tolist() == arrived
-
-
-def test_forward_by_hand():
-    check(
-        plan_unroll(TIMES, LENGTHS, 1.0),
-        t=[[0.0, 0.0, 1.0, 1.5, 2.5], [2.0, 2.0, 3.0, 4.0, 5.0], [7.0] * 5],
-        dt=[[0.0, 1.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0, 0.0], [0.0] * 5],
-        arrived=[[0, 1, 2, -1, 3], [0, -1, -1, 1, -1], [0, -1, -1, -1, -1]],
-    )
-
-
-def test_backward_by_hand():
-    check(
-        plan_unroll(TIMES, LENGTHS, 1.0, reverse=True),
-        t=[[3.5, 3.5, 2.5, 1.5, 1.0], [5.0, 5.0, 4.0, 3.0, 2.0], [7.0] * 5],
-        dt=[[0.0, -1.0, -1.0, -0.5, -1.0], [0.0, -1.0, -1.0, -1.0, 0.0], [0.0] * 5],
-        arrived=[[3, -1, 2, 1, 0], [1, -1, -1, 0, -1], [0, -1, -1, -1, -1]],
-    )
-
-
-def test_rates_stretch_an_interval_and_the_next_one_starts_unperturbed():
-    check(
-        plan_unroll(TIMES, LENGTHS, 1.0, RATES),
-        t=[[0.0, 0.0, 1.0, 1.5, 3.5], [2.0, 2.0, 2.25, 2.5, 5.0], [7.0] * 5],
-        dt=[[0.0, 0.5, 0.75, 2.0, 2.0], [0.0, 0.25, 0.25, 0.25, 0.0], [0.0] * 5],
-        arrived=[[0, 1, 2, -1, 3], [0, -1, -1, 1, -1], [0, -1, -1, -1, -1]],
-    )
-
-
-def test_rates_number_the_intervals_as_the_unroll_takes_them():
-    check(
-        plan_unroll(TIMES, LENGTHS, 1.0, RATES, reverse=True),
-        t=[[3.5, 3.5, 3.0, 1.5, 1.0], [5.0, 5.0, 4.75, 4.5, 2.0], [7.0] * 5],
-        dt=[[0.0, -0.5, -0.5, -0.75, -2.0], [0.0, -0.25, -0.25, -0.25, 0.0], [0.0] * 5],
-        arrived=[[3, -1, 2, 1, 0], [1, -1, -1, 0, -1], [0, -1, -1, -1, -1]],
-    )
-
-
-def test_each_sample_may_have_a_longest_step_of_its_own():
-    plan = plan_unroll(TIMES, LENGTHS, times(2.0, 1.5, 1.0))
-    assert plan.dt.tolist() == [[0.0, 1.0, 0.5, 2.0], [0.0, 1.5, 1.5, 0.0], [0.0] * 4]
-
-
-def test_an_unroll_that_is_done_stands_still_where_it_ended():
-    series = torch.stack([times(0.0, 3.0), times(4.0, 5.0)])
-    check(
-        plan_unroll(series, torch.tensor([2, 2]), 1.0),
-        t=[[0.0, 0.0, 1.0, 2.0], [4.0, 4.0, 5.0, 5.0]],
-        dt=[[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]],
-        arrived=[[0, -1, -1, 1], [0, 1, -1, -1]],
-    )
+    assert plan.arrived.tolist() == (BACKWARD if reverse else FORWARD)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -1,16 +1,26 @@
-"""Downloads by pooch: over https, checked before a file gets its name."""
+"""Files of data sets: bounded reads, and downloads by pooch that are checked before they stay."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 from urllib.parse import urlsplit
 
 import pooch
 
 from steer_lightning.utils.io import replacing
 
-_THIS_MACHINE = ("127.0.0.1", "::1")
+_LARGEST = 2**28
+
+
+def read_file(path: Path, largest: int = _LARGEST) -> bytes:
+    """Read a file; ``ValueError`` for a device, a pipe, or more than ``largest`` bytes."""
+    if not path.is_file() or path.stat().st_size > largest:
+        raise ValueError(
+            f"Expected {path} to be a regular file of at most {largest} bytes, but it is larger, "
+            "or a device or pipe; it was not opened. Get the file from its official source again."
+        )
+    with path.open("rb") as file:
+        return file.read(largest)
 
 
 def download(
@@ -18,9 +28,8 @@ def download(
 ) -> None:
     r"""Download a file or an archive, check it, and keep what is taken out of it.
 
-    Nothing is extracted by names that an archive holds: ``take`` reads what is needed and names
-    it. Any number of processes may download the same file at once; a killed one leaves nothing
-    but a temporary folder, whose name starts with a dot.
+    Any number of processes may download the same file at once; a killed one leaves nothing but a
+    temporary folder, whose name starts with a dot.
 
     Args:
         url: Address, over https; plain http is for servers on this machine alone.
@@ -35,9 +44,9 @@ def download(
             to is not https.
     """
     _check_address(url)
-    fetch = pooch.HTTPDownloader(
-        progressbar=True, chunk_size=2**20, hooks={"response": _check_response}
-    )
+    # A server may lead elsewhere: that address is checked before it is read.
+    hooks = {"response": lambda response, **_: _check_address(response.url)}
+    fetch = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20, hooks=hooks)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
@@ -60,14 +69,9 @@ def whole(path: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes()}
 
 
-def _check_response(response: Any, **_: Any) -> None:
-    """Refuse an address that a server leads to, before it is read."""
-    _check_address(response.url)
-
-
 def _check_address(url: str) -> None:
     parts = urlsplit(url)
-    local = parts.scheme == "http" and parts.hostname in _THIS_MACHINE
+    local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1")
     if not local and (parts.scheme != "https" or not parts.hostname):
         raise ValueError(
             f"Expected an https address to download from, but got {url}: on the way, anyone "

@@ -1,0 +1,66 @@
+"""Which draw a solve belongs to, in a training forward pass and in the backward pass after it."""
+
+from collections import deque
+from typing import NamedTuple
+from weakref import ReferenceType, ref
+
+from torch import nn
+
+from steer_lightning.horizon.end_time import Draw
+from steer_lightning.utils.autograd import next_node, running_node
+
+_REMEMBERED = 1000  # changes; two a batch
+
+
+class _Change(NamedTuple):
+    node: int  # the first autograd node that comes after it
+    draw: Draw | None
+    root: ReferenceType[nn.Module] | None
+
+
+class DrawHistory:
+    """The draws of one horizon, each with the autograd nodes that were made under it.
+
+    A backward pass may solve or evaluate again, in an adjoint or a checkpoint, when another draw
+    or none is in force. What it repeats has the draw of its forward pass: autograd numbers its
+    nodes in the order they are made, and the number of the node that runs tells which that was.
+
+    Example:
+        >>> from steer_lightning.horizon.end_time import FixedOffset
+        >>> history = DrawHistory()
+        >>> history.put(FixedOffset(0.5))
+        >>> history.current()
+        FixedOffset(offset=0.5, per_sample=False)
+    """
+
+    def __init__(self) -> None:
+        self._changes: deque[_Change] = deque(maxlen=_REMEMBERED)
+        self.put(None)
+
+    def put(self, draw: Draw | None, root: nn.Module | None = None) -> None:
+        """Put a draw in force, or none; with ``root``, only while that is in training mode."""
+        self._changes.append(_Change(next_node(), draw, None if root is None else ref(root)))
+
+    def current(self) -> Draw | None:
+        """The draw of the solve at hand.
+
+        Raises:
+            RuntimeError: In a backward pass whose forward pass is too long ago.
+        """
+        node = running_node()
+        if node is None:
+            root = self.last()[1]
+            return self._changes[-1].draw if root is None or root.training else None
+        for change in reversed(self._changes):
+            if change.node <= node.number:
+                return change.draw
+        raise RuntimeError(
+            "A backward pass solves again what its forward pass solved before the last "
+            f"{_REMEMBERED} draws of end times, or before the span was set: the end time is no "
+            "longer known. Call backward earlier."
+        )
+
+    def last(self) -> tuple[Draw | None, nn.Module | None]:
+        """What was put in force last."""
+        change = self._changes[-1]
+        return change.draw, None if change.root is None else change.root()

@@ -1,0 +1,112 @@
+"""Solves that somebody else's code asks another library for: their times, and their failures."""
+
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any
+
+from torch import Tensor, nn
+from torchdiffeq._impl.solvers import (
+    AdaptiveStepsizeEventODESolver,
+    AdaptiveStepsizeODESolver,
+    FixedGridODESolver,
+)
+
+from steer_lightning.solvers.errors import ForeignSolverError, SolverError
+
+_LIBRARIES = ("torchdiffeq", "torchdyn", "torchode", "zuko")
+
+
+@dataclass(eq=False)
+class ForeignSolve:
+    """A solve in progress.
+
+    Attributes:
+        times: What its caller asked for, shape ``(T,)``; ``None`` where it ends at an event.
+    """
+
+    times: Tensor | None
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.solves: list[ForeignSolve] = []
+
+
+_STACK = _Stack()
+
+
+def solve_in_progress() -> ForeignSolve | None:
+    """The innermost of torchdiffeq's solves that this runs in, once they are watched."""
+    return _STACK.solves[-1] if _STACK.solves else None
+
+
+@cache
+def watch_solves() -> None:
+    """Watch torchdiffeq's loops from now on, whoever calls them, by whatever name.
+
+    Nothing public of torchdiffeq tells; no other place touches what it keeps to itself. What a
+    solve computes stays as it is.
+    """
+    adaptive = AdaptiveStepsizeODESolver, AdaptiveStepsizeEventODESolver, FixedGridODESolver
+    for solver in adaptive:
+        for name in ("integrate", "integrate_until_event"):
+            if name in vars(solver):
+                setattr(solver, name, _watched(vars(solver)[name], name == "integrate"))
+
+
+def _watched(loop: Callable[..., Any], has_end: bool) -> Callable[..., Any]:
+    @wraps(loop)
+    def run(solver: Any, t: Tensor, *args: Any) -> Any:
+        _STACK.solves.append(ForeignSolve(_as_asked(solver.func, t) if has_end else None))
+        try:
+            return loop(solver, t, *args)
+        finally:
+            _STACK.solves.pop()
+
+    return run
+
+
+def _as_asked(func: nn.Module, t: Tensor) -> Tensor:
+    """The times of the caller: torchdiffeq runs backward solves forwards in ``-t``."""
+    while (inner := getattr(func, "base_func", None)) is not None:
+        if type(func).__name__ == "_ReverseFunc":
+            return -t
+        func = inner
+    return t
+
+
+def as_solver_error(error: Exception, phase: str) -> SolverError | None:
+    """An exception as the failure of a solve, if one of these libraries raised it itself.
+
+    They say that a solve failed by ``AssertionError``, ``RuntimeError`` or ``ValueError``.
+
+    Args:
+        error: As caught.
+        phase: ``"forward"`` or ``"backward"``.
+
+    Returns:
+        What to raise or to note in its place; ``None`` if the error is of another kind.
+
+    Example:
+        >>> from torchdiffeq import odeint
+        >>> import torch
+        >>> try:
+        ...     odeint(lambda t, y: y / 0.0, torch.ones(1), torch.tensor([0.0, 1.0]))
+        ... except AssertionError as error:
+        ...     print(type(as_solver_error(error, "forward")).__name__)
+        ForeignSolverError
+    """
+    if isinstance(error, SolverError):
+        return error
+    frames = list(traceback.walk_tb(error.__traceback__))
+    library = str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0]
+    if library not in _LIBRARIES or not isinstance(
+        error, AssertionError | RuntimeError | ValueError
+    ):
+        return None
+    found = ForeignSolverError(library, str(error) or type(error).__name__, phase)
+    found.__cause__ = error
+    return found
