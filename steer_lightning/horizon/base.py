@@ -1,7 +1,7 @@
 """Horizons, which STEER perturbs and resets, and the fields seen through their warp."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -29,6 +29,19 @@ class WarpedField(nn.Module):
     @property
     def controlled_parts(self) -> int | None:
         return getattr(self.vector_field, "controlled_parts", None)
+
+    @property
+    def autonomous(self) -> bool:
+        """Whether the field ignores time."""
+        return bool(getattr(self.vector_field, "autonomous", False))
+
+    @property
+    def jacobian(self) -> Callable[[Tensor, Any], Tensor] | None:
+        """The field's own Jacobian in nominal time, ``(B, D, D)``; ``None`` if it has none."""
+        own = getattr(self.vector_field, "jacobian", None)
+        if own is None:
+            return None
+        return lambda s, y: self.warp.scale(own(self.warp.actual(s), y))
 
     def forward(self, s: Tensor, y: Any) -> Any:
         return self.warp.scale(self.vector_field(self.warp.actual(s), y))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from steer_lightning.utils.compiling import compiled
@@ -11,7 +12,8 @@ class CompiledField(nn.Module):
     """A vector field compiled by :func:`torch.compile`, with the field as an argument.
 
     All fields of one structure share one compilation; a new end time, ``eval()`` or new weights
-    do not compile again. Needs a C++ compiler on the CPU.
+    do not compile again. Needs a C++ compiler on the CPU. Under a transform of ``torch.func``, as
+    for the Jacobians of an implicit solver, the field runs as it is.
 
     Args:
         vector_field: ``f(t, y)``; must not branch on values.
@@ -36,6 +38,8 @@ class CompiledField(nn.Module):
         return getattr(self.vector_field, "controlled_parts", None)
 
     def forward(self, t: Tensor, y: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # dynamo refuses to enter
+            return self.vector_field(t, y)
         return compiled(_call)(self.vector_field, t, y)
 
 

@@ -11,6 +11,7 @@ from steer_lightning.solvers.errors import (
     StepSizeUnderflowError,
 )
 from steer_lightning.solvers.fixed_grid import FixedGridSolver
+from steer_lightning.solvers.rosenbrock import RosenbrockSolver
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
 
@@ -21,6 +22,7 @@ __all__ = [
     "NFEBudgetExceededError",
     "NonFiniteStateError",
     "RepeatedFailureError",
+    "RosenbrockSolver",
     "Solution",
     "SolveStats",
     "Solver",

@@ -1,24 +1,24 @@
 """Explicit Runge-Kutta with steps as long as the tolerances allow."""
 
-import math
+import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
-from steer_lightning.solvers.runge_kutta import Time, error_ratio, evaluate
-from steer_lightning.solvers.step_size import StepController, find_first_step
-from steer_lightning.solvers.steps import Steps
+from steer_lightning.solvers.error_controlled import ErrorControlledSolver
+from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK
+from steer_lightning.solvers.rosenbrock_step import RosenbrockMethod, check_dimension
+from steer_lightning.solvers.runge_kutta import Time, evaluate
+from steer_lightning.solvers.stepping import Method
+from steer_lightning.solvers.stiffness import STABLE, StiffnessWatch
 from steer_lightning.solvers.tableaus import ADAPTIVE
-from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Stepper, Work
-from steer_lightning.utils.checks import check_choice, check_problem, check_tolerances
-from steer_lightning.utils.problem import VectorField, stack
+from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.problem import VectorField
+
+MAX_DIMENSION = 256  # of a state that an implicit method may take over
 
 
-class AdaptiveSolver(Solver):
+class AdaptiveSolver(ErrorControlledSolver):
     r"""Explicit Runge-Kutta with an embedded error estimate.
 
     The last step ends at the last time; other times are read from the interpolant and cost no
@@ -39,10 +39,13 @@ class AdaptiveSolver(Solver):
             pass: the same gradient in the memory of one step, for one more forward pass.
         compile: Compile the step with :func:`torch.compile`, once for all blocks of one
             structure. It needs a C++ compiler, and minutes that pay after some thousand steps.
+        stiff: What to do where stability bounds the length of many steps, not accuracy: nothing,
+            warn once, or go on with the implicit method rodas5p to the end of that solve; see
+            :class:`~steer_lightning.solvers.RosenbrockSolver`. dopri5 and tsit5 notice.
 
     Raises:
-        ValueError: If ``method`` is unknown, or a tolerance, ``max_nfe`` or ``first_step`` is not
-            positive.
+        ValueError: If ``method`` or ``stiff`` is unknown, one does not go with the other, or a
+            tolerance, ``max_nfe`` or ``first_step`` is not positive.
 
     References:
         Dormand and Prince, *A family of embedded Runge-Kutta formulae*, 1980; Tsitouras,
@@ -50,6 +53,7 @@ class AdaptiveSolver(Solver):
         formulas*, 1989.
 
     Example:
+        >>> import torch
         >>> solver = AdaptiveSolver(rtol=1e-6, atol=1e-6)
         >>> solution = solver.solve(
         ...     lambda t, y: -y, torch.ones(2, 1), torch.tensor([0.0, 1.0]), dense=True
@@ -69,127 +73,94 @@ class AdaptiveSolver(Solver):
         first_step: float | Literal["auto", "previous"] = "auto",
         checkpoint: bool = False,
         compile: bool = False,
+        stiff: Literal["ignore", "warn", "switch"] = "ignore",
     ) -> None:
         check_choice("method", method, ADAPTIVE)
-        check_tolerances(rtol, atol, max_nfe)
-        if isinstance(first_step, str):
-            check_choice("first_step", first_step, ("auto", "previous"))
-        elif not (math.isfinite(first_step) and first_step > 0):
+        check_choice("stiff", stiff, ("ignore", "warn", "switch"))
+        if stiff != "ignore" and method not in STABLE:
             raise ValueError(
-                f"Expected `first_step` to be finite and > 0, 'auto' or 'previous', but got "
-                f"{first_step}."
+                f"Expected a method among {sorted(STABLE)} with stiff={stiff!r}, which estimate "
+                f"the stiffness of a field, but got {method!r}."
             )
+        super().__init__(rtol, atol, max_nfe, first_step)
         self.method = method
-        self.rtol = rtol
-        self.atol = atol
-        self.max_nfe = max_nfe
-        self.first_step = first_step
         self.checkpoint = checkpoint
         self.compile = compile
-        self._check_tf32 = TF32Check()
+        self.stiff = stiff
+        self._warned = False
 
     def __repr__(self) -> str:
         return f"AdaptiveSolver(method={self.method!r}, rtol={self.rtol:g}, atol={self.atol:g})"
 
-    @property
-    def remembers(self) -> bool:  # type: ignore[override]
-        """Whether ``first_step`` is ``"previous"``."""
-        return self.first_step == "previous"
-
-    def solve(
-        self,
-        vector_field: VectorField,
-        y0: Any,
-        t_eval: Tensor,
-        *,
-        stats: SolveStats | None = None,
-        dense: bool = False,
-        first_step: float | None = None,
-    ) -> Solution:
-        check_problem(y0, t_eval)
-        self._check_tf32(vector_field, y0, self.rtol)
-        tolerances = (self.rtol, self.atol)
-        work = Work(y0, stats, self.max_nfe, tolerances)
+    def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
         tableau = ADAPTIVE[self.method]
-        assert tableau.error is not None
-        step = Stepper(vector_field, tableau, work, self.compile, checkpoint=self.checkpoint)
-        controlled = getattr(vector_field, "controlled_parts", None)
-        # Times and lengths are numbers: a GPU is waited for once a step, to hear of its error.
-        (t, *between, t1) = t_eval.tolist()
-        starts, ends = _moving_ends(t_eval, t, t1)
-        work.spend(1, t)
-        y, slope = y0, evaluate(vector_field, starts.get(t, t), y0)
-        h = first_step
-        if h is None and not isinstance(self.first_step, str):
-            h = self.first_step
-        if h is None:
-            h = find_first_step(
-                vector_field, t, t1, y, slope, tableau.order, tolerances, controlled, work
+        stepper = Stepper(vector_field, tableau, work, self.compile, checkpoint=self.checkpoint)
+        on_stiff: Callable[[float, float, float], Method | None] | None = None
+        if self.stiff == "warn" and not self._warned:
+            on_stiff = self._warn
+        elif self.stiff == "switch":
+            check_dimension(y0, MAX_DIMENSION)
+            implicit = RosenbrockMethod(
+                vector_field, ROSENBROCK["rodas5p"], work, y0, self.checkpoint
             )
-        error, next_step = 0.0, None
-        controller = StepController(tableau.order)
-        knots, states, stages = [t], [y], []
-        while t != t1:
-            t_next = _end_of_step(t, t1, h)
-            work.dt = t_next - t
-            if t_next == t:
-                if math.isfinite(error):
-                    raise work.place(StepSizeUnderflowError(h, t, work.phase))
-                raise work.place(NonFiniteStateError(t, work.phase))
-            y_next, ks = step(starts.get(t, t), ends.get(t_next, t_next), y, slope)
-            with torch.no_grad():
-                error = float(
-                    error_ratio(y, y_next, ks, work.dt, tableau.error, tolerances, controlled)
-                )
-            h = controller.next_step(abs(work.dt), error)
-            accepted = error <= 1.0
-            work.stats.count_step(work.phase, accepted=accepted)
-            if not accepted:
-                continue
-            if next_step is None:
-                next_step = controller.best_step(abs(work.dt), error)
-            if not (t_next == t1 and t != knots[0]):  # the last step is as short as what is left
-                work.stats.smallest_dt = min(work.stats.smallest_dt, abs(work.dt))
-            t, y, slope = t_next, y_next, ks[-1]
-            knots.append(t)
-            if dense or between:
-                states.append(y)
-                stages.append(ks)
-        if not (dense or between):
-            return Solution(stack([y0, y]), work.stats, None, next_step)
-        steps = Steps(tableau, _knots(knots, t_eval), states, stages, tolerances, controlled)
-        ys = _with_ends(y0, steps.at(t_eval[1:-1]), y) if between else stack([y0, y])
-        return Solution(ys, work.stats, steps if dense else None, next_step)
+
+            def on_stiff(t: float, h: float, rate: float) -> Method:
+                return implicit
+
+        controlled = getattr(vector_field, "controlled_parts", None)
+        watch = StiffnessWatch(tableau, STABLE[self.method], controlled) if on_stiff else None
+        return _ExplicitMethod(stepper, watch, on_stiff)
+
+    def _warn(self, t: float, h: float, rate: float) -> None:
+        self._warned = True
+        warnings.warn(
+            f"Expected a field that is not stiff for {self.method}, but near t = {t:.6g} the "
+            f"steps of {abs(h):.3g} are as short as its fastest rate of change, about {rate:.3g}, "
+            f"asks for, not as the tolerances do. Use RosenbrockSolver, or "
+            f"AdaptiveSolver(stiff='switch'), which hands over to it. This is said once for each "
+            f"solver.",
+            stacklevel=2,
+        )
 
 
-def _moving_ends(t_eval: Tensor, t: float, t1: float) -> tuple[dict[float, Time], ...]:
-    """The ends of the interval as tensors, by their values, where they want a gradient."""
-    if not t_eval.requires_grad:
-        return {}, {}
-    return {t: t_eval[0]}, {t1: t_eval[-1]}
+class _ExplicitMethod(Method):
+    """Takes explicit Runge-Kutta steps, the last stage of which is the first of the next one.
 
-
-def _end_of_step(t: float, t1: float, h: float) -> float:
-    """Where a step of length ``h`` ends: not past ``t1``, and not just before it.
-
-    What is left for two steps is cut in halves: as many steps, of less error.
+    Args:
+        stepper: Takes the steps.
+        watch: Tells whether the field is stiff, if somebody wants to know.
+        on_stiff: Called then, once, with the time, the step and the field's rate; gives the
+            method that goes on, or ``None``.
     """
-    left = t1 - t
-    if h >= 0.99 * abs(left):
-        return t1
-    return t + (0.5 * left if h > 0.5 * abs(left) else math.copysign(h, left))
 
+    def __init__(
+        self,
+        stepper: Stepper,
+        watch: StiffnessWatch | None = None,
+        on_stiff: Callable[[float, float, float], Method | None] | None = None,
+    ) -> None:
+        self.tableau = self._tableau = stepper.tableau
+        self.error_order = stepper.tableau.order
+        self._stepper = stepper
+        self._watch = watch
+        self._on_stiff = on_stiff
+        self._slope: Any = None
 
-def _knots(ends: list[float], t_eval: Tensor) -> Tensor:
-    """Ends of all steps, with the gradient of the first and the last one."""
-    knots = torch.tensor(ends, dtype=torch.float64)
-    if not t_eval.requires_grad:
-        return knots
-    t0, t1 = t_eval[:1].to(knots), t_eval[-1:].to(knots)
-    return torch.cat([t0, knots[1:-1], t1])
+    def slope(self, t: Time, y: Any) -> Any:
+        """The field where the first step starts."""
+        self._stepper.work.spend(1, t)
+        self._slope = evaluate(self._stepper.vector_field, t, y)
+        return self._slope
 
+    def step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
+        """State at ``end``, and the stages."""
+        return self._stepper(start, end, y, self._slope)
 
-def _with_ends(first: Any, between: Any, last: Any) -> Any:
-    if isinstance(first, tuple):
-        return tuple(map(_with_ends, first, between, last))
-    return torch.cat([first[None], between, last[None]])
+    def accept(self, t: float, h: float, stages: list[Any]) -> Method:
+        """Keep the last stage; look at the stiffness."""
+        self._slope = stages[-1]
+        if self._watch is None or not self._watch.is_stiff(h, stages):
+            return self
+        rate, self._watch = self._watch.rate, None
+        assert self._on_stiff is not None
+        return self._on_stiff(t, h, rate) or self

@@ -25,6 +25,11 @@ class SolveStats:
         rejected: Steps tried and thrown away in forward solves.
         accepted_backward: Steps taken in the adjoint's solves.
         rejected_backward: Steps thrown away in the adjoint's solves.
+        jacobians: Jacobians of implicit methods in forward solves.
+        jacobians_backward: Jacobians repeated by checkpointing.
+        factorizations: Factorisations of their linear systems in forward solves: one for each
+            step tried.
+        factorizations_backward: Factorisations repeated by checkpointing.
         smallest_dt: Smallest step that an adaptive method has taken, in units of time; infinite
             where none has. Two counts are equal whatever it is.
 
@@ -33,7 +38,8 @@ class SolveStats:
         >>> stats.reset()
         >>> stats
         SolveStats(nfe_forward=0, nfe_backward=0, accepted=0, rejected=0, accepted_backward=0, \
-rejected_backward=0)
+rejected_backward=0, jacobians=0, jacobians_backward=0, factorizations=0, \
+factorizations_backward=0)
     """
 
     nfe_forward: int = 0
@@ -42,6 +48,10 @@ rejected_backward=0)
     rejected: int = 0
     accepted_backward: int = 0
     rejected_backward: int = 0
+    jacobians: int = 0
+    jacobians_backward: int = 0
+    factorizations: int = 0
+    factorizations_backward: int = 0
     smallest_dt: float = field(default=math.inf, compare=False, repr=False)
 
     def reset(self) -> None:
@@ -53,7 +63,18 @@ rejected_backward=0)
         setattr(self, name, getattr(self, name) + n)
 
     def count_step(self, phase: Phase, *, accepted: bool) -> None:
-        name = ("accepted" if accepted else "rejected") + ("_backward" * (phase == "backward"))
+        self._count("accepted" if accepted else "rejected", phase)
+
+    def count_jacobian(self, phase: Phase) -> None:
+        """Count one Jacobian of the vector field."""
+        self._count("jacobians", phase)
+
+    def count_factorization(self, phase: Phase) -> None:
+        """Count one factorisation of the linear systems of a step."""
+        self._count("factorizations", phase)
+
+    def _count(self, name: str, phase: Phase) -> None:
+        name += "_backward" * (phase == "backward")
         setattr(self, name, getattr(self, name) + 1)
 
 
@@ -105,7 +126,7 @@ class Solver(ABC):
 
         A field with an attribute ``controlled_parts = n`` has a tuple for a state, of which the
         first ``n`` parts alone set an adaptive method's step size; the rest are integrals along
-        the way.
+        the way. An implicit method asks one with a method ``jacobian(t, y)`` for its Jacobian.
 
         Args:
             vector_field: ``f(t, y)``, with ``t`` of shape ``()`` in the precision of the state,

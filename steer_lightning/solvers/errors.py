@@ -91,7 +91,8 @@ class NFEBudgetExceededError(SolverError):
             f"field; it had reached t = {t:.6g}. The problem is stiff, the field is random within "
             f"a solve (dropout, batch norm in training mode), or the tolerances are tighter than "
             f"the state's dtype, or autocast in the field, can resolve. Loosen rtol and atol, "
-            f"regularise the field, use a fixed grid, or raise max_nfe."
+            f"regularise the field, use RosenbrockSolver where it is stiff, or a fixed grid, or "
+            f"raise max_nfe."
         )
         self.phase, self.t = phase, t
 
@@ -103,7 +104,7 @@ class StepSizeUnderflowError(SolverError):
         super().__init__(
             f"Step size underflow in the {phase} solve: dt = {dt:.3g} no longer advances "
             f"t = {t:.6g}. The problem is stiff or has no solution here. Loosen rtol and atol, "
-            f"use float64, lower the learning rate, or use a fixed grid."
+            f"use float64, lower the learning rate, or use RosenbrockSolver or a fixed grid."
         )
         self.phase, self.t, self.dt = phase, t, dt
 

@@ -40,16 +40,19 @@ def runge_kutta_step(
 
 def evaluate(vector_field: VectorField, t: Time, y: Any) -> Any:
     """The field at ``t``, which it gets in the precision of the state, as it gives its value."""
+    slope = vector_field(as_time(t, y), y)
+    if isinstance(y, tuple):  # autocast lowers what a network gives
+        return tuple(k.to(part.dtype) for k, part in zip(slope, y, strict=True))
+    return slope.to(y.dtype)
+
+
+def as_time(t: Time, y: Any) -> Tensor:
+    """A time as a field gets it: a tensor in the precision of the state, on its device."""
     like = parts(y)[0]
     dtype = like.real.dtype if like.is_complex() else like.dtype
     if isinstance(t, Tensor):
-        time = t.to(like.device, dtype)
-    else:
-        time = torch.full((), t, dtype=dtype, device=like.device)
-    slope = vector_field(time, y)
-    if isinstance(y, tuple):  # autocast lowers what a network gives
-        return tuple(k.to(part.dtype) for k, part in zip(slope, y, strict=True))
-    return slope.to(like.dtype)
+        return t.to(like.device, dtype)
+    return torch.full((), t, dtype=dtype, device=like.device)
 
 
 def advance(y: Any, h: Time, weights: Row, stages: Sequence[Any]) -> Any:

@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from steer_lightning.solvers.rosenbrock_methods import RosenbrockTableau
 from steer_lightning.solvers.runge_kutta import combine, error_ratio, rms
 from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.problem import has_float64, parts
 
 
 class Steps:
-    """The steps of a Runge-Kutta solve, with their stages.
+    """The steps of a Runge-Kutta or Rosenbrock solve, with their stages.
 
     All that is computed here carries gradients in states and stages; lengths of steps are
     constants.
@@ -28,7 +30,7 @@ class Steps:
 
     def __init__(
         self,
-        tableau: Tableau,
+        tableau: Tableau | RosenbrockTableau,
         knots: Tensor,
         states: Sequence[Any],
         stages: Sequence[Sequence[Any]],
@@ -118,20 +120,19 @@ class Steps:
         References:
             Hairer and Wanner, *Solving ODEs II*, Section IV.2; Pal et al., *Opening the blackbox*.
         """
+        if not isinstance(self.tableau, Tableau):
+            raise ValueError(
+                "Expected an explicit method: a Rosenbrock method's stages are no slopes."
+            )
         *_, before, last = self.tableau.c
         if not before == last == 1.0:
             raise ValueError(
                 "Expected a method that evaluates the end of a step twice, as dopri5 and tsit5 do."
             )
-        weights = tuple(
-            b - a for a, b in zip((*self.tableau.a[-2], 0.0), self.tableau.a[-1], strict=True)
-        )
-        rates = []
-        for ks, h in zip(self.stages, self.lengths, strict=True):
-            pairs = list(zip(*map(parts, ks), strict=True))[: self.controlled]
-            rise = rms(torch.cat([(k[-1] - k[-2]).flatten() for k in pairs]))
-            run = rms(torch.cat([combine(k[:-1], weights, h).flatten() for k in pairs]))
-            rates.append(rise / torch.where(run > 0, run, torch.inf))
+        rates = [
+            stiffness_rate(self.tableau, h, ks, self.controlled)
+            for ks, h in zip(self.stages, self.lengths, strict=True)
+        ]
         return torch.stack(rates)
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +176,56 @@ class Steps:
         # Not a matrix product, whose precision autocast and TF32 lower.
         powers = [h * combine(stages, weights) for weights in columns]
         return torch.stack([y, *powers], dim=2)
+
+
+class JoinedSteps(Steps):
+    """The steps of several methods, one after another.
+
+    Args:
+        pieces: Steps of each, in the direction of the solve.
+    """
+
+    def __init__(self, pieces: Sequence[Steps]) -> None:
+        super().__init__(
+            pieces[0].tableau,
+            torch.cat([pieces[0].knots, *(piece.knots[1:] for piece in pieces[1:])]),
+            [*pieces[0].states, *(y for piece in pieces[1:] for y in piece.states[1:])],
+            [ks for piece in pieces for ks in piece.stages],
+            pieces[0].tolerances,
+            pieces[0].controlled,
+        )
+        self.pieces = list(pieces)
+
+    def error_estimates(self) -> Tensor:
+        """Error of each step in units of the tolerance; see :meth:`Steps.error_estimates`."""
+        return torch.cat([piece.error_estimates() for piece in self.pieces])
+
+    def stiffness_estimates(self) -> Tensor:
+        """Estimates of each step, if all methods have them; see :class:`Steps`."""
+        return torch.cat([piece.stiffness_estimates() for piece in self.pieces])
+
+    def _coefficients(self) -> tuple[Tensor, ...]:
+        """Of each part the polynomials of all pieces, with zeros for the powers that one lacks."""
+        if self._polynomials is None:
+            by_part = zip(*(piece._coefficients() for piece in self.pieces), strict=True)
+            self._polynomials = tuple(_of_one_degree(pieces) for pieces in by_part)
+        return self._polynomials
+
+
+def stiffness_rate(
+    tableau: Tableau, h: float, stages: Sequence[Any], controlled: int | None
+) -> Tensor:
+    """The estimate of :meth:`Steps.stiffness_estimates` for one step of length ``h``."""
+    weights = tuple(b - a for a, b in zip((*tableau.a[-2], 0.0), tableau.a[-1], strict=True))
+    pairs = list(zip(*map(parts, stages), strict=True))[:controlled]
+    rise = rms(torch.cat([(k[-1] - k[-2]).flatten() for k in pairs]))
+    run = rms(torch.cat([combine(k[:-1], weights, h).flatten() for k in pairs]))
+    return rise / torch.where(run > 0, run, torch.inf)
+
+
+def _of_one_degree(polynomials: Sequence[Tensor]) -> Tensor:
+    n_powers = max(p.shape[2] for p in polynomials)
+    return torch.cat([F.pad(p, (0, 0, 0, n_powers - p.shape[2])) for p in polynomials])
 
 
 def _batch_size(y: Tensor) -> int:

@@ -15,6 +15,7 @@ from benchmarks import (
     first_step,
     flow_step,
     recompilations,
+    stiff,
     toy_flow,
     work_precision,
 )
@@ -149,3 +150,13 @@ def test_recompilations_are_counted(monkeypatch):
     monkeypatch.setattr(recompilations, "STEPS", 2)
     eager = toy_flow.CNF(toy_flow.make_field(), (2,))
     assert recompilations.count(eager, "batch") == (0, 0)
+
+
+def test_stiff_systems_are_solved_alike_by_all():
+    rows = stiff.run(tolerance=1e-5, repeats=1, t1=0.02).splitlines()[2:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert len(cells) == 12
+    for cell in cells:
+        assert float(cell[7]) < 1e-3
+        assert float(cell[8]) < 1e-3
+        assert (int(cell[5]) > 0) == (cell[1] in ("rodas5p", "rodas4", "rosenbrock23"))

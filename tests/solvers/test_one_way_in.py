@@ -8,9 +8,10 @@ import torch
 
 from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.nn import CNF, ConcatSquashField, LatentDecoder, MLPField, ODEBlock
-from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, Solver
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, RosenbrockSolver, Solver
 from tests.helpers.problems import times
 
+SOLVERS = [AdaptiveSolver(), FixedGridSolver(), RosenbrockSolver()]
 PACKAGE = Path(__file__).parents[2] / "steer_lightning"
 
 
@@ -44,7 +45,7 @@ class Counting(Solver):
         return self.solver.solve(*args, **options)
 
 
-@pytest.mark.parametrize("inner", [AdaptiveSolver(), FixedGridSolver()], ids=repr)
+@pytest.mark.parametrize("inner", SOLVERS, ids=repr)
 def test_a_new_solver_reaches_every_block(inner):
     x, solver = torch.ones(3, 2), Counting(inner)
     ODEBlock(MLPField(2, (4,)), solver)(x)
@@ -57,7 +58,7 @@ def test_a_new_solver_reaches_every_block(inner):
 
 
 @pytest.mark.parametrize("t0", [0.0, 1e4, 1e6])
-@pytest.mark.parametrize("solver", [AdaptiveSolver(), FixedGridSolver()], ids=repr)
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_the_length_integrated_is_that_in_force_far_from_zero(solver, t0):
     """In float32, by a clock."""
     block = ODEBlock(MLPField(2, (4,)), solver, (t0, t0 + 1.0))

@@ -16,7 +16,12 @@ from torch import nn
 
 from steer_lightning.callbacks.plots.evaluation import plots_folder, save_plot
 from steer_lightning.horizon import SpanHorizon
-from steer_lightning.solvers import AdaptiveSolver, SolverError, TorchdiffeqSolver
+from steer_lightning.solvers import (
+    AdaptiveSolver,
+    RosenbrockSolver,
+    SolverError,
+    TorchdiffeqSolver,
+)
 from steer_lightning.steering.control import end_time_offset_at
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
@@ -139,7 +144,8 @@ class EndTimeSweep(Callback):
 def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
     """Lower the budget of every solver in a model."""
     solvers = {getattr(m, name, None) for m in model.modules() for name in _SOLVERS}
-    budgets = {s: s.max_nfe for s in solvers if isinstance(s, AdaptiveSolver | TorchdiffeqSolver)}
+    bounded = AdaptiveSolver | RosenbrockSolver | TorchdiffeqSolver
+    budgets = {s: s.max_nfe for s in solvers if isinstance(s, bounded)}
     try:
         for solver, budget in budgets.items():
             solver.max_nfe = max_nfe if budget is None else min(budget, max_nfe)

@@ -1,0 +1,57 @@
+"""Linear systems, one a sample, that are factorised once and solved often, also for gradients."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LinearSystems:
+    """Matrices ``(B, D, D)``, factorised by LU decomposition.
+
+    A gradient is one more solve, with the factors that are there already. Systems that cannot be
+    solved give solutions that are not finite.
+
+    Args:
+        matrix: The matrices.
+
+    Example:
+        >>> systems = LinearSystems(torch.tensor([[[2.0, 0.0], [0.0, 4.0]]]))
+        >>> systems.solve(torch.ones(1, 2))
+        tensor([[0.5000, 0.2500]])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        with torch.no_grad():  # not checked for singular ones: a GPU would have to be waited for
+            self.lu, self.pivots, _ = torch.linalg.lu_factor_ex(matrix)
+
+    def solve(self, right: Tensor) -> Tensor:
+        """Solutions ``x`` of ``matrix @ x = right``, shape ``(B, D)``, as is ``right``."""
+        x: Tensor = _Solve.apply(self.matrix, self.lu, self.pivots, right, False)
+        return x
+
+
+class _Solve(torch.autograd.Function):
+    """Solve with a matrix or its transpose; the gradient solves with the other one."""
+
+    @staticmethod
+    def forward(
+        matrix: Tensor, lu: Tensor, pivots: Tensor, right: Tensor, transposed: bool
+    ) -> Tensor:
+        x: Tensor = torch.linalg.lu_solve(lu, pivots, right[..., None], adjoint=transposed)[..., 0]
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        matrix, lu, pivots, _, transposed = inputs
+        ctx.save_for_backward(matrix, lu, pivots, output)
+        ctx.transposed = transposed
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, lu, pivots, x = ctx.saved_tensors
+        adjoint: Tensor = _Solve.apply(matrix, lu, pivots, cotangent, not ctx.transposed)
+        left, right = (x, adjoint) if ctx.transposed else (adjoint, x)
+        of_matrix = -left[:, :, None] * right[:, None, :] if ctx.needs_input_grad[0] else None
+        return of_matrix, None, None, adjoint, None

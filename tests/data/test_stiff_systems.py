@@ -1,0 +1,43 @@
+"""Right-hand sides and sizes of stiff systems."""
+
+import pytest
+import torch
+
+from datamodules.stiff import stiff_solution
+from datamodules.stiff_systems import robertson, two_scales, van_der_pol
+from steer_lightning.solvers import RosenbrockSolver
+from tests.helpers.problems import times
+
+
+def test_two_scales_has_the_solution_in_closed_form():
+    system, t = two_scales(100.0), times(0.01)[0].requires_grad_()
+    y = stiff_solution(t, 100.0)
+    (slope,) = torch.autograd.grad(y, t)
+    found = system.vector_field(t, y.detach()[None, None])
+    torch.testing.assert_close(found[0, 0], slope, rtol=1e-12, atol=0.0)
+
+
+def test_robertson_keeps_its_mass_and_has_the_published_rates():
+    field = robertson().vector_field
+    slope = field(times(0.0)[0], times(0.5, 2e-5, 0.3)[None])[0]
+    expected = times(-0.02 + 0.06, 0.02 - 0.06 - 0.012, 0.012)
+    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_van_der_pol_by_hand():
+    slope = van_der_pol(10.0).vector_field(times(0.0)[0], times(2.0, 0.1)[None])[0]
+    torch.testing.assert_close(slope, times(0.1, 10.0 * -3.0 * 0.1 - 2.0), rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "system", [two_scales(), robertson(), van_der_pol()], ids=["4.4", "r", "v"]
+)
+def test_scales_are_the_sizes_that_the_states_reach(system):
+    solver = RosenbrockSolver(rtol=1e-4, atol=1e-8)
+    with torch.no_grad():
+        steps = solver.solve(
+            system.vector_field, times(*system.y0)[None], times(*system.t_span), dense=True
+        ).steps
+    largest = torch.cat(steps.states).abs().amax(0) / times(*system.scale)
+    assert bool((largest < 1.1).all())
+    assert bool((largest > 0.7).all())
