@@ -328,7 +328,7 @@ def _series(
     encoder_alone: bool = True,
 ) -> Comparison:
     where = "encoder and decoder" if model == _MODELS[0] else "each interval"
-    others = {f"STEER, {where}": ("--steer.b=auto",)}
+    others: dict[str, tuple[str, ...]] = {f"STEER, {where}": ("--steer.b=auto",)}
     if model == "ODE-RNN":
         config += "_ode_rnn"
     elif model == "latent ODE, RNN encoder":
