@@ -1,6 +1,6 @@
 """Experiments: variants to train, metrics to compare, and what was cut, in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -11,36 +11,12 @@ if TYPE_CHECKING:
 
 Scale = Literal["smoke", "short", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "short", "paper")
-Better = Literal["higher", "lower"]
-
-MODEL, DATA, TRAINER = "--model.init_args", "--data.init_args", "--trainer"
-FLOW = f"{MODEL}.flow.init_args"
-NETWORK = f"{MODEL}.network.init_args"
-
 T = TypeVar("T")
 
 
 def pick(scale: Scale, paper: T, short: T, smoke: T) -> T:
     """The one of three values that belongs to a scale."""
     return {"paper": paper, "short": short, "smoke": smoke}[scale]
-
-
-def options(room: str, **values: object) -> tuple[str, ...]:
-    """Arguments of ``cli.py`` for one part of the config.
-
-    Example:
-        >>> options(DATA, batch_size=4, image_size=16)
-        ('--data.init_args.batch_size=4', '--data.init_args.image_size=16')
-    """
-    return tuple(f"{room}.{name}={value}" for name, value in values.items())
-
-
-# Two optimisation steps, a check after each, one batch everywhere else.
-SMOKE = options(
-    TRAINER, max_epochs=1, max_steps=-1, limit_train_batches=2, val_check_interval=1,
-    limit_val_batches=1, limit_test_batches=1, num_sanity_val_steps=0,
-)  # fmt: skip
-SMOKE_CUT = "Two steps of a few samples: that it runs, and nothing else."
 
 
 @dataclass(frozen=True)
@@ -74,7 +50,7 @@ class Metric:
 
     key: str  # its name among the run's values
     label: str  # what it is, with its unit
-    better: Better
+    better: Literal["higher", "lower"]
     factor: float = 1.0  # what it is multiplied by to be shown
     digits: int = 3  # after the point
     ratio: bool = False  # compare logarithms: means are geometric, differences are ratios
@@ -94,41 +70,62 @@ class Experiment:
     notes: tuple[str, ...] = ()  # sentences below the caption
 
     @property
+    def pairs(self) -> list[tuple[Comparison, Variant]]:
+        """Every variant with its comparison."""
+        return [(part, variant) for part in self.comparisons for variant in part.variants]
+
+    @property
     def variants(self) -> tuple[Variant, ...]:
         """All of them, each once."""
-        return tuple(
-            dict.fromkeys(variant for part in self.comparisons for variant in part.variants)
-        )
+        return tuple(dict.fromkeys(variant for _, variant in self.pairs))
 
 
-def steer(b: float | Literal["auto"], horizons: Sequence[str] = ()) -> tuple[str, ...]:
-    """Arguments that train a config, or parts of its model, with STEER.
+# Every experiment by name, in the order of ``all``.
+EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {}
 
-    Example:
-        >>> steer(0.25)
-        ('--steer.b=0.25',)
+
+def experiment(
+    title: str,
+    metrics: Iterable[Metric],
+    cuts: Sequence[str],
+    seeds: tuple[int, int],
+    draw: "Callable[[Experiment, Results], Figure]",
+    notes: tuple[str, ...] = (),
+) -> Callable[[Callable[[Scale], Iterable[Comparison]]], Callable[[Scale], Experiment]]:
+    """Register a function of the scale that makes an experiment's comparisons.
+
+    ``cuts`` and ``seeds`` belong to the scales ``paper`` and ``short``.
     """
-    parts = (f"--steer.horizons=[{','.join(horizons)}]",) if horizons else ()
-    return (f"--steer.b={b}", *parts)
+    smoke = "Two steps of a few samples: that it runs, and nothing else."
+
+    def register(parts: Callable[[Scale], Iterable[Comparison]]) -> Callable[[Scale], Experiment]:
+        def make(scale: Scale) -> Experiment:
+            cut = pick(scale, cuts[0], cuts[1], [*cuts, smoke][2])
+            n = pick(scale, *seeds, 1)
+            comparisons = tuple(parts(scale))
+            return Experiment(
+                parts.__name__, title, comparisons, tuple(metrics), cut, n, draw, notes
+            )
+
+        EXPERIMENTS[parts.__name__] = make
+        return make
+
+    return register
 
 
 def compare(
     setting: str,
     config: str,
-    overrides: tuple[str, ...],
-    widths: Sequence[float],
+    overrides: Sequence[str],
+    others: Mapping[str, tuple[str, ...]],
     paper: Sequence[str] = (),
     weights: Literal["best", "last"] = "best",
+    baseline: str = "without",
 ) -> Comparison:
-    """A config without STEER, and with several half-widths; the paper's numbers in this order."""
-    baseline, *others = (
-        Variant(
-            f"STEER, b = {b:g}" if b else "without",
-            config,
-            overrides + (steer(b) if b else ()),
-            paper[i] if paper else "",
-            weights,
-        )
-        for i, b in enumerate((0.0, *widths))
+    """A config and, by label, the same with more arguments; the paper's numbers in this order."""
+    numbers = dict(zip((baseline, *others), paper, strict=False))
+    first, *rest = (
+        Variant(label, config, (*overrides, *more), numbers.get(label, ""), weights)
+        for label, more in ((baseline, ()), *others.items())
     )
-    return Comparison(setting, baseline, tuple(others))
+    return Comparison(setting, first, tuple(rest))

@@ -1,9 +1,8 @@
 """Plots of experiments, from their records and from what callbacks drew."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import mean
 
 from matplotlib.axes import Axes
@@ -40,14 +39,12 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
     figure, axes = _panels(len(experiment.comparisons))
     for axis, part in zip(axes, experiment.comparisons, strict=True):
         for i, variant in enumerate(part.variants):
-            sweeps = [
-                record.sweep for record in finished(results[variant]) if name in record.sweep
-            ]
-            if not sweeps:
-                continue
-            times = sweeps[0]["end_time"]
-            columns = list(zip(*(sweep[name] for sweep in sweeps), strict=True))
-            _band(axis, times, [[factor * v for v in c] for c in columns], i, variant.label)
+            columns: dict[float, list[float]] = {}
+            for record in finished(results[variant]):
+                if name in record.sweep:
+                    for t, v in zip(record.sweep["end_time"], record.sweep[name], strict=True):
+                        columns.setdefault(t, []).append(factor * v)
+            _band(axis, columns, i, variant.label)
         axis.set(title=part.setting, xlabel="end time of evaluation", ylabel=name)
         _legend(axis)
     return figure
@@ -55,14 +52,12 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
 
 def montage(experiment: Experiment, results: Results, name: str) -> Figure:
     """Plots that a callback drew in the test of the first seed, a row for each variant."""
-    found: list[tuple[str, Path]] = []
-    for part in experiment.comparisons:
-        for variant in part.variants:
-            for record in finished(results[variant])[:1]:
-                path = record.folder / "logs" / "plots" / f"{name}.png"
-                if path.is_file():
-                    found.append((f"{part.setting}: {variant.label}", path))
-    images = [(label, imread(path)) for label, path in found]
+    images = []
+    for part, variant in experiment.pairs:
+        for record in finished(results[variant])[:1]:
+            path = record.folder / "logs" / "plots" / f"{name}.png"
+            if path.is_file():
+                images.append((f"{part.setting}: {variant.label}", imread(path)))
     width = 9.0
     heights = [width * image.shape[0] / image.shape[1] + 0.3 for _, image in images] or [1.0]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
@@ -87,19 +82,15 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
     ``"<axis_name> = <number>"`` give one line.
     """
     lines: dict[str, dict[str, dict[float, Sequence[Record]]]] = {}
-    for part in experiment.comparisons:
-        for variant in part.variants:
-            panel, number = _number(part.setting, axis_name)
-            line = variant.label.partition(f", {axis_name} = ")[0]
-            if number is None:
-                line, number = "", _number(variant.label, axis_name)[1]
-            if number is not None:
-                records = finished(results[variant])
-                lines.setdefault(panel, {}).setdefault(line, {})[number] = records
+    for part, variant in experiment.pairs:
+        panel, number = _number(part.setting, axis_name)
+        line = variant.label.partition(f", {axis_name} = ")[0]
+        if number is None:
+            line, number = "", _number(variant.label, axis_name)[1]
+        if number is not None:
+            lines.setdefault(panel, {}).setdefault(line, {})[number] = finished(results[variant])
     metrics = experiment.metrics
-    figure = Figure(
-        figsize=(4.0 * len(lines), 2.8 * len(metrics)), layout="constrained"
-    )  # fmt: skip
+    figure = Figure(figsize=(4.0 * len(lines), 2.8 * len(metrics)), layout="constrained")
     grid = figure.subplots(len(metrics), max(1, len(lines)), squeeze=False)
     for axes, metric in zip(grid, metrics, strict=True):
         for axis, (panel, found) in zip(axes, lines.items(), strict=False):
@@ -108,8 +99,7 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
                     x: [metric.factor * v for r in rs if (v := r.value(metric.key)) is not None]
                     for x, rs in sorted(by_number.items())
                 }
-                columns = {x: column for x, column in columns.items() if column}
-                _band(axis, list(columns), list(columns.values()), i, line)
+                _band(axis, {x: column for x, column in columns.items() if column}, i, line)
             axis.set(title=panel, xlabel=axis_name, ylabel=metric.label)
             if metric.ratio and len(axis.lines):
                 axis.set(xscale="log", yscale="log")
@@ -136,14 +126,12 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:n]
 
 
-def _band(
-    axis: Axes, x: Sequence[float], columns: Sequence[Sequence[float]], i: int, label: str
-) -> None:
-    if not columns:
-        return
-    axis.plot(x, [mean(c) for c in columns], color=f"C{i}", marker="o", ms=3, label=label)
-    low, high = ([f(c) for c in columns] for f in (min, max))
-    axis.fill_between(x, low, high, color=f"C{i}", alpha=0.2, lw=0)
+def _band(axis: Axes, columns: Mapping[float, Sequence[float]], i: int, label: str) -> None:
+    """Mean and range of the values at each place, if there are any."""
+    if columns:
+        low, middle, high = ([f(c) for c in columns.values()] for f in (min, mean, max))
+        axis.plot([*columns], middle, color=f"C{i}", marker="o", ms=3, label=label)
+        axis.fill_between([*columns], low, high, color=f"C{i}", alpha=0.2, lw=0)
 
 
 def _legend(axis: Axes) -> None:

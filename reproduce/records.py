@@ -11,9 +11,7 @@ from reproduce.experiments import Experiment, Variant
 from steer_lightning.callbacks.training_clock import Check
 from steer_lightning.utils.io import replacing
 
-Status = Literal["finished", "failed", "not run", "pending"]
 MOST_CHECKS = 100
-_NAMES = ("experiment", "setting", "variant")
 _CLOCKED = ("step", "epoch", "seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
 
 
@@ -22,7 +20,7 @@ class Record:
     """The outcome of one run."""
 
     seed: int
-    status: Status
+    status: Literal["finished", "failed", "not run", "pending"]
     message: str = ""  # why there is no result
     values: Mapping[str, float] = field(default_factory=dict)  # of test and last check
     sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)  # columns of `EndTimeSweep`
@@ -42,10 +40,8 @@ class Record:
         name, _, end_time = key.removeprefix("sweep/").partition("@")
         if not end_time:
             return self.values.get(key)
-        for t, value in zip(self.sweep.get("end_time", ()), self.sweep.get(name, ()), strict=True):
-            if f"{t:g}" == end_time:
-                return value
-        return None
+        times = [f"{t:g}" for t in self.sweep.get("end_time", ())]
+        return dict(zip(times, self.sweep.get(name, ()), strict=True)).get(end_time)
 
 
 Results = Mapping[Variant, Sequence[Record]]
@@ -56,20 +52,20 @@ def finished(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.status == "finished"]
 
 
-def write_records(path: Path, experiments: Mapping[Experiment, Results]) -> None:
+def write_records(path: Path, experiment: Experiment, results: Results) -> None:
     """Write a line for each run, with rounded numbers and at most 100 checks of the monitor."""
     lines, machine = [], None
-    for experiment, results in experiments.items():
-        for part in experiment.comparisons:
-            for variant in part.variants:
-                for record in results[variant]:
-                    names = (experiment.name, part.setting, variant.label)
-                    line = {**dict(zip(_NAMES, names, strict=True)), **_compact(record)}
-                    if line["machine"] == machine:  # as in the line before
-                        del line["machine"]
-                    else:
-                        machine = line["machine"]
-                    lines.append(json.dumps(line, separators=(",", ":")))
+    for part, variant in experiment.pairs:
+        for record in results[variant]:
+            line = {
+                "experiment": experiment.name,
+                "setting": part.setting,
+                "variant": variant.label,
+                **_compact(record),
+            }
+            if record.machine != machine:  # else as in the line before
+                machine = line["machine"] = record.machine
+            lines.append(json.dumps(line, separators=(",", ":")))
     with replacing(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines))
 
@@ -81,42 +77,39 @@ def read_records(path: Path, experiment: Experiment) -> Results:
     for line in path.read_text().splitlines():
         saved = {"machine": machine, **json.loads(line)}
         machine = saved["machine"]
-        key = tuple(saved.pop(name) for name in _NAMES)
-        found.setdefault(key, []).append(_expand(saved))
+        key = tuple(saved.pop(name) for name in ("experiment", "setting", "variant"))
+        columns = saved.pop("checks")
+        # Records of old kept no history of the monitor: such checks have no metrics.
+        monitored = columns.pop("monitor", [])
+        metrics = [{} if math.isnan(v) else {saved["monitor"]: v} for v in monitored]
+        rows = zip(*columns.values(), metrics, strict=True) if columns else ()
+        found.setdefault(key, []).append(Record(**saved, checks=[Check(*row) for row in rows]))
     return {
         variant: found.get((experiment.name, part.setting, variant.label), [])
-        for part in experiment.comparisons
-        for variant in part.variants
+        for part, variant in experiment.pairs
     }
 
 
 def _compact(record: Record) -> dict[str, Any]:
+    def rounded(values: Iterable[float]) -> list[float]:
+        return [
+            v if isinstance(v, int) or not math.isfinite(v) else float(f"{v:.8g}") for v in values
+        ]
+
     checks = record.checks
     n = min(MOST_CHECKS, len(checks))
     kept = [checks[round((i + 1) * len(checks) / n) - 1] for i in range(n)]
-    columns = {name: [_rounded(getattr(c, name)) for c in kept] for name in _CLOCKED}
-    columns["monitor"] = [_rounded(c.metrics.get(record.monitor, math.nan)) for c in kept]
+    columns = {name: rounded(getattr(c, name) for c in kept) for name in _CLOCKED}
+    columns["monitor"] = rounded(c.metrics.get(record.monitor, math.nan) for c in kept)
+    # Not of each block: a name has no second slash.
+    values = {k: v for k, v in record.values.items() if k.count("/") < 2}
     return {
         "seed": record.seed,
         "status": record.status,
         "message": record.message,
-        # Not of each block: a name has no second slash.
-        "values": {k: _rounded(v) for k, v in record.values.items() if k.count("/") < 2},
-        "sweep": {name: [_rounded(v) for v in column] for name, column in record.sweep.items()},
+        "values": dict(zip(values, rounded(values.values()), strict=True)),
+        "sweep": {name: rounded(column) for name, column in record.sweep.items()},
         "checks": columns if kept else {},
         "monitor": record.monitor,
         "mode": record.mode,
-        "machine": dict(record.machine),
     }
-
-
-def _expand(saved: dict[str, Any]) -> Record:
-    monitor, columns = saved["monitor"], saved.pop("checks")
-    # Records of old kept no history of the monitor: such checks have no metrics.
-    metrics = [{} if math.isnan(v) else {monitor: v} for v in columns.pop("monitor", [])]
-    rows = zip(*columns.values(), metrics, strict=True) if columns else ()
-    return Record(**saved, checks=[Check(*row) for row in rows])
-
-
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) or not math.isfinite(value) else float(f"{value:.8g}")

@@ -3,69 +3,72 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from reproduce.experiments import Comparison, Experiment, Metric, Scale, Variant
+from reproduce.experiments import Experiment, Metric, Scale
 from reproduce.records import Record, Results, finished
 from reproduce.statistics import Paired, Summary, paired, reached, summary
 
 
 def write_page(experiment: Experiment, results: Results, scale: Scale, command: str = "") -> str:
     """The whole page: caption, a table for each metric, work, and what did not run."""
-    parts = [f"## {experiment.title}", caption(experiment, results, scale)]
-    if command:
-        parts.insert(1, f"    {command}")
-    parts += [metric_table(experiment, metric, results) for metric in experiment.metrics]
-    parts += [work_table(experiment, results)]
-    parts += [missing] if (missing := missing_runs(experiment, results)) else []
-    parts += [machines(results)]
-    return "\n\n".join(parts) + "\n"
+    machines = [
+        _machine(record.machine) for records in results.values() for record in finished(records)
+    ]
+    parts = [
+        f"## {experiment.title}",
+        f"    {command}" if command else "",
+        caption(experiment, results, scale),
+        *(metric_table(experiment, metric, results) for metric in experiment.metrics),
+        work_table(experiment, results),
+        missing_runs(experiment, results),
+        "\n".join(dict.fromkeys(machines)) or "Nothing has run.",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
     """Scale, cuts, seeds and how to read the numbers."""
     seeds = sorted({record.seed for variant in experiment.variants for record in results[variant]})
     words = ", ".join(map(str, seeds))
+    first = f"**Scale `{scale}`, not a reproduction.**"
     if scale == "paper":
-        first = f"Reproduction at the paper's scale. {experiment.cut}"
-    else:
-        first = f"**Scale `{scale}`, not a reproduction.** {experiment.cut}"
-    rest = (
+        first = "Reproduction at the paper's scale."
+    text = (
+        f"{first} {experiment.cut} "
         f"{'Seed' if len(seeds) == 1 else 'Seeds'} {words} (weights, noise and end times; the "
         "data and its split are the same). Mean +- sample standard deviation over the seeds. A "
         "difference is to the baseline of the same seed, with Student's paired 95 % interval; "
         'where that holds zero, the words are "no difference".'
-    )
+    ).replace("  ", " ")
     if len(seeds) == 2:
-        rest += " Two seeds can show only differences that are far larger than their spread."
-    return "\n\n".join([f"{first} {rest}".replace("  ", " "), *experiment.notes])
+        text += " Two seeds can show only differences that are far larger than their spread."
+    return "\n\n".join([text, *experiment.notes])
 
 
 def metric_table(experiment: Experiment, metric: Metric, results: Results) -> str:
     """One metric of every variant, beside the paper's if it is the first."""
-    first = metric is experiment.metrics[0] and any(
-        variant.paper for variant in experiment.variants
-    )
+    first = metric is experiment.metrics[0]
+    with_paper = first and any(variant.paper for variant in experiment.variants)
     against = "ratio to baseline" if metric.ratio else "difference"
-    header = ["setting", "variant", metric.label, "n", f"{against} [95 %]", "verdict"]
-    rows = [[*header[:2], "paper", *header[2:]] if first else header]
-    for part, variant in _variants(experiment):
+    rows = [
+        ["setting", "variant", *(["paper"] if with_paper else []), metric.label, "n",
+         f"{against} [95 %]", "verdict"]
+    ]  # fmt: skip
+    for part, variant in experiment.pairs:
         values = _values(results[variant], metric)
         found = summary([*values.values()])
-        if found.n == 0 and metric is not experiment.metrics[0]:
-            continue  # the first table says why
-        row = [part.setting, variant.label, _show_summary(found, metric), str(found.n)]
+        shown = _show_summary(found, metric)
         if found.n == 0:
-            row[2] = _why(results[variant])
-        if first:
-            row.insert(2, variant.paper)
-        if variant is part.baseline:
-            row += ["", ""]
-        else:
+            if not first:
+                continue  # the first table says why
+            shown = " / ".join(dict.fromkeys(r.status for r in results[variant])) or "pending"
+        row = [part.setting, variant.label, *([variant.paper] if with_paper else []), shown]
+        comparison = ["", ""]
+        if variant is not part.baseline:
             difference = paired(_values(results[part.baseline], metric), values, metric.better)
-            row += [_show_paired(difference, metric), difference.verdict if difference.n else ""]
-        rows.append(row)
-    better = "higher" if metric.better == "higher" else "lower"
+            comparison = _show_paired(difference, metric.digits, metric.ratio)
+        rows.append([*row, str(found.n), *comparison])
     how = "; geometric means, spread as a factor" if metric.ratio else ""
-    return f"{metric.label} ({better} is better{how}):\n\n{markdown(rows)}"
+    return f"{metric.label} ({metric.better} is better{how}):\n\n{markdown(rows)}"
 
 
 def work_table(experiment: Experiment, results: Results) -> str:
@@ -75,7 +78,7 @@ def work_table(experiment: Experiment, results: Results) -> str:
          "NFE to reach", "s to reach", "difference in s [95 %]", "verdict"]
     ]  # fmt: skip
     monitors: dict[str, None] = {}
-    for part, variant in _variants(experiment):
+    for part, variant in experiment.pairs:
         records = [r for r in finished(results[variant]) if r.checks]
         if not records:
             continue
@@ -84,31 +87,31 @@ def work_table(experiment: Experiment, results: Results) -> str:
         clock = records[0].clock
         found = reached(results[part.baseline], results[variant])
         there = {seed: check for seed, check in found.items() if check is not None}
-        own = reached(results[part.baseline], results[part.baseline])
-        baseline = {seed: getattr(c, clock) for seed, c in own.items() if c is not None}
         seconds = {seed: float(getattr(check, clock)) for seed, check in there.items()}
-        nfe = [check.nfe_forward + check.nfe_backward for check in there.values()]
         late = len(found) - len(there)
-        row = [
-            part.setting,
-            variant.label,
-            _count(check.nfe_forward for check in last),
-            _count(check.nfe_backward for check in last),
-            _plain((getattr(check, clock) for check in last), 0),
-            _plain((record.values.get("test/nfe_forward", math.nan) for record in records), 1),
-            _count(nfe) if nfe else "",
-            _plain(seconds.values(), 0) if seconds else "",
-        ]
+        until = _mean(seconds.values(), 0) if seconds else ""
         if late:
-            row[-1] = f"{row[-1]} not reached ({late} of {len(found)})".strip()
-        if variant is part.baseline:
-            row += ["", ""]
-        elif late:
-            row += ["", "not reached" if not there else "not reached by all: no verdict"]
-        else:
-            difference = paired(baseline, seconds, "lower")
-            row += [_interval(difference, 0), difference.verdict if difference.n else ""]
-        rows.append(row)
+            until = f"{until} not reached ({late} of {len(found)})".strip()
+        comparison = ["", ""]
+        if variant is not part.baseline and late:
+            comparison[1] = "not reached by all: no verdict" if there else "not reached"
+        elif variant is not part.baseline:
+            own = reached(results[part.baseline], results[part.baseline])
+            baseline = {seed: getattr(c, clock) for seed, c in own.items() if c is not None}
+            comparison = _show_paired(paired(baseline, seconds, "lower"), 0)
+        rows.append(
+            [
+                part.setting,
+                variant.label,
+                _count(check.nfe_forward for check in last),
+                _count(check.nfe_backward for check in last),
+                _mean((getattr(check, clock) for check in last), 0),
+                _mean((record.values.get("test/nfe_forward", math.nan) for record in records), 1),
+                _count(c.nfe_forward + c.nfe_backward for c in there.values()) if there else "",
+                until,
+                *comparison,
+            ]
+        )
     metric = " or ".join(f"`{name}`" for name in monitors)
     return (
         "Work in training, means over the seeds: evaluations of the vector field, summed over the "
@@ -121,22 +124,17 @@ def work_table(experiment: Experiment, results: Results) -> str:
 def missing_runs(experiment: Experiment, results: Results) -> str:
     """Runs that failed or did not run, and why; empty if all is there."""
     lines: dict[str, list[str]] = {}
-    for part, variant in _variants(experiment):
+    for part, variant in experiment.pairs:
         for record in results[variant]:
             if record.status != "finished":
-                key = f"{record.status}: {_short(record.message)}"
+                why = " ".join(record.message.split()).replace("|", "/")
+                why = why if len(why) <= 160 else f"{why[:157]}..."
                 where = f"{part.setting}, {variant.label} (seed {record.seed})"
-                lines.setdefault(key, []).append(where)
+                lines.setdefault(f"{record.status}: {why}", []).append(where)
     return "\n".join(
         f"- {key} -- {where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}"
         for key, where in lines.items()
     )
-
-
-def machines(results: Results) -> str:
-    """Versions, hardware and commits of the finished runs."""
-    lines = [_machine(r.machine) for records in results.values() for r in finished(records)]
-    return "\n".join(dict.fromkeys(lines)) or "Nothing has run."
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -148,55 +146,45 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
         |---|---|
         | 1 | 2 |
     """
-    header, *body = rows
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *body)]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
-
-
-def _variants(experiment: Experiment) -> Iterable[tuple[Comparison, Variant]]:
-    return ((part, variant) for part in experiment.comparisons for variant in part.variants)
+    header, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
 
 
 def _values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
     """By seed, as shown; logarithms where ratios are compared."""
     found = {r.seed: r.value(metric.key) for r in finished(records)}
     shown = {seed: metric.factor * value for seed, value in found.items() if value is not None}
-    return {seed: _log(v) for seed, v in shown.items()} if metric.ratio else shown
+    if metric.ratio:
+        shown = {seed: math.log(v) if v > 0 else math.nan for seed, v in shown.items()}
+    return shown
 
 
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else math.nan
+def _exp(value: float, digits: int) -> str:
+    return f"{math.exp(min(value, 700.0)):.{digits}g}"
 
 
 def _show_summary(found: Summary, metric: Metric) -> str:
+    middle, between, spread = (
+        f"{found.mean:.{metric.digits}f}",
+        "+-",
+        f"{found.std:.{metric.digits}f}",
+    )
     if metric.ratio:
-        text = f"{_exp(found.mean):.3g}"
-        return text if found.n < 2 else f"{text} */ {_exp(found.std):.2g}"
-    text = f"{found.mean:.{metric.digits}f}"
-    return text if found.n < 2 else f"{text} +- {found.std:.{metric.digits}f}"
+        middle, between, spread = _exp(found.mean, 3), "*/", _exp(found.std, 2)
+    return middle if found.n < 2 else f"{middle} {between} {spread}"
 
 
-def _show_paired(found: Paired, metric: Metric) -> str:
+def _show_paired(found: Paired, digits: int, ratio: bool = False) -> list[str]:
+    """Difference with its interval, and the verdict; both empty without pairs."""
     if found.n == 0:
-        return ""
-    if not metric.ratio:
-        return _interval(found, metric.digits)
-    text = f"{_exp(found.mean):.3g}"
-    return text if found.n < 2 else f"{text} [{_exp(found.low):.2g}, {_exp(found.high):.2g}]"
+        return ["", ""]
+    middle, low, high = (f"{value:+.{digits}f}" for value in found[:3])
+    if ratio:
+        middle, low, high = _exp(found.mean, 3), _exp(found.low, 2), _exp(found.high, 2)
+    return [middle if found.n < 2 else f"{middle} [{low}, {high}]", found.verdict]
 
 
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))
-
-
-def _interval(found: Paired, digits: int) -> str:
-    if found.n == 0:
-        return ""
-    text = f"{found.mean:+.{digits}f}"
-    return text if found.n < 2 else f"{text} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
-
-
-def _plain(values: Iterable[float], digits: int) -> str:
+def _mean(values: Iterable[float], digits: int) -> str:
     return f"{summary([*values]).mean:.{digits}f}"
 
 
@@ -206,15 +194,6 @@ def _count(values: Iterable[float]) -> str:
     if not math.isfinite(mean) or mean == 0:
         return f"{mean:.0f}"
     return f"{round(mean, 2 - math.floor(math.log10(abs(mean)))):,.0f}"
-
-
-def _why(records: Sequence[Record]) -> str:
-    return " / ".join(dict.fromkeys(record.status for record in records)) or "pending"
-
-
-def _short(message: str, most: int = 160) -> str:
-    line = " ".join(message.split()).replace("|", "/")
-    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def _machine(machine: Mapping[str, object]) -> str:

@@ -1,22 +1,32 @@
-"""One run: a config, its overrides and a seed, trained and tested through the command line."""
+"""Runs: a config, its overrides and a seed, trained and tested through the command line."""
 
 import csv
 import hashlib
 import json
 import math
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from reproduce.experiments import DATA, TRAINER, Scale, Variant
-from reproduce.machine import describe_machine
+from reproduce.experiments import Scale, Variant
 from reproduce.records import Record
 from steer_lightning.callbacks import TrainingClock
 from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
@@ -26,7 +36,7 @@ from steer_lightning.utils.io import replacing
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # What a datamodule says when its data is not there.
 ABSENT = (FileNotFoundError, ModuleNotFoundError)
-_NEVER = 10**9
+_PATIENCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -52,118 +62,111 @@ class Run:
     settings: Settings
 
     @property
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = yaml.safe_load(
+            (CONFIGS / f"{self.variant.config}.yaml").read_text()
+        )
+        return config
+
+    @property
     def folder(self) -> Path:
         """Where its files go."""
-        variant = self.variant
-        key = json.dumps(
-            [self._config, variant.overrides, self.settings.overrides, variant.weights]
-        )
+        variant, settings = self.variant, self.settings
+        key = json.dumps([self._config, variant.overrides, settings.overrides, variant.weights])
         name = f"{variant.config.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        folder = self.settings.output / "runs" / self.settings.scale / name / f"seed{self.seed}"
-        return folder.resolve()
-
-    @property
-    def _path(self) -> Path:
-        return CONFIGS / f"{self.variant.config}.yaml"
-
-    @property
-    def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = yaml.safe_load(self._path.read_text())
-        return config
+        return (settings.output / "runs" / settings.scale / name / f"seed{self.seed}").resolve()
 
     @property
     def data_key(self) -> str:
         """Equal for runs that read the same data."""
-        data = self._config["data"]
-        return json.dumps([data, [a for a in self.arguments() if a.startswith("--data")]])
+        changes = [a for a in self.arguments() if a.startswith("--data")]
+        return json.dumps([self._config["data"], changes])
 
     def arguments(self) -> list[str]:
         """Config, overrides and seed, with the data in this machine's folders."""
-        data = self._config["data"]
-        arguments = ["--config", str(self._path)]
+        data, settings = self._config["data"], self.settings
+        arguments = ["--config", str(CONFIGS / f"{self.variant.config}.yaml")]
         if "data_dir" in data.get("init_args", {}):
             name = Path(data["init_args"]["data_dir"]).name
-            arguments.append(f"{DATA}.data_dir={self.settings.data_dir / name}")
+            arguments.append(f"--data.init_args.data_dir={settings.data_dir / name}")
         if name := _class_at(data["class_path"]).cache_name:
-            given = self.settings.data_dir / "cache" / name
-            cache = given if given.is_dir() else self.settings.output / "cache" / name
-            arguments.append(f"{DATA}.cache_dir={cache}")
+            given = settings.data_dir / "cache" / name
+            cache = given if given.is_dir() else settings.output / "cache" / name
+            arguments.append(f"--data.init_args.cache_dir={cache}")
         return [
             *arguments,
             *self.variant.overrides,
-            *self.settings.overrides,
+            *settings.overrides,
             f"--seed_everything={self.seed}",
-            f"{TRAINER}.enable_progress_bar=false",
-            f"{TRAINER}.enable_model_summary=false",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.enable_model_summary=false",
         ]
 
     def fit_arguments(self) -> list[str]:
-        """All arguments of ``cli.py fit``; the checkpoint to go on from is the one left behind."""
+        """All arguments of ``cli.py fit``; the checkpoint to go on from is the one left behind.
+
+        The config's callbacks are written to a file, with its clock behind all others and plots
+        in test alone.
+        """
+        callbacks = []
+        for callback in self._config["trainer"]["callbacks"]:
+            found = _class_at(callback["class_path"])
+            if isinstance(found, type) and issubclass(found, EvaluationPlot):
+                callback.setdefault("init_args", {})["every_n_checks"] = 10**9
+            if found is not TrainingClock:
+                callbacks.append(callback)
+        callbacks_file = self.folder / "callbacks.yaml"
+        callbacks_file.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
         checkpoints = self.folder / "checkpoints"
         last = checkpoints / "last.ckpt"
         _, config, *rest = self.arguments()
         return [
             *("--config", config),
-            *("--config", str(self.write_callbacks())),
+            *("--config", str(callbacks_file)),
             *rest,
-            f"{TRAINER}.logger.init_args.save_dir={self.folder}",
-            f"{TRAINER}.logger.init_args.name=",
-            f"{TRAINER}.logger.init_args.version=logs",
-            f"{TRAINER}.callbacks+=steer_lightning.callbacks.TrainingClock",
+            f"--trainer.logger.init_args.save_dir={self.folder}",
+            "--trainer.logger.init_args.name=",
+            "--trainer.logger.init_args.version=logs",
+            "--trainer.callbacks+=steer_lightning.callbacks.TrainingClock",
             f"--checkpoint.dirpath={checkpoints}",
             "--checkpoint.filename=best",
             "--checkpoint.enable_version_counter=false",
             *([f"--ckpt_path={last}"] if last.is_file() else []),
         ]
 
-    def write_callbacks(self) -> Path:
-        """Write the config's callbacks, without its clock and with plots in test alone."""
-        callbacks = []
-        for callback in self._config["trainer"]["callbacks"]:
-            found = _class_at(callback["class_path"])
-            if found is TrainingClock:
-                continue  # there will be one behind all others
-            if isinstance(found, type) and issubclass(found, EvaluationPlot):
-                callback.setdefault("init_args", {})["every_n_checks"] = _NEVER
-            callbacks.append(callback)
-        path = self.folder / "callbacks.yaml"
-        path.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-        return path
-
     def record(self) -> Record:
         """Read the outcome of this run."""
         folder = self.folder
         if (folder / "run.json").is_file():
             saved = json.loads((folder / "run.json").read_text())
-            kept = {name: saved[name] for name in ("values", "sweep", "monitor", "mode")}
-            checks = [Check(**check) for check in saved["checks"]]
-            machine = saved["sessions"][-1]
             return Record(
-                self.seed, "finished", **kept, checks=checks, machine=machine, folder=folder
+                self.seed,
+                "finished",
+                **{name: saved[name] for name in ("values", "sweep", "monitor", "mode")},
+                checks=[Check(**check) for check in saved["checks"]],
+                machine=saved["sessions"][-1],
+                folder=folder,
             )
+        saved = {"status": "pending", "message": "not trained yet"}
         if (folder / "failure.json").is_file():
             saved = json.loads((folder / "failure.json").read_text())
-            return Record(self.seed, saved["status"], saved["message"], folder=folder)
-        return Record(self.seed, "pending", "not trained yet", folder=folder)
+        return Record(self.seed, **saved, folder=folder)
 
     def fail(self, message: str, absent: bool = False) -> None:
         """Say why there is no result; the next command tries again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         status = "not run" if absent else "failed"
-        write_json(self.folder / "failure.json", {"status": status, "message": message})
+        _write_json(self.folder / "failure.json", {"status": status, "message": message})
 
 
 def prepare(run: Run) -> None:
-    """Build what a run needs and let the data be checked, downloaded or simulated, once.
-
-    Several runs at a time would otherwise make the same cache.
+    """Let a run's data be checked, downloaded or simulated, once before runs side by side.
 
     Raises:
         FileNotFoundError: If a file of data is missing.
         ModuleNotFoundError: If what simulates data is missing.
     """
-    built = _cli([*run.arguments(), f"{TRAINER}.logger=false"], run=False)
-    built.datamodule.prepare_data()
+    _cli([*run.arguments(), "--trainer.logger=false"], run=False).datamodule.prepare_data()
 
 
 def execute(run: Run) -> None:
@@ -188,17 +191,20 @@ def _execute(run: Run) -> None:
     sessions_file = run.folder / "sessions.json"
     sessions = json.loads(sessions_file.read_text()) if sessions_file.is_file() else []
     sessions.append(describe_machine())
-    write_json(sessions_file, sessions)
+    _write_json(sessions_file, sessions)
     arguments = run.fit_arguments()
     fit = _cli(["fit", *arguments])
-    trainer = fit.trainer
-    (clock,) = (c for c in trainer.callbacks if isinstance(c, TrainingClock))
+    (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
     checks = clock.checks  # now: a test restores the callbacks of the checkpoint it loads
-    (best,) = (c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
+    (best,) = (c for c in fit.trainer.callbacks if isinstance(c, ModelCheckpoint))
     path = best.best_model_path if run.variant.weights == "best" else None
-    (tested,) = trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
+    (tested,) = fit.trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
     values = {**(checks[-1].metrics if checks else {}), **tested}
-    write_json(
+    sweep: dict[str, list[float]] = {}  # columns of the table of `EndTimeSweep`
+    for table in (run.folder / "logs" / "plots").glob("end_time_sweep_*.csv"):
+        rows = list(csv.DictReader(table.read_text().splitlines()))
+        sweep = {name: [float(row[name] or math.nan) for row in rows] for name in rows[0]}
+    _write_json(
         run.folder / "run.json",
         {
             "variant": asdict(run.variant),
@@ -206,13 +212,92 @@ def _execute(run: Run) -> None:
             "scale": run.settings.scale,
             "arguments": arguments,
             "values": {name: float(value) for name, value in values.items()},
-            "sweep": _read_sweep(run.folder / "logs" / "plots"),
+            "sweep": sweep,
             "checks": [check._asdict() for check in checks],
             "monitor": best.monitor,
             "mode": best.mode,
             "sessions": sessions,
         },
     )
+
+
+def execute_all(runs: Sequence[Run], jobs: int, done: Callable[[Run], None]) -> None:
+    """Execute every run, in processes of their own: one that crashes ends no other."""
+    if jobs == 0:
+        for run in runs:
+            execute(run)
+            done(run)
+        return
+    # Forked from a process that has imported everything and done nothing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cli", "reproduce.runs"])
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    waiting = deque(runs)
+    running: dict[int, tuple[BaseProcess, Run]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.popleft()
+                process: BaseProcess = context.Process(target=_child, args=(run, threads))
+                process.start()
+                running[process.sentinel] = (process, run)
+            for sentinel in wait(list(running)):
+                assert isinstance(sentinel, int)
+                process, run = running.pop(sentinel)
+                process.join()
+                if run.record().status == "pending":
+                    run.fail(
+                        f"the process ended with exit code {process.exitcode} and no result; "
+                        f"see {run.folder / 'output.log'}"
+                    )
+                done(run)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join(_PATIENCE_SECONDS)
+            process.kill()
+
+
+def _child(run: Run, threads: int) -> None:
+    """Execute a run; all that it prints goes to a file beside its results."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "output.log").open("ab", buffering=0) as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    torch.set_num_threads(threads)
+    execute(run)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, hardware and the commit of the code (``None`` outside a repository)."""
+
+    def git(*command: str) -> str | None:
+        with suppress(OSError, subprocess.CalledProcessError):
+            arguments = ["git", "-C", str(CONFIGS.parent), *command]
+            return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+        return None
+
+    versions = {}
+    for name in ("torch", "pytorch-lightning", "torchdiffeq", "torchvision", "mujoco"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    cpu = platform.processor() or platform.machine()
+    if (cpus := Path("/proc/cpuinfo")).is_file():
+        found = re.search(r"^model name\s*: *(.+)", cpus.read_text(), re.MULTILINE)
+        cpu = found[1].strip() if found else cpu
+    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit and commit.strip(),
+        "dirty": None if status is None else bool(status.strip()),
+    }
 
 
 def _cli(arguments: Sequence[str], run: bool = True) -> Any:
@@ -232,16 +317,7 @@ def _class_at(path: str) -> Any:
     return getattr(import_module(module), name) if module else None
 
 
-def _read_sweep(folder: Path) -> dict[str, list[float]]:
-    """Columns of the table of ``EndTimeSweep``, if there is one."""
-    for path in sorted(folder.glob("end_time_sweep_*.csv")):
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {name: [float(row[name] or math.nan) for row in rows] for name in rows[0]}
-    return {}
-
-
-def write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all; NaN and infinity are written as Python does."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1))

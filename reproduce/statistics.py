@@ -7,13 +7,8 @@ from typing import Literal, NamedTuple
 
 from scipy.stats import t as student
 
-from reproduce.experiments import Better
 from reproduce.records import Record, finished
 from steer_lightning.callbacks.training_clock import Check
-
-Verdict = Literal[
-    "gain", "loss", "no difference", "one seed: no verdict", "no pairs", "not finite: no verdict"
-]
 
 
 class Summary(NamedTuple):
@@ -31,7 +26,7 @@ class Paired(NamedTuple):
     low: float
     high: float
     n: int
-    verdict: Verdict
+    verdict: str
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -50,7 +45,7 @@ def summary(values: Sequence[float]) -> Summary:
 def paired(
     baseline: Mapping[int, float],
     other: Mapping[int, float],
-    better: Better,
+    better: Literal["higher", "lower"],
     level: float = 0.95,
 ) -> Paired:
     r"""Compare two variants seed by seed, with Student's interval of the mean difference.
@@ -60,46 +55,36 @@ def paired(
     Example:
         >>> paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 3.1, 2: 4.2}, "higher").verdict
         'gain'
-        >>> paired({0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, "higher").verdict
-        'no difference'
     """
     differences = [other[seed] - value for seed, value in baseline.items() if seed in other]
-    n = len(differences)
-    middle, std, _ = summary(differences)
-    if n == 0:
-        return Paired(middle, math.nan, math.nan, n, "no pairs")
-    if n == 1:
-        return Paired(middle, math.nan, math.nan, n, "one seed: no verdict")
-    if math.isnan(std):
-        return Paired(middle, math.nan, math.nan, n, "not finite: no verdict")
-    low = high = middle
-    if std > 0.0:  # equal differences are no distribution for scipy
-        low, high = map(float, student.interval(level, n - 1, middle, std / math.sqrt(n)))
-    verdict: Verdict = "no difference"
-    if low > 0.0 or high < 0.0:
-        verdict = "gain" if (low > 0.0) == (better == "higher") else "loss"
-    return Paired(middle, low, high, n, verdict)
-
-
-def first_reaching(checks: Sequence[Check], name: str, target: float, mode: str) -> Check | None:
-    """The first check whose metric is at least as good as a target; ``None`` if none is."""
-    for check in checks:
-        value = check.metrics.get(name, math.nan)
-        if value >= target if mode == "max" else value <= target:
-            return check
-    return None
+    middle, std, n = summary(differences)
+    if n < 2 or math.isnan(std):
+        verdict = ("no pairs", "one seed: no verdict", "not finite: no verdict")[min(n, 2)]
+        return Paired(middle, math.nan, math.nan, n, verdict)
+    half = float(student.ppf(0.5 + level / 2, n - 1)) * std / math.sqrt(n)
+    verdict = "no difference"
+    if abs(middle) > half:
+        verdict = "gain" if (middle > 0.0) == (better == "higher") else "loss"
+    return Paired(middle, middle - half, middle + half, n, verdict)
 
 
 def reached(baseline: Sequence[Record], variant: Sequence[Record]) -> dict[int, Check | None]:
-    """By seed, the check at which a variant has the *last* check's metric of its baseline.
+    """By seed, the first check at which a variant has the *last* metric of its baseline.
 
-    Seeds that either of them did not finish, or checked never, are left out.
+    Equal is enough. Seeds that either of them did not finish, or checked never, are left out.
     """
-    others = {record.seed: record for record in finished(variant)}
-    found = {}
+    others = {record.seed: record.checks for record in finished(variant)}
+    found: dict[int, Check | None] = {}
     for record in finished(baseline):
         target = record.checks[-1].metrics.get(record.monitor) if record.checks else None
         if record.seed in others and target is not None:
-            checks = others[record.seed].checks
-            found[record.seed] = first_reaching(checks, record.monitor, target, record.mode)
+            sign = 1.0 if record.mode == "max" else -1.0
+            found[record.seed] = next(
+                (
+                    check
+                    for check in others[record.seed]
+                    if sign * check.metrics.get(record.monitor, math.nan) >= sign * target
+                ),
+                None,
+            )
     return found

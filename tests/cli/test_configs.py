@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 import cli
+from reproduce.catalogue import EXPERIMENTS
 from reproduce.experiments import Variant
-from reproduce.registry import EXPERIMENTS
 from reproduce.runs import Run, Settings
 from steer_lightning import SteerCallback
 from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, NETWORK, QUIET

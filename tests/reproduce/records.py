@@ -5,12 +5,12 @@ import os
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback
 
-from reproduce.experiments import Comparison, Experiment, Metric, Variant, steer
+from reproduce.experiments import Comparison, Experiment, Metric, Variant
 from reproduce.records import Record
 from steer_lightning.callbacks.training_clock import Check
 
 BASELINE = Variant("without", "cnf/toy1d", paper="0.50")
-STEER = Variant("STEER", "cnf/toy1d", steer(0.5), paper="0.60")
+STEER = Variant("STEER", "cnf/toy1d", ("--steer.b=0.5",), paper="0.60")
 ACCURACY = Metric("test/accuracy", "accuracy, %", "higher", 100.0, 1)
 MACHINE = {
     "python": "3.11.7",

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.image import imread
 
 from reproduce import __main__ as command
+from reproduce.catalogue import EXPERIMENTS, GROUPS
 from reproduce.records import read_records
-from reproduce.registry import EXPERIMENTS, GROUPS
 from reproduce.runs import Run
 
 

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 import cli
-from reproduce.experiments import SCALES, TRAINER
-from reproduce.registry import EXPERIMENTS, names_of
+from reproduce.__main__ import parse
+from reproduce.catalogue import EXPERIMENTS, TRAINER
+from reproduce.experiments import SCALES
 from reproduce.runs import CONFIGS, Run, Settings
 
 ALL = [
@@ -86,8 +87,8 @@ def test_experiments_share_runs(part, whole, shared):
 
 
 def test_groups_are_spelled_out():
-    assert names_of(["all"]) == list(EXPERIMENTS)
-    assert names_of(["table5", "all"])[0] == "table5"
+    assert parse(["all"]).names == list(EXPERIMENTS)
+    assert parse(["table5", "all"]).names[0] == "table5"
     paper = {f"table{i}" for i in range(1, 6)} | {f"figure{i}" for i in range(1, 7)}
     assert paper <= set(EXPERIMENTS)
 

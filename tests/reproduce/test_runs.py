@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reproduce.catalogue import figure3, figure4
 from reproduce.experiments import Variant
-from reproduce.flows import figure3
-from reproduce.runs import CONFIGS, Run, Settings, execute, prepare
-from reproduce.stiff import figure4
-from reproduce.workers import execute_all
+from reproduce.runs import CONFIGS, Run, Settings, execute, execute_all, prepare
 from steer_lightning.callbacks import TrainingClock
 
 ROOT = CONFIGS.parent

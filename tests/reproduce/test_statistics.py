@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reproduce.statistics import first_reaching, paired, reached, summary
-from tests.reproduce.records import checks, record
+from reproduce.statistics import paired, reached, summary
+from tests.reproduce.records import record
 
 A = dict(enumerate([1.0, 2.5, 0.5, 1.75]))
 B = dict(enumerate([1.5, 2.75, 1.5, 2.5]))
@@ -26,13 +26,6 @@ def test_interval_is_that_of_scipys_paired_test(level):
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.mean == pytest.approx(0.625)
     assert found.n == 4
-
-
-def test_interval_by_hand():
-    # Differences 1 and 3: mean 2, standard deviation sqrt(2), t(1) = 12.706.
-    found = paired({0: 0.0, 1: 0.0}, {0: 1.0, 1: 3.0}, "lower")
-    assert found.high - found.mean == pytest.approx(12.7062, abs=1e-4)
-    assert found.verdict == "no difference"
 
 
 @pytest.mark.parametrize(
@@ -74,12 +67,9 @@ def test_a_run_that_diverged_is_no_evidence(bad):
     ],
 )
 def test_first_check_that_reaches_a_target(values, target, mode, step):
-    found = first_reaching(checks(values), "val/accuracy", target, mode)
+    baseline = record(0, 0.5, (target,), mode=mode)
+    found = reached([baseline], [record(0, 0.5, values)])[0]
     assert (found and found.step) == step
-
-
-def test_a_metric_that_was_never_logged_is_not_reached():
-    assert first_reaching(checks([1.0]), "val/auc", 0.5, "max") is None
 
 
 def test_reaching_the_last_metric_of_the_same_seed():
