@@ -1,6 +1,7 @@
 """Train, validate, test, predict: ``python cli.py fit --config configs/cnf/toy2d.yaml``.
 
-``--steer.b=0.5`` trains with STEER; every argument of ``SteerCallback`` is an option.
+``--steer.b=0.5`` trains with STEER, ``--penalties.acceleration=0.1`` with a penalty on the
+trajectory; their arguments are options.
 """
 
 import difflib
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 from zipfile import BadZipFile
@@ -26,9 +28,18 @@ import steer_lightning.callbacks.plots.end_time_sweep
 import steer_lightning.callbacks.plots.features
 import steer_lightning.callbacks.plots.samples
 import steer_lightning.modules
-from steer_lightning.callbacks import LastCheckpoint, SteerCallback
+from steer_lightning.callbacks import LastCheckpoint, PenaltyCallback, SteerCallback
 from steer_lightning.guard import SolverGuard
 from steer_lightning.modules.base import TaskModule
+from steer_lightning.penalties import (
+    Acceleration,
+    JacobianNorm,
+    KineticEnergy,
+    LocalError,
+    Penalty,
+    Stiffness,
+    TrajectoryPolynomial,
+)
 from steer_lightning.solvers import SolverError
 
 DEBUG = os.environ.get("STEER_DEBUG") == "1"
@@ -42,6 +53,26 @@ MISSPELT = re.compile(
     r"(?:[Oo]ption|no attribute|invalid choice:) '([\w.]+)'|unrecognized arguments: --([\w.]+)"
     r"|(?:import path string|Got value): ([\w.]+)"
 )
+
+
+# A penalty's weight in short.
+WEIGHT = re.compile(r"^(--penalties\.\w+)=(?=[-\d.])")
+
+
+@dataclass
+class Penalties:
+    """Penalties on trajectories, by name; see docs/penalties.md."""
+
+    kinetic_energy: KineticEnergy | None = None
+    jacobian_norm: JacobianNorm | None = None
+    acceleration: Acceleration | None = None
+    local_error: LocalError | None = None
+    stiffness: Stiffness | None = None
+    trajectory_polynomial: TrajectoryPolynomial | None = None
+
+    def chosen(self) -> list[Penalty]:
+        """Those that were asked for."""
+        return [penalty for penalty in vars(self).values() if penalty is not None]
 
 
 class OneLineParser(LightningArgumentParser):
@@ -86,6 +117,8 @@ class SteerCLI(LightningCLI):
 
     def __init__(self, *positional: Any, args: ArgsType = None, **named: Any) -> None:
         given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            args = given = [WEIGHT.sub(r"\1.weight=", option) for option in given]
         known = self.subcommands()
         # Only the parser of the command that is given: each takes a fifth of a second to build.
         asked = {name: skip for name, skip in known.items() if [name] == list(given)[:1]}
@@ -105,6 +138,13 @@ class SteerCLI(LightningCLI):
             type=SteerCallback | None,
             default=None,
             help="STEER: --steer.b=0.5, or --steer.b=auto for series; off if not given.",
+        )
+        parser.add_argument(
+            "--penalties",
+            type=Penalties | None,
+            default=None,
+            help="Penalties on trajectories: --penalties.acceleration=0.1, or its settings one by "
+            "one; off if not given.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
@@ -131,16 +171,28 @@ class SteerCLI(LightningCLI):
             torch.backends.cudnn.conv.fp32_precision = precision
         if config.steer is not None:
             self._parser(self.subcommand).callback_keys.insert(0, "steer")
-            follow_steer(config.trainer, config.steer.init_args.b)
+            b = config.steer.init_args.b
+            follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        penalties = self._get(self.config_init, "penalties")
+        if penalties is not None and (chosen := penalties.chosen()):
+            self.trainer.callbacks.insert(0, PenaltyCallback(*chosen))
 
     def before_fit(self) -> None:
-        """Put STEER's settings among the hyperparameters of checkpoints and loggers.
+        """Put settings of STEER and penalties among the hyperparameters of checkpoints and logs.
 
         They are saved with the data's: the model's are arguments that build it again.
         """
-        if self.config.fit.steer is not None and self.datamodule is not None:
-            settings = self.config.fit.steer.init_args.as_dict()
-            self.datamodule.save_hyperparameters({"steer": settings})
+        config, settings = self.config.fit, {}
+        if config.steer is not None:
+            settings["steer"] = config.steer.init_args.as_dict()
+        if config.penalties is not None:
+            chosen = config.penalties.as_dict()
+            settings["penalties"] = {k: v["init_args"] for k, v in chosen.items() if v}
+        if settings and self.datamodule is not None:
+            self.datamodule.save_hyperparameters(settings)
 
 
 def follow_steer(trainer: Any, b: float | str) -> None:

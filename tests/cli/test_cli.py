@@ -8,9 +8,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import cli
-from steer_lightning.callbacks import EndTimeSweep, FeaturePlot, SteerCallback
+from steer_lightning.callbacks import (
+    EndTimeSweep,
+    FeaturePlot,
+    PenaltyCallback,
+    SteerCallback,
+)
 from steer_lightning.modules import CNFModule
 from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
+from steer_lightning.utils.schedule import Schedule
 from tests.cli.running import QUIET, toy_config, write
 from tests.modules.test_common import RecordRates
 
@@ -238,6 +244,27 @@ def test_the_guard_is_always_there(policy):
             pytest.raises(RepeatedFailureError, match="2 training batches in a row"),
         ):
             cli.main(arguments)
+
+
+def test_penalties_by_name_with_schedules(folder):
+    settings = [
+        "--penalties.local_error=2.0", "--penalties.local_error.form=one_step",
+        "--penalties.kinetic_energy.weight.start=1.0", "--penalties.kinetic_energy.weight.end=0.0",
+        "--penalties.kinetic_energy.weight.length=4",
+        "--steer.b.start=0.5", "--steer.b.end=0.0", "--steer.b.length=2",
+    ]  # fmt: skip
+    fit = cli.main(["fit", "--config", write(toy_config()), *settings, *QUIET])
+    (callback,) = (c for c in fit.trainer.callbacks if isinstance(c, PenaltyCallback))
+    kinetic, local = callback.penalties
+    assert (kinetic.weight, local.form) == (Schedule(1.0, 0.0, 4), "one_step")
+    logged = fit.trainer.callback_metrics
+    assert logged["penalty/local_error_weight"] == 2.0
+    assert logged["penalty/kinetic_energy"] > 0.0
+    assert 0.0 < logged["penalty/kinetic_energy_weight"] < 1.0
+    assert [c.settings.b for c in steer_callbacks(fit)] == [Schedule(0.5, 0.0, 2)]
+    last = folder / "logs" / "run_steer" / "version_0" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)["datamodule_hyper_parameters"]["penalties"]
+    assert saved["local_error"]["weight"] == 2.0
 
 
 def test_fit_is_reproducible_and_seeds_differ():

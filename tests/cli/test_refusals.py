@@ -13,6 +13,7 @@ from tests.cli.running import CONFIGS, QUIET, mnist_config, refuse, toy_config, 
 from tests.helpers.mnist_files import write_mnist
 
 FLOW = "model.init_args.flow.init_args"
+PUSHES = {"stiffness": {"weight": -1.0}}
 
 
 def change(path, value):
@@ -31,6 +32,9 @@ def change(path, value):
     [
         ({}, "--data.n_trian=3", "'n_trian' is not accepted; did you mean n_train?"),
         ({}, "--steer.scop=rank", "SteerCallback': Option 'scop' is not accepted; did you mean "),
+        ({}, "--penalties.local_eror=1", "--local_eror.weight=1; did you mean local_error?"),
+        ({}, "--penalties.local_error.form=one_step", "arguments are required: weight"),
+        ({}, "--penalties.kinetic_energy.weight.end=1", "required: start, length"),
         ({}, "--steeer.b=0.5", "--steeer.b=0.5; did you mean steer?"),
         ({}, f"--{FLOW}.data_att=t0", "'data_att' is not accepted; did you mean data_at?"),
         ({}, "--model=CNFModul", "CNFModul; did you mean CNFModule"),
@@ -93,6 +97,7 @@ def test_values_out_of_range_end_before_training(path, value, message, folder):
     [
         (mnist_config(), FileNotFoundError, r"Expected the MNIST file .*--data\.data_dir"),
         (change("steer.b", 1.0), ValueError, r"Expected 0 <= b < \|t1 - t0\| = 1, .* b = 1\."),
+        (change("penalties", PUSHES), ValueError, ".*weight of Stiffness to be"),
         (change("data.init_args.name", "8gausians"), ValueError, "mean '8gaussians'"),
         (change("trainer.fast_dev_run", -1), MisconfigurationException, "fast_dev_run=-1"),
     ],
