@@ -149,8 +149,10 @@ class SteerCallback(CountedDraws):
         """Raise on all ranks if they took different spans from their first solves."""
         assert self._steering is not None
         spans = self._spans = self._steering.spans
+        if not spans:
+            return
         first = trainer.strategy.broadcast(spans)
-        if spans and not trainer.strategy.reduce_boolean_decision(spans == first, all=True):
+        if not trainer.strategy.reduce_boolean_decision(spans == first, all=True):
             raise ValueError(
                 f"Expected the same span of the vector fields {list(spans)} on all ranks, but "
                 f"rank 0 solves over {first} and this one, rank {trainer.global_rank}, over "

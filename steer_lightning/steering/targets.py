@@ -83,10 +83,10 @@ def find_stats(model: nn.Module) -> dict[str, SolveStats]:
 def refuse_double_warp(model: nn.Module) -> None:
     """Raise if a field is moved inside a block, or another field, that is moved itself."""
     for path, block in model.named_modules():
-        outer = [m for m in block.children() if isinstance(m, Horizon) and m.owner]
-        outer += attached_horizons(block, inside=False)
+        own = [m for m in block.children() if isinstance(m, Horizon)]
+        outer = [m for m in (*own, *attached_horizons(block, inside=False)) if m.owner]
         inner = [a for a in attached_horizons(block) if a.owner and a not in outer]
-        if outer and inner and outer[0].owner:
+        if outer and inner:
             raise ValueError(
                 f"Expected one owner for the end time of {path or 'the model'!r}, but "
                 f"{outer[0].owner} moves its own horizon and {inner[0].owner} the vector field "

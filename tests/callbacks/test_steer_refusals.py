@@ -205,6 +205,13 @@ def test_a_loss_that_is_held_over_has_the_gradient_of_its_own_end_time(adjoint):
     torch.testing.assert_close(*grads)
 
 
+def test_ranks_that_solve_over_other_spans_are_an_error(monkeypatch):
+    strategy = "pytorch_lightning.strategies.SingleDeviceStrategy"
+    monkeypatch.setattr(f"{strategy}.broadcast", lambda *_: {"func": (0.0, 2.0)})
+    with pytest.raises(ValueError, match=r"rank 0 solves over .*2.0.* and this one, rank 0, over"):
+        fit(seeded(ForeignModel), SteerCallback(0.5, ["func"], seed=0))
+
+
 def test_a_module_in_eval_mode_is_an_error():
     class Evaluates(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):

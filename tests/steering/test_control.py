@@ -252,6 +252,11 @@ def test_a_field_inside_an_attached_field_is_refused_and_nobody_keeps_hooks():
             steer(model, b=0.5, step=0, vector_fields=paths),
         ):
             pass
+    for outer, inner in (("0", "0.0"), ("0.0", "0")):
+        first = Steering(model, SteerSettings(0.5, (outer,)), owner="first")
+        with pytest.raises(ValueError, match=r"T would move twice. Keep one of the two"):
+            Steering(model, SteerSettings(0.5, (inner,)), owner="second")
+        first.release(detach=True)
     with (
         pytest.raises(ValueError, match=r"to be one of .* got '0.x'"),
         steer(model, b=0.5, step=0, vector_fields=["0.0", "0.x"]),
