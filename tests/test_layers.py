@@ -129,6 +129,6 @@ def test_the_packages_top_level_exports_lazily():
     assert set(steer_lightning.__all__) <= set(dir(steer_lightning))
     assert steer_lightning.SteerCallback.__module__ == "steer_lightning.callbacks.steer"
     assert steer_lightning.NFEMonitor.__module__ == "steer_lightning.callbacks.nfe_monitor"
-    assert steer_lightning.steer.__module__ == "steer_lightning.steering.control"
+    assert steer_lightning.steer.__module__ == "steer_lightning.steering.contexts"
     with pytest.raises(AttributeError, match="'steer_lightning' has no attribute 'SteerCalback'"):
         steer_lightning.SteerCalback  # noqa: B018

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from steer_lightning.nn.probes import Probed
 from steer_lightning.solvers.foreign import solve_in_progress, watch_solves
-from steer_lightning.steering.control import nominal
+from steer_lightning.steering.contexts import nominal
 from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import first_part
 from steer_lightning.utils.seeding import stream_key

@@ -13,7 +13,7 @@ from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
 from steer_lightning.penalties.trajectory_polynomial import TrajectoryPolynomial
 from steer_lightning.solvers import AdaptiveSolver
-from steer_lightning.steering.control import agreed_seed
+from steer_lightning.steering.contexts import agreed_seed
 from steer_lightning.steering.targets import find_field
 from steer_lightning.utils.seeding import stream_key
 

@@ -8,7 +8,8 @@ from torchdiffeq import odeint
 from steer_lightning import steer
 from steer_lightning.horizon import GridHorizon, SpanHorizon
 from steer_lightning.nn import ODEBlock
-from steer_lightning.steering.control import Steering, SteerSettings, end_time_offset_at
+from steer_lightning.steering.contexts import end_time_offset_at
+from steer_lightning.steering.control import Steering, SteerSettings
 from steer_lightning.utils.schedule import Schedule
 from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
 

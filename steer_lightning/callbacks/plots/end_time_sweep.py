@@ -22,7 +22,7 @@ from steer_lightning.solvers import (
     SolverError,
     TorchdiffeqSolver,
 )
-from steer_lightning.steering.control import end_time_offset_at
+from steer_lightning.steering.contexts import end_time_offset_at
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
 
