@@ -1,11 +1,7 @@
 """Hooks on somebody else's vector field, against a solve to T written by hand."""
 
-import contextlib
 import copy
-import math
 import pickle
-import re
-import warnings
 from typing import NamedTuple
 
 import pytest
@@ -15,21 +11,13 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
-from steer_lightning import nominal, steer
+from steer_lightning import steer
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
-from steer_lightning.steering.attach import AttachedHorizon
+from tests.helpers.attaching import TIGHT, attached
 from tests.helpers.models import RecordingField
 from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
 
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 both_calls = pytest.mark.parametrize("call", [odeint, odeint_adjoint])
-
-
-def attached(field, offset=None, t0=0.0, t1=1.0):
-    horizon = AttachedHorizon(field, "flow.func", (t0, t1))
-    if offset is not None:
-        horizon.perturb(FixedOffset(offset))
-    return horizon
 
 
 @both_calls
@@ -165,198 +153,10 @@ def test_checkpointing_inside_the_step_sees_the_same_end_time(use_reentrant):
     torch.testing.assert_close((y0.grad, field.a.grad), plain)
 
 
-@pytest.mark.parametrize("t_eval", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.5, 2.0)])
-@pytest.mark.parametrize("method", ["dopri5", "euler"])
-def test_the_span_is_that_of_the_first_solve_and_no_other_is_accepted(t_eval, method):
-    field, y0 = CosineField(), initial_state()
-    horizon = AttachedHorizon(field, "flow.func")
-    assert horizon.describe() == "that of the first solve"
-    horizon.perturb(FixedOffset(0.4))
-    assert math.isnan(horizon.in_force()["end_time"])
-    odeint(field, y0, times(*t_eval), method=method)
-    assert horizon.in_force() == {"end_time": pytest.approx(t_eval[-1] + 0.4)}
-    odeint(field, y0, times(*t_eval[::-1]), method=method)
-    for wrong in ((1.0, 1.5), (1.0, 20.0), (0.0, 1.0)):
-        with pytest.raises(
-            ValueError, match=r"'flow.func' to be solved over its span \(that of the .* from t = "
-        ):
-            odeint(field, y0, times(*wrong), method=method)
-    horizon.reset()
-    odeint(field, y0, times(0.0, 9.0))
-
-
-def test_a_wrong_span_is_refused_and_one_that_b_does_not_fit():
-    field, y0 = CosineField(), initial_state()
-    attached(field, 0.4, t0=0.0, t1=5.0)
-    with pytest.raises(ValueError, match=r"span, t0 = 0, t1 = 5, .* from t = 0 to 1\. Give the"):
-        odeint(field, y0, times(0.0, 1.0))
-    field = CosineField()
-    AttachedHorizon(field, "flow.func").perturb(EndTimeDraw(0.5))
-    with pytest.raises(ValueError, match=r"\|t1 - t0\| = 0.5, .*but got b = 0.5"):
-        odeint(field, y0, times(0.5, 1.0))
-
-
-def euler_by_hand(field, y0, t0, t1, n=10):
-    """A solver that is not torchdiffeq's."""
-    h = (t1 - t0) / n
-    for i in range(n):
-        y0 = y0 + h * field(times(t0 + i * h), y0)
-    return y0
-
-
-def test_where_no_solve_is_seen_the_span_must_be_given():
-    field, y0 = CosineField(), initial_state()
-    AttachedHorizon(field, "flow.func").perturb(FixedOffset(0.4))
-    with pytest.raises(ValueError, match=r"t0 and t1, the span .* 'flow.func' .*nominal\(field\)"):
-        euler_by_hand(field, y0, 0.0, 1.0)
-
-
-@pytest.mark.parametrize(("end", "warns"), [(1.0, False), (10.0, True), (0.2, True)])
-def test_evaluations_far_from_the_span_give_a_warning(end, warns):
-    field = CosineField()
-    horizon = attached(field, 0.4)
-    euler_by_hand(field, initial_state(), 0.0, end)
-    with warnings.catch_warnings(record=True, action="always") as caught:
-        horizon.warn_of_doubts()
-        horizon.warn_of_doubts()
-    assert [bool(re.search("length of its span .0, 1. from t0", str(w.message))) for w in caught] \
-        == [True] * warns  # fmt: skip
-
-
-@pytest.mark.parametrize("quiet", [False, True])
-def test_an_evaluation_in_no_solve_is_nominal_where_it_says_so_and_a_warning_elsewhere(quiet):
-    model, y0 = nn.Sequential(CosineField()), initial_state()
-    expected = model[0](times(0.5), y0)
-    with (
-        warnings.catch_warnings(record=True, action="always") as caught,
-        steer(model, b=0.5, step=0, seed=0, vector_fields=["0"]) as ends,
-    ):
-        y = odeint(model[0], y0, times(0.0, 1.0), **TIGHT)[-1]
-        torch.testing.assert_close(y, model[0].exact(y0, 0.0, ends["steer/0/end_time"]))
-        with nominal(model[0]) if quiet else contextlib.nullcontext():
-            found = model[0](times(0.5), y0)
-    assert torch.equal(found, expected) is quiet
-    messages = [str(w.message) for w in caught]
-    assert len(messages) == (not quiet)
-    assert all("outside of any solve" in m and "steer_lightning.nominal" in m for m in messages)
-
-
-def test_a_module_around_the_field_that_gets_the_time_itself_is_to_be_named():
-    class Wrapper(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = CosineField()
-
-        def forward(self, t, y):
-            return t * self.inner(t, y)
-
-    model = nn.Sequential(Wrapper())
-    with (
-        pytest.raises(ValueError, match=r"'0.inner' is called by '0', .* unmoved. Name '0'"),
-        steer(model, b=0.5, step=0, vector_fields=["0.inner"]),
-    ):
-        odeint(model[0], initial_state(), times(0.0, 1.0))
-    with steer(model, b=0.5, step=0, vector_fields=["0"]):
-        odeint(model[0], initial_state(), times(0.0, 1.0))
-
-
 def test_without_a_draw_the_field_may_be_called_anywhere():
     field = CosineField()
     attached(field)
     field(torch.tensor(7.0), initial_state())
-
-
-def gradient_of(field, y0, *ends):
-    """Of the sum of solves to several ends, in closed form."""
-    return torch.autograd.grad(sum(field.exact(y0, 0.0, end).sum() for end in ends), field.a)[0]
-
-
-@pytest.mark.parametrize("then", ["reset", "perturb", "nominal forward", "no_grad", "eval"])
-@both_calls
-def test_a_backward_pass_has_the_end_time_of_its_forward_pass(call, then):
-    field, y0 = CosineField(), initial_state()
-    horizon = attached(field)
-    horizon.perturb(FixedOffset(0.4), root=field)
-    y = call(field, y0, times(0.0, 1.0), **TIGHT)[-1]
-    if then == "eval":
-        field.eval()
-        call(field, y0, times(0.0, 1.0))
-    elif then == "perturb":
-        horizon.perturb(FixedOffset(0.2))
-    else:
-        horizon.reset()
-    with torch.set_grad_enabled(then != "no_grad"):
-        if then in ("nominal forward", "no_grad"):
-            call(field, y0, times(0.0, 1.0))
-    for _ in range(2):  # and again in a later step
-        (found,) = torch.autograd.grad(y.sum(), field.a, retain_graph=True)
-        torch.testing.assert_close(found, gradient_of(field, y0, 1.4), rtol=1e-6, atol=1e-6)
-        horizon.perturb(FixedOffset(-0.3))
-
-
-@both_calls
-@pytest.mark.parametrize("offsets", [(0.4, -0.3), (None, 0.4), (0.4, None)])
-def test_one_backward_pass_over_several_draws(call, offsets):
-    field, y0 = CosineField(), initial_state()
-    horizon, loss = attached(field), 0.0
-    for offset in offsets:
-        horizon.reset() if offset is None else horizon.perturb(FixedOffset(offset))
-        loss = loss + call(field, y0, times(0.0, 1.0), **TIGHT)[-1].sum()
-    (found,) = torch.autograd.grad(loss, field.a)
-    expected = gradient_of(field, y0, *(1.0 + (offset or 0.0) for offset in offsets))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-@both_calls
-def test_a_checkpoint_repeats_the_solve_of_its_forward_pass_or_refuses(call):
-    for use_reentrant in (False, True):
-        field, y0 = CosineField(), initial_state().requires_grad_()
-        horizon = attached(field, 0.4)
-        loss = checkpoint(
-            lambda y, field=field: call(field, y, times(0.0, 1.0), **TIGHT)[-1].sum(),
-            y0,
-            use_reentrant=use_reentrant,
-        )
-        horizon.reset()
-        if use_reentrant:
-            with pytest.raises(
-                RuntimeError, match=r"re-entrant checkpoint .* use_reentrant=False"
-            ):
-                loss.backward()
-        else:
-            loss.backward()
-            expected = gradient_of(field, y0, 1.4)
-            torch.testing.assert_close(field.a.grad, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_a_forward_pass_too_long_ago_is_refused():
-    field, y0 = CosineField(), initial_state()
-    horizon = attached(field, 0.4)
-    y = odeint_adjoint(field, y0, times(0.0, 1.0))[-1]
-    for _ in range(1001):
-        horizon.reset()
-    with pytest.raises(RuntimeError, match=r"end time is no longer known. Call backward earlier"):
-        y.sum().backward()
-
-
-def test_backpropagation_through_the_solver_needs_no_draw_any_more():
-    field, y0 = CosineField(), initial_state().requires_grad_()
-    horizon = attached(field, 0.4)
-    y = odeint(field, y0, times(0.0, 1.0), **TIGHT)[-1]
-    horizon.reset()
-    (found,) = torch.autograd.grad(y.sum(), field.a)
-    (expected,) = torch.autograd.grad(field.exact(y0, 0.0, 1.4).sum(), field.a)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_with_b_zero_an_adjoint_may_come_whenever_it_likes():
-    field, y0 = CosineField(), initial_state().requires_grad_()
-    horizon = attached(field)
-    horizon.perturb(EndTimeDraw(0.0))
-    y = odeint_adjoint(field, y0, times(0.0, 1.0))[-1]
-    horizon.reset()
-    y.sum().backward()
-    assert y0.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

@@ -1,0 +1,269 @@
+"""Moving end times in plain PyTorch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from steer_lightning import steer
+from steer_lightning.horizon import SpanHorizon
+from steer_lightning.nn import ODEBlock
+from steer_lightning.steering.contexts import end_time_offset_at
+from steer_lightning.utils.schedule import Schedule
+from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
+
+CASES = {
+    "own": (OwnModel, {}, "steer/block.horizon/end_time"),
+    "foreign": (ForeignModel, {"vector_fields": ["func"]}, "steer/func/end_time"),
+}
+both = pytest.mark.parametrize(("model_class", "where", "name"), CASES.values(), ids=list(CASES))
+
+
+def end_of(model):
+    """The end time that a model's clock shows."""
+    return float(model(tiny_data())[0, 1].detach())
+
+
+@both
+def test_inside_the_block_the_end_moves_and_after_it_no_bit_has_changed(model_class, where, name):
+    model, x = seeded(model_class), tiny_data()
+    before = model(x)
+    with steer(model, b=0.5, step=3, seed=1, **where) as ends:
+        assert list(ends) == [name]
+        end = end_of(model)
+        assert 0.5 < ends[name] < 1.5
+        assert end == pytest.approx(ends[name], abs=1e-5)
+        assert not torch.equal(model(x), before)
+    assert torch.equal(model(x), before)
+
+
+@both
+def test_forward_and_backward_inside_give_the_gradient_of_the_moved_solve(
+    model_class, where, name
+):
+    grads = []
+    for gradient in ("autograd", "adjoint"):
+        model = seeded(model_class, gradient == "adjoint" if model_class is ForeignModel
+                       else gradient)  # fmt: skip
+        with steer(model, b=0.5, step=0, seed=1, **where) as ends:
+            model.loss(tiny_data()).backward()
+        grads.append(next(model.parameters()).grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-4)
+    reference = seeded(OwnModel, t_span=(0.0, ends[name]))
+    reference.loss(tiny_data()).backward()
+    torch.testing.assert_close(grads[0], next(reference.parameters()).grad, rtol=1e-3, atol=1e-4)
+
+
+@both
+def test_the_draw_depends_on_seed_and_step_alone(model_class, where, name):
+    def ends(seed, step):
+        model = seeded(model_class)
+        with steer(model, b=0.5, step=step, seed=seed, **where) as found:
+            model(tiny_data())
+        return found[name]
+
+    before = torch.get_rng_state()
+    first = ends(0, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        assert ends(0, 0) == first
+    assert len({first, ends(0, 1), ends(1, 0)}) == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_torchs_own_decides():
+    model = seeded(OwnModel)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        torch.rand(3)
+        with steer(model, b=0.5, step=0) as from_torch:
+            pass
+    with steer(model, b=0.5, step=0, seed=5) as given:
+        pass
+    assert from_torch == given
+
+
+def test_horizons_of_one_model_are_drawn_apart():
+    model = nn.ModuleDict({"a": ODEBlock(ClockField()), "b": ODEBlock(ClockField())})
+    with steer(model, b=0.5, step=0, seed=1) as ends:
+        assert set(ends) == {"steer/a.horizon/end_time", "steer/b.horizon/end_time"}
+        assert len(set(ends.values())) == 2
+
+
+@pytest.mark.parametrize(("scope", "same"), [("batch", True), ("rank", False)])
+def test_the_scope_decides_whether_ranks_agree(scope, same):
+    model, found = seeded(OwnModel), []
+    for rank in range(2):
+        with steer(model, b=0.5, step=0, seed=1, scope=scope, rank=rank) as ends:
+            found.append(dict(ends))
+    assert (found[0] == found[1]) is same
+
+
+def test_an_end_time_for_each_sample():
+    model, x = seeded(OwnModel), tiny_data()
+    clocks = []
+    for rank in range(2):
+        with steer(model, b=0.5, step=0, seed=1, scope="sample", rank=rank):
+            clocks.append(model(x)[:, 1])
+    assert len(torch.cat(clocks).unique()) == 2 * len(x)
+    assert bool(((torch.cat(clocks) - 1.0).abs() <= 0.5 + 1e-5).all())
+
+
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+def test_b_follows_a_schedule(unit):
+    model, b = seeded(OwnModel), Schedule(0.5, 0.0, 4, unit=unit)
+    for at in range(6):
+        with steer(model, b, step=at if unit == "step" else 3, epoch=at, seed=1) as decaying:
+            decayed = decaying["steer/block.horizon/end_time"]
+        with steer(model, 0.5, step=at if unit == "step" else 3, seed=1) as full:
+            offset = full["steer/block.horizon/end_time"] - 1.0
+        assert decayed - 1.0 == pytest.approx(max(0.0, 1.0 - at / 4) * offset, abs=1e-12)
+
+
+def test_the_normal_distribution_is_another_draw():
+    ends = []
+    for distribution in ("uniform", "normal"):
+        with steer(seeded(OwnModel), 0.5, step=0, seed=1, distribution=distribution) as found:
+            ends.append(found["steer/block.horizon/end_time"])
+    assert ends[0] != ends[1]
+    assert 0.5 <= ends[1] <= 1.5
+
+
+@both
+def test_an_exception_inside_puts_the_nominal_end_back(model_class, where, name):
+    model, x = seeded(model_class), tiny_data()
+    before = model(x)
+
+    def step():
+        with steer(model, b=0.5, step=0, **where):
+            assert not torch.equal(model(x), before)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        step()
+    assert torch.equal(model(x), before)
+    with steer(model, b=0.5, step=1, **where):
+        model(x)
+
+
+@both
+def test_a_block_inside_another_is_refused_and_the_outer_one_goes_on(model_class, where, name):
+    model = seeded(model_class)
+    with steer(model, b=0.5, step=0, seed=1, **where) as ends:
+        with (
+            pytest.raises(
+                ValueError, match=r"one owner for the horizon .* steer\(step=0\) #\d+ h"
+            ),
+            steer(model, b=0.5, step=0, **where),
+        ):
+            pass
+        end = end_of(model)
+        assert end == pytest.approx(ends[name], abs=1e-5)
+    assert end_of(model) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_blocks_on_two_fields_may_be_nested():
+    model = nn.ModuleDict({"a": seeded(ForeignModel), "b": seeded(ForeignModel)})
+    with (
+        steer(model, b=0.5, step=0, seed=1, vector_fields=["a.func"]) as outer,
+        steer(model, b=0.2, step=0, seed=1, vector_fields=["b.func"]) as inner,
+    ):
+        found = end_of(model["a"]), end_of(model["b"])
+        expected = outer["steer/a.func/end_time"], inner["steer/b.func/end_time"]
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_hooks_do_not_pile_up_over_many_steps():
+    model = seeded(ForeignModel)
+    for step in range(20):
+        with steer(model, b=0.5, step=step, vector_fields=["func"]):
+            model.loss(tiny_data()).backward()
+    assert len(model.func._forward_pre_hooks) == len(model.func._forward_hooks) == 1
+    with steer(model, b=0.5, step=0, seed=1, vector_fields=["func"], t0=0.0, t1=1.0) as ends:
+        assert len(model.func._forward_pre_hooks) == 1
+        assert end_of(model) == pytest.approx(ends["steer/func/end_time"], abs=1e-5)
+
+
+@both
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_a_backward_pass_after_the_block_has_its_end_time(model_class, where, name, adjoint):
+    grads = []
+    for held in (False, True):
+        torch.manual_seed(0)
+        model = model_class(adjoint) if model_class is ForeignModel else model_class()
+        with steer(model, b=0.5, step=0, seed=1, **where):
+            loss = model.loss(tiny_data())
+            if not held:
+                loss.backward()
+        if held:
+            loss.backward()
+        grads.append(next(model.parameters()).grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_block_in_a_checkpoint_keeps_its_end_time(use_reentrant):
+    model, y0 = seeded(OwnModel), tiny_data().requires_grad_()
+    with steer(model, b=0.5, step=0, seed=1):
+        model(y0).sum().backward()
+    expected = y0.grad.clone()
+    y0.grad = None
+    with steer(model, b=0.5, step=0, seed=1):
+        loss = checkpoint(model, y0, use_reentrant=use_reentrant).sum()
+    with steer(model, b=0.5, step=7, seed=1):  # the next step has begun
+        loss.backward()
+    torch.testing.assert_close(y0.grad, expected)
+
+
+@both
+def test_in_eval_mode_nothing_moves_and_a_step_in_it_is_refused(model_class, where, name):
+    model, x = seeded(model_class), tiny_data()
+    before = model(x)
+    with steer(model, b=0.5, step=0, seed=1, **where):
+        moved = model(x)
+        model.eval()
+        assert torch.equal(model(x), before)
+        model.train()
+        assert torch.equal(model(x), moved)
+    model.eval()
+    with (
+        pytest.raises(ValueError, match=r"in training mode, but .* no effect. Call .train\(\)"),
+        steer(model, b=0.5, step=0, **where),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("offset", [-0.5, 0.0, 0.25])
+def test_a_sweep_over_the_end_time_moves_every_span_and_puts_it_back(offset):
+    model, x = seeded(OwnModel), tiny_data()
+    before = model(x)
+    with end_time_offset_at(model, offset):
+        assert end_of(model) == pytest.approx(1.0 + offset, abs=1e-5)
+        assert torch.equal(model(x), before) is (offset == 0.0)
+    assert torch.equal(model(x), before)
+
+
+def test_a_sweep_within_a_training_step_gives_the_step_its_end_back():
+    model = seeded(OwnModel)
+    with steer(model, b=0.5, step=0, seed=1) as ends:
+        with end_time_offset_at(model, 0.25):
+            assert end_of(model) == pytest.approx(1.25, abs=1e-5)
+        assert end_of(model) == pytest.approx(ends["steer/block.horizon/end_time"], abs=1e-5)
+
+
+def test_a_sweep_that_reaches_t0_is_refused_and_leaves_the_model_as_it_was():
+    model = nn.ModuleList([SpanHorizon(0.0, 5.0), SpanHorizon(0.0, 1.0)])
+    with (
+        pytest.raises(ValueError, match="keeps the end time apart from t0"),
+        end_time_offset_at(model, -2.0),
+    ):
+        pass
+    assert [h.in_force()["end_time"] for h in model] == [5.0, 1.0]
+
+
+def test_a_sweep_needs_a_span():
+    with (
+        pytest.raises(ValueError, match="model with a SpanHorizon, but ForeignModel has none"),
+        end_time_offset_at(seeded(ForeignModel), 0.1),
+    ):
+        pass

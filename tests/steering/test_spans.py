@@ -1,0 +1,114 @@
+"""The span that somebody else's model solves: learnt, checked, doubted."""
+
+import contextlib
+import math
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from steer_lightning import nominal, steer
+from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
+from steer_lightning.steering.attach import AttachedHorizon
+from tests.helpers.attaching import TIGHT, attached
+from tests.helpers.problems import CosineField, initial_state, times
+
+both_calls = pytest.mark.parametrize("call", [odeint, odeint_adjoint])
+
+
+@pytest.mark.parametrize("t_eval", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.5, 2.0)])
+@pytest.mark.parametrize("method", ["dopri5", "euler"])
+def test_the_span_is_that_of_the_first_solve_and_no_other_is_accepted(t_eval, method):
+    field, y0 = CosineField(), initial_state()
+    horizon = AttachedHorizon(field, "flow.func")
+    assert horizon.describe() == "that of the first solve"
+    horizon.perturb(FixedOffset(0.4))
+    assert math.isnan(horizon.in_force()["end_time"])
+    odeint(field, y0, times(*t_eval), method=method)
+    assert horizon.in_force() == {"end_time": pytest.approx(t_eval[-1] + 0.4)}
+    odeint(field, y0, times(*t_eval[::-1]), method=method)
+    for wrong in ((1.0, 1.5), (1.0, 20.0), (0.0, 1.0)):
+        with pytest.raises(
+            ValueError, match=r"'flow.func' to be solved over its span \(that of the .* from t = "
+        ):
+            odeint(field, y0, times(*wrong), method=method)
+    horizon.reset()
+    odeint(field, y0, times(0.0, 9.0))
+
+
+def test_a_wrong_span_is_refused_and_one_that_b_does_not_fit():
+    field, y0 = CosineField(), initial_state()
+    attached(field, 0.4, t0=0.0, t1=5.0)
+    with pytest.raises(ValueError, match=r"span, t0 = 0, t1 = 5, .* from t = 0 to 1\. Give the"):
+        odeint(field, y0, times(0.0, 1.0))
+    field = CosineField()
+    AttachedHorizon(field, "flow.func").perturb(EndTimeDraw(0.5))
+    with pytest.raises(ValueError, match=r"\|t1 - t0\| = 0.5, .*but got b = 0.5"):
+        odeint(field, y0, times(0.5, 1.0))
+
+
+def euler_by_hand(field, y0, t0, t1, n=10):
+    """A solver that is not torchdiffeq's."""
+    h = (t1 - t0) / n
+    for i in range(n):
+        y0 = y0 + h * field(times(t0 + i * h), y0)
+    return y0
+
+
+def test_where_no_solve_is_seen_the_span_must_be_given():
+    field, y0 = CosineField(), initial_state()
+    AttachedHorizon(field, "flow.func").perturb(FixedOffset(0.4))
+    with pytest.raises(ValueError, match=r"t0 and t1, the span .* 'flow.func' .*nominal\(field\)"):
+        euler_by_hand(field, y0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("end", "warns"), [(1.0, False), (10.0, True), (0.2, True)])
+def test_evaluations_far_from_the_span_give_a_warning(end, warns):
+    field = CosineField()
+    horizon = attached(field, 0.4)
+    euler_by_hand(field, initial_state(), 0.0, end)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        horizon.warn_of_doubts()
+        horizon.warn_of_doubts()
+    assert [bool(re.search("length of its span .0, 1. from t0", str(w.message))) for w in caught] \
+        == [True] * warns  # fmt: skip
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_an_evaluation_in_no_solve_is_nominal_where_it_says_so_and_a_warning_elsewhere(quiet):
+    model, y0 = nn.Sequential(CosineField()), initial_state()
+    expected = model[0](times(0.5), y0)
+    with (
+        warnings.catch_warnings(record=True, action="always") as caught,
+        steer(model, b=0.5, step=0, seed=0, vector_fields=["0"]) as ends,
+    ):
+        y = odeint(model[0], y0, times(0.0, 1.0), **TIGHT)[-1]
+        torch.testing.assert_close(y, model[0].exact(y0, 0.0, ends["steer/0/end_time"]))
+        with nominal(model[0]) if quiet else contextlib.nullcontext():
+            found = model[0](times(0.5), y0)
+    assert torch.equal(found, expected) is quiet
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == (not quiet)
+    assert all("outside of any solve" in m and "steer_lightning.nominal" in m for m in messages)
+
+
+def test_a_module_around_the_field_that_gets_the_time_itself_is_to_be_named():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = CosineField()
+
+        def forward(self, t, y):
+            return t * self.inner(t, y)
+
+    model = nn.Sequential(Wrapper())
+    with (
+        pytest.raises(ValueError, match=r"'0.inner' is called by '0', .* unmoved. Name '0'"),
+        steer(model, b=0.5, step=0, vector_fields=["0.inner"]),
+    ):
+        odeint(model[0], initial_state(), times(0.0, 1.0))
+    with steer(model, b=0.5, step=0, vector_fields=["0"]):
+        odeint(model[0], initial_state(), times(0.0, 1.0))
