@@ -1,6 +1,7 @@
 """Callbacks whose random draws go on exactly when a run is resumed."""
 
-from dataclasses import asdict
+from abc import ABC, abstractmethod
+from dataclasses import is_dataclass
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -9,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from steer_lightning.utils.seeding import default_seed
 
 
-class CountedDraws(Callback):
+class CountedDraws(Callback, ABC):
     """Base of callbacks with draws that depend on a seed and a count of training batches.
 
     Args:
@@ -64,8 +65,19 @@ class CountedDraws(Callback):
         self._step += 1
         return self._step - 1
 
+    @abstractmethod
+    def release(self) -> None:
+        """Leave the model as it was found."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.release()  # Lightning calls no teardown after this
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.release()
+
 
 def plain(settings: Any) -> dict[str, Any]:
     """The fields of a dataclass as plain values, a dataclass in them as text."""
-    found = {k: getattr(settings, k) for k in asdict(settings)}
-    return {k: str(v) if hasattr(v, "__dataclass_fields__") else v for k, v in found.items()}
+    return {k: str(v) if is_dataclass(v) else v for k, v in vars(settings).items()}

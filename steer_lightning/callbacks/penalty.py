@@ -93,14 +93,6 @@ class PenaltyCallback(CountedDraws):
 
     on_train_epoch_end = on_validation_start
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._release()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
     def _penalised(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The training step, with the penalties in its loss."""
         assert self._penalizing is not None
@@ -111,7 +103,7 @@ class PenaltyCallback(CountedDraws):
             return output + self._penalizing.take()
         return {**output, "loss": output["loss"] + self._penalizing.take()}
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Leave the model as it was found."""
         if self._methods is not None:
             self._methods.release()

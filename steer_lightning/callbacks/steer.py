@@ -166,15 +166,7 @@ class SteerCallback(CountedDraws):
     on_sanity_check_start = on_test_start = on_predict_start = on_validation_start
     on_train_epoch_end = on_validation_start  # a batch that was skipped had no end of its own
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._release()  # Lightning calls no teardown after this
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    def _release(self) -> None:
+    def release(self) -> None:
         """Leave the model as it was found."""
         if self._steering is not None:
             self._steering.release(detach=True)

@@ -57,8 +57,8 @@ class PiecewiseField(NamedTuple):
     fields: list[WarpedField]
 
 
-class Horizon(nn.Module, ABC):
-    """Times of a solve that a draw can move.
+class Movable(nn.Module, ABC):
+    """An end of integration that a draw can move.
 
     The draw is plain state: never a buffer, never in ``state_dict``. What a backward pass solves
     again has the draw of its forward pass.
@@ -112,16 +112,6 @@ class Horizon(nn.Module, ABC):
         fresh = {"history": DrawHistory(), "drawn": None, "owner": None, "solved": False}
         return {**self.__dict__, **fresh}
 
-    @staticmethod
-    def _batch_size(draw: Draw, y: Tensor) -> int | None:
-        """Samples along axis 0 of a state; ``None`` of a scalar, where none has an end time."""
-        if y.ndim == 0 and draw.per_sample:
-            raise ValueError(
-                "Expected a state with a batch along axis 0 for scope='sample', but got a scalar. "
-                "Use scope='batch', or give the state an axis: y0[None]."
-            )
-        return len(y) if y.ndim else None
-
     @abstractmethod
     def check(self, draw: Draw) -> None:
         """Raise a ``ValueError`` if a draw could not be put in force."""
@@ -134,10 +124,25 @@ class Horizon(nn.Module, ABC):
     def in_force(self) -> dict[str, float]:
         """The values in force now, by the names they are logged under."""
 
+
+class Horizon(Movable):
+    """Times of a solve of this library's that a draw can move: a pure transform."""
+
+    @staticmethod
+    def _batch_size(draw: Draw, y: Tensor) -> int | None:
+        """Samples along axis 0 of a state; ``None`` of a scalar, where none has an end time."""
+        if y.ndim == 0 and draw.per_sample:
+            raise ValueError(
+                "Expected a state with a batch along axis 0 for scope='sample', but got a scalar. "
+                "Use scope='batch', or give the state an axis: y0[None]."
+            )
+        return len(y) if y.ndim else None
+
+    @abstractmethod
     def times(self, y0: Any) -> Tensor:
         """The nominal times of a solve that asks for none, shape ``(2,)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
     ) -> tuple[VectorField | PiecewiseField, Tensor]:
@@ -148,11 +153,10 @@ class Horizon(nn.Module, ABC):
             t_eval: Nominal times, shape ``(T,)``.
             y0: State at the first time, for its batch size, dtype and device.
         """
-        raise NotImplementedError
 
 
 @contextmanager
-def moved(horizons: Sequence[Horizon], draw: Draw | None) -> Iterator[None]:
+def moved(horizons: Sequence[Movable], draw: Draw | None) -> Iterator[None]:
     """Put another draw, or none, in force for a while.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.horizon import Horizon
+from steer_lightning.horizon.base import Movable
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.solvers.foreign import ForeignSolve, solve_in_progress, watch_solves
@@ -17,7 +17,7 @@ from steer_lightning.utils.autograd import running_node
 Span = tuple[float, float]
 
 
-class AttachedHorizon(Horizon):
+class AttachedHorizon(Movable):
     r"""The horizon of a vector field that somebody else's code solves.
 
     A pre-hook maps the time that ``f(t, y, ...)`` receives, a post-hook scales what it returns:
@@ -77,7 +77,7 @@ class AttachedHorizon(Horizon):
         return {**super().__getstate__(), "_solve": None, "_callers": []}
 
     def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
-        """Put a draw in force; see :meth:`Horizon.perturb`."""
+        """Put a draw in force; see :meth:`Movable.perturb`."""
         super().perturb(draw, root)
         if self.span is not None:
             self._warp_of(draw)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from steer_lightning.horizon import Horizon, SpanHorizon
+from steer_lightning.horizon import SpanHorizon
+from steer_lightning.horizon.base import Movable
 from steer_lightning.horizon.end_time import (
     Distribution,
     EndTimeDraw,
@@ -116,11 +117,11 @@ class Steering:
             self.release(detach=True)
             raise
 
-    def _find(self, model: nn.Module) -> dict[str, Horizon]:
+    def _find(self, model: nn.Module) -> dict[str, Movable]:
         """The horizons to move, by name."""
         paths = self.settings.vector_fields
         if paths is None:
-            return find_horizons(model, self.settings.horizons)
+            return dict(find_horizons(model, self.settings.horizons))
         for path in paths:  # so that no field gets hooks if another path leads nowhere
             find_field(model, path)
         return {path or "model": attach(model, path, self.settings.span) for path in paths}
