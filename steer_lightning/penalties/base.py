@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed, Time
+from steer_lightning.solvers import Solver
 from steer_lightning.utils.schedule import Schedule
 
 
@@ -32,6 +33,7 @@ class Penalty(ABC):
 
     n_times = 1
     needs_steps = False
+    solvers = "any solver"
 
     def __init__(self, weight: float | Schedule) -> None:
         self.weight = weight if isinstance(weight, Schedule) else Schedule.constant(weight)
@@ -45,6 +47,10 @@ class Penalty(ABC):
         """As it is logged: ``local_error`` for ``LocalError``."""
         letters = (f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)
         return "".join(letters).strip("_")
+
+    def fits(self, solver: Solver) -> bool:
+        """Whether a block's solver has what this needs; ``solvers`` says in words which do."""
+        return True
 
     @abstractmethod
     def value(self, probed: Probed) -> Tensor:

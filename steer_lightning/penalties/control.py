@@ -12,7 +12,6 @@ from steer_lightning.nn.probes import Probed, Probing
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
 from steer_lightning.penalties.trajectory_polynomial import TrajectoryPolynomial
-from steer_lightning.solvers import AdaptiveSolver
 from steer_lightning.steering.contexts import agreed_seed
 from steer_lightning.steering.targets import find_field
 from steer_lightning.utils.seeding import stream_key
@@ -75,11 +74,11 @@ class Penalizing:
             )
         for path, block in self._blocks.items():
             for penalty in self.penalties:
-                if penalty.needs_steps and not isinstance(block.solver, AdaptiveSolver):
+                if not penalty.fits(block.solver):
                     raise ValueError(
-                        f"Expected AdaptiveSolver in the block {path!r} for {penalty.name}, which "
-                        f"needs the error or the stages of its steps, but got "
-                        f"{type(block.solver).__name__}. LocalError(form='one_step') takes any."
+                        f"Expected {penalty.solvers} in the block {path!r} for {penalty.name}, "
+                        f"which needs the error or the stages of its steps, but got "
+                        f"{block.solver}."
                     )
 
     def _check_attached(self, paths: list[str]) -> None:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
 from steer_lightning.penalties.base import Penalty
+from steer_lightning.solvers import Solver
+from steer_lightning.solvers.error_controlled import ErrorControlledSolver
 from steer_lightning.solvers.runge_kutta import error_ratio, evaluate, runge_kutta_step
 from steer_lightning.solvers.step_size import find_first_step
 from steer_lightning.solvers.tableaus import DOPRI5
@@ -45,6 +47,8 @@ class LocalError(Penalty):
         step.
     """
 
+    solvers = "AdaptiveSolver or RosenbrockSolver (form='one_step' takes any)"
+
     def __init__(
         self,
         weight: float | Schedule,
@@ -60,6 +64,9 @@ class LocalError(Penalty):
         self.atol = atol
         self.needs_steps = form == "steps"
         self.n_times = 1 if form == "one_step" else 0
+
+    def fits(self, solver: Solver) -> bool:
+        return self.form == "one_step" or isinstance(solver, ErrorControlledSolver)
 
     def value(self, probed: Probed) -> Tensor:
         if self.form == "one_step":

@@ -1,15 +1,11 @@
 """Stiffness that the solver sees."""
 
-from typing import Final
-
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
 from steer_lightning.penalties.base import Penalty
-from steer_lightning.solvers.tableaus import DOPRI5, TSIT5
-
-# How far the regions of stability reach along the negative real axis.
-STABILITY: Final = {id(DOPRI5): 3.3066, id(TSIT5): 3.5068}
+from steer_lightning.solvers import AdaptiveSolver, Solver
+from steer_lightning.solvers.tableaus import ADAPTIVE, Tableau
 
 
 class Stiffness(Penalty):
@@ -28,7 +24,17 @@ class Stiffness(Penalty):
     n_times = 0
     needs_steps = True
 
+    solvers = "AdaptiveSolver with dopri5 or tsit5 to the end (stiff is not 'switch')"
+
+    def fits(self, solver: Solver) -> bool:
+        return (
+            isinstance(solver, AdaptiveSolver)
+            and ADAPTIVE[solver.method].stable is not None
+            and solver.stiff != "switch"
+        )
+
     def value(self, probed: Probed) -> Tensor:
         assert probed.steps is not None
-        size = STABILITY.get(id(probed.steps.tableau), 1.0)
-        return probed.steps.stiffness_estimates().max() / size
+        assert isinstance(probed.steps.tableau, Tableau)
+        assert probed.steps.tableau.stable is not None
+        return probed.steps.stiffness_estimates().max() / probed.steps.tableau.stable

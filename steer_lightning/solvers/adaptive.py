@@ -9,7 +9,7 @@ from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK
 from steer_lightning.solvers.rosenbrock_step import RosenbrockMethod, check_dimension
 from steer_lightning.solvers.runge_kutta import Time, evaluate
 from steer_lightning.solvers.stepping import Method
-from steer_lightning.solvers.stiffness import STABLE, StiffnessWatch
+from steer_lightning.solvers.stiffness import StiffnessWatch
 from steer_lightning.solvers.tableaus import ADAPTIVE
 from steer_lightning.solvers.work import Stepper, Work
 from steer_lightning.utils.checks import check_choice
@@ -77,9 +77,10 @@ class AdaptiveSolver(ErrorControlledSolver):
     ) -> None:
         check_choice("method", method, ADAPTIVE)
         check_choice("stiff", stiff, ("ignore", "warn", "switch"))
-        if stiff != "ignore" and method not in STABLE:
+        if stiff != "ignore" and ADAPTIVE[method].stable is None:
+            noticing = sorted(name for name, tableau in ADAPTIVE.items() if tableau.stable)
             raise ValueError(
-                f"Expected a method among {sorted(STABLE)} with stiff={stiff!r}, which estimate "
+                f"Expected a method among {noticing} with stiff={stiff!r}, which estimate "
                 f"the stiffness of a field, but got {method!r}."
             )
         super().__init__(rtol, atol, max_nfe, first_step)
@@ -108,7 +109,7 @@ class AdaptiveSolver(ErrorControlledSolver):
                 return implicit
 
         controlled = getattr(vector_field, "controlled_parts", None)
-        watch = StiffnessWatch(tableau, STABLE[self.method], controlled) if on_stiff else None
+        watch = StiffnessWatch(tableau, controlled) if on_stiff else None
         return _ExplicitMethod(stepper, watch, on_stiff)
 
     def _warn(self, t: float, h: float, rate: float) -> None:

@@ -7,11 +7,9 @@ import torch
 from steer_lightning.solvers.steps import stiffness_rate
 from steer_lightning.solvers.tableaus import Tableau
 
-# Length of a stable step in units of 1 / |eigenvalue|, along the negative real axis.
-STABLE: Final = {"dopri5": 3.3, "tsit5": 3.5}
-# A share of it, as at tight tolerances the error estimate, which the fast part of the solution is
-# in, keeps the steps shorter than that: at 1e-7 it is 0.62 to 0.86, of a field that is not stiff
-# below 0.2.
+# Of the longest stable step, as at tight tolerances the error estimate, which the fast part of the
+# solution is in, keeps the steps shorter than that: at 1e-7 it is 0.62 to 0.86, of a field that is
+# not stiff below 0.2.
 SHARE: Final = 0.6
 STIFF_STEPS, LOOSE_STEPS = 20, 6
 
@@ -22,17 +20,15 @@ class StiffnessWatch:
     After twenty of them, with never six others in a row, the field counts as stiff.
 
     Args:
-        tableau: The method, whose last two stages are both at the end of the step.
-        stable: Length of its longest stable step, in units of 1 / rate.
+        tableau: The method, whose longest stable step is known.
         controlled: Leading parts of the state to look at; all if ``None``.
 
     References:
         Hairer and Wanner, *Solving ODEs II*, Section IV.2.
     """
 
-    def __init__(self, tableau: Tableau, stable: float, controlled: int | None) -> None:
+    def __init__(self, tableau: Tableau, controlled: int | None) -> None:
         self.tableau = tableau
-        self.stable = stable
         self.controlled = controlled
         self.rate = 0.0
         self._stiff = self._loose = 0
@@ -41,7 +37,8 @@ class StiffnessWatch:
         """Look at one more step, of length ``h``."""
         with torch.no_grad():
             self.rate = float(stiffness_rate(self.tableau, h, stages, self.controlled))
-        if abs(h) * self.rate > SHARE * self.stable:
+        assert self.tableau.stable is not None
+        if abs(h) * self.rate > SHARE * self.tableau.stable:
             self._stiff, self._loose = self._stiff + 1, 0
         else:
             self._loose += 1

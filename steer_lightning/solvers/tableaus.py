@@ -21,6 +21,8 @@ class Tableau(NamedTuple):
             for a method without one.
         interpolant: Of each stage the weights of its powers of :math:`\theta = (s - t) / h`,
             from the first power on.
+        stable: Longest stable step along the negative real axis, in units of 1 / |eigenvalue|, of
+            a method whose last two stages are both at the end of the step.
     """
 
     order: int
@@ -29,6 +31,7 @@ class Tableau(NamedTuple):
     b: Row
     error: Row | None = None
     interpolant: tuple[Row, ...] | None = None
+    stable: float | None = None
 
     @property
     def first_same_as_last(self) -> bool:
@@ -102,6 +105,7 @@ DOPRI5: Final = Tableau(
         (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
         (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
     ),
+    3.3066,
 )  # fmt: skip
 
 # Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
@@ -141,6 +145,7 @@ TSIT5: Final = Tableau(
         (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
         (0.0, 1.5, -4.0, 2.5),
     ),
+    3.5068,
 )  # fmt: skip
 
 FIXED: Final = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4}

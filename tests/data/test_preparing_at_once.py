@@ -7,9 +7,10 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Barrier, Event
+from threading import Barrier, Event, RLock
 
 import pytest
+from tqdm import tqdm
 
 from tests.helpers.data_sets import DATA_SETS, DOWNLOADED, all_batches, same
 from tests.helpers.http_server import serving
@@ -19,7 +20,12 @@ RENAMES = {"mnist": 4, "cifar10": 7, "svhn": 2, "physionet": 2, "activity": 1}
 
 
 def started(function: Callable[[], object]) -> BaseProcess:
-    process = get_context("fork").Process(target=function, daemon=True)
+    def alone() -> None:
+        # Progress bars share a lock with forked processes: one that is killed would keep it.
+        tqdm.set_lock(RLock())
+        function()
+
+    process = get_context("fork").Process(target=alone, daemon=True)
     process.start()
     return process
 

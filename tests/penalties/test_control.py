@@ -29,7 +29,12 @@ from steer_lightning.penalties import (
 )
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.control import _ACTIVE, Penalizing
-from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, TorchdiffeqSolver
+from steer_lightning.solvers import (
+    AdaptiveSolver,
+    FixedGridSolver,
+    RosenbrockSolver,
+    TorchdiffeqSolver,
+)
 from tests.helpers.models import ForeignModel, OwnModel, seeded, tiny_data
 from tests.helpers.problems import CosineField, OscillatorField
 
@@ -60,6 +65,7 @@ def flow(cls, *args, shape=(2,), **settings):
 CASES = {
     "adaptive": lambda: block(AdaptiveSolver()),
     "checkpointed": lambda: block(AdaptiveSolver("tsit5", checkpoint=True)),
+    "implicit": lambda: block(RosenbrockSolver()),
     "fixed grid": lambda: block(FixedGridSolver("rk4", n_steps=3)),
     "torchdiffeq": lambda: block(TorchdiffeqSolver("dopri5", 1e-4, 1e-4)),
     "adjoint": lambda: block(TorchdiffeqSolver("dopri5", 1e-4, 1e-4, gradient="adjoint")),
@@ -76,7 +82,8 @@ CASES = {
 @pytest.mark.parametrize("scope", [None, "batch", "sample"])
 def test_no_bit_of_what_a_block_returns_changes_and_all_parameters_learn(case, scope):
     results, values = [], []
-    penalties = POINTS + (STEPS if case in ("adaptive", "checkpointed", "cnf", "latent") else [])
+    n_more = {"adaptive": 2, "checkpointed": 2, "cnf": 2, "latent": 2, "implicit": 1}.get(case, 0)
+    penalties = POINTS + STEPS[:n_more]
     for used in ([], penalties, penalties):
         torch.manual_seed(0)
         model, solve = CASES[case]()
@@ -216,7 +223,9 @@ def test_penalties_that_weigh_nothing_look_at_nothing():
 @pytest.mark.parametrize(
     ("model", "penalties", "fields", "message"),
     [
-        (OwnModel(), STEPS[:1], None, "AdaptiveSolver in the block 'block' for local_error"),
+        (OwnModel(), STEPS[:1], None, "AdaptiveSolver or Ros.* 'block' for local_error.*Torchdi"),
+        (block(AdaptiveSolver("bosh3"))[0], STEPS[1:], None, "dopri5 or tsit5 .* for stiffness"),
+        (block(AdaptiveSolver(stiff="switch"))[0], STEPS[1:], None, "dopri5 or tsit5 to the end"),
         (OwnModel(), [], None, r"Expected penalties, each once, but got \[\]"),
         (OwnModel(), POINTS[:1] * 2, None, "each once"),
         (ForeignModel(), POINTS, None, "ForeignModel has none. Name the modules"),
