@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Barrier, Event, RLock
 
 import pytest
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tests.helpers.data_sets import DATA_SETS, DOWNLOADED, all_batches, same
 from tests.helpers.http_server import serving
