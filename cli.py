@@ -78,6 +78,11 @@ class Penalties:
 class OneLineParser(LightningArgumentParser):
     """Refuses in one line, with near names; with ``STEER_DEBUG=1`` by a traceback."""
 
+    def parse_args(self, args: Any = None, **settings: Any) -> Any:
+        """Parse, with penalties' weights in short."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args([WEIGHT.sub(r"\1.weight=", x) for x in given], **settings)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if DEBUG or not self.exit_on_error:  # jsonargparse tries a class's arguments by the latter
             self.exit_on_error = False
@@ -117,8 +122,6 @@ class SteerCLI(LightningCLI):
 
     def __init__(self, *positional: Any, args: ArgsType = None, **named: Any) -> None:
         given = sys.argv[1:] if args is None else args
-        if isinstance(given, list):
-            args = given = [WEIGHT.sub(r"\1.weight=", option) for option in given]
         known = self.subcommands()
         # Only the parser of the command that is given: each takes a fifth of a second to build.
         asked = {name: skip for name, skip in known.items() if [name] == list(given)[:1]}

@@ -102,11 +102,14 @@ def test_values_out_of_range_end_before_training(path, value, message, folder):
         (change("trainer.fast_dev_run", -1), MisconfigurationException, "fast_dev_run=-1"),
     ],
 )
-def test_a_refused_run_ends_in_one_line(config, error, message, debug, monkeypatch, capsys):
+def test_a_refused_run_ends_in_one_line(
+    config, error, message, debug, monkeypatch, capsys, recwarn
+):
     monkeypatch.setenv("STEER_DEBUG", debug)
     monkeypatch.setattr("sys.argv", ["cli.py", "fit", "--config", write(config), *QUIET])
     with pytest.raises(error if debug == "1" else SystemExit) as ended:
         runpy.run_path(cli.__file__, run_name="__main__")
+    assert not [w for w in recwarn if "args parameter" in str(w.message)]
     if debug == "1":
         assert re.search(message, str(ended.value).replace("\n", " "))
     else:
