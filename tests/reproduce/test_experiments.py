@@ -64,8 +64,14 @@ def test_the_papers_scale_cuts_nothing(make):
 def test_the_stiff_equation_has_the_papers_iterations():
     config = yaml.safe_load((CONFIGS / "stiff/chapra.yaml").read_text())
     assert config["trainer"]["max_steps"] == 3000
-    for variant in EXPERIMENTS["figure5"]("paper").variants:
-        assert f"{TRAINER}.max_epochs=60" in variant.overrides  # of 1,000 starts in batches of 20
+    released = yaml.safe_load((CONFIGS / "stiff/chapra_released.yaml").read_text())
+    assert released["data"]["init_args"]["n_starts"] == 118  # six batches of up to 20
+    for variant in EXPERIMENTS["figure4"]("paper").variants:
+        grid = (
+            variant.config.endswith("released")
+            or "--data.init_args.n_starts=118" in variant.overrides
+        )
+        assert f"{TRAINER}.max_epochs={500 if grid else 60}" in variant.overrides
 
 
 @pytest.mark.parametrize(
