@@ -1,6 +1,6 @@
 """Every experiment: the tables and figures of the paper, and two sweeps over b."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from reproduce.experiments import (
     EXPERIMENTS,
@@ -345,6 +345,7 @@ def _series(
     paper: Iterable[str] = (),
     setting: str = "",
     encoder_alone: bool = True,
+    more: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Comparison:
     where = "encoder and decoder" if model == _MODELS[0] else "each interval"
     others: dict[str, tuple[str, ...]] = {f"STEER, {where}": ("--steer.b=auto",)}
@@ -357,7 +358,7 @@ def _series(
             "--steer.b=auto",
             "--steer.horizons=[network.encoder]",
         )
-    return compare(setting or model, config, overrides, others, (*paper,))
+    return compare(setting or model, config, overrides, {**others, **(more or {})}, (*paper,))
 
 
 @experiment(
@@ -372,7 +373,9 @@ def figure6(scale: Scale) -> Iterator[Comparison]:
     """Sine waves of random frequency."""
     smoke = (*_SMALL, *options(DATA, n_trajectories=40, val_size=8))
     overrides = pick(scale, (), options(TRAINER, max_epochs=60), smoke)
-    yield _series("latent_ode/periodic", _MODELS[0], overrides)
+    decoder = ("--steer.b=auto", "--steer.horizons=[network.decoder]")
+    more = {} if scale == "short" else {"STEER, decoder alone": decoder}
+    yield _series("latent_ode/periodic", _MODELS[0], overrides, more=more)
 
 
 @experiment(
