@@ -48,9 +48,9 @@ def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(exper
                 assert settings["b"] == float(labelled[1])
             else:
                 assert settings["b"] == "auto"
-                assert settings.get("horizons", []) == (
-                    ["network.encoder"] if "encoder alone" in variant.label else []
-                )
+                (part_moved,) = re.findall(r"(\w+) alone", variant.label) or [""]
+                moved = [f"network.{part_moved}"] if part_moved else []
+                assert settings.get("horizons", []) == moved
 
 
 @pytest.mark.parametrize("make", EXPERIMENTS.values(), ids=EXPERIMENTS)
