@@ -163,4 +163,4 @@ class FixedOffset:
                 f"Expected an offset that keeps the end time apart from t0, |t1 - t0| = "
                 f"{gaps.abs().min().item():g}, but got {self.offset:g}."
             )
-        return None if self.offset == 0 else torch.full_like(gaps, self.offset)
+        return torch.full_like(gaps, self.offset)
