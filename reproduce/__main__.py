@@ -14,6 +14,7 @@ from pathlib import Path
 from reproduce.catalogue import GROUPS
 from reproduce.experiments import EXPERIMENTS, SCALES, Experiment
 from reproduce.pool import execute_all
+from reproduce.publish import publish, write_index
 from reproduce.records import Results, read_records, write_records
 from reproduce.regularizers import TASKS
 from reproduce.report import write_page
@@ -53,6 +54,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--override", action="append", default=[], metavar="ARGUMENT", help="an argument of "
         "cli.py for every run, such as --override=--trainer.accelerator=gpu")  # fmt: skip
     add("--tables_only", action="store_true", help="train nothing; write what is there")
+    add("--publish", type=Path, metavar="DIR", help="write what is finished as pages, pictures "
+        "and one file of records to this folder, with an index of what holds")  # fmt: skip
     add("--records", type=Path, metavar="FILE", help="train nothing; write tables and figures of "
         "the runs in this file, such as docs/results/short/records.jsonl")  # fmt: skip
     found = parser.parse_args(arguments)
@@ -177,6 +180,9 @@ class Command:
         write_records(folder / "records.jsonl", experiment, results)
         experiment.draw(experiment, results).savefig(folder / "figure.png", dpi=120)
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
+        if self.found.publish:
+            publish(self.found.publish, experiment, results)
+            write_index(self.found.publish, self.found.scale)
 
     def _without_folders(self, text: str) -> str:
         """Text without this machine's absolute folders, to be shown to others."""
