@@ -89,6 +89,15 @@ def test_a_second_command_trains_nothing(output, data_dir, monkeypatch, capsys):
     assert len(left) == 3
 
 
+def test_an_estimate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "time_training", lambda run: (3.0, 1000))
+    run("figure3", "table5", "--seeds", "2", "--estimate", "--output", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    # A step of 3 s, a thousand steps, three variants, two seeds: 300 minutes.
+    assert lines[1].split() == ["figure3", "smoke", "6", "300", "50.0"]
+    assert lines[2].split("  and ")[1] == "8 without data"
+
+
 def test_what_is_left_when_the_time_is_up(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(command, "execute_all", lambda *given: asked.append(given))
