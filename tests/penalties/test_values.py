@@ -186,6 +186,20 @@ def test_local_error_of_one_step_holds_state_slope_and_length_constant():
     assert 0.01 < float(value) / h <= 1.0
 
 
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+@pytest.mark.parametrize("beyond", [0.0, 0.2])
+def test_a_step_from_the_end_or_beyond_it_goes_on_in_the_direction_of_the_solve(direction, beyond):
+    def value(start, *ends):
+        y = torch.tensor([START])
+        start, *ends = (torch.tensor(x, dtype=torch.float64) for x in (start, *ends))
+        probed = Probed(FIELD, (start,), (y,), tuple(ends), (y, y), 1.4, torch.Generator())
+        return float(LocalError(1.0, "one_step").value(probed).detach())
+
+    end = direction * 1.4
+    start = end + direction * beyond
+    assert value(start, 0.0, end) == value(start, start, start + end) > 0.0
+
+
 @pytest.mark.parametrize("method", ["dopri5", "tsit5"])
 def test_stiffness_of_a_linear_field_is_its_rate(method):
     class Linear(nn.Module):
