@@ -269,9 +269,8 @@ def test_an_ode_rnn_is_refused_but_for_one_evaluation_of_its_field():
         assert float(value) > 0.0
         weights = [model.rnn.vector_field.network[i].weight for i in (0, 2)]
         assert any(bool(g.any()) for g in torch.autograd.grad(value, weights))
-    with penalize(
-        model, [LocalError(1.0, "one_step")], step=0, vector_fields=["rnn.vector_field"]
-    ):
+    pair = [POINTS[0], LocalError(1.0, "one_step")]
+    with penalize(model, pair, step=0, vector_fields=["rnn.vector_field"]):
         model(batch)
         with pytest.raises(ValueError, match=r"one time .*'one_step'.* or an ODE-RNN has them"):
             penalty(model)
