@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, NoReturn
 from zipfile import BadZipFile
@@ -55,24 +55,27 @@ MISSPELT = re.compile(
 )
 
 
+# What is left of a message about a value that is of no use at all.
+BARE = re.compile(r'(Parser key "[\w.]+":)( Given value: .*)?')
 # A penalty's weight in short.
-WEIGHT = re.compile(r"^(--penalties\.\w+)=(?=[-\d.])")
+WEIGHT = re.compile(r"^(--penalties\.\w+)(?==[-+\d.])")
 
 
 @dataclass
 class Penalties:
     """Penalties on trajectories, by name; see docs/penalties.md."""
 
-    kinetic_energy: KineticEnergy | None = None
-    jacobian_norm: JacobianNorm | None = None
-    acceleration: Acceleration | None = None
-    local_error: LocalError | None = None
-    stiffness: Stiffness | None = None
-    trajectory_polynomial: TrajectoryPolynomial | None = None
+    kinetic_energy: KineticEnergy | float | None = None
+    jacobian_norm: JacobianNorm | float | None = None
+    acceleration: Acceleration | float | None = None
+    local_error: LocalError | float | None = None
+    stiffness: Stiffness | float | None = None
+    trajectory_polynomial: TrajectoryPolynomial | float | None = None
 
     def chosen(self) -> list[Penalty]:
-        """Those that were asked for."""
-        return [penalty for penalty in vars(self).values() if penalty is not None]
+        """Those that were asked for; a number alone is a weight."""
+        given = ((getattr(self, f.name), f.type.__args__[0]) for f in fields(self))
+        return [x if isinstance(x, Penalty) else cls(x) for x, cls in given if x is not None]
 
 
 class OneLineParser(LightningArgumentParser):
@@ -81,13 +84,20 @@ class OneLineParser(LightningArgumentParser):
     def parse_args(self, args: Any = None, **settings: Any) -> Any:
         """Parse, with penalties' weights in short."""
         given = sys.argv[1:] if args is None else args
-        return super().parse_args([WEIGHT.sub(r"\1.weight=", x) for x in given], **settings)
+        pairs = zip(given, [*given[1:], ""], strict=True)
+        full = [
+            f"{x}.weight" if "=" not in x and WEIGHT.match(f"{x}={after}") else
+            WEIGHT.sub(r"\1.weight", x) for x, after in pairs
+        ]  # fmt: skip
+        return super().parse_args(full, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if DEBUG or not self.exit_on_error:  # jsonargparse tries a class's arguments by the latter
             self.exit_on_error = False
             super().error(message, ex)
         said = one_line(message)
+        if bare := BARE.fullmatch(said):
+            said = f"{bare[1]} expected settings by name, which --help lists{bare[2] or ''}"
         near = near_names(said, getattr(ex, "subcommand_parser", None) or self)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         self.exit(2, f"error: {said}{hint}\n")
@@ -192,8 +202,11 @@ class SteerCLI(LightningCLI):
         if config.steer is not None:
             settings["steer"] = config.steer.init_args.as_dict()
         if config.penalties is not None:
-            chosen = config.penalties.as_dict()
-            settings["penalties"] = {k: v["init_args"] for k, v in chosen.items() if v}
+            settings["penalties"] = {
+                name: given["init_args"] if isinstance(given, dict) else {"weight": given}
+                for name, given in config.penalties.as_dict().items()
+                if given is not None
+            }
         if settings and self.datamodule is not None:
             self.datamodule.save_hyperparameters(settings)
 

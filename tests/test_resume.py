@@ -123,8 +123,8 @@ def run_task(case, folder, ckpt_path=None, *callbacks, **settings):
         SteerCallback("auto", seed=0),
         NFEMonitor(),
         SolverGuard("skip"),
-        log,
         *callbacks,
+        log,
         copies,
     ]
     defaults = {

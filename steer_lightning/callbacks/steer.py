@@ -35,7 +35,8 @@ class SteerCallback(CountedDraws):
         t0: Fixed end of the span that foreign fields are solved over; with ``t1`` taken from the
             first solve if not given, which torchdiffeq has to do.
         t1: Moved end of that span.
-        epsilon: Fraction of an interval that ``b="auto"`` leaves free.
+        epsilon: Fraction of an interval that ``b="auto"`` leaves free; a schedule that ends at 1
+            lets ``b`` decay to zero on every interval of a grid.
         distribution: ``"uniform"``, or ``"normal"`` for ``N(t1, (b/2)^2)`` truncated at
             ``t1 +- b``.
         scope: ``"batch"``: one end time on all ranks; ``"rank"``: one on each rank; ``"sample"``:
@@ -68,7 +69,7 @@ class SteerCallback(CountedDraws):
         vector_fields: Sequence[str] | None = None,
         t0: float | None = None,
         t1: float | None = None,
-        epsilon: float = 1e-3,
+        epsilon: float | Schedule = 1e-3,
         distribution: Distribution = "uniform",
         scope: Scope = "batch",
         seed: int | None = None,
@@ -125,8 +126,10 @@ class SteerCallback(CountedDraws):
     ) -> None:
         assert self._steering is not None
         assert self.seed is not None
-        b = self.settings.b_at(trainer.global_step, trainer.current_epoch)
-        self._steering.perturb(b, seed=self.seed, step=self.next_step(), rank=trainer.global_rank)
+        draw = self.settings.draw_at(trainer.global_step, trainer.current_epoch)
+        self._steering.perturb(
+            draw, seed=self.seed, step=self.next_step(), rank=trainer.global_rank
+        )
 
     def on_train_batch_end(
         self,

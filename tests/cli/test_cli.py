@@ -1,4 +1,5 @@
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from steer_lightning.callbacks import (
 from steer_lightning.modules import CNFModule
 from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
 from steer_lightning.utils.schedule import Schedule
-from tests.cli.running import QUIET, toy_config, write
+from tests.cli.running import FLOW, QUIET, toy_config, write
 from tests.modules.test_common import RecordRates
 
 RECORD_RATES = "--trainer.callbacks+=tests.modules.test_common.RecordRates"
@@ -253,9 +254,10 @@ def test_penalties_by_name_with_schedules(folder):
         "--penalties.kinetic_energy.weight.length=4",
         "--steer.b.start=0.5", "--steer.b.end=0.0", "--steer.b.length=2",
     ]  # fmt: skip
-    fit = cli.main(["fit", "--config", write(toy_config()), *settings, *QUIET])
+    config = write(toy_config(penalties={"acceleration": 0.5}))
+    fit = cli.main(["fit", "--config", config, *settings, *QUIET])
     (callback,) = (c for c in fit.trainer.callbacks if isinstance(c, PenaltyCallback))
-    kinetic, local = callback.penalties
+    kinetic, acceleration, local = callback.penalties
     assert (kinetic.weight, local.form) == (Schedule(1.0, 0.0, 4), "one_step")
     logged = fit.trainer.callback_metrics
     assert logged["penalty/local_error_weight"] == 2.0
@@ -265,6 +267,59 @@ def test_penalties_by_name_with_schedules(folder):
     last = folder / "logs" / "run_steer" / "version_0" / "checkpoints" / "last.ckpt"
     saved = torch.load(last, weights_only=True)["datamodule_hyper_parameters"]["penalties"]
     assert saved["local_error"]["weight"] == 2.0
+    assert saved["acceleration"] == {"weight": 0.5}
+    assert acceleration.weight == Schedule.constant(0.5)
+
+
+def penalties_of(main):
+    return [
+        p for c in main.trainer.callbacks if isinstance(c, PenaltyCallback) for p in c.penalties
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "weight", "form"),
+    [
+        (2.0, [], 2.0, "steps"),
+        (2, [], 2.0, "steps"),
+        ("1e-3", [], 1e-3, "steps"),
+        ({"weight": 2.0, "form": "one_step"}, [], 2.0, "one_step"),
+        ({"weight": 2.0, "form": "one_step"}, ["=3"], 3.0, "one_step"),
+        ({"weight": 2.0, "form": "one_step"}, ["3"], 3.0, "one_step"),
+        ({"weight": 2.0}, [".form=one_step"], 2.0, "one_step"),
+        (None, ["=2.0", ".form=one_step"], 2.0, "one_step"),
+        (None, [".form=one_step", "=2.0"], 2.0, "one_step"),
+        (None, ["='{weight: 2.0, form: one_step}'"], 2.0, "one_step"),
+    ],
+)
+def test_a_number_is_the_weight_of_a_penalty(given, options, weight, form):
+    name = "--penalties.local_error"
+    words = " ".join(f"{name} {x}" if x.isdigit() else f"{name}{x}" for x in options)
+    main = build(*shlex.split(words), penalties={"local_error": given, "acceleration": 0.5})
+    acceleration, local = penalties_of(main)
+    assert (local.weight, local.form) == (Schedule.constant(weight), form)
+    assert acceleration.weight == Schedule.constant(0.5)
+
+
+@pytest.mark.parametrize("option", ["--penalties=null", "--penalties.local_error=null"])
+def test_a_penalty_can_be_taken_back(option):
+    assert penalties_of(build(option, penalties={"local_error": 1.0})) == []
+
+
+def test_b_decays_on_every_interval_of_a_grid():
+    epsilon = [
+        f"--steer.epsilon.{k}={v}" for k, v in (("start", 0.001), ("end", 1), ("length", 5))
+    ]
+    (steer,) = steer_callbacks(build("--steer.b=auto", *epsilon))
+    assert steer.settings.epsilon == Schedule(0.001, 1.0, 5)
+
+
+def test_another_end_time_of_evaluation(folder):
+    option = f"{FLOW}.eval_end_time=0.75"
+    fit = cli.main(["fit", "--config", write(toy_config()), option, *QUIET])
+    horizon = fit.model.flow.horizon
+    assert horizon.eval_end_time == 0.75
+    assert fit.model.eval().flow.data_time == 0.75
 
 
 def test_fit_is_reproducible_and_seeds_differ():

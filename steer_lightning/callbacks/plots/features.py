@@ -75,12 +75,13 @@ class FeaturePlot(EvaluationPlot):
         n_after = 1 + math.ceil((self.n_times - 1) * abs(b / (t1 - t0)))
         until, after = torch.linspace(t0, t1, self.n_times), torch.linspace(t1, t1 + b, n_after)
         t = torch.cat([until, after[1:]]).to(x.device)
+        nominal = t0 + (t - t0) * ((horizon.t1 - t0) / (t1 - t0))  # a learned t1 is another
         try:
-            features = pl_module.trajectories(x, t)  # type: ignore[operator]
+            features = pl_module.trajectories(x, nominal)  # type: ignore[operator]
         except SolverError as error:
             rank_zero_warn(f"FeaturePlot ends at t1: {error}")
             t = t[: self.n_times]
-            features = pl_module.trajectories(x, t)  # type: ignore[operator]
+            features = pl_module.trajectories(x, nominal[: self.n_times])  # type: ignore[operator]
         features = features.flatten(2)
         at_end = self.n_times - 1
         paths = array(principal_components(features, features[at_end]))

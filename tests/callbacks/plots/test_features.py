@@ -56,6 +56,24 @@ def test_figure_follows_the_features_beyond_the_end(t_span, b):
     torch.testing.assert_close(dots, expected, atol=1e-3, rtol=0.0)
 
 
+def test_a_learned_end_is_followed_at_actual_times():
+    class Clock(nn.Module):
+        def forward(self, t, y):
+            return torch.ones_like(y)
+
+    block = ODEBlock(Clock(), FixedGridSolver("rk4", 1), learn_t1=True)
+    with torch.no_grad():
+        block.horizon.learned_t1.fill_(2.0)
+        figure = FeaturePlot(0.5).draw(
+            ClassifierModule(block, nn.Linear(3, 3), 3), next(iter(loader()))
+        )
+    times, first = figure.axes[1].lines[0].get_xydata().T
+    assert times[-1] == pytest.approx(2.5)
+    slope = (first[1:] - first[0]) / times[1:]
+    assert slope == pytest.approx(slope[0], rel=1e-3)
+    assert abs(float(slope[0])) > 0.1
+
+
 def test_paths_end_at_t1_where_a_solve_fails_beyond_it():
     class Stops(nn.Module):
         """Not a number long after t1."""
