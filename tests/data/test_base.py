@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -80,16 +81,25 @@ def test_batches_keep_their_type_and_sizes():
     assert all(isinstance(batch, Pair) and torch.equal(batch.y, 2 * batch.x) for batch in train)
 
 
-def test_order_depends_on_seed_and_epoch_alone():
-    def order(seed: int, epoch: int) -> list[float]:
+def test_order_depends_on_seeds_and_epoch_alone(monkeypatch):
+    def order(seed: int, epoch: int, run: int, state: dict[str, int] | None = None) -> list[float]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(run))
         data = Numbers(seed=seed)
         data.setup("fit")
         loader = data.train_dataloader()
+        if state:
+            loader.load_state_dict({"epoch": epoch + 1, "batches": 0, **state})
         loader.sampler.set_epoch(epoch)
         return values(loader)
 
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert order(0, 0, 0) == order(0, 0, 0)
+    keys = list(itertools.product((0, 1), repeat=3))
+    assert len({tuple(order(*key)) for key in keys}) == len(keys)
+    loader = Numbers(seed=0)
+    loader.setup("fit")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    saved = loader.train_dataloader().state_dict()["seed"]
+    assert order(0, 0, 2, {"seed": saved}) == order(0, 0, 1)  # a resumed run keeps its order
 
 
 @pytest.mark.slow

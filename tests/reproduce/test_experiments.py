@@ -50,9 +50,9 @@ def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(exper
                 assert settings["b"] == float(labelled[1])
             else:
                 assert settings["b"] == "auto"
-                assert settings.get("horizons", []) == (
-                    ["network.encoder"] if "encoder alone" in variant.label else []
-                )
+                (part_moved,) = re.findall(r"(\w+) alone", variant.label) or [""]
+                moved = [f"network.{part_moved}"] if part_moved else []
+                assert settings.get("horizons", []) == moved
 
 
 @pytest.mark.parametrize("make", OF_THE_PAPER.values(), ids=OF_THE_PAPER)
@@ -66,8 +66,14 @@ def test_the_papers_scale_cuts_nothing(make):
 def test_the_stiff_equation_has_the_papers_iterations():
     config = yaml.safe_load((CONFIGS / "stiff/chapra.yaml").read_text())
     assert config["trainer"]["max_steps"] == 3000
-    for variant in EXPERIMENTS["figure5"]("paper").variants:
-        assert f"{TRAINER}.max_epochs=60" in variant.overrides  # of 1,000 starts in batches of 20
+    released = yaml.safe_load((CONFIGS / "stiff/chapra_released.yaml").read_text())
+    assert released["data"]["init_args"]["n_starts"] == 118  # six batches of up to 20
+    for variant in EXPERIMENTS["figure4"]("paper").variants:
+        grid = (
+            variant.config.endswith("released")
+            or "--data.init_args.n_starts=118" in variant.overrides
+        )
+        assert f"{TRAINER}.max_epochs={500 if grid else 60}" in variant.overrides
 
 
 @pytest.mark.parametrize(
