@@ -13,6 +13,7 @@ from pathlib import Path
 from reproduce.catalogue import GROUPS
 from reproduce.experiments import EXPERIMENTS, SCALES, Experiment
 from reproduce.records import Results, read_records, write_records
+from reproduce.regularizers import TASKS
 from reproduce.report import write_page
 from reproduce.runs import ABSENT, Run, Settings, execute_all, prepare
 
@@ -29,6 +30,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="print all names and what they are")
     add("--scale", choices=SCALES, default="short",
         help="how much is cut; only `paper` is a reproduction (default: short)")  # fmt: skip
+    add("--task", nargs="+", choices=TASKS, help="tasks of `regularizers` (default: all)")
     add("--seeds", type=int, help="seeds 0 to N - 1; each experiment has a default")
     add("--jobs", type=int, default=1, help="runs at a time, each in a process of its own "
         "(default: 1); 0: one after the other in this process")  # fmt: skip
@@ -56,6 +58,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                 f"Expected the name of an experiment, but got {word!r}. Use {', '.join(known)}."
             )
     found.names = list(dict.fromkeys(name for word in found.names for name in known[word]))
+    if found.task:
+        left_out = {*GROUPS["regularizers"]} - {f"regularizers_{task}" for task in found.task}
+        if not left_out <= {*found.names}:
+            parser.error(f"expected --task beside `regularizers`, but got {found.names}")
+        found.names = [name for name in found.names if name not in left_out]
     return found
 
 
@@ -159,8 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, make in EXPERIMENTS.items():
             experiment = make(found.scale)
             n = len(experiment.variants)
-            print(f"{name:<20}{experiment.title} ({n} variants, {experiment.seeds} seeds)")
-        print("\n".join(f"{name:<20}{' '.join(members)}" for name, members in GROUPS.items()))
+            print(f"{name:<32}{experiment.title} ({n} variants, {experiment.seeds} seeds)")
+        print("\n".join(f"{name:<32}{' '.join(members)}" for name, members in GROUPS.items()))
         return
     given = sys.argv[1:] if arguments is None else arguments
     command = Command(found, shlex.join(["python", "-m", "reproduce", *given]))

@@ -1,14 +1,20 @@
-"""Every experiment: the tables and figures of the paper, and two sweeps over b."""
+"""Every experiment: the tables and figures of the paper, two sweeps over b, the regularisers."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from reproduce import regularizers
 from reproduce.experiments import (
+    DATA,
     EXPERIMENTS,
+    MODEL,
+    SMOKE,
+    TRAINER,
     Comparison,
     Metric,
     Scale,
     compare,
     experiment,
+    options,
     pick,
 )
 from reproduce.figures import (
@@ -21,31 +27,13 @@ from reproduce.figures import (
     draw_trajectories,
 )
 
-MODEL, DATA, TRAINER = "--model.init_args", "--data.init_args", "--trainer"
 FLOW = f"{MODEL}.flow.init_args"
 FIELD, NETWORK = f"{FLOW}.vector_field.init_args", f"{MODEL}.network.init_args"
-
-
-def options(room: str, **values: object) -> tuple[str, ...]:
-    """Arguments of ``cli.py`` for one part of the config.
-
-    Example:
-        >>> options(DATA, batch_size=4, image_size=16)
-        ('--data.init_args.batch_size=4', '--data.init_args.image_size=16')
-    """
-    return tuple(f"{room}.{name}={value}" for name, value in values.items())
 
 
 def widths(*values: float, prefix: str = "STEER, ") -> dict[str, tuple[str, ...]]:
     """Labels and arguments of STEER with several half-widths."""
     return {f"{prefix}b = {b:g}": (f"--steer.b={b}",) for b in values}
-
-
-# Two optimisation steps, a check after each, one batch everywhere else.
-SMOKE = options(
-    TRAINER, max_epochs=1, max_steps=-1, limit_train_batches=2, val_check_interval=1,
-    limit_val_batches=1, limit_test_batches=1, num_sanity_val_steps=0,
-)  # fmt: skip
 
 
 # Flows and classifiers of the sweeps, whose runs are those of a figure and a table.
@@ -551,7 +539,11 @@ def table1(scale: Scale) -> Iterator[Comparison]:
 
 
 # What else a name on the command line may mean.
+_REGULARIZERS = tuple(f"regularizers_{task}" for task in regularizers.TASKS)
+for _name in _REGULARIZERS:  # the most runs last
+    EXPERIMENTS[_name] = EXPERIMENTS.pop(_name)
 GROUPS = {
     "all": tuple(EXPERIMENTS),
     "sweep_b": ("sweep_b_flow", "sweep_b_classifier"),
+    "regularizers": _REGULARIZERS,
 }

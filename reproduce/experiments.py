@@ -13,10 +13,30 @@ Scale = Literal["smoke", "short", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "short", "paper")
 T = TypeVar("T")
 
+# Parts of a config, on the command line.
+MODEL, DATA, TRAINER = "--model.init_args", "--data.init_args", "--trainer"
+
 
 def pick(scale: Scale, paper: T, short: T, smoke: T) -> T:
     """The one of three values that belongs to a scale."""
     return {"paper": paper, "short": short, "smoke": smoke}[scale]
+
+
+def options(room: str, **values: object) -> tuple[str, ...]:
+    """Arguments of ``cli.py`` for one part of the config.
+
+    Example:
+        >>> options(DATA, batch_size=4, image_size=16)
+        ('--data.init_args.batch_size=4', '--data.init_args.image_size=16')
+    """
+    return tuple(f"{room}.{name}={value}" for name, value in values.items())
+
+
+# Two optimisation steps, a check after each, one batch everywhere else.
+SMOKE = options(
+    TRAINER, max_epochs=1, max_steps=-1, limit_train_batches=2, val_check_interval=1,
+    limit_val_batches=1, limit_test_batches=1, num_sanity_val_steps=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,8 @@ class Experiment:
     seeds: int  # how many, unless the command line says
     draw: "Callable[[Experiment, Results], Figure]"
     notes: tuple[str, ...] = ()  # sentences below the caption
+    # What stands on the page in place of a table for each metric and one of the work.
+    tables: "Callable[[Experiment, Results], str] | None" = None
 
     @property
     def pairs(self) -> list[tuple[Comparison, Variant]]:
@@ -91,6 +113,7 @@ def experiment(
     seeds: tuple[int, int],
     draw: "Callable[[Experiment, Results], Figure]",
     notes: tuple[str, ...] = (),
+    tables: "Callable[[Experiment, Results], str] | None" = None,
 ) -> Callable[[Callable[[Scale], Iterable[Comparison]]], Callable[[Scale], Experiment]]:
     """Register a function of the scale that makes an experiment's comparisons.
 
@@ -104,7 +127,7 @@ def experiment(
             n = pick(scale, *seeds, 1)
             comparisons = tuple(parts(scale))
             return Experiment(
-                parts.__name__, title, comparisons, tuple(metrics), cut, n, draw, notes
+                parts.__name__, title, comparisons, tuple(metrics), cut, n, draw, notes, tables
             )
 
         EXPERIMENTS[parts.__name__] = make

@@ -4,13 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
+from typing import Any
 
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 
-from reproduce.experiments import Experiment
+from reproduce.experiments import Experiment, Variant
+from reproduce.pareto import by_seed, front, mean_points, test_evaluations
 from reproduce.records import Record, Results, finished
+
+# Ten colours that colour-blind readers tell apart, and markers that need none.
+_COLORS = color_sequences["petroff10"]
+_MARKERS = "osD^v<>PXp*hd8H"
 
 
 def draw_curves(experiment: Experiment, results: Results) -> Figure:
@@ -109,6 +117,51 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
 
 draw_stiffness = partial(draw_against_numbers, axis_name="r")
 draw_against_b = partial(draw_against_numbers, axis_name="b")
+
+
+def draw_pareto(experiment: Experiment, results: Results) -> Figure:
+    """The first metric against test evaluations; rings and a line mark the front of the means.
+
+    Points are means over the seeds, with their range. Variants that differ by their weight share
+    a colour and a marker, which is larger for more weight.
+    """
+    cost, metric = test_evaluations(experiment), experiment.metrics[0]
+    families = list(dict.fromkeys(_family(variant) for variant in experiment.variants))
+    looks: dict[str, dict[str, Any]] = {
+        family: {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, family in enumerate(families)
+    }
+    ring: dict[str, Any] = {
+        "color": "0.5",
+        "ls": "--",
+        "lw": 0.8,
+        "marker": "o",
+        "ms": 13,
+        "mfc": "none",
+    }
+    figure, axes = _panels(len(experiment.comparisons))
+    for axis, part in zip(axes, experiment.comparisons, strict=True):
+        points = mean_points(part, cost, metric, results)
+        sizes = dict.fromkeys(families, 4.0)
+        for variant, (x, y) in points.items():
+            xs, ys = (by_seed(results[variant], m).values() for m in (cost, metric))
+            y_range, x_range = ([[z - min(zs)], [max(zs) - z]] for z, zs in ((y, ys), (x, xs)))
+            family = _family(variant)
+            axis.errorbar(x, y, y_range, x_range, lw=0.6, ms=sizes[family], **looks[family])
+            sizes[family] += 2.0
+        best = [points[variant] for variant in front(points, metric.better == "higher")]
+        axis.plot([x for x, _ in best], [y for _, y in best], **ring)
+        axis.set(title=part.setting, xlabel=cost.label, ylabel=metric.label)
+    handles = [Line2D([], [], ls="", **look) for look in looks.values()]
+    names = [*families, "Pareto front"]
+    figure.legend(
+        [*handles, Line2D([], [], **ring)], names, loc="outside right center", fontsize=7
+    )
+    return figure
+
+
+def _family(variant: Variant) -> str:
+    return variant.label.partition(", weight ")[0]
 
 
 def _number(text: str, name: str) -> tuple[str, float | None]:

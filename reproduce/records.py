@@ -2,10 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from reproduce.experiments import Experiment, Variant
 from steer_lightning.callbacks.training_clock import Check
@@ -36,8 +38,19 @@ class Record:
         return "seconds" if self.machine.get("gpu") else "cpu_seconds"
 
     def value(self, key: str) -> float | None:
-        """A metric by name; ``sweep/NAME@T`` is that of the evaluation at end time ``T``."""
+        """A metric by name.
+
+        ``sweep/NAME@T`` is that of the evaluation at end time ``T``; with ``@min`` or ``@max`` the
+        smallest or largest over all end times, NaN if one has none. ``train/seconds`` and
+        ``train/nfe`` (forward and backward) are those of the whole training.
+        """
+        if key in ("train/seconds", "train/nfe"):
+            last = self.checks[-1]
+            nfe = last.nfe_forward + last.nfe_backward
+            return nfe if key == "train/nfe" else float(getattr(last, self.clock))
         name, _, end_time = key.removeprefix("sweep/").partition("@")
+        if end_time in ("min", "max"):
+            return float(getattr(np, end_time)(self.sweep.get(name, math.nan)))
         if not end_time:
             return self.values.get(key)
         times = [f"{t:g}" for t in self.sweep.get("end_time", ())]
@@ -61,7 +74,7 @@ def write_records(path: Path, experiment: Experiment, results: Results) -> None:
                 "experiment": experiment.name,
                 "setting": part.setting,
                 "variant": variant.label,
-                **_compact(record),
+                **_compact(record, {metric.key for metric in experiment.metrics}),
             }
             if record.machine != machine:  # else as in the line before
                 machine = line["machine"] = record.machine
@@ -90,7 +103,7 @@ def read_records(path: Path, experiment: Experiment) -> Results:
     }
 
 
-def _compact(record: Record) -> dict[str, Any]:
+def _compact(record: Record, keys: Set[str]) -> dict[str, Any]:
     def rounded(values: Iterable[float]) -> list[float]:
         return [
             v if isinstance(v, int) or not math.isfinite(v) else float(f"{v:.8g}") for v in values
@@ -101,8 +114,8 @@ def _compact(record: Record) -> dict[str, Any]:
     kept = [checks[round((i + 1) * len(checks) / n) - 1] for i in range(n)]
     columns = {name: rounded(getattr(c, name) for c in kept) for name in _CLOCKED}
     columns["monitor"] = rounded(c.metrics.get(record.monitor, math.nan) for c in kept)
-    # Not of each block: a name has no second slash.
-    values = {k: v for k, v in record.values.items() if k.count("/") < 2}
+    # Not of each block, whose names have a second slash, unless it is shown.
+    values = {k: v for k, v in record.values.items() if k.count("/") < 2 or k in keys}
     return {
         "seed": record.seed,
         "status": record.status,

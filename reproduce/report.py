@@ -13,12 +13,15 @@ def write_page(experiment: Experiment, results: Results, scale: Scale, command: 
     machines = [
         _machine(record.machine) for records in results.values() for record in finished(records)
     ]
+    tables = [experiment.tables(experiment, results)] if experiment.tables else [
+        *(metric_table(experiment, metric, results) for metric in experiment.metrics),
+        work_table(experiment, results),
+    ]  # fmt: skip
     parts = [
         f"## {experiment.title}",
         f"    {command}" if command else "",
         caption(experiment, results, scale),
-        *(metric_table(experiment, metric, results) for metric in experiment.metrics),
-        work_table(experiment, results),
+        *tables,
         missing_runs(experiment, results),
         "\n".join(dict.fromkeys(machines)) or "Nothing has run.",
     ]

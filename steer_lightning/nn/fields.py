@@ -72,6 +72,49 @@ class MLPField(nn.Module):
         return derivative
 
 
+class ConcatField(nn.Module):
+    r"""A multilayer perceptron with time in front of the input of each layer.
+
+    An activation follows each layer, the last one too: with tanh no component of the state
+    changes faster than 1.
+
+    Args:
+        dim: Features ``D`` of the state.
+        hidden: Width of each hidden layer.
+        activation: ``"tanh"``, ``"softplus"`` or ``"relu"``.
+
+    Raises:
+        ValueError: If ``activation`` is unknown or a width is not positive.
+
+    References:
+        The MNIST model of Pal et al., *Opening the Blackbox*, ICML 2021, arXiv:2105.03918.
+
+    Example:
+        >>> field = ConcatField(784)
+        >>> [tuple(layer.weight.shape) for layer in field.layers]
+        [(100, 785), (784, 101)]
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (100,),
+        activation: Literal["tanh", "softplus", "relu"] = "tanh",
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        check_widths(dim, hidden)
+        widths = [dim, *hidden, dim]
+        self.layers = nn.ModuleList(nn.Linear(d + 1, d_out) for d, d_out in pairwise(widths))
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        t = t.to(y).reshape(-1, 1).expand(len(y), 1)
+        for layer in self.layers:
+            y = self.activation(layer(torch.cat([t, y], dim=1)))
+        return y
+
+
 def autonomous_field(dim: int, hidden: Sequence[int]) -> MLPField:
     """The field of latent ODEs: tanh, no time, normal weights of std 0.1, zero biases."""
     return MLPField(dim, hidden, "tanh", time_dependent=False, init_std=0.1)

@@ -38,7 +38,8 @@ def test_smoke(name, output, data_dir):
     assert "**Scale `smoke`, not a reproduction.**" in table
     for part in experiment.comparisons:
         for variant in part.variants:
-            assert f"| {part.setting} | {variant.label} |" in table
+            assert part.setting in table
+            assert f"| {variant.label} | " in table
     assert "nan" not in table
     for text in (table, (folder / "records.jsonl").read_text()):  # nothing of this machine
         assert str(output) not in text
@@ -61,9 +62,11 @@ def test_the_records_of_the_repository_give_its_tables(tmp_path):
     results = Path(command.__file__).parents[1] / "docs" / "results" / "short"
     found = ["all", "--records", str(results / "records.jsonl"), "--output", str(tmp_path)]
     command.main(found)
-    for name in EXPERIMENTS:
+    recorded = [name for name in EXPERIMENTS if (results / f"{name}.md").is_file()]
+    assert {"table5", "figure1"} <= {*recorded}
+    for name in recorded:
         metrics = [
-            path.read_text().partition("Work in training")[0].splitlines()[4:]
+            path.read_text().partition("Work in training")[0].partition("![")[0].splitlines()[4:]
             for path in (tmp_path / name / "short" / "table.md", results / f"{name}.md")
         ]
         assert metrics[0] == metrics[1]
