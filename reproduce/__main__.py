@@ -124,10 +124,10 @@ class Command:
                 ]
                 for variant in experiment.variants
             }
-        folder = self.settings.output / experiment.name / self.settings.scale
+        folder = self.settings.output / experiment.name / experiment.scale
         folder.mkdir(parents=True, exist_ok=True)
         line = self._without_folders(self.line)
-        page = write_page(experiment, results, self.settings.scale, line)
+        page = write_page(experiment, results, line)
         (folder / "table.md").write_text(f"{page}\n![{experiment.title}](figure.png)\n")
         write_records(folder / "records.jsonl", experiment, results)
         experiment.draw(experiment, results).savefig(folder / "figure.png", dpi=120)

@@ -9,17 +9,18 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from reproduce.records import Results
 
-Scale = Literal["smoke", "short", "paper"]
-SCALES: tuple[Scale, ...] = ("smoke", "short", "paper")
+Scale = Literal["smoke", "short", "full", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "short", "full", "paper")
 T = TypeVar("T")
 
 # Parts of a config, on the command line.
 MODEL, DATA, TRAINER = "--model.init_args", "--data.init_args", "--trainer"
 
 
-def pick(scale: Scale, paper: T, short: T, smoke: T) -> T:
-    """The one of three values that belongs to a scale."""
-    return {"paper": paper, "short": short, "smoke": smoke}[scale]
+def pick(scale: Scale, paper: T, short: T, smoke: T, full: T | None = None) -> T:
+    """The value that belongs to a scale; that of ``full`` is the paper's unless it is given."""
+    full = paper if full is None else full
+    return {"paper": paper, "full": full, "short": short, "smoke": smoke}[scale]
 
 
 def options(room: str, **values: object) -> tuple[str, ...]:
@@ -84,6 +85,7 @@ class Experiment:
     title: str
     comparisons: tuple[Comparison, ...]
     metrics: tuple[Metric, ...]  # the first is the one that the paper's numbers belong to
+    scale: Scale  # what was asked for; but ``paper`` for ``full`` where that is nothing else
     cut: str  # what this scale leaves out of the paper's setting
     seeds: int  # how many, unless the command line says
     draw: "Callable[[Experiment, Results], Figure]"
@@ -117,18 +119,22 @@ def experiment(
 ) -> Callable[[Callable[[Scale], Iterable[Comparison]]], Callable[[Scale], Experiment]]:
     """Register a function of the scale that makes an experiment's comparisons.
 
-    ``cuts`` and ``seeds`` belong to the scales ``paper`` and ``short``.
+    ``cuts`` belong to the scales ``paper``, ``short`` and ``full``, and ``seeds`` to the first
+    two. Without the third of ``cuts`` the scale ``full`` is the paper's, and shares its runs.
     """
     smoke = "Two steps of a few samples: that it runs, and nothing else."
 
     def register(parts: Callable[[Scale], Iterable[Comparison]]) -> Callable[[Scale], Experiment]:
         def make(scale: Scale) -> Experiment:
-            cut = pick(scale, cuts[0], cuts[1], [*cuts, smoke][2])
+            if scale == "full" and len(cuts) < 3:
+                scale = "paper"
+            cut = pick(scale, cuts[0], cuts[1], smoke, *cuts[2:])
             n = pick(scale, *seeds, 1)
             comparisons = tuple(parts(scale))
             return Experiment(
-                parts.__name__, title, comparisons, tuple(metrics), cut, n, draw, notes, tables
-            )
+                parts.__name__, title, comparisons, tuple(metrics), scale, cut, n, draw, notes,
+                tables,
+            )  # fmt: skip
 
         EXPERIMENTS[parts.__name__] = make
         return make

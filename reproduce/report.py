@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from reproduce.experiments import Experiment, Metric, Scale
+from reproduce.experiments import Experiment, Metric
 from reproduce.records import Record, Results, finished
 from reproduce.statistics import Paired, Summary, paired, reached, summary
 
 
-def write_page(experiment: Experiment, results: Results, scale: Scale, command: str = "") -> str:
+def write_page(experiment: Experiment, results: Results, command: str = "") -> str:
     """The whole page: caption, a table for each metric, work, and what did not run."""
     machines = [
         _machine(record.machine) for records in results.values() for record in finished(records)
@@ -20,7 +20,7 @@ def write_page(experiment: Experiment, results: Results, scale: Scale, command: 
     parts = [
         f"## {experiment.title}",
         f"    {command}" if command else "",
-        caption(experiment, results, scale),
+        caption(experiment, results),
         *tables,
         missing_runs(experiment, results),
         "\n".join(dict.fromkeys(machines)) or "Nothing has run.",
@@ -28,13 +28,14 @@ def write_page(experiment: Experiment, results: Results, scale: Scale, command: 
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
+def caption(experiment: Experiment, results: Results) -> str:
     """Scale, cuts, seeds and how to read the numbers."""
     seeds = sorted({record.seed for variant in experiment.variants for record in results[variant]})
     words = ", ".join(map(str, seeds))
-    first = f"**Scale `{scale}`, not a reproduction.**"
-    if scale == "paper":
-        first = "Reproduction at the paper's scale."
+    first = {
+        "paper": "Reproduction at the paper's scale.",
+        "full": "In full length, but **not the paper's setting.**",
+    }.get(experiment.scale, f"**Scale `{experiment.scale}`, not a reproduction.**")
     text = (
         f"{first} {experiment.cut} "
         f"{'Seed' if len(seeds) == 1 else 'Seeds'} {words} (weights, noise and end times; the "

@@ -74,7 +74,9 @@ class Run:
         variant, settings = self.variant, self.settings
         key = json.dumps([self._config, variant.overrides, settings.overrides, variant.weights])
         name = f"{variant.config.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        return (settings.output / "runs" / settings.scale / name / f"seed{self.seed}").resolve()
+        # What `full` does not cut are the paper's own runs; the key tells the others apart.
+        scale = "paper" if settings.scale == "full" else settings.scale
+        return (settings.output / "runs" / scale / name / f"seed{self.seed}").resolve()
 
     @property
     def data_key(self) -> str:

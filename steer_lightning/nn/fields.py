@@ -18,7 +18,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def feedforward(
-    widths: Sequence[int], activation: str = "tanh", init_std: float | None = 0.1
+    widths: Sequence[int],
+    activation: Literal["tanh", "softplus", "relu"] = "tanh",
+    init_std: float | None = 0.1,
 ) -> nn.Sequential:
     """Linear layers with an activation between them; zero biases if ``init_std`` is given."""
     layers: list[nn.Module] = []

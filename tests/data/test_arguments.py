@@ -18,9 +18,10 @@ from datamodules import (
 from datamodules.stiff import stiff_solution
 
 AT_LEAST = [
-    (MNISTDataModule, 0, "num_workers"),
-    (MNISTDataModule, 1, "batch_size eval_batch_size val_size limit_train"),
-    (PhysioNetDataModule, 1, "val_size limit_train batch_size"),
+    (MNISTDataModule, 0, "num_workers val_size"),
+    (MNISTDataModule, 1, "batch_size eval_batch_size limit_train"),
+    (PhysioNetDataModule, 0, "val_size"),
+    (PhysioNetDataModule, 1, "limit_train batch_size"),
     (HumanActivityDataModule, 1, "stride"),
     (HumanActivityDataModule, 2, "window"),
     (MuJoCoHopperDataModule, 1, "n_trajectories"),

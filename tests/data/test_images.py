@@ -227,6 +227,15 @@ def test_workers_and_a_resume_change_nothing(tmp_path):
         assert torch.equal(images, whole[epoch])
 
 
+def test_without_a_validation_set_the_test_set_is_validated_on_and_all_others_train():
+    data = Noise(val_size=0)
+    data.setup()
+    images = {name: torch.cat([x for x, _ in getattr(data, f"{name}_dataloader")()])
+              for name in ("train", "val", "test")}  # fmt: skip
+    assert len(images["train"]) == 60
+    assert torch.equal(images["val"], images["test"])
+
+
 def test_validation_must_leave_something_to_train_on():
     with pytest.raises(ValueError, match="smaller than the 60 training images in nowhere, but go"):
         Noise(val_size=60).setup("fit")

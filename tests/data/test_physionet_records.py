@@ -35,9 +35,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def binned(*lines: str, time_bin: float = 0.016) -> dict[tuple[int, str], float]:
+def binned(
+    *lines: str, time_bin: float = 0.016, keep_unknown: bool = False
+) -> dict[tuple[int, str], float]:
     """One record's values by minute, rounded, and parameter, without those of admission."""
-    out = bin_records({7: record_text(7, lines)}, {7: 1}, time_bin, "set-a")
+    out = bin_records({7: record_text(7, lines)}, {7: 1}, time_bin, "set-a", keep_unknown)
     minutes = (out["times"] * 48 * 60).round().int().tolist()
     return {
         (minutes[row], PARAMETERS[column]): float(out["values"][row, column])
@@ -63,6 +65,11 @@ def test_a_record_becomes_rows():
 def test_minus_one_means_unknown_for_descriptors_alone():
     values = binned("00:00,Weight,-1", "02:00,Weight,80", "03:00,Weight,-1", "04:00,Temp,-1")
     assert values == {(120, "Weight"): 80.0, (240, "Temp"): -1.0}
+
+
+def test_minus_one_may_be_kept_as_a_value():
+    values = binned("00:00,Weight,-1", "02:00,Weight,80", keep_unknown=True)
+    assert (values[0, "Weight"], values[120, "Weight"]) == (-1.0, 80.0)
 
 
 def test_values_of_one_bin_are_averaged():

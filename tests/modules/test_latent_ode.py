@@ -115,6 +115,23 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, make):
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_the_bound_of_a_batch_averages_before_the_logarithm():
+    batch = next(iter(prepared(waves()).train_dataloader()))
+    bounds = {}
+    for bound_of in ("series", "batch"):
+        module = LatentODEModule(latent_ode().network, noise_std=0.5, bound_of=bound_of)
+        forecast = module.forecast(batch, torch.Generator().manual_seed(0))
+        bounds[bound_of], terms = module.likelihood(forecast)
+    log_p = module.log_likelihood(forecast)
+    kl = terms["kl_weight"] * terms["kl"]
+    torch.testing.assert_close(bounds["series"], (log_p - kl).exp().mean(0).log())
+    expected = log_p.mean(1).exp().mean().log() - kl.mean()
+    torch.testing.assert_close(bounds["batch"], expected[None])
+    assert bounds["batch"] < bounds["series"].mean()  # a mean within the logarithm is convex
+    with pytest.raises(ValueError, match="bound_of"):
+        LatentODEModule(latent_ode().network, bound_of="draw")
+
+
 def test_the_global_random_stream_is_not_touched(tmp_path):
     module = latent_ode()
     torch.manual_seed(3)

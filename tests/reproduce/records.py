@@ -59,6 +59,7 @@ def experiment(metrics=(ACCURACY,), **changes):
         "title": "Table 9: an example",
         "comparisons": (Comparison("MNIST", BASELINE, (STEER,)),),
         "metrics": metrics,
+        "scale": "short",
         "cut": "One epoch of ten.",
         "seeds": 2,
         "draw": lambda experiment, results: Figure(),

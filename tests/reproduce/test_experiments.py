@@ -48,6 +48,8 @@ def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(exper
             assert variant.weights == baseline.weights
             if labelled := re.search(r"b = ([\d.]+)", variant.label):
                 assert settings["b"] == float(labelled[1])
+            elif labelled := re.search(r"b from ([\d.]+) to 0", variant.label):
+                assert settings == {"b.start": float(labelled[1]), "b.end": 0, "b.length": 7000}
             else:
                 assert settings["b"] == "auto"
                 (part_moved,) = re.findall(r"(\w+) alone", variant.label) or [""]
@@ -59,8 +61,27 @@ def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(exper
 def test_the_papers_scale_cuts_nothing(make):
     cuts = ("limit_", "hidden", "filters", "image_size", "n_train", "batch_size", "n_traj")
     for variant in make("paper").variants:
-        assert not [a for a in variant.overrides if any(word in a for word in cuts)]
+        given = [a for a in variant.overrides if any(word in a for word in cuts)]
+        if variant.config.startswith("cnf/toy"):  # each of 10,000 steps has 100 points of its own
+            assert given == ["--data.init_args.n_train=1000000", "--data.init_args.batch_size=100"]
+            assert "--trainer.max_epochs=1" in variant.overrides
+        else:
+            assert given == []
         assert "_small" not in variant.config
+
+
+def test_full_is_the_papers_scale_unless_it_says_what_differs():
+    full, paper = ({n: m(scale) for n, m in EXPERIMENTS.items()} for scale in ("full", "paper"))
+    differing = {"figure1", "figure2", "sweep_b_classifier", "table2", "table4", "table5"}
+    for name in EXPERIMENTS:
+        assert full[name].scale == ("full" if name in differing else "paper")
+        assert (full[name].cut == paper[name].cut) == (name not in differing)
+        assert (full[name].variants == paper[name].variants) == (name not in differing)
+    runs = [Run(full["figure1"].variants[0], 0, Settings(scale, Path("results"), Path("data")))
+            for scale in ("full", "paper")]  # fmt: skip
+    assert runs[0].folder == runs[1].folder
+    short = Run(full["figure1"].variants[0], 0, Settings("short", Path("results"), Path("data")))
+    assert short.folder != runs[0].folder
 
 
 def test_the_stiff_equation_has_the_papers_iterations():

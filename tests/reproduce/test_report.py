@@ -50,15 +50,17 @@ def cells(table, row):
 
 
 def test_a_whole_page():
-    page = write_page(experiment(), RESULTS, "short", "python -m reproduce table9")
+    page = write_page(experiment(), RESULTS, "python -m reproduce table9")
     assert page == PAGE
 
 
 def test_only_the_papers_scale_is_called_a_reproduction():
     for scale in ("smoke", "short"):
-        text = caption(experiment(), RESULTS, scale)
+        text = caption(experiment(scale=scale), RESULTS)
         assert text.startswith(f"**Scale `{scale}`, not a reproduction.** One epoch of ten.")
-    text = caption(experiment(notes=("A note.",)), RESULTS, "paper")
+    text = caption(experiment(scale="full"), RESULTS)
+    assert text.startswith("In full length, but **not the paper's setting.** One epoch of ten.")
+    text = caption(experiment(scale="paper", notes=("A note.",)), RESULTS)
     assert text.startswith("Reproduction at the paper's scale. One epoch of ten. Seeds 0, 1 ")
     assert text.endswith("\n\nA note.")
 
@@ -67,7 +69,7 @@ def test_one_seed_gives_no_verdict():
     results = {variant: records[:1] for variant, records in RESULTS.items()}
     row = cells(metric_table(experiment(), ACCURACY, results), -1)
     assert row == ["MNIST", "STEER", "0.60", "61.0", "1", "+11.0", "one seed: no verdict"]
-    assert "Seed 0 (" in caption(experiment(), results, "short")
+    assert "Seed 0 (" in caption(experiment(), results)
 
 
 def test_other_metrics_stand_alone():
@@ -94,11 +96,11 @@ def test_ratios_of_what_spans_decades():
 
 def test_a_target_that_is_not_reached():
     late = {**RESULTS, STEER: [record(0, 0.6, (0.1, 0.2)), record(1, 0.7, (0.1, 0.6))]}
-    table = write_page(experiment(), late, "short")
+    table = write_page(experiment(), late)
     row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
     assert row.endswith("| 300 | 20 not reached (1 of 2) |  | not reached by all: no verdict |")
     never = {**RESULTS, STEER: [record(s, 0.6, (0.1, 0.2)) for s in (0, 1)]}
-    table = write_page(experiment(), never, "short")
+    table = write_page(experiment(), never)
     row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
     assert row.endswith("|  | not reached (2 of 2) |  | not reached |")
 
@@ -108,7 +110,7 @@ def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
         variant: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]
         for variant, records in RESULTS.items()
     }
-    table = write_page(experiment(), on_gpu, "short")
+    table = write_page(experiment(), on_gpu)
     assert "| MNIST | without | 200 | 100 | 40 |" in table
     assert "on A GPU," in table
 
@@ -116,11 +118,11 @@ def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
 @pytest.mark.parametrize("status", ["failed", "not run"])
 def test_what_did_not_run_is_named(status):
     gone = [record(s, 0.0, status=status, message="No\nfile | here") for s in (0, 1)]
-    table = write_page(experiment(), {**RESULTS, STEER: gone}, "short")
+    table = write_page(experiment(), {**RESULTS, STEER: gone})
     assert f"| MNIST | STEER | 0.60 | {status} | 0 |  |  |" in table
     assert f"- {status}: No file / here -- MNIST, STEER (seed 0) and 1 more" in table
 
 
 def test_nothing_has_run():
     gone = {variant: [record(0, 0.0, status="pending")] for variant in (BASELINE, STEER)}
-    assert write_page(experiment(), gone, "short").endswith("Nothing has run.\n")
+    assert write_page(experiment(), gone).endswith("Nothing has run.\n")
