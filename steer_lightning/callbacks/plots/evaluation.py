@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.nn import CNF
+from steer_lightning.utils.representation import Shown
 
 
 def plots_folder(trainer: Trainer) -> Path:
@@ -40,7 +41,7 @@ def array(x: Tensor) -> Array:
     return np.asarray(x.detach().cpu().double())
 
 
-class EvaluationPlot(Callback):
+class EvaluationPlot(Shown, Callback):
     """Base of plots drawn from the batches of validation and test.
 
     Each plot replaces the file of the one before; TensorBoard keeps them all.
