@@ -1,6 +1,7 @@
 """STEER as a Lightning callback."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -89,6 +90,15 @@ class SteerCallback(CountedDraws):
         self._steering: Steering | None = None
         self._verified = False
         self._spans: dict[str, Span | None] = {}
+
+    b = property(attrgetter("settings.b"))
+    vector_fields = property(attrgetter("settings.vector_fields"))
+    t0 = property(attrgetter("settings.t0"))
+    t1 = property(attrgetter("settings.t1"))
+    epsilon = property(attrgetter("settings.epsilon"))
+    distribution = property(attrgetter("settings.distribution"))
+    scope = property(attrgetter("settings.scope"))
+    horizons = property(attrgetter("settings.horizons"))
 
     @property
     def state_key(self) -> str:

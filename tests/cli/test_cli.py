@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import cli
 from steer_lightning.callbacks import (
@@ -87,8 +85,7 @@ def test_options_and_config_files_of_steer_add_up():
     scope = ["--config", write({"steer": {"scope": "rank"}}, "scope.yaml")]
     main = build(*scope, "--steer.horizons=[flow]", "--steer.b=auto", "--data.name=moons")
     (steer,) = steer_callbacks(main)
-    settings = steer.settings
-    assert (settings.b, settings.scope, settings.horizons) == ("auto", "rank", ("flow",))
+    assert (steer.b, steer.scope, steer.horizons) == ("auto", "rank", ("flow",))
     assert main.config.data.init_args.name == "moons"
     assert main.trainer.logger.name == "run_steer"
     names = main.config.as_dict()["trainer"]["logger"]
@@ -182,7 +179,7 @@ def test_fit_then_test(folder, caplog):
     config = write(toy_config())
     fit = cli.main(["fit", "--config", config, "--steer.b=0.25", *QUIET])
     assert "flow.horizon  [0, 1]  0.25  uniform       batch" in caplog.text
-    assert [c.settings.b for c in steer_callbacks(fit)] == [0.25]
+    assert [c.b for c in steer_callbacks(fit)] == [0.25]
     run = folder / "logs" / "run_steer" / "version_0"
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert len(names) == 2
@@ -190,14 +187,11 @@ def test_fit_then_test(folder, caplog):
     keys = {"train/nll", "val/nll", "train/nfe_forward", "val/nfe_forward"}
     assert keys | {"steer/flow.horizon/end_time"} <= set(fit.trainer.callback_metrics)
 
-    # STEER's settings are hyperparameters, and the model is still built from its own.
+    # STEER's settings are kept, and the model is still built from its own.
     last = run / "checkpoints" / "last.ckpt"
-    saved = torch.load(last, weights_only=True)["datamodule_hyper_parameters"]["steer"]
+    saved = torch.load(last, weights_only=True)["callbacks"]["HyperparameterLog"]["steer"]
     assert (saved["b"], saved["scope"]) == (0.25, "batch")
     assert isinstance(CNFModule.load_from_checkpoint(last, weights_only=True), CNFModule)
-    events = EventAccumulator(str(run)).Reload().summary_metadata["_hparams_/session_start_info"]
-    table = HParamsPluginData.FromString(events.plugin_data.content).session_start_info.hparams
-    assert table["steer/b"].number_value == 0.25
     assert yaml.safe_load((run / "config.yaml").read_text())["steer"]["init_args"]["b"] == 0.25
 
     tested = cli.main(["test", "--config", config, "--ckpt_path", str(last), *QUIET])
@@ -263,12 +257,12 @@ def test_penalties_by_name_with_schedules(folder):
     assert logged["penalty/local_error_weight"] == 2.0
     assert logged["penalty/kinetic_energy"] > 0.0
     assert 0.0 < logged["penalty/kinetic_energy_weight"] < 1.0
-    assert [c.settings.b for c in steer_callbacks(fit)] == [Schedule(0.5, 0.0, 2)]
+    assert [c.b for c in steer_callbacks(fit)] == [Schedule(0.5, 0.0, 2)]
     last = folder / "logs" / "run_steer" / "version_0" / "checkpoints" / "last.ckpt"
-    saved = torch.load(last, weights_only=True)["datamodule_hyper_parameters"]["penalties"]
-    assert saved["local_error"]["weight"] == 2.0
-    assert saved["acceleration"] == {"weight": 0.5}
-    assert acceleration.weight == Schedule.constant(0.5)
+    saved = torch.load(last, weights_only=True)["callbacks"]["HyperparameterLog"]
+    assert (saved["steer"]["b"], saved["steer"]["b_end"]) == (0.5, 0.0)
+    assert (saved["penalties"]["local_error"], saved["penalties"]["kinetic_energy"]) == (2.0, 1.0)
+    assert saved["penalties"]["acceleration"] == 0.5 == acceleration.weight.start
 
 
 def penalties_of(main):
