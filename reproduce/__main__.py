@@ -6,16 +6,20 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from reproduce.catalogue import GROUPS
 from reproduce.experiments import EXPERIMENTS, SCALES, Experiment
+from reproduce.pool import execute_all
 from reproduce.records import Results, read_records, write_records
 from reproduce.regularizers import TASKS
 from reproduce.report import write_page
-from reproduce.runs import ABSENT, Run, Settings, execute_all, prepare
+from reproduce.runs import ABSENT, Run, Settings, prepare
+
+LEFT = 75  # exit code where the time was up: "try again", as sysexits.h has it
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,8 +36,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="how much is cut; only `paper` is a reproduction (default: short)")  # fmt: skip
     add("--task", nargs="+", choices=TASKS, help="tasks of `regularizers` (default: all)")
     add("--seeds", type=int, help="seeds 0 to N - 1; each experiment has a default")
-    add("--jobs", type=int, default=1, help="runs at a time, each in a process of its own "
-        "(default: 1); 0: one after the other in this process")  # fmt: skip
+    add("--jobs", type=int, help="runs at a time, each in a process of its own (default: 1; on "
+        "Slurm as many as it lets); 0: one after the other in this process")  # fmt: skip
+    add("--minutes", type=float, help="stop after so many, on Slurm each job; the same command "
+        f"goes on. Exit code {LEFT} if runs are left")  # fmt: skip
+    add("--launcher", choices=("local", "slurm"), default="local",
+        help="run here, or as a job array of Slurm, one job a run (default: local)")  # fmt: skip
+    add("--slurm", action="append", default=[], metavar="NAME=VALUE", help="resources of a job, "
+        "as submitit's SlurmExecutor names them: partition, time (in minutes), mem, "
+        "cpus_per_task, gpus_per_node, account, qos, ... ")  # fmt: skip
     add("--output", type=Path, default=Path("results"),
         help="folder of results (default: results)")  # fmt: skip
     add("--data_dir", type=Path, default=Path(os.environ.get("STEER_DATA_DIR", "data")),
@@ -47,10 +58,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     if not found.names and not found.list:
         parser.error("name an experiment, or `all`, or ask for --list")
-    for name, least in (("seeds", 1), ("jobs", 0)):
+    on_slurm = found.launcher == "slurm"
+    for name, least in (("seeds", 1), ("jobs", 1 if on_slurm else 0)):
         value = getattr(found, name)
         if value is not None and value < least:
             parser.error(f"expected --{name} of at least {least}, but got {value}")
+    if found.minutes is not None and not found.minutes > 0.0:
+        parser.error(f"expected --minutes above 0, but got {found.minutes:g}")
+    if wrong := [given for given in found.slurm if not given.partition("=")[2]]:
+        parser.error(f"expected --slurm NAME=VALUE, but got {wrong[0]!r}")
+    if found.slurm and not on_slurm:
+        parser.error("expected --launcher slurm beside --slurm")
+    if on_slurm and find_spec("submitit") is None:
+        parser.error("expected submitit for --launcher slurm: pip install -e '.[tasks,cluster]'")
     known = {**GROUPS, **{name: (name,) for name in sorted(EXPERIMENTS)}}
     for word in found.names:
         if word not in known:
@@ -71,14 +91,19 @@ class Command:
 
     def __init__(self, found: argparse.Namespace, line: str) -> None:
         self.settings = Settings(found.scale, found.output, found.data_dir, tuple(found.override))
-        self.jobs: int = found.jobs
+        self.found = found
+        self.started = time.monotonic()
         self.line = line
         self.experiments = [EXPERIMENTS[name](found.scale) for name in found.names]
         self.seeds = {e.name: range(found.seeds or e.seeds) for e in self.experiments}
         self._absent: dict[str, str] = {}
 
-    def train(self) -> None:
-        """Execute what is not finished; write each experiment when its last run ends."""
+    def train(self) -> int:
+        """Execute what is not finished; write each experiment when its last run ends.
+
+        Returns:
+            How many runs are left because the time was up.
+        """
         # Seed by seed, so that a command that is stopped leaves whole pairs.
         left = {
             experiment.name: {
@@ -91,7 +116,7 @@ class Command:
             for experiment in self.experiments
         }
         pending = {folder: run for runs in left.values() for folder, run in runs.items()}
-        started, total, n_done = time.monotonic(), len(pending), 0
+        total, n_done = len(pending), 0
         for experiment in self.experiments:
             if not left[experiment.name]:
                 self.write(experiment)
@@ -101,17 +126,37 @@ class Command:
             n_done += 1
             record = run.record()
             print(
-                f"[{n_done}/{total}, {(time.monotonic() - started) / 60:.1f} min] "
+                f"[{n_done}/{total}, {(time.monotonic() - self.started) / 60:.1f} min] "
                 f"{run.variant.config}, {run.variant.label}, seed {run.seed}: "
                 f"{record.status} {record.message[:200]}",
                 flush=True,
             )
             for experiment in self.experiments:
                 runs = left[experiment.name]
-                if runs.pop(run.folder, None) and not runs:
+                if record.status == "pending" or run.folder not in runs:
+                    continue
+                del runs[run.folder]
+                if not runs:
                     self.write(experiment)
 
-        execute_all(list(pending.values()), self.jobs, done)
+        self._execute(list(pending.values()), done)
+        for experiment in self.experiments:
+            if left[experiment.name]:
+                self.write(experiment)
+        return len({folder for runs in left.values() for folder in runs})
+
+    def _execute(self, runs: Sequence[Run], done: Callable[[Run], None]) -> None:
+        minutes, jobs = self.found.minutes, self.found.jobs
+        if self.found.launcher == "slurm":
+            from reproduce.slurm import execute_on_slurm  # late: it needs an extra
+
+            resources = dict(given.split("=", 1) for given in self.found.slurm)
+            numbers = {k: int(v) if v.isdigit() else v for k, v in resources.items()}
+            folder = self.settings.output / "slurm"
+            execute_on_slurm(runs, jobs, done, folder, numbers, minutes)
+        else:
+            deadline = None if minutes is None else self.started + 60.0 * minutes
+            execute_all(runs, 1 if jobs is None else jobs, done, deadline)
 
     def write(self, experiment: Experiment, results: Results | None = None) -> None:
         """Write table, figure and records; of the runs' folders if no results are given."""
@@ -159,8 +204,8 @@ class Command:
         return not message
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, or the arguments given."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, or the arguments given; the exit code."""
     found = parse(arguments)
     if found.list:
         for name, make in EXPERIMENTS.items():
@@ -168,22 +213,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             n = len(experiment.variants)
             print(f"{name:<32}{experiment.title} ({n} variants, {experiment.seeds} seeds)")
         print("\n".join(f"{name:<32}{' '.join(members)}" for name, members in GROUPS.items()))
-        return
+        return 0
     given = sys.argv[1:] if arguments is None else arguments
     command = Command(found, shlex.join(["python", "-m", "reproduce", *given]))
     if not (found.records or found.tables_only):
-        command.train()
-        return
+        if n_left := command.train():
+            print(f"The time is up: {n_left} runs are left. The same command goes on.")
+        return LEFT if n_left else 0
     for experiment in command.experiments:
         saved = read_records(found.records, experiment) if found.records else None
         command.write(experiment, saved)
+    return 0
 
 
 if __name__ == "__main__":
     # So that a command that is told to end ends its runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main()
+        sys.exit(main())
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last epoch of each run.")
+        print(
+            "Stopped. The same command goes on from the last check of each run; jobs of Slurm "
+            "go on by themselves, unless `scancel --name=reproduce --me` ends them."
+        )
         sys.exit(130)

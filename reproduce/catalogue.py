@@ -112,7 +112,8 @@ def _sweep(scale: Scale, what: str, config: str, overrides: Iterable[str]) -> It
     yield compare(what, config, (*overrides,), others, baseline="b = 0")
 
 
-_NFE = Metric("test/nfe_forward", "NFE of a test batch", "lower", digits=1)
+_NLL = Metric("test/nll", "test negative log-likelihood, nats", "lower", matters=0.02)
+_NFE = Metric("test/nfe_forward", "NFE of a test batch", "lower", digits=1, matters=2.0)
 
 
 _DECAYING = '"From b to 0": b falls linearly over the first 7,000 of 10,000 steps.'
@@ -121,9 +122,10 @@ _DECAYING = '"From b to 0": b falls linearly over the first 7,000 of 10,000 step
 @experiment(
     "Figure 1: flow fields in two dimensions",
     (
-        Metric("test/nll", "test negative log-likelihood, nats", "lower"),
-        Metric("sweep/nll@0.5", "the same at T = t1 - b = 0.5", "lower"),
-        Metric("sweep/nll@1.5", "the same at T = t1 + b = 1.5", "lower"),
+        _NLL,
+        Metric("sweep/nll@0.5", "the same at T = t1 - b = 0.5", "lower", matters=0.02),
+        Metric("sweep/nll@1.5", "the same at T = t1 + b = 1.5", "lower", matters=0.02),
+        Metric("sweep/nll@max", "the worst of eleven T in between", "lower", matters=0.02),
     ),
     (
         "Seven densities, 10,000 steps of 100 fresh points, Adam at 1e-3 with weight decay 1e-5; "
@@ -145,11 +147,12 @@ def figure1(scale: Scale) -> Iterator[Comparison]:
 @experiment(
     "Figure 3: five Gaussians in one dimension, density and particle paths",
     (
-        Metric("test/nll", "cross-entropy against the true density, nats", "lower"),
+        Metric("test/nll", "cross-entropy against the true density, nats", "lower", matters=0.01),
         *(
-            Metric(f"sweep/nll@{t:g}", f"the same at T = {t:g}", "lower")
+            Metric(f"sweep/nll@{t:g}", f"the same at T = {t:g}", "lower", matters=0.01)
             for t in (0.625, 0.775, 1.225, 1.375)
         ),
+        Metric("sweep/nll@max", "the worst of T from 0.625 to 1.375", "lower", matters=0.01),
     ),
     (
         "10,000 steps of 100 fresh points; t1 = 1, which the paper does not state.",
@@ -167,7 +170,7 @@ def figure3(scale: Scale) -> Iterator[Comparison]:
 
 @experiment(
     "Metric and evaluations against b: the flow on eight Gaussians",
-    (Metric("test/nll", "test negative log-likelihood, nats", "lower"), _NFE),
+    (_NLL, Metric("sweep/nll@max", "the worst of T in [0.5, 1.5]", "lower", matters=0.02), _NFE),
     ("The settings of `figure1` at this scale.",) * 2,
     (3, 2),
     draw_against_b,
@@ -179,7 +182,10 @@ def sweep_b_flow(scale: Scale) -> Iterator[Comparison]:
     return _sweep(scale, "the flow on eight Gaussians", "cnf/toy2d", overrides)
 
 
-_ACCURACY = Metric("test/accuracy", "test accuracy, %", "higher", 100.0, 2)
+_ACCURACY = Metric("test/accuracy", "test accuracy, %", "higher", 100.0, 2, matters=0.2)
+_WORST = Metric(
+    "sweep/accuracy@min", "the worst of T in [0.01, 1.99], %", "higher", 100.0, 2, matters=0.2
+)
 _CLASSIFIER_CUTS = (
     "The configs as they are: 20 epochs, 92, 125 or 64 filters; MNIST's 60,000 images are 55,000 "
     "to train on and 5,000 to validate.",
@@ -192,7 +198,7 @@ _CLASSIFIER_CUTS = (
 
 @experiment(
     "Table 5: image classifiers, NODE and ANODE",
-    (_ACCURACY, Metric("test/loss", "test cross-entropy, nats", "lower")),
+    (_ACCURACY, Metric("test/loss", "test cross-entropy, nats", "lower", matters=0.005), _WORST),
     _CLASSIFIER_CUTS,
     (5, 3),
     draw_curves,
@@ -217,11 +223,19 @@ def table5(scale: Scale) -> Iterator[Comparison]:
     "Figure 2: is the answer there by t1 - b? MNIST classifiers at other end times",
     (
         *(
-            Metric(f"sweep/accuracy@{t:g}", f"accuracy at T = {t:.2g}, %", "higher", 100.0, 2)
+            Metric(
+                f"sweep/accuracy@{t:g}",
+                f"accuracy at T = {t:.2g}, %",
+                "higher",
+                100.0,
+                2,
+                matters=0.2,
+            )
             for t in (0.01, 0.604, 1.0, 1.99)
         ),
-        Metric("sweep/nfe_forward@0.01", "NFE at T = 0.01", "lower", digits=1),
-        Metric("sweep/nfe_forward@1", "NFE at T = 1", "lower", digits=1),
+        _WORST,
+        Metric("sweep/nfe_forward@0.01", "NFE at T = 0.01", "lower", digits=1, matters=2.0),
+        Metric("sweep/nfe_forward@1", "NFE at T = 1", "lower", digits=1, matters=2.0),
     ),
     _CLASSIFIER_CUTS,
     (5, 3),
@@ -241,7 +255,7 @@ def figure2(scale: Scale) -> Iterator[Comparison]:
 
 @experiment(
     "Metric and evaluations against b: the NODE on MNIST",
-    (_ACCURACY, _NFE),
+    (_ACCURACY, _WORST, _NFE),
     ("The settings of `table5` at this scale.",) * 2 + _CLASSIFIER_CUTS[2:],
     (3, 2),
     draw_against_b,
@@ -255,9 +269,11 @@ def sweep_b_classifier(scale: Scale) -> Iterator[Comparison]:
 # The stiff ODE.
 
 _STIFF_METRICS = (
-    Metric("val/mse_min", "minimum MSE over the checks", "lower", ratio=True),
-    Metric("val/mse_median", "median MSE of the last 25 checks", "lower", ratio=True),
-    Metric("test/mse", "final MSE", "lower", ratio=True),
+    Metric("val/mse_min", "minimum MSE over the checks", "lower", ratio=True, matters=1.25),
+    Metric(
+        "val/mse_median", "median MSE of the last 25 checks", "lower", ratio=True, matters=1.25
+    ),
+    Metric("test/mse", "final MSE", "lower", ratio=True, matters=1.25),
 )
 _STIFF_CUTS = (
     "The configs as they are: 3,000 iterations, two hidden layers of 500.",
@@ -378,7 +394,7 @@ def _series(
 
 @experiment(
     "Figure 6: sine waves of random frequency plus t, half of the points observed",
-    (Metric("test/mse", "test MSE", "lower", digits=4),),
+    (Metric("test/mse", "test MSE", "lower", digits=4, matters=0.001),),
     ("The config as it is: 500 epochs.", "60 of 500 epochs."),
     (3, 2),
     draw_series,
@@ -396,8 +412,8 @@ def figure6(scale: Scale) -> Iterator[Comparison]:
 @experiment(
     "Table 2: Human Activity, accuracy at each time",
     (
-        Metric("test/accuracy", "test accuracy", "higher"),
-        Metric("val/accuracy", "last validation accuracy", "higher"),
+        Metric("test/accuracy", "test accuracy", "higher", matters=0.01),
+        Metric("val/accuracy", "last validation accuracy", "higher", matters=0.01),
     ),
     (
         "The configs as they are: the whole file, 200 epochs.",
@@ -432,8 +448,8 @@ def table2(scale: Scale) -> Iterator[Comparison]:
 @experiment(
     "Table 3: PhysioNet 2012, area under the curve of in-hospital mortality",
     (
-        Metric("test/auc", "test AUC", "higher"),
-        Metric("test/mse", "test MSE x 1e-3", "lower", 1e3, 2),
+        Metric("test/auc", "test AUC", "higher", matters=0.01),
+        Metric("test/mse", "test MSE x 1e-3", "lower", 1e3, 2, matters=0.05),
     ),
     (
         "The configs as they are: 100 epochs; of 4,000 records 2,880 to train on and 320 to "
@@ -460,9 +476,9 @@ def table3(scale: Scale) -> Iterator[Comparison]:
 @experiment(
     "Table 3 as run: PhysioNet 2012, with what the public code does",
     (
-        Metric("test/auc", "test AUC, best check", "higher"),
-        Metric("val/auc", "test AUC after the last epoch", "higher"),
-        Metric("test/mse", "test MSE x 1e-3", "lower", 1e3, 2),
+        Metric("test/auc", "test AUC, best check", "higher", matters=0.01),
+        Metric("val/auc", "test AUC after the last epoch", "higher", matters=0.01),
+        Metric("test/mse", "test MSE x 1e-3", "lower", 1e3, 2, matters=0.05),
     ),
     ("100 epochs, 3,200 records to train on.", "6 of 100 epochs, 3,200 records to train on."),
     (2, 2),
@@ -492,7 +508,7 @@ def table3_as_run(scale: Scale) -> Iterator[Comparison]:
 
 @experiment(
     "Table 4: MuJoCo Hopper, interpolation and extrapolation",
-    (Metric("test/mse", "test MSE x 1e-2", "lower", 1e2, 2),),
+    (Metric("test/mse", "test MSE x 1e-2", "lower", 1e2, 2, matters=0.02),),
     (
         "The configs as they are: 300 epochs; of 10,000 trajectories 7,200 to train on and 800 to "
         "validate, where the public code trains on 8,000 and validates on the test set. To "
@@ -559,8 +575,8 @@ def table4(scale: Scale) -> Iterator[Comparison]:
 @experiment(
     "Table 1: image flows, FFJORD and RNODE",
     (
-        Metric("test/bits_per_dim", "test bits per dimension", "lower"),
-        Metric("test/bits_per_dim_center", "the same at bin centres", "lower"),
+        Metric("test/bits_per_dim", "test bits per dimension", "lower", matters=0.002),
+        Metric("test/bits_per_dim_center", "the same at bin centres", "lower", matters=0.002),
     ),
     (
         "The configs as they are: 100 epochs.",

@@ -75,6 +75,7 @@ class Metric:
     factor: float = 1.0  # what it is multiplied by to be shown
     digits: int = 3  # after the point
     ratio: bool = False  # compare logarithms: means are geometric, differences are ratios
+    matters: float = 0.0  # the smallest difference, or factor, that would, as shown
 
 
 @dataclass(frozen=True)

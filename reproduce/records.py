@@ -13,7 +13,7 @@ from reproduce.experiments import Experiment, Variant
 from steer_lightning.callbacks.training_clock import Check
 from steer_lightning.utils.io import replacing
 
-MOST_CHECKS = 100
+MOST_CHECKS = 500  # the most that an experiment has: one an epoch, or every twentieth step
 _CLOCKED = ("step", "epoch", "seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
 
 
@@ -45,6 +45,8 @@ class Record:
         ``train/nfe`` (forward and backward) are those of the whole training.
         """
         if key in ("train/seconds", "train/nfe"):
+            if not self.checks:
+                return None
             last = self.checks[-1]
             nfe = last.nfe_forward + last.nfe_backward
             return nfe if key == "train/nfe" else float(getattr(last, self.clock))
@@ -66,7 +68,7 @@ def finished(records: Iterable[Record]) -> list[Record]:
 
 
 def write_records(path: Path, experiment: Experiment, results: Results) -> None:
-    """Write a line for each run, with rounded numbers and at most 100 checks of the monitor."""
+    """Write a line for each run, with rounded numbers and at most 500 checks of the monitor."""
     lines, machine = [], None
     for part, variant in experiment.pairs:
         for record in results[variant]:

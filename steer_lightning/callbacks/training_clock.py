@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from steer_lightning.solvers import SolveStats
@@ -30,7 +31,8 @@ class TrainingClock(Shown, Callback):
 
     ``train/seconds`` is wall-clock time, ``train/cpu_seconds`` the processor time of all threads
     of this process: on a CPU that other work shares, the fairer of the two. Both leave out
-    validation, checkpoints and plots, and continue after a resume. ``checks`` holds a
+    validation, checkpoints and plots, and continue after a resume. On another device a batch
+    begins and ends when the device is done with all that it was given before. ``checks`` holds a
     :class:`Check` for each validation of ``fit``, with the evaluations of the blocks of this
     library until then, whose counts begin at zero in each training batch.
 
@@ -53,9 +55,11 @@ class TrainingClock(Shown, Callback):
     ) -> None:
         for stats in self._stats:
             stats.reset()
+        _wait_for(pl_module.device)
         self._started = (time.perf_counter(), time.process_time())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        _wait_for(pl_module.device)
         self.totals["seconds"] += time.perf_counter() - self._started[0]
         self.totals["cpu_seconds"] += time.process_time() - self._started[1]
         for name in ("nfe_forward", "nfe_backward"):
@@ -77,3 +81,9 @@ class TrainingClock(Shown, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.totals = dict(state_dict["totals"])
         self.checks = [Check(**check) for check in state_dict["checks"]]
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done its work: kernels are queued, and a clock would read too early."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -134,7 +134,7 @@ def test_cells():
 def page_and_figure(results):
     tables = EXPERIMENTS["regularizers_toy2d"]("short").tables
     made = experiment((ACCURACY, NFE), comparisons=(PART,), tables=tables)
-    return write_page(made, results, "short"), draw_pareto(made, results)
+    return write_page(made, results), draw_pareto(made, results)
 
 
 def test_page_and_figure_say_the_same():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import yaml
 
 from reproduce.catalogue import figure3, figure4
 from reproduce.experiments import Variant
-from reproduce.runs import CONFIGS, Run, Settings, execute, execute_all, prepare
+from reproduce.pool import execute_all
+from reproduce.runs import CONFIGS, Run, Settings, execute, prepare
 from steer_lightning.callbacks import TrainingClock
 
 ROOT = CONFIGS.parent
@@ -120,6 +122,35 @@ def test_an_interruption_is_no_failure(tmp_path, monkeypatch):
         with pytest.raises(SystemExit):  # what Lightning makes of it
             execute(run)
     assert run.record().status == "pending"
+
+
+ALARM = "--trainer.callbacks+=tests.reproduce.records.Alarm"
+
+
+def test_a_run_whose_time_is_up_goes_on_as_if_it_had_not_been(unbroken, tmp_path):
+    handler = signal.getsignal(signal.SIGALRM)
+    run = make(TINY.others[0], overrides=(ALARM,), output=tmp_path)
+    execute(run, 1000.0)
+    assert run.record().status == "pending"
+    assert not (run.folder / "failure.json").exists()
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    execute(run, 1000.0)
+    assert numbers(run) == numbers(unbroken)
+
+
+def test_the_clock_of_a_run_is_real(tmp_path):
+    run = make(TINY.others[0], overrides=("--trainer.max_epochs=1000000",), output=tmp_path)
+    execute(run, 1.5)
+    assert run.record().status == "pending"
+
+
+def test_nothing_begins_when_the_time_is_up(tmp_path):
+    seen = []
+    for jobs in (0, 1):
+        execute_all([make(output=tmp_path)], jobs, seen.append, time.monotonic())
+    assert seen == []
+    assert not make(output=tmp_path).folder.exists()
 
 
 CODE = """
@@ -233,10 +264,13 @@ def test_one_crashing_process_ends_no_other(tmp_path, monkeypatch):
         make(overrides=(crash,), output=tmp_path),
         make(TINY.others[0], output=tmp_path),
         make(output=tmp_path),
+        make(overrides=(ALARM,), output=tmp_path),
     ]
     seen = {}
-    execute_all(runs, 2, lambda run: seen.update({run.folder: run.record()}))
-    crashed, *others = (seen[run.folder] for run in runs)
+    later = time.monotonic() + 1000.0
+    execute_all(runs, 2, lambda run: seen.update({run.folder: run.record()}), later)
+    crashed, *others, stopped = (seen[run.folder] for run in runs)
+    assert stopped.status == "pending"
     assert crashed.status == "failed"
     assert "ended with exit code 3 and no result" in crashed.message
     assert [record.status for record in others] == ["finished"] * 2
