@@ -6,6 +6,7 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -15,7 +16,9 @@ from reproduce.experiments import Experiment, Variant
 from reproduce.pareto import by_seed, front, mean_points, test_evaluations
 from reproduce.records import Record, Results, finished
 
-_MARKERS = "osD^v<>PXp*hd8H"  # told apart without colours
+# Ten colours that colour-blind readers tell apart, and markers that need none.
+_COLORS = color_sequences["petroff10"]
+_MARKERS = "osD^v<>PXp*hd8H"
 
 
 def draw_curves(experiment: Experiment, results: Results) -> Figure:
@@ -125,7 +128,7 @@ def draw_pareto(experiment: Experiment, results: Results) -> Figure:
     cost, metric = test_evaluations(experiment), experiment.metrics[0]
     families = list(dict.fromkeys(_family(variant) for variant in experiment.variants))
     looks: dict[str, dict[str, Any]] = {
-        family: {"color": f"C{i}", "marker": _MARKERS[i % len(_MARKERS)]}
+        family: {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
         for i, family in enumerate(families)
     }
     ring: dict[str, Any] = {

@@ -337,7 +337,7 @@ def regularizers_physionet(scale: Scale) -> Iterator[Comparison]:
     n_epochs = pick(scale, 100, 6, 1)
     others = {
         "STEER, b = auto": ("--steer.b=auto",),
-        "STEER, b decaying": decaying(64 * n_epochs, start=1e-3, end=1e-6, shape="exponential"),
+        "STEER, b decaying": decaying(58 * n_epochs, start=1e-3, end=1e-6, shape="exponential"),
         **rivals((1e-3, 1e-4), "--steer.b=auto", factor=100.0),
     }
     small = (

@@ -9,6 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from steer_lightning.solvers import SolveStats
 from steer_lightning.steering.targets import find_stats
+from steer_lightning.utils.representation import Shown
 
 TOTALS = ("seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
 
@@ -25,7 +26,7 @@ class Check(NamedTuple):
     metrics: Mapping[str, float]
 
 
-class TrainingClock(Callback):
+class TrainingClock(Shown, Callback):
     """Log the time spent in training batches so far, and keep it beside each validation.
 
     ``train/seconds`` is wall-clock time, ``train/cpu_seconds`` the processor time of all threads

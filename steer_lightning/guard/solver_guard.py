@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,11 +21,12 @@ from steer_lightning.guard.training import GuardedTraining
 from steer_lightning.solvers import RepeatedFailureError, SolverError
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.representation import Shown
 
 STAGES: Final = {"train": "training", "validate": "validation", "sanity_check": "validation"}
 
 
-class SolverGuard(Callback):
+class SolverGuard(Shown, Callback):
     r"""Say where a solve failed, and drop its batch if asked.
 
     Every :class:`~steer_lightning.solvers.SolverError` gets the path of its block, stage, epoch,
@@ -93,6 +95,10 @@ class SolverGuard(Callback):
         self._failures: list[str] = []  # in a row
         self._warned = False
         self._folder: Path | None = None
+
+    min_dt = property(attrgetter("_steps.min_dt"))
+    max_rejected = property(attrgetter("_steps.max_rejected"))
+    random_fields = property(attrgetter("_fields.reaction"))
 
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.probes import Probed, Probing
+from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
 from steer_lightning.penalties.trajectory_polynomial import TrajectoryPolynomial
@@ -67,6 +68,14 @@ class Penalizing:
 
     def _check_blocks(self) -> None:
         if not self._blocks:
+            for path, module in self.model.named_modules():
+                if isinstance(module, ODERNN):
+                    raise ValueError(
+                        f"Expected a solve that can be read at random times, but {path!r}, the "
+                        f"ODE-RNN of {type(self.model).__name__}, unrolls by Euler steps and "
+                        f"jumps at observations. KineticEnergy, JacobianNorm and Acceleration "
+                        f"can look at its field: vector_fields=['{path}.vector_field']."
+                    )
             raise ValueError(
                 f"Expected a model with blocks of steer_lightning.nn, but "
                 f"{type(self.model).__name__} has none. Name the modules that it passes to "

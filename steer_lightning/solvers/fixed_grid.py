@@ -66,9 +66,6 @@ class FixedGridSolver(Solver):
         self.cuda_graphs = cuda_graphs
         self.checkpoint = checkpoint
 
-    def __repr__(self) -> str:
-        return f"FixedGridSolver(method={self.method!r}, n_steps={self.n_steps})"
-
     def solve(
         self,
         vector_field: VectorField,

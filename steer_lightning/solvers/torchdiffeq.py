@@ -92,12 +92,6 @@ class TorchdiffeqSolver(Solver):
         self.options = dict(options or {})
         self._check_tf32 = TF32Check()
 
-    def __repr__(self) -> str:
-        return (
-            f"TorchdiffeqSolver(method={self.method!r}, rtol={self.rtol:g}, atol={self.atol:g}, "
-            f"gradient={self.gradient!r})"
-        )
-
     def solve(
         self,
         vector_field: VectorField,

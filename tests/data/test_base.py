@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -15,6 +15,7 @@ from datamodules.base import (
     TensorData,
     TensorDataModule,
 )
+from tests.helpers.models import tiny_trainer
 
 FIRST = {"train": 0, "val": 100, "test": 200}
 
@@ -196,21 +197,9 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def trainer(tmp_path, **kwargs) -> Trainer:
-    return Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **kwargs,
-    )
-
-
-def test_trainer_runs_every_stage_and_reshuffles_each_epoch(tmp_path):
+def test_trainer_runs_every_stage_and_reshuffles_each_epoch():
     model, data = Recorder(), Numbers(batch_size=4)
-    runner = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0, enable_checkpointing=False)
+    runner = tiny_trainer(max_epochs=2, num_sanity_val_steps=0)
     runner.fit(model, datamodule=data)
     runner.test(model, datamodule=data, verbose=False)
     runner.predict(model, datamodule=data)
@@ -219,22 +208,6 @@ def test_trainer_runs_every_stage_and_reshuffles_each_epoch(tmp_path):
     assert first != second
     assert model.seen["val"] == [100.0 + i for i in range(10)] * 2
     assert model.seen["test"] == model.seen["predict"] == [200.0 + i for i in range(10)]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_continues_with_the_next_epochs_order(tmp_path, num_workers):
-    def numbers() -> Numbers:
-        return Numbers(batch_size=4, num_workers=num_workers)
-
-    whole = Recorder()
-    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, datamodule=numbers())
-
-    half, rest, path = Recorder(), Recorder(), tmp_path / "half.ckpt"
-    runner = trainer(tmp_path, max_epochs=1)
-    runner.fit(half, datamodule=numbers())
-    runner.save_checkpoint(path)
-    trainer(tmp_path, max_epochs=2).fit(rest, datamodule=numbers(), ckpt_path=path)
-    assert half.seen["train"] + rest.seen["train"] == whole.seen["train"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

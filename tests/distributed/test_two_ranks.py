@@ -142,6 +142,15 @@ def test_the_context_manager_agrees_on_a_seed(found):
     assert first["steer/block.horizon/end_time"] != 1.0
 
 
+def test_the_probe_times_are_the_same_on_all_ranks(found):
+    first, second = [f["probe_times"] for f in found]
+    assert first["seed"] == second["seed"] == 100
+    assert first["times"] == second["times"]
+    assert len(set(first["times"])) == 4
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(("case", "reductions"), [("alone", 2), ("guarded", 4)])
 def test_all_ranks_begin_with_the_shortest_step(case, reductions, found):
     first, second = [f["all_first_steps"][case] for f in found]
@@ -183,12 +192,12 @@ def test_files_are_written_once(found, folder):
 
 
 def test_a_resume_in_mid_epoch_continues_on_both_ranks(found):
-    """Weights, moments, end times, noise, evaluations and metrics."""
+    """Weights, moments, end times, probe times, noise, evaluations and metrics."""
     for f in found:
         (whole, logged, _), (resumed, rest, _) = f["resumed"]["whole"], f["resumed"]["resumed"]
         assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
         assert [entry for entry in logged if entry[1] > 2] == rest
-        assert rest
+        assert any("penalty/kinetic_energy" in metrics for _, _, metrics in rest)
 
 
 def test_torchrun_trains_and_lightning_itself_tests(found, printed, folder, monkeypatch):

@@ -1,11 +1,12 @@
 """The comparison of regularisers: what is trained, its columns, the front, the verdict."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import yaml
 
+import cli
 from reproduce.__main__ import parse
 from reproduce.catalogue import EXPERIMENTS, GROUPS
 from reproduce.experiments import Comparison, Metric, Variant
@@ -204,6 +205,10 @@ def test_what_is_trained(name, scale):
         assert {variant.weights for variant in part.variants} == {"last"}
         for variant in part.others:  # everything else is the same
             assert variant.overrides[: len(part.baseline.overrides)] == part.baseline.overrides
+
+
+def test_no_penalty_is_left_out():
+    assert {option for option, _ in PENALTIES.values()} == {f.name for f in fields(cli.Penalties)}
 
 
 @pytest.mark.parametrize("name", GROUPS["regularizers"])

@@ -25,9 +25,10 @@ from steer_lightning.solvers import (
 from steer_lightning.steering.contexts import end_time_offset_at
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.representation import Shown
 
 
-class EndTimeSweep(Callback):
+class EndTimeSweep(Shown, Callback):
     r"""A trained model's metrics against the end time it is *evaluated* at, t1 - b .. t1 + b.
 
     The module's ``evaluate(batch)`` gives its metrics as means over a batch. They are averaged

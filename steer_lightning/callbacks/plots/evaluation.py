@@ -1,4 +1,4 @@
-"""Plots in TensorBoard, and as PNG files beside the logs."""
+"""Plots in every logger that takes them, and as PNG and SVG files beside the logs."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.nn import CNF
+from steer_lightning.utils.representation import Shown
 
 
 def plots_folder(trainer: Trainer) -> Path:
@@ -22,14 +23,27 @@ def plots_folder(trainer: Trainer) -> Path:
 
 
 def save_plot(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path:
-    """Write a figure as a PNG file and to TensorBoard, under one name; returns the file."""
+    """Write a figure as PNG and SVG, and to the loggers, under one name; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=120)
+    figure.savefig(path.with_suffix(".svg"))
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, global_step=trainer.global_step)
+        log_figure(logger, figure, name, trainer.global_step)
     return path
+
+
+def log_figure(logger: Logger, figure: Figure, name: str, step: int) -> None:
+    """Give a figure to a logger that takes figures, as TensorBoard's, W&B's and MLflow's do."""
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(logger, "log_image"):
+        logger.log_image(name, [figure], step)
+    elif isinstance(logger, MLFlowLogger):
+        experiment.log_figure(logger.run_id, figure, f"plots/{name}/{step:08d}.png")
+    elif hasattr(experiment, "add_figure"):
+        experiment.add_figure(name, figure, global_step=step)
+    elif hasattr(experiment, "log_figure"):
+        experiment.log_figure(name, figure, step=step)
 
 
 Array = NDArray[np.float64]
@@ -40,7 +54,7 @@ def array(x: Tensor) -> Array:
     return np.asarray(x.detach().cpu().double())
 
 
-class EvaluationPlot(Callback):
+class EvaluationPlot(Shown, Callback):
     """Base of plots drawn from the batches of validation and test.
 
     Each plot replaces the file of the one before; TensorBoard keeps them all.

@@ -16,6 +16,7 @@ from torchvision.utils import save_image
 from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, array
 from steer_lightning.nn import Flow
+from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.seeding import stream
 
 
@@ -89,7 +90,7 @@ class SampleGrid(EvaluationPlot):
         return figure
 
 
-class SampleWriter(BasePredictionWriter):
+class SampleWriter(Shown, BasePredictionWriter):
     """Write the images that ``predict`` returns: a tensor and a grid for each batch.
 
     Files go to ``samples/`` beside the run's logs: ``<rank>_<batch>.pt`` holds the images,
