@@ -216,7 +216,8 @@ def time_training(run: Run, n_steps: int = 5) -> tuple[float, int]:
     total = per_epoch * trainer.max_epochs
     total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
     # Neither logs nor checkpoints, and as many batches of validation.
-    fit = _cli(["fit", *run.fit_arguments(), f"--trainer.fast_dev_run={n_steps}"])
+    quick = (f"--trainer.fast_dev_run={n_steps}", f"--trainer.default_root_dir={run.folder}")
+    fit = _cli(["fit", *run.fit_arguments(), *quick])
     (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
     return clock.totals["cpu_seconds"] / fit.trainer.global_step, total
 

@@ -207,6 +207,7 @@ def test_a_step_is_timed_and_the_steps_are_counted(tmp_path):
         seconds, total = time_training(run, 2)
         assert total == n_steps
         assert 0.0 < seconds < 60.0
+        assert not Path("plots").exists()
         assert run.record().status == "pending"
 
 
