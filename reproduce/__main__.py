@@ -15,6 +15,7 @@ from reproduce.experiments import EXPERIMENTS, SCALES, Experiment
 from reproduce.records import Results, read_records, write_records
 from reproduce.report import write_page
 from reproduce.runs import ABSENT, Run, Settings, execute_all, prepare
+from steer_lightning.callbacks.plots.style import save_figure
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -123,7 +124,7 @@ class Command:
         page = write_page(experiment, results, self.settings.scale, line)
         (folder / "table.md").write_text(f"{page}\n![{experiment.title}](figure.png)\n")
         write_records(folder / "records.jsonl", experiment, results)
-        experiment.draw(experiment, results).savefig(folder / "figure.png", dpi=120)
+        save_figure(experiment.draw(experiment, results), folder / "figure.png")
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
 
     def _without_folders(self, text: str) -> str:
