@@ -1,6 +1,7 @@
 """``python -m reproduce table5 --scale short --seeds 3``: train, compare, write a table."""
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -11,13 +12,16 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from reproduce.catalogue import GROUPS
 from reproduce.experiments import EXPERIMENTS, SCALES, Experiment
 from reproduce.pool import execute_all
+from reproduce.publish import publish, write_index
 from reproduce.records import Results, read_records, write_records
 from reproduce.regularizers import TASKS
 from reproduce.report import write_page
-from reproduce.runs import ABSENT, Run, Settings, prepare
+from reproduce.runs import ABSENT, Run, Settings, prepare, time_training
 from steer_lightning.callbacks.plots.style import save_figure
 
 LEFT = 75  # exit code where the time was up: "try again", as sysexits.h has it
@@ -53,7 +57,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "(default: $STEER_DATA_DIR, or data)")  # fmt: skip
     add("--override", action="append", default=[], metavar="ARGUMENT", help="an argument of "
         "cli.py for every run, such as --override=--trainer.accelerator=gpu")  # fmt: skip
+    add("--estimate", action="store_true", help="time a few steps of each baseline, and say how "
+        "long all runs would take a core")  # fmt: skip
     add("--tables_only", action="store_true", help="train nothing; write what is there")
+    add("--publish", type=Path, metavar="DIR", help="write what is finished as pages, pictures "
+        "and one file of records to this folder, with an index of what holds")  # fmt: skip
     add("--records", type=Path, metavar="FILE", help="train nothing; write tables and figures of "
         "the runs in this file, such as docs/results/short/records.jsonl")  # fmt: skip
     found = parser.parse_args(arguments)
@@ -146,6 +154,33 @@ class Command:
                 self.write(experiment)
         return len({folder for runs in left.values() for folder in runs})
 
+    def estimate(self) -> None:
+        """Print the minutes of a core that each experiment takes, from steps of its baselines."""
+        torch.set_num_threads(1)
+        seconds: dict[Path, float] = {}
+        print(f"{'experiment':<32}{'scale':<8}{'runs':>6}{'core minutes':>14}{'a run':>8}")
+        for experiment in self.experiments:
+            n_seeds, total, absent, n_runs = len(self.seeds[experiment.name]), 0.0, 0, 0
+            for part in experiment.comparisons:
+                run = Run(part.baseline, 0, self.settings)
+                if run.folder not in seconds:
+                    step, n_steps = time_training(run) if self._has_data(run) else (math.nan, 0)
+                    seconds[run.folder] = step * n_steps
+                part_runs = n_seeds * len(part.variants)
+                if math.isnan(seconds[run.folder]):
+                    absent += part_runs
+                else:
+                    total, n_runs = (
+                        total + part_runs * seconds[run.folder] / 60.0,
+                        n_runs + part_runs,
+                    )
+            words = f"{total:14,.0f}{total / n_runs:8.1f}" if n_runs else f"{'':22}"
+            without = f"  and {absent} without data" if absent else ""
+            print(
+                f"{experiment.name:<32}{experiment.scale:<8}{n_runs:>6}{words}{without}",
+                flush=True,
+            )
+
     def _execute(self, runs: Sequence[Run], done: Callable[[Run], None]) -> None:
         minutes, jobs = self.found.minutes, self.found.jobs
         if self.found.launcher == "slurm":
@@ -178,6 +213,9 @@ class Command:
         write_records(folder / "records.jsonl", experiment, results)
         save_figure(experiment.draw(experiment, results), folder / "figure.png")
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
+        if self.found.publish:
+            publish(self.found.publish, experiment, results)
+            write_index(self.found.publish, self.found.scale)
 
     def _without_folders(self, text: str) -> str:
         """Text without this machine's absolute folders, to be shown to others."""
@@ -217,6 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     given = sys.argv[1:] if arguments is None else arguments
     command = Command(found, shlex.join(["python", "-m", "reproduce", *given]))
+    if found.estimate:
+        command.estimate()
+        return 0
     if not (found.records or found.tables_only):
         if n_left := command.train():
             print(f"The time is up: {n_left} runs are left. The same command goes on.")

@@ -78,6 +78,19 @@ class Metric:
     matters: float = 0.0  # the smallest difference, or factor, that would, as shown
 
 
+Verdict = Literal["gain", "loss", "no difference"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an experiment is to show, by the paper or by a question that it leaves open."""
+
+    says: str  # a sentence's worth, without its full stop
+    metric: str  # the key of the metric that shows it
+    expects: tuple[Verdict, ...] = ("gain",)  # verdicts that agree with it
+    settings: str = ""  # how settings begin that it is about
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A table or figure of the paper at one scale."""
@@ -93,6 +106,7 @@ class Experiment:
     notes: tuple[str, ...] = ()  # sentences below the caption
     # What stands on the page in place of a table for each metric and one of the work.
     tables: "Callable[[Experiment, Results], str] | None" = None
+    claims: tuple[Claim, ...] = ()
 
     @property
     def pairs(self) -> list[tuple[Comparison, Variant]]:
@@ -117,6 +131,7 @@ def experiment(
     draw: "Callable[[Experiment, Results], Figure]",
     notes: tuple[str, ...] = (),
     tables: "Callable[[Experiment, Results], str] | None" = None,
+    claims: tuple[Claim, ...] = (),
 ) -> Callable[[Callable[[Scale], Iterable[Comparison]]], Callable[[Scale], Experiment]]:
     """Register a function of the scale that makes an experiment's comparisons.
 
@@ -134,7 +149,7 @@ def experiment(
             comparisons = tuple(parts(scale))
             return Experiment(
                 parts.__name__, title, comparisons, tuple(metrics), scale, cut, n, draw, notes,
-                tables,
+                tables, claims,
             )  # fmt: skip
 
         EXPERIMENTS[parts.__name__] = make

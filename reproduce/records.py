@@ -68,8 +68,11 @@ def finished(records: Iterable[Record]) -> list[Record]:
 
 
 def write_records(path: Path, experiment: Experiment, results: Results) -> None:
-    """Write a line for each run, with rounded numbers and at most 500 checks of the monitor."""
-    lines, machine = [], None
+    """Write a line for each run, with rounded numbers and at most 500 checks of the monitor.
+
+    Lines of other experiments that the file has are kept.
+    """
+    lines = [line for line in _lines(path) if line["experiment"] != experiment.name]
     for part, variant in experiment.pairs:
         for record in results[variant]:
             line = {
@@ -77,21 +80,32 @@ def write_records(path: Path, experiment: Experiment, results: Results) -> None:
                 "setting": part.setting,
                 "variant": variant.label,
                 **_compact(record, {metric.key for metric in experiment.metrics}),
+                "machine": record.machine,
             }
-            if record.machine != machine:  # else as in the line before
-                machine = line["machine"] = record.machine
-            lines.append(json.dumps(line, separators=(",", ":")))
+            lines.append(line)
+    for line, before in reversed([*zip(lines[1:], lines, strict=False)]):
+        if line["machine"] == before["machine"]:
+            del line["machine"]
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines))
+        temporary.write_text(
+            "".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines)
+        )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file; one without a machine has that of the line before."""
+    machine: Mapping[str, Any] = {}
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        lines.append({"machine": machine, **json.loads(text)})
+        machine = lines[-1]["machine"]
+    return lines
 
 
 def read_records(path: Path, experiment: Experiment) -> Results:
     """Records of an experiment from such a file; a variant that is not in it has none."""
     found: dict[tuple[str, ...], list[Record]] = {}
-    machine: Mapping[str, Any] = {}
-    for line in path.read_text().splitlines():
-        saved = {"machine": machine, **json.loads(line)}
-        machine = saved["machine"]
+    for saved in _lines(path):
         key = tuple(saved.pop(name) for name in ("experiment", "setting", "variant"))
         columns = saved.pop("checks")
         # Records of old kept no history of the monitor: such checks have no metrics.

@@ -201,6 +201,27 @@ def execute(run: Run, seconds: float | None = None) -> None:
             signal.signal(signal.SIGALRM, before)
 
 
+def time_training(run: Run, n_steps: int = 5) -> tuple[float, int]:
+    """Processor seconds of a training step, of the first few, and how many the run takes.
+
+    Validation and test are not in it, and a field that is trained may take more evaluations.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    prepared = _cli([*run.arguments(), "--trainer.logger=false"], run=False)
+    trainer, data = prepared.trainer, prepared.datamodule
+    data.prepare_data()
+    data.setup("fit")
+    per_epoch, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
+    total = per_epoch * trainer.max_epochs
+    total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+    # Neither logs nor checkpoints, and as many batches of validation.
+    quick = (f"--trainer.fast_dev_run={n_steps}", f"--trainer.default_root_dir={run.folder}")
+    fit = _cli(["fit", *run.fit_arguments(), *quick])
+    (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
+    return clock.totals["cpu_seconds"] / fit.trainer.global_step, total
+
+
 def _execute(run: Run) -> None:
     sessions_file = run.folder / "sessions.json"
     sessions = json.loads(sessions_file.read_text()) if sessions_file.is_file() else []

@@ -1,4 +1,4 @@
-"""Train the flow of `configs/cnf/toy2d.yaml` without and with STEER, and draw both side by side."""
+"""Train the flow of `configs/cnf/toy2d.yaml` without and with STEER, and draw both."""
 
 import sys
 from pathlib import Path

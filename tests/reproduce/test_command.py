@@ -70,7 +70,7 @@ def test_the_records_of_the_repository_give_its_tables(tmp_path):
     assert {"table5", "figure1"} <= {*recorded}
     for name in recorded:
         metrics = [
-            path.read_text().partition("Work in training")[0].partition("![")[0].splitlines()[4:]
+            path.read_text().partition("![")[0].splitlines()[4:]
             for path in (tmp_path / name / "short" / "table.md", results / f"{name}.md")
         ]
         assert metrics[0] == metrics[1]
@@ -87,6 +87,15 @@ def test_a_second_command_trains_nothing(output, data_dir, monkeypatch, capsys):
     run("figure3", *where, "--seeds", "2")
     assert {r.seed for r in left} == {1}
     assert len(left) == 3
+
+
+def test_an_estimate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "time_training", lambda run: (3.0, 1000))
+    run("figure3", "table5", "--seeds", "2", "--estimate", "--output", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    # A step of 3 s, a thousand steps, three variants, two seeds: 300 minutes.
+    assert lines[1].split() == ["figure3", "smoke", "6", "300", "50.0"]
+    assert lines[2].split("  and ")[1] == "8 without data"
 
 
 def test_what_is_left_when_the_time_is_up(tmp_path, monkeypatch, capsys):

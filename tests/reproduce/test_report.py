@@ -55,12 +55,13 @@ matter):
 | MNIST | without | 40 */ 1 | 2 |  |  |
 | MNIST | STEER | 30 */ 1 | 2 | 0.75 [0.75, 0.75] | gain |
 
-evaluations in a test batch (lower is better; 2 would matter):
+evaluations in a test batch (lower is better; geometric means, spread as a factor; a factor of \
+1.05 would matter):
 
-| setting | variant | evaluations in a test batch | n | difference [95 %] | verdict |
+| setting | variant | evaluations in a test batch | n | ratio to baseline [95 %] | verdict |
 |---|---|---|---|---|---|
-| MNIST | without | 26.0 +- 0.0 | 2 |  |  |
-| MNIST | STEER | 26.0 +- 0.0 | 2 | +0.0 [+0.0, +0.0] | no difference larger than 0 |
+| MNIST | without | 26 */ 1 | 2 |  |  |
+| MNIST | STEER | 26 */ 1 | 2 | 1 [1, 1] | no difference larger than a factor of 1 |
 
 seconds to reach (lower is better; geometric means, spread as a factor; a factor of 1.05 would \
 matter):

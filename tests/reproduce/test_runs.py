@@ -15,7 +15,7 @@ import yaml
 from reproduce.catalogue import figure3, figure4
 from reproduce.experiments import Variant
 from reproduce.pool import execute_all
-from reproduce.runs import CONFIGS, Run, Settings, execute, prepare
+from reproduce.runs import CONFIGS, Run, Settings, execute, prepare, time_training
 from steer_lightning.callbacks import TrainingClock
 
 ROOT = CONFIGS.parent
@@ -192,6 +192,23 @@ def test_a_run_stopped_between_training_and_test_is_tested(unbroken, tmp_path, m
     assert run.record().message == "ZeroDivisionError: division by zero"
     execute(run)
     assert numbers(run) == numbers(unbroken)
+
+
+def test_a_step_is_timed_and_the_steps_are_counted(tmp_path):
+    for overrides, n_steps in (
+        ((), 6),
+        (
+            ("--trainer.max_epochs=7", "--trainer.limit_train_batches=1.0"),
+            14,
+        ),  # of 8 points, 4 each
+        (("--trainer.max_epochs=7", "--trainer.max_steps=5"), 5),
+    ):
+        run = make(overrides=overrides, output=tmp_path)
+        seconds, total = time_training(run, 2)
+        assert total == n_steps
+        assert 0.0 < seconds < 60.0
+        assert not Path("plots").exists()
+        assert run.record().status == "pending"
 
 
 def test_the_folder_says_what_is_trained():
