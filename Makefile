@@ -18,7 +18,7 @@ venv: $(STAMP)  ## Create .venv with the package, its tasks and the tools
 $(STAMP): setup.cfg pyproject.toml
 	@echo "==> $(VENV): installing (the first time takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tasks,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[all,docs,dev]"
 	@touch $@
 
 lint: $(STAMP)  ## Check style, imports, formatting

@@ -76,19 +76,18 @@ def report(finding: Finding) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print all findings; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steer_lightning.doctor",
-        description="Look at packages, devices and data sets, and say what is wrong.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the doctor's options."""
     parser.add_argument(
         "--data_dir",
         type=Path,
         default=Path(os.environ.get("STEER_DATA_DIR", "data")),
         help="folder of the data sets; the environment variable STEER_DATA_DIR, else ./data",
     )
-    data_dir = parser.parse_args(arguments).data_dir
+
+
+def diagnose_and_report(data_dir: Path) -> int:
+    """Print all findings; the exit status."""
     counts = {"ok": 0, "note": 0, "fault": 0}
     for finding in diagnose(data_dir):
         counts[finding.state] += 1
@@ -96,6 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults = _counted(counts["fault"], "fault") if counts["fault"] else "Nothing is wrong"
     print(f"\n{faults}, {_counted(counts['note'], 'note')}.")
     return 1 if counts["fault"] else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The doctor by itself; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m steer_lightning.doctor",
+        description="Look at packages, devices and data sets, and say what is wrong.",
+    )
+    add_options(parser)
+    return diagnose_and_report(parser.parse_args(arguments).data_dir)
 
 
 def _counted(n: int, noun: str) -> str:
