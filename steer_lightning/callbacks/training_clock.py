@@ -30,7 +30,7 @@ class TrainingClock(Callback):
     ``train/seconds`` is wall-clock time, ``train/cpu_seconds`` the processor time of all threads
     of this process: on a CPU that other work shares, the fairer of the two. Both leave out
     validation, checkpoints and plots, and continue after a resume. ``checks`` holds a
-    :class:`Check` for each validation of ``fit``, with the evaluations of the blocks of this
+    ``Check`` for each validation of ``fit``, with the evaluations of the blocks of this
     library until then, whose counts begin at zero in each training batch.
 
     Example:
