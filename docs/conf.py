@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+from docutils.nodes import Text
+
 from steer_lightning import __version__
 
 project = "steer_lightning"
@@ -65,3 +67,14 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+
+def setup(app):
+    """Mend types that stand behind a ``Literal``, which keep Sphinx's mark of a short name."""
+    app.connect("doctree-resolved", lambda app, doctree, page: shorten_types(doctree))
+
+
+def shorten_types(doctree):
+    """Leave the last part of each name that begins with the mark."""
+    for text in [text for text in doctree.findall(Text) if text.startswith("~")]:
+        text.parent.replace(text, Text(text.rpartition(".")[2]))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import websocket
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 WAIT = 60.0  # seconds; of a machine that is busy
 
 # What a reader would miss: formulas that were not set, pictures that did not come, a page that
