@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 import torch
+from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
@@ -59,6 +60,7 @@ from steer_lightning.penalties import (
 )
 from steer_lightning.solvers import SolverError
 
+register_type(torch.device)  # so that `config.yaml` holds one as text, as Lightning's callbacks do
 DEBUG = os.environ.get("STEER_DEBUG") == "1"
 # Lines of jsonargparse's messages that say nothing about what is wrong.
 IDLE = re.compile(

@@ -22,6 +22,7 @@ from reproduce.records import Results, read_records, write_records
 from reproduce.regularizers import TASKS
 from reproduce.report import write_page
 from reproduce.runs import ABSENT, Run, Settings, prepare, time_training
+from steer_lightning.callbacks.plots.style import save_figure
 
 LEFT = 75  # exit code where the time was up: "try again", as sysexits.h has it
 
@@ -210,7 +211,7 @@ class Command:
         page = write_page(experiment, results, line)
         (folder / "table.md").write_text(f"{page}\n![{experiment.title}](figure.png)\n")
         write_records(folder / "records.jsonl", experiment, results)
-        experiment.draw(experiment, results).savefig(folder / "figure.png", dpi=120)
+        save_figure(experiment.draw(experiment, results), folder / "figure.png")
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
         if self.found.publish:
             publish(self.found.publish, experiment, results)

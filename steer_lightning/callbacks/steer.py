@@ -102,7 +102,7 @@ class SteerCallback(CountedDraws):
 
     @property
     def state_key(self) -> str:
-        """Identity in checkpoints: what is steered, not how."""
+        """What identifies it in checkpoints, which is what is steered, not how."""
         targets = {"vector_fields": self.settings.vector_fields}
         if self.settings.horizons is not None:
             targets["horizons"] = self.settings.horizons

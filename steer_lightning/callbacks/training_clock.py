@@ -33,7 +33,7 @@ class TrainingClock(Shown, Callback):
     of this process: on a CPU that other work shares, the fairer of the two. Both leave out
     validation, checkpoints and plots, and continue after a resume. On another device a batch
     begins and ends when the device is done with all that it was given before. ``checks`` holds a
-    :class:`Check` for each validation of ``fit``, with the evaluations of the blocks of this
+    ``Check`` for each validation of ``fit``, with the evaluations of the blocks of this
     library until then, whose counts begin at zero in each training batch.
 
     Example:

@@ -70,25 +70,34 @@ def report(finding: Finding) -> str:
     )  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print all findings; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steer_lightning.doctor",
-        description="Look at packages, devices and data sets, and say what is wrong.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the doctor's options."""
     parser.add_argument(
         "--data_dir",
         type=Path,
         default=Path(os.environ.get("STEER_DATA_DIR", "data")),
         help="folder of the data sets; the environment variable STEER_DATA_DIR, else ./data",
     )
-    data_dir = parser.parse_args(arguments).data_dir
+
+
+def diagnose_and_report(data_dir: Path) -> int:
+    """Print all findings; the exit status."""
     states = []
     for finding in diagnose(data_dir):
         states.append(finding.state)
         print(report(finding), flush=True)
     print(f"\nfaults: {states.count('fault')}, notes: {states.count('note')}")
     return 1 if "fault" in states else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The doctor by itself; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m steer_lightning.doctor",
+        description="Look at packages, devices and data sets, and say what is wrong.",
+    )
+    add_options(parser)
+    return diagnose_and_report(parser.parse_args(arguments).data_dir)
 
 
 if __name__ == "__main__":

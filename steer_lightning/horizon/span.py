@@ -100,7 +100,7 @@ class SpanHorizon(Horizon):
         draw.offsets(torch.tensor([self.t1 - self.t0], dtype=torch.float64), 1, clip=False)
 
     def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
-        """Put a draw in force; see :meth:`Horizon.perturb`."""
+        """Put a draw in force; see ``Movable.perturb``."""
         super().perturb(draw, root)
         if not draw.per_sample:
             self._offsets(draw, None)

@@ -104,6 +104,6 @@ class LatentODEModule(SeriesModule):
         return bound, {"log_likelihood": log_likelihood.mean(0), "kl": kl, "kl_weight": weight}
 
     def predict_at(self, batch: SeriesBatch, times: Tensor) -> Tensor:
-        """Values at any times, in ``n_draws`` draws; see :meth:`LatentODE.predict_at`."""
+        """Values at any times, in ``n_draws`` draws; see :meth:`.LatentODE.predict_at`."""
         generator = self.noise_stream("predict at", 0)
         return self.network.predict_at(batch, times, self.n_draws, generator)

@@ -69,7 +69,7 @@ class MLPField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         if not self.autonomous:
-            y = torch.cat([t.to(y).reshape(-1, 1).expand(len(y), 1), y], dim=1)
+            y = torch.cat([t.to(y).reshape(-1, 1).expand(y.shape[0], 1), y], dim=1)
         derivative: Tensor = self.network(y)
         return derivative
 

@@ -45,7 +45,7 @@ class Penalty(Shown, ABC):
 
     @property
     def name(self) -> str:
-        """As it is logged: ``local_error`` for ``LocalError``."""
+        """As it is logged, ``local_error`` for ``LocalError``."""
         letters = (f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)
         return "".join(letters).strip("_")
 

@@ -208,7 +208,9 @@ def penalize(
     vector_fields: Sequence[str] | None = None,
     seed: int | None = None,
 ) -> Iterator[None]:
-    """Look at the solves of one training step, for :func:`penalty`; goes with ``steer``.
+    """Look at the solves of one training step, for :func:`~steer_lightning.penalty`.
+
+    Goes together with ``steer``.
 
     Args:
         model: Any model, in training mode.
@@ -221,7 +223,8 @@ def penalize(
             is not touched.
 
     Raises:
-        ValueError: See :class:`Penalizing`; and at the end of the block if nothing was taken.
+        ValueError: If a penalty does not fit the solver of a block, or there is no block; and at
+            the end if nothing was taken.
     """
     penalizing = Penalizing(model, penalties, vector_fields)
     try:

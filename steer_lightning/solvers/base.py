@@ -16,7 +16,7 @@ Phase = Literal["forward", "backward"]
 
 @dataclass
 class SolveStats:
-    """Work done by solves, in counts that only grow until :meth:`reset`.
+    """Work done by solves, in counts that only grow until ``reset``.
 
     Args:
         nfe_forward: Evaluations of the vector field in forward solves.

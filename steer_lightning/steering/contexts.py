@@ -92,8 +92,8 @@ def steer(
         nominal before it.
 
     Raises:
-        ValueError: See :class:`Steering` and :class:`SteerSettings`; and at the end of the block
-            if a named vector field was not called in it.
+        ValueError: If a setting is out of range or nothing can be steered; and at the end of the
+            block if a named vector field was not called in it.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.

@@ -154,7 +154,7 @@ def plots() -> int:
         savefig(self, *args, **kwargs),
     )
     run = FOLDER / "plots"
-    callbacks = (FlowPlot(), EndTimeSweep(0.2, n_points=3), NFEMonitor(), TrainingClock())
+    callbacks = (FlowPlot(1), EndTimeSweep(0.2, n_points=3), NFEMonitor(), TrainingClock())
     trainer = tasks.make_trainer(
         run, *callbacks, n_ranks=2, max_epochs=1, precision=32, logger=CSVLogger(run, name="cnf"),
         log_every_n_steps=1,

@@ -8,13 +8,13 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
 from steer_lightning.callbacks.plots.evaluation import plots_folder, save_plot
+from steer_lightning.callbacks.plots.style import in_words, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import (
     AdaptiveSolver,
@@ -137,13 +137,17 @@ class EndTimeSweep(Shown, Callback):
         if not names:  # every solve failed, and each has been warned of
             return
         metrics = {name: [row.get(name, float("nan")) for row in rows] for name in names}
-        figure = Figure(figsize=(4.2 * len(metrics), 3.4), layout="constrained")
-        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        figure, [axes] = panels(1, len(metrics), (4.2 * len(metrics), 3.2))
         for axis, (name, values) in zip(axes, metrics.items(), strict=True):
             axis.plot(end_times, values, marker="o", ms=3)
-            axis.axvline(end_times[0] - offsets[0], color="grey", ls=":", label="t1")
-            axis.set(xlabel="evaluation end time T", ylabel=name)
-            axis.legend(loc="lower right")
+            axis.axvline(
+                end_times[0] - offsets[0],
+                color="grey",
+                ls=":",
+                label="t1, the model's own end time",
+            )
+            axis.set(xlabel="end time of evaluation T", ylabel=in_words(name))
+        legend_below(figure)
         path = save_plot(trainer, figure, f"end_time_sweep_{self.split}", folder)
         with path.with_suffix(".csv").open("w", newline="") as file:
             writer = csv.writer(file)

@@ -111,7 +111,7 @@ class CNF(Flow, Block):
         """Carry points to the base from a nominal time ``t`` on, or from the data's end."""
         check_shape("points", x, self.event_shape)
         start = self.data_time if t is None else t
-        integrals = [x.new_zeros(len(x)) for _ in range(3 if regularize else 1)]
+        integrals = [x.new_zeros(x.shape[0]) for _ in range(3 if regularize else 1)]
         if start == self.base_time:
             return Transport(x, *integrals)
         t_eval = default_times(x, start, self.base_time)
@@ -162,7 +162,7 @@ class CNF(Flow, Block):
                 f"Expected `t_eval` to start where the base sits, at {self.base_time:g}, but got "
                 f"{float(t_eval[0]):g}."
             )
-        ys, deltas = self._solve((z, z.new_zeros(len(z))), t_eval, generator)
+        ys, deltas = self._solve((z, z.new_zeros(z.shape[0])), t_eval, generator)
         return ys, standard_normal_log_prob(z) - deltas
 
     def _integrate(self, field: nn.Module, state: Any, t_eval: Tensor) -> Solution:

@@ -30,7 +30,7 @@ def seed():
 @pytest.mark.parametrize(("dim", "data_at"), [(1, "t0"), (2, "t1")])
 def test_flow_plot(tmp_path, dim, data_at):
     module, data = make_cnf(dim, data_at=data_at), toy_data(dim)
-    trainer = make_trainer(tmp_path, FlowPlot(), max_epochs=2)
+    trainer = make_trainer(tmp_path, FlowPlot(1), max_epochs=2)
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     assert plots(tmp_path) == ["flow_test.png", "flow_val.png"]

@@ -27,7 +27,7 @@ def loader(n=12):
 
 def test_feature_plot(tmp_path):
     module, data = make_classifier(), loader()
-    trainer = make_trainer(tmp_path, FeaturePlot(b=0.5), max_epochs=2)
+    trainer = make_trainer(tmp_path, FeaturePlot(b=0.5, every_n_checks=1), max_epochs=2)
     trainer.fit(module, data, data)
     trainer.test(module, data, verbose=False)
     assert plots(tmp_path) == ["features_test.png", "features_val.png"]
