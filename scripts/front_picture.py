@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cli import main  # noqa: E402
+from steer_lightning.callbacks.plots.style import COLOURS  # noqa: E402
 from steer_lightning.steering.contexts import end_time_offset_at  # noqa: E402
 
 B = 0.5
 OFFSETS = torch.linspace(-B, B, 21).tolist()
-COLOURS = ("#0072b2", "#d55e00")  # told apart by colour-blind readers too
 
 
 def trained(*options: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -31,7 +31,7 @@ def draw(flows: dict[str, torch.nn.Module], x: torch.Tensor) -> Figure:
     """Samples at t1 above, the loss at every end time of evaluation below."""
     figure = Figure(figsize=(8.0, 6.4), layout="constrained")
     axes = figure.subplot_mosaic([[*flows], ["loss", "loss"]], height_ratios=[3, 2])
-    for (label, flow), colour in zip(flows.items(), COLOURS, strict=True):
+    for (label, flow), colour in zip(flows.items(), COLOURS, strict=False):
         samples = flow.sample(20_000, torch.Generator().manual_seed(0)).numpy()  # type: ignore[operator]
         axes[label].hist2d(*samples.T, bins=120, range=[[-4, 4]] * 2, cmap="cividis")
         axes[label].set(title=f"samples at t1, {label}", aspect="equal", xticks=[], yticks=[])
