@@ -31,10 +31,9 @@ def test_validate_test_and_predict_write_beside_their_training_run(folder, caplo
         trainer = run(command, "--ckpt_path", str(last), "--trainer.callbacks+=FlowPlot")
         assert folder / trainer.log_dir == place
     written = {*place.rglob("*")} - trained
-    assert {p.name for p in written if "tfevents" not in p.name} == {
-        "config_validate.yaml", "config_test.yaml", "config_predict.yaml",
-        "flow_test.png", "flow_test.svg",
-    }  # fmt: skip
+    plots = (f"flow_{name}.{ending}" for name in ("val", "test") for ending in ("png", "svg"))
+    configs = (f"config_{command}.yaml" for command in ("validate", "test", "predict"))
+    assert {p.name for p in written if "tfevents" not in p.name} == {"plots", *plots, *configs}
     assert [p.name for p in place.parent.iterdir()] == ["version_0"]
 
 
@@ -55,7 +54,7 @@ def test_without_a_logger_all_lies_in_the_folder_of_the_run(folder):
     files = {p.relative_to(folder).parts[:3] for p in folder.rglob("*") if p.is_file()}
     assert {parts[:1] for parts in files} == {("logs",), (mine,), ("given.yaml",)}
     assert {parts for parts in files if parts[0] == mine} == {
-        (mine, "version_0", name) for name in ("checkpoints", "config.yaml", "plots")
+        (mine, "version_0", name) for name in ("checkpoints", "config.yaml")
     }
 
 
