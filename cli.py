@@ -292,8 +292,10 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")
     # Lightning's: a default of `torch.load` that each checkpoint brings up, and an advertisement.
-    for name in ("trainer.connectors.checkpoint_connector", "utilities.rank_zero"):
-        logging.getLogger(f"pytorch_lightning.{name}").addFilter(is_news)
+    # Both of its packages write to the loggers of the one imported last.
+    for package in ("pytorch_lightning", "lightning.pytorch"):
+        for name in ("trainer.connectors.checkpoint_connector", "utilities.rank_zero"):
+            logging.getLogger(f"{package}.{name}").addFilter(is_news)
 
 
 def is_news(record: logging.LogRecord) -> bool:

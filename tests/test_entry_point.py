@@ -70,7 +70,7 @@ def test_doctor_is_the_doctor(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(doctor, "diagnose", diagnose)
     assert entry.main(["doctor", "--data_dir", str(tmp_path)]) == 1
     assert seen == [tmp_path]
-    assert capsys.readouterr().out == "FAULT  torch              broken.\n\n1 fault, 0 notes.\n"
+    assert capsys.readouterr().out == "FAULT  torch              broken.\n\nfaults: 1, notes: 0\n"
 
 
 def test_no_command_is_an_error_that_names_them(capsys):
