@@ -38,17 +38,12 @@ myst_heading_anchors = 3  # links such as your-model.md#fabric, as elsewhere
 # Pages of results begin with a second-level heading; `make docs` makes other warnings errors.
 suppress_warnings = ["myst.header"]
 
-# Names of others, whose sites are not asked, and bases that are no public names.
+# Names of others, whose sites are not asked, and bases of ours that are no public names.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|lightning_fabric|pathlib|pytorch_lightning|torch)\..*"),
     ("py:.*", "MisconfigurationException"),
-    (
-        "py:class",
-        r"steer_lightning\.(callbacks\.(counted|plots\.evaluation)|horizon\.base"
-        r"|modules\.(base|feedforward)|nn\.integrate|penalties\.attached"
-        r"|solvers\.(error_controlled|rosenbrock_methods|tableaus))\..*",
-    ),
+    ("py:class", r"steer_lightning\.\w+\.[a-z_.]+\.\w+"),
 ]
 
 nb_execution_mode = "force"

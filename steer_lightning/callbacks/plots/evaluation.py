@@ -131,7 +131,7 @@ class FlowPlot(EvaluationPlot):
     tuples of points and weights.
 
     Args:
-        every_n_checks: See :class:`EvaluationPlot`.
+        every_n_checks: See :class:`.EvaluationPlot`.
 
     Raises:
         TypeError: If the module holds no flow that can be drawn.
@@ -164,7 +164,7 @@ class StiffPlot(EvaluationPlot):
     """Predicted against true trajectory, for modules that map ``(y0, t)`` to states.
 
     Args:
-        every_n_checks: See :class:`EvaluationPlot`.
+        every_n_checks: See :class:`.EvaluationPlot`.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 4.

@@ -35,7 +35,7 @@ class FeaturePlot(EvaluationPlot):
         b: How far beyond ``t1`` to look, and the end time ``t1 - b`` to mark, in units of time.
         n_samples: Largest number of samples to follow.
         n_times: Number of times from ``t0`` to ``t1``, and about as dense after it.
-        every_n_checks: See :class:`EvaluationPlot`.
+        every_n_checks: See :class:`.EvaluationPlot`.
 
     Raises:
         ValueError: If a number is out of range.

@@ -31,7 +31,7 @@ class SampleGrid(EvaluationPlot):
         n_samples: Images in each row.
         temperatures: Factors on the base's standard deviation, one row for each.
         seed: Of the noise, which is the same on every device.
-        every_n_checks: See :class:`EvaluationPlot`.
+        every_n_checks: See :class:`.EvaluationPlot`.
 
     Raises:
         ValueError: If a number is not positive.

@@ -25,7 +25,7 @@ class SeriesPlot(EvaluationPlot):
         features: Numbers of the features to draw, a row each.
         extend: How far to draw past the last time, as a fraction of the time range.
         n_points: Points of a curve.
-        every_n_checks: See :class:`EvaluationPlot`.
+        every_n_checks: See :class:`.EvaluationPlot`.
 
     Raises:
         ValueError: If a number is out of range, or the data has no such feature.
