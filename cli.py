@@ -6,20 +6,30 @@ trajectory; their arguments are options.
 
 import difflib
 import inspect
+import logging
 import os
 import re
 import sys
 import traceback
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, fields
 from importlib import import_module
+from itertools import count
+from pathlib import Path
 from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 import torch
+from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from torch.optim import Optimizer
 
 # Imported so that short class names resolve on the command line.
@@ -28,7 +38,15 @@ import steer_lightning.callbacks.plots.end_time_sweep
 import steer_lightning.callbacks.plots.features
 import steer_lightning.callbacks.plots.samples
 import steer_lightning.modules
-from steer_lightning.callbacks import LastCheckpoint, PenaltyCallback, SteerCallback
+from steer_lightning.callbacks import (
+    HyperparameterLog,
+    LastCheckpoint,
+    PenaltyCallback,
+    SolverProgressBar,
+    SteerCallback,
+    TrainingClock,
+)
+from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.guard import SolverGuard
 from steer_lightning.modules.base import TaskModule
 from steer_lightning.penalties import (
@@ -42,6 +60,7 @@ from steer_lightning.penalties import (
 )
 from steer_lightning.solvers import SolverError
 
+register_type(torch.device)  # so that `config.yaml` holds one as text, as Lightning's callbacks do
 DEBUG = os.environ.get("STEER_DEBUG") == "1"
 # Lines of jsonargparse's messages that say nothing about what is wrong.
 IDLE = re.compile(
@@ -55,24 +74,27 @@ MISSPELT = re.compile(
 )
 
 
+# What is left of a message about a value that is of no use at all.
+BARE = re.compile(r'(Parser key "[\w.]+":)( Given value: .*)?')
 # A penalty's weight in short.
-WEIGHT = re.compile(r"^(--penalties\.\w+)=(?=[-\d.])")
+WEIGHT = re.compile(r"^(--penalties\.\w+)(?==[-+\d.])")
 
 
 @dataclass
 class Penalties:
     """Penalties on trajectories, by name; see docs/penalties.md."""
 
-    kinetic_energy: KineticEnergy | None = None
-    jacobian_norm: JacobianNorm | None = None
-    acceleration: Acceleration | None = None
-    local_error: LocalError | None = None
-    stiffness: Stiffness | None = None
-    trajectory_polynomial: TrajectoryPolynomial | None = None
+    kinetic_energy: KineticEnergy | float | None = None
+    jacobian_norm: JacobianNorm | float | None = None
+    acceleration: Acceleration | float | None = None
+    local_error: LocalError | float | None = None
+    stiffness: Stiffness | float | None = None
+    trajectory_polynomial: TrajectoryPolynomial | float | None = None
 
     def chosen(self) -> list[Penalty]:
-        """Those that were asked for."""
-        return [penalty for penalty in vars(self).values() if penalty is not None]
+        """Those that were asked for; a number alone is a weight."""
+        given = ((getattr(self, f.name), f.type.__args__[0]) for f in fields(self))
+        return [x if isinstance(x, Penalty) else cls(x) for x, cls in given if x is not None]
 
 
 class OneLineParser(LightningArgumentParser):
@@ -81,13 +103,20 @@ class OneLineParser(LightningArgumentParser):
     def parse_args(self, args: Any = None, **settings: Any) -> Any:
         """Parse, with penalties' weights in short."""
         given = sys.argv[1:] if args is None else args
-        return super().parse_args([WEIGHT.sub(r"\1.weight=", x) for x in given], **settings)
+        pairs = zip(given, [*given[1:], ""], strict=True)
+        full = [
+            f"{x}.weight" if "=" not in x and WEIGHT.match(f"{x}={after}") else
+            WEIGHT.sub(r"\1.weight", x) for x, after in pairs
+        ]  # fmt: skip
+        return super().parse_args(full, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if DEBUG or not self.exit_on_error:  # jsonargparse tries a class's arguments by the latter
             self.exit_on_error = False
             super().error(message, ex)
         said = one_line(message)
+        if bare := BARE.fullmatch(said):
+            said = f"{bare[1]} expected settings by name, which --help lists{bare[2] or ''}"
         near = near_names(said, getattr(ex, "subcommand_parser", None) or self)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         self.exit(2, f"error: {said}{hint}\n")
@@ -173,29 +202,77 @@ class SteerCLI(LightningCLI):
             torch.backends.cuda.matmul.fp32_precision = precision
             torch.backends.cudnn.conv.fp32_precision = precision
         if config.steer is not None:
-            self._parser(self.subcommand).callback_keys.insert(0, "steer")
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)
+        checkpoint = config.get("ckpt_path")
+        if self.subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
+            write_beside(Path(checkpoint), config.trainer)
+        elif config.trainer.logger is False:
+            root = Path(config.trainer.default_root_dir or "logs/run")
+            folders = (root / f"version_{n}" for n in count())
+            config.trainer.default_root_dir = str(next(f for f in folders if not f.exists()))
+        for logger in as_list(config.trainer.logger):
+            if getattr(logger, "class_path", "").endswith(".TensorBoardLogger"):
+                logger.init_args.default_hp_metric = False  # the table is `HyperparameterLog`'s
 
-    def instantiate_classes(self) -> None:
-        super().instantiate_classes()
-        penalties = self._get(self.config_init, "penalties")
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """With the callbacks of options, and those that every run has."""
+        trainer, steer, penalties = (
+            self._get(self.config_init, name) for name in ("trainer", "steer", "penalties")
+        )
+        callbacks = [*as_list(trainer.callbacks), HyperparameterLog()]
+        if steer is not None:
+            callbacks.append(steer)
         if penalties is not None and (chosen := penalties.chosen()):
-            self.trainer.callbacks.insert(0, PenaltyCallback(*chosen))
+            callbacks.append(PenaltyCallback(*chosen))
+        if not any(isinstance(callback, TrainingClock) for callback in callbacks):
+            callbacks.append(TrainingClock())
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if trainer.enable_progress_bar is not False and not has_bar:
+            callbacks.append(SolverProgressBar())
+        return super().instantiate_trainer(callbacks=callbacks, **settings)
 
-    def before_fit(self) -> None:
-        """Put settings of STEER and penalties among the hyperparameters of checkpoints and logs.
 
-        They are saved with the data's: the model's are arguments that build it again.
-        """
-        config, settings = self.config.fit, {}
-        if config.steer is not None:
-            settings["steer"] = config.steer.init_args.as_dict()
-        if config.penalties is not None:
-            chosen = config.penalties.as_dict()
-            settings["penalties"] = {k: v["init_args"] for k, v in chosen.items() if v}
-        if settings and self.datamodule is not None:
-            self.datamodule.save_hyperparameters(settings)
+class SaveConfig(SaveConfigCallback):
+    """Writes the config into the run's folder, beside those that are there and differ.
+
+    That of ``fit`` is ``config.yaml``, that of a test ``config_test.yaml``, then with a number.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.already_saved:
+            return
+        self.already_saved = True
+        folder = run_folder(trainer)  # asked for on every rank
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = self.parser.dump(self.config, skip_none=False)
+            stem = "config" if stage == "fit" else f"config_{trainer.state.fn.value}"
+            paths = (folder / f"{stem}{f'_{n}' * (n > 0)}.yaml" for n in count())
+            path = next(p for p in paths if not p.exists() or p.read_text() == text)
+            path.write_text(text)
+
+
+def write_beside(checkpoint: Path, trainer: Any) -> None:
+    """Let validation, test and prediction go on in the folder and the log of the training run."""
+    folder = checkpoint.parent if checkpoint.parent.name else checkpoint.parent.absolute()
+    run = folder.parent if folder.name == "checkpoints" else folder
+    trainer.default_root_dir = str(run)
+    trainer.enable_autolog_hparams = False  # they are the training run's
+    for logger in as_list(trainer.logger):
+        kind = getattr(logger, "class_path", "").rpartition(".")[2]
+        if kind in ("TensorBoardLogger", "CSVLogger"):
+            place = {"save_dir": str(run.parent), "name": "", "version": run.name}
+        # Others keep a run under its identity, in a folder of their own.
+        elif kind == "WandbLogger" and run.parent.name == logger.init_args.project:
+            place = {"save_dir": str(run.parents[1]), "id": run.name}
+        elif kind == "MLFlowLogger" and re.fullmatch("[0-9a-f]{32}", run.name):
+            place = {"save_dir": str(run.parents[1]), "run_id": run.name}
+            trainer.default_root_dir = str(run.parents[1])  # if it tracks in a database
+        else:
+            continue
+        for name, value in place.items():
+            logger.init_args[name] = value
 
 
 def follow_steer(trainer: Any, b: float | str) -> None:
@@ -207,6 +284,22 @@ def follow_steer(trainer: Any, b: float | str) -> None:
     for callback in as_list(trainer.callbacks):
         if b != "auto" and callback.class_path.endswith((".EndTimeSweep", ".FeaturePlot")):
             callback.init_args.b = max(b, callback.init_args.b)
+
+
+def quieten() -> None:
+    """Leave out what every run would print, and what nobody can act on."""
+    # PyTorch's, of a class that Lightning's own code uses, and of what its own jvp uses.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")
+    # Lightning's: a default of `torch.load` that each checkpoint brings up, and an advertisement.
+    for name in ("trainer.connectors.checkpoint_connector", "utilities.rank_zero"):
+        logging.getLogger(f"pytorch_lightning.{name}").addFilter(is_news)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of Lightning's log is not one that every run prints."""
+    idle = "`weights_only` was not set, defaulting to", "💡 Tip: For seamless cloud logging"
+    return not record.getMessage().startswith(idle)
 
 
 def as_list(items: Any) -> list[Any]:
@@ -226,13 +319,14 @@ def is_refusal(error: Exception) -> bool:
 
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
     """Run the command line, or the arguments given; or only build what they say."""
+    quieten()
     return SteerCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveConfig,
         trainer_defaults={
             "plugins": [{"class_path": "steer_lightning.callbacks.AtomicCheckpointIO"}],
             "logger": {

@@ -3,11 +3,13 @@
 Same weights, images and tolerances, dopri5 at 1e-3 on [0, 1]; cross-entropy, forward and backward.
 The plain field concatenates time as a channel, as published code does. Losses and gradients are
 compared with those of torchdiffeq through autograd at 1e-5.
+
+``python -m benchmarks.classifier_step [--eager]``
 """
 
 import sys
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +17,17 @@ from torch.nn import functional as F
 from torchdiffeq import odeint
 
 from benchmarks.timing import (
+    Contender,
     best_device,
     convolve_with_time,
     count_evaluation,
-    flat_gradient,
-    kept_gigabytes,
     machine,
-    relative_difference,
-    side_by_side,
-    table,
+    measure,
 )
 from steer_lightning.nn import Augmented, CompiledField, ConvField, ODEBlock
 from steer_lightning.solvers import AdaptiveSolver, SolveStats
 
-TOLERANCES = {"rtol": 1e-3, "atol": 1e-3}
+TOLERANCE = 1e-3
 BATCH_SIZE, SIZE = 64, 28
 
 
@@ -42,74 +41,45 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {"NODE-92": Architecture(92), "ANODE-64+5": Architecture(64, 5)}
 
 
-class PlainField(nn.Module):
-    """A :class:`ConvField` as it is commonly written: time concatenated to every input."""
+class PlainBlock(nn.Module):
+    """A :class:`ConvField` as it is commonly written, solved by torchdiffeq called directly."""
 
-    def __init__(self, field: ConvField, stats: SolveStats) -> None:
+    def __init__(self, field: ConvField, tol: float = TOLERANCE) -> None:
         super().__init__()
         self.field = field
-        self.stats = stats
+        self.tol = tol
+        self.stats = SolveStats()
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Derivative at ``t``."""
+    def derivative(self, t: Tensor, y: Tensor) -> Tensor:
+        """The field at ``t``, with time concatenated to every input."""
         count_evaluation(self.stats)
         y = F.relu(convolve_with_time(self.field.conv1, t, y))
         y = F.relu(convolve_with_time(self.field.conv2, t, y))
         return convolve_with_time(self.field.conv3, t, y)
 
-
-class PlainBlock(nn.Module):
-    """torchdiffeq called directly, to a tolerance."""
-
-    def __init__(self, field: ConvField, tol: float) -> None:
-        super().__init__()
-        self.stats = SolveStats()
-        self.field = PlainField(field, self.stats)
-        self.tol = tol
-
     def forward(self, y0: Tensor) -> Tensor:
         """State at the end."""
         t = torch.tensor([0.0, 1.0], device=y0.device)
-        return odeint(self.field, y0, t, rtol=self.tol, atol=self.tol, method="dopri5")[-1]
+        return odeint(self.derivative, y0, t, rtol=self.tol, atol=self.tol, method="dopri5")[-1]
 
 
-class Step:
-    """A forward and backward pass of a classifier of images ``x``, shape ``(B, 1, H, W)``."""
-
-    def __init__(
-        self, block: Any, field: ConvField, architecture: Architecture, x: Tensor
-    ) -> None:
-        n_extra = architecture.n_extra
-        torch.manual_seed(1)
-        self.head = nn.Linear((1 + n_extra) * x[0].numel(), 10).to(x)
-        self.block = Augmented(block, n_extra) if n_extra else block
-        self.stats: SolveStats = block.stats
-        self.field = field
-        self.x = x
-        self.labels = torch.arange(len(x), device=x.device) % 10
-
-    def loss(self) -> Tensor:
-        """Mean cross-entropy."""
-        return F.cross_entropy(self.head(self.block(self.x).flatten(1)), self.labels)
-
-    def __call__(self) -> None:
-        self.stats.reset()
-        self.field.zero_grad()
-        self.loss().backward()
-        if self.x.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Loss, and the gradient in the field's parameters."""
-        self()
-        with torch.no_grad():
-            return self.loss(), flat_gradient(self.field)
+def own_block(field: nn.Module) -> ODEBlock:
+    """This library's block."""
+    return ODEBlock(field, AdaptiveSolver("dopri5", TOLERANCE, TOLERANCE))
 
 
-def make_field(architecture: Architecture) -> ConvField:
-    """The field with the same weights each time."""
+def make_contender(
+    make_block: Callable[[ConvField], nn.Module], architecture: Architecture, x: Tensor
+) -> Contender:
+    """A classifier of images ``x``, shape ``(B, 1, H, W)``, with the same weights each time."""
+    filters, n_extra = architecture
     torch.manual_seed(0)
-    return ConvField(1 + architecture.n_extra, architecture.filters)
+    block = make_block(ConvField(1 + n_extra, filters))
+    head = nn.Linear((1 + n_extra) * x[0].numel(), 10)
+    block = Augmented(block, n_extra) if n_extra else block
+    classifier = nn.Sequential(block, nn.Flatten(), head).to(x)
+    labels = torch.arange(len(x), device=x.device) % 10
+    return Contender(classifier, lambda: F.cross_entropy(classifier(x), labels))
 
 
 def make_images(n: int = BATCH_SIZE, size: int = SIZE) -> Tensor:
@@ -117,70 +87,24 @@ def make_images(n: int = BATCH_SIZE, size: int = SIZE) -> Tensor:
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def plain_step(architecture: Architecture, x: Tensor, tol: float = TOLERANCES["rtol"]) -> Step:
-    """The step by torchdiffeq called directly."""
-    field = make_field(architecture).to(x)
-    return Step(PlainBlock(field, tol), field, architecture, x)
-
-
-def make_steps(
-    architecture: Architecture, x: Tensor, compiled: bool = False
-) -> Mapping[str, Step]:
-    """The step in every way, the plain one first."""
-
-    def own(compile: bool = False) -> Step:
-        field = make_field(architecture).to(x)
-        block = ODEBlock(
-            CompiledField(field) if compile else field, AdaptiveSolver("dopri5", **TOLERANCES)
-        )
-        return Step(block, field, architecture, x)
-
-    steps = {"torchdiffeq, autograd": plain_step(architecture, x), "`ODEBlock`": own()}
-    if compiled:
-        steps["`ODEBlock(CompiledField)`"] = own(compile=True)
-    return steps
-
-
-def differences(steps: Mapping[str, Step], reference: Step) -> dict[str, tuple[float, float]]:
-    """Relative differences of loss and gradient from a reference's."""
-    exact = reference.result()
-    found = {}
-    for name, step in steps.items():
-        loss, gradient = map(relative_difference, step.result(), exact)
-        found[name] = loss, gradient
-    return found
-
-
-def measure(name: str, compiled: bool, repeats: int) -> str:
+def compare(name: str, architecture: Architecture, x: Tensor, compiled: bool, repeats: int) -> str:
     """One architecture's Markdown table."""
-    device = best_device()
-    x = make_images().to(device)
-    steps = make_steps(ARCHITECTURES[name], x, compiled)
-    apart = differences(steps, plain_step(ARCHITECTURES[name], x, tol=1e-5))
-    seconds = side_by_side(steps, repeats=repeats, warmup=1)
-    rows = [
-        [
-            case,
-            f"{seconds[case]:.2f}",
-            f"{seconds['torchdiffeq, autograd'] / seconds[case]:.2f}",
-            f"{step.stats.nfe_forward}",
-            f"{step.stats.nfe_backward}",
-            f"{kept_gigabytes(step.loss):.2f}",
-            f"{apart[case][0]:.1e}",
-            f"{apart[case][1]:.1e}",
-        ]
-        for case, step in steps.items()
-    ]
-    header = [
-        f"{name}, batch {len(x)}, {device.type}", "s a step", "speed-up", "NFE forward",
-        "backward", "GB kept", "difference of loss", "of gradient",
-    ]  # fmt: skip
-    return table(header, rows)
+    blocks: dict[str, Callable[[ConvField], nn.Module]]
+    blocks = {"torchdiffeq, autograd": PlainBlock, "`ODEBlock`": own_block}
+    if compiled:
+        blocks["`ODEBlock(CompiledField)`"] = lambda field: own_block(CompiledField(field))
+    contenders = {key: make_contender(make, architecture, x) for key, make in blocks.items()}
+    exact = make_contender(lambda field: PlainBlock(field, 1e-5), architecture, x)
+    return measure(f"{name}, batch {len(x)}, {x.device.type}", contenders, exact, repeats)
 
 
 def run(compiled: bool = True, repeats: int = 5) -> str:
     """Measure, and tell as Markdown tables."""
-    return "\n\n".join(measure(name, compiled, repeats) for name in ARCHITECTURES)
+    x = make_images().to(best_device())
+    return "\n\n".join(
+        compare(name, architecture, x, compiled, repeats)
+        for name, architecture in ARCHITECTURES.items()
+    )
 
 
 if __name__ == "__main__":

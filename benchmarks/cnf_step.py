@@ -3,13 +3,15 @@
 Same weights, images and noise; rk4 (3/8 rule) in four steps; bits per dimension, kinetic energy
 and Jacobian norm. The plain code takes the norm of J^T e, as the published code does, this
 library's that of J e: of equal expectation, but other numbers. So loss and gradient are compared
-twice: without that term, and as a whole with J e in the plain code too.
+with those of the plain code with J e, through autograd.
+
+``python -m benchmarks.cnf_step [--eager]``
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,40 +19,27 @@ from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
 from benchmarks.timing import (
+    Contender,
     best_device,
     convolve_with_time,
-    flat_gradient,
-    kept_gigabytes,
+    count_evaluation,
     machine,
-    relative_difference,
-    side_by_side,
-    table,
+    measure,
 )
 from steer_lightning.nn import CNF, ConvFlowField, MultiScaleCNF
 from steer_lightning.nn.flows.transforms import squeeze
 from steer_lightning.nn.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
 from steer_lightning.nn.trace import trace_noise
-from steer_lightning.solvers import FixedGridSolver
+from steer_lightning.solvers import FixedGridSolver, SolveStats
 from steer_lightning.utils.seeding import stream
 
 SIZE, HIDDEN = 28, (64, 64, 64)
 
 
-class Loss(NamedTuple):
-    """The three terms of RNODE's loss, means over the batch."""
-
-    bits: Tensor
-    kinetic: Tensor
-    jacobian: Tensor
-
-    def total(self, jacobian_weight: float = 0.01) -> Tensor:
-        """The weighted sum."""
-        return self.bits + 0.01 * self.kinetic + jacobian_weight * self.jacobian
-
-
 def make_flow(
     size: int = SIZE,
     hidden: tuple[int, ...] = HIDDEN,
+    std: float = 0.01,
     compile_field: bool = False,
     **solver: Any,
 ) -> MultiScaleCNF:
@@ -63,7 +52,7 @@ def make_flow(
         compile=compile_field,
     )
     for block in flow.blocks:
-        nn.init.normal_(block.vector_field.layers[-1].weight, std=0.01)
+        nn.init.normal_(block.vector_field.layers[-1].weight, std=std)
     return flow
 
 
@@ -74,13 +63,17 @@ def make_batch(n: int, size: int = SIZE) -> Tensor:
     return dequantize(grey, torch.rand(grey.shape, generator=generator))
 
 
-def own_loss(flow: MultiScaleCNF, x: Tensor) -> Loss:
+def weighted(bits: Tensor, kinetic: Tensor, jacobian: Tensor) -> Tensor:
+    """RNODE's loss."""
+    return (bits + 0.01 * kinetic + 0.01 * jacobian).mean()
+
+
+def own_loss(flow: MultiScaleCNF, x: Tensor) -> Tensor:
     """This library's loss."""
     carried = flow.transport(x, generator=stream(x.device, "benchmark"), regularize=True)
     assert carried.kinetic is not None
     assert carried.jacobian is not None
-    bits = bits_per_dim(carried.log_p, x[0].numel())
-    return Loss(bits.mean(), carried.kinetic.mean(), carried.jacobian.mean())
+    return weighted(bits_per_dim(carried.log_p, x[0].numel()), carried.kinetic, carried.jacobian)
 
 
 class PlainField(nn.Module):
@@ -89,11 +82,14 @@ class PlainField(nn.Module):
     ``forward_mode`` takes J e by forward mode in place of J^T e, ``probe`` being e.
     """
 
-    def __init__(self, field: ConvFlowField, probe: Tensor, forward_mode: bool) -> None:
+    def __init__(
+        self, field: ConvFlowField, probe: Tensor, forward_mode: bool, stats: SolveStats
+    ) -> None:
         super().__init__()
         self.field = field
         self.probe = probe
         self.forward_mode = forward_mode
+        self.stats = stats
 
     def network(self, t: Tensor, y: Tensor) -> Tensor:
         """The network, with time as a channel."""
@@ -104,6 +100,7 @@ class PlainField(nn.Module):
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Derivatives of state, log-density and regularisers."""
+        count_evaluation(self.stats)
         y, e = state[0], self.probe
         if self.forward_mode:
             dy, product = torch.func.jvp(lambda y: self.network(t, y), (y,), (e,))
@@ -120,7 +117,7 @@ class PlainField(nn.Module):
         )
 
 
-def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Loss:
+def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Tensor:
     """The same loss without this library's solver, fields or traces."""
     generator = stream(x.device, "benchmark")
     integrate = odeint if forward_mode else odeint_adjoint
@@ -133,7 +130,8 @@ def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Lo
         for block in blocks:
             noise = trace_noise(y, "gaussian", generator)
             states = integrate(
-                PlainField(block.vector_field, noise, forward_mode), (y, zero, zero, zero),
+                PlainField(block.vector_field, noise, forward_mode, block.stats),
+                (y, zero, zero, zero),
                 torch.tensor([0.0, 1.0], device=y.device),
                 method="rk4", options={"step_size": 0.25},
             )  # fmt: skip
@@ -150,97 +148,49 @@ def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Lo
     delta, kinetic, jacobian = totals
     z = torch.cat([latent.flatten(1) for latent in (*latents, y)], dim=1)
     bits = bits_per_dim(standard_normal_log_prob(z) + delta, x[0].numel())
-    return Loss(bits.mean(), kinetic.mean(), jacobian.mean())
+    return weighted(bits, kinetic, jacobian)
 
 
-def make_loss(
-    settings: Mapping[str, Any] | None, x: Tensor, autocast: bool = False
-) -> Callable[[], Tensor]:
-    """The loss of this library's code with settings, or of the plain code."""
-    flow = make_flow(**(settings or {})).to(x.device)
-    terms = plain_loss if settings is None else own_loss
+def compare(
+    make: Callable[..., MultiScaleCNF], x: Tensor, compiled: bool, repeats: int = 5
+) -> str:
+    """Markdown table at the weights of the flows that ``make`` gives."""
+    device = x.device
 
-    def loss() -> Tensor:
-        flow.zero_grad()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-            return terms(flow, x).total()
+    def contender(
+        loss: Callable[..., Tensor] = own_loss, bf16: bool = False, **options: Any
+    ) -> Contender:
+        flow = make(**options).to(device)
 
-    return loss
+        def loss_of_batch() -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                return loss(flow, x)
 
+        return Contender(flow, loss_of_batch)
 
-def step(loss: Callable[[], Tensor]) -> None:
-    """A forward and backward pass."""
-    total = loss()
-    total.backward()
-    if total.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def compare(flow: MultiScaleCNF, x: Tensor) -> dict[str, tuple[float, float]]:
-    """Relative differences of loss and gradient from the plain code's, by what is compared."""
-
-    def difference(peer: Callable[[], Loss], weight: float) -> tuple[float, float]:
-        losses, gradients = [], []
-        for loss in (partial(own_loss, flow, x), peer):
-            flow.zero_grad()
-            losses.append(loss().total(weight))
-            losses[-1].backward()
-            gradients.append(flat_gradient(flow))
-        return relative_difference(*losses), relative_difference(*gradients)
-
-    return {
-        "without the Jacobian term, adjoint": difference(partial(plain_loss, flow, x), 0.0),
-        "all terms with J e, autograd": difference(partial(plain_loss, flow, x, True), 0.01),
-    }
-
-
-def cases(device: torch.device, compiled: bool) -> dict[str, Mapping[str, Any]]:
-    """Settings of :func:`make_flow` by name."""
-    found: dict[str, Mapping[str, Any]] = {
+    contenders = {"torchdiffeq adjoint, double backward": contender(plain_loss)}
+    settings: dict[str, dict[str, Any]] = {
         "stacked pass, autograd": {},
         "stacked pass, checkpointed steps": {"checkpoint": True},
     }
     if compiled:
-        found["compiled field"] = {"compile_field": True}
-        found["compiled step"] = {"compile": True}
+        settings["compiled field"] = {"compile_field": True}
+        settings["compiled step"] = {"compile": True}
         if device.type == "cuda":
-            found["compiled step, CUDA graphs"] = {"compile": True, "cuda_graphs": True}
-    return found
+            settings["compiled step, CUDA graphs"] = {"compile": True, "cuda_graphs": True}
+    for name, options in settings.items():
+        contenders[name] = contender(**options)
+        if device.type == "cuda":
+            contenders[f"{name}, bf16"] = contender(bf16=True, **options)
+    exact = contender(partial(plain_loss, forward_mode=True))
+    return measure(f"batch {len(x)}, 10 blocks, {device.type}", contenders, exact, repeats, 2)
 
 
 def run(compiled: bool = True) -> str:
-    """Measure, and tell as Markdown tables."""
+    """Measure, and tell as a Markdown table."""
     device = best_device()
-    batch_size = 200 if device.type == "cuda" else 16
-    x = make_batch(batch_size).to(device)
-    settings: dict[str, tuple[Mapping[str, Any] | None, bool]]
-    settings = {"torchdiffeq adjoint, double backward": (None, False)}
-    for name, own in cases(device, compiled).items():
-        settings[name] = (own, False)
-        if device.type == "cuda":
-            settings[f"{name}, bf16"] = (own, True)
-    losses = {name: make_loss(own, x, autocast) for name, (own, autocast) in settings.items()}
-    steps = {name: partial(step, loss) for name, loss in losses.items()}
-    seconds = side_by_side(steps, repeats=5, warmup=2)
-    slowest = next(iter(seconds.values()))
-    rows = [
-        [
-            name,
-            f"{seconds[name]:.2f}",
-            f"{slowest / seconds[name]:.2f}",
-            "" if name.startswith("compiled") else f"{kept_gigabytes(loss):.2f}",
-        ]
-        for name, loss in losses.items()
-    ]
-    header = [f"batch {batch_size}, 10 blocks, {device.type}", "s a step", "speed-up", "GB kept"]
-    differences = [
-        [name, f"{loss:.1e}", f"{gradient:.1e}"]
-        for name, (loss, gradient) in compare(make_flow().to(device), x).items()
-    ]
-    return "\n\n".join([
-        table(header, rows),
-        table(["relative difference from the plain code", "of loss", "of gradient"], differences),
-    ])  # fmt: skip
+    x = make_batch(200 if device.type == "cuda" else 16).to(device)
+    return compare(make_flow, x, compiled)
 
 
 if __name__ == "__main__":

@@ -9,41 +9,22 @@ of the configs, at their tolerances.
 
 import argparse
 import copy
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.configs import DATA_DIR, build
-from benchmarks.timing import machine, table
+from benchmarks.timing import Contender, machine, measure
 from benchmarks.toy_flow import TRAINING_STEPS, make_batches, make_field
 from steer_lightning import steer
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF
 from steer_lightning.solvers import AdaptiveSolver, TorchdiffeqSolver
-
-HEADER = ["model", "evaluations, auto", "previous", "CPU ms a step, auto", "previous"]
-
-
-class Work(NamedTuple):
-    """Evaluations and CPU seconds of one batch, or their means."""
-
-    nfe: float
-    seconds: float
-
-
-def train(module: Any, batches: Sequence[Any], lr: float) -> None:
-    """Adam over the batches."""
-    optimizer = torch.optim.Adam(module.parameters(), lr)
-    for batch in batches:
-        optimizer.zero_grad()
-        module.evaluate(batch)["loss"].backward()
-        optimizer.step()
 
 
 def with_first_step(module: Any, first_step: Any) -> Any:
@@ -56,45 +37,45 @@ def with_first_step(module: Any, first_step: Any) -> Any:
     return module
 
 
-def step(module: Any, batch: Any, b: float, number: int) -> Work:
-    """One forward and backward pass, the end time drawn with half-width ``b`` unless zero."""
-    blocks = [block for block in module.modules() if hasattr(block, "stats")]
-    for block in blocks:
-        block.stats.reset()
-    start = time.process_time()
-    with steer(module, b=b, step=number, seed=0) if b else nullcontext():
-        module.zero_grad()
-        module.evaluate(batch)["loss"].backward()
-    seconds = time.process_time() - start
-    return Work(sum(block.stats.nfe_forward for block in blocks), seconds)
+def loss_of_next_batch(module: Any, batches: Sequence[Any], b: float) -> Callable[[], Tensor]:
+    """The loss of one batch after the other, the end time drawn with half-width ``b``."""
+    numbers = count()
+
+    def loss() -> Tensor:
+        step = next(numbers)
+        with steer(module, b=b, step=step, seed=0) if b else nullcontext():
+            value: Tensor = module.evaluate(batches[step % len(batches)])["loss"]
+            return value
+
+    return loss
 
 
-def compare(name: str, module: Any, batches: Sequence[Any], b: float) -> list[list[str]]:
-    """Rows of means over all batches but the first, without STEER and with it."""
-    rows = []
+def compare(name: str, module: Any, batches: Sequence[Any], b: float) -> str:
+    """Means over all batches but the first, without STEER and with it."""
+    tables = []
     for width in (0.0, b):
-        modules = [with_first_step(module, choice) for choice in ("auto", "previous")]
-        works = [[step(m, x, width, i) for m in modules] for i, x in enumerate(batches)][1:]
-        auto, previous = (
-            Work(*map(mean, zip(*column, strict=True))) for column in zip(*works, strict=True)
-        )
-        rows.append(
-            [f"{name}, b = {width:g}", f"{auto.nfe:.1f}", f"{previous.nfe:.1f}",
-             f"{1e3 * auto.seconds:.1f}", f"{1e3 * previous.seconds:.1f}"]
-        )  # fmt: skip
-    return rows
+        contenders = {}
+        for first_step in ("auto", "previous"):
+            contender = with_first_step(module, first_step)
+            loss = loss_of_next_batch(contender, batches, width)
+            contenders[f'`first_step="{first_step}"`'] = Contender(contender, loss)
+        tables.append(measure(f"{name}, b = {width:g}", contenders, repeats=len(batches) - 1))
+    return "\n\n".join(tables)
 
 
 def compare_config(
     name: str, config: str, data_dir: Path, b: float, lr: float, n_train: int, n: int
-) -> list[list[str]]:
-    """Rows of the model of a config, after so many steps, over so many batches."""
+) -> str:
+    """Tables of the model of a config, after so many steps, over so many batches."""
     torch.manual_seed(0)
     module, data = build(config, f"--data.init_args.data_dir={data_dir}")
     data.prepare_data()
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), n_train + n))
-    train(module, batches[:n_train], lr)
+    optimizer = torch.optim.Adam(module.parameters(), lr)
+    for batch in batches[:n_train]:
+        Contender(module, lambda batch=batch: module.evaluate(batch)["loss"]).step()
+        optimizer.step()
     return compare(f"{name} after {n_train} steps", module, batches[n_train:], b)
 
 
@@ -104,22 +85,22 @@ def run(
     n: int = 21,
     image_steps: tuple[int, int] = (20, 200),
 ) -> str:
-    """Measure over ``n`` batches, and tell as a Markdown table."""
+    """Measure over ``n`` batches, and tell as Markdown tables."""
     flow = CNFModule(CNF(make_field(training_steps), (2,)))
     batches = make_batches(training_steps + n)[training_steps:]
-    rows = compare(f"2-D flow after {training_steps} steps", flow, batches, b=0.5)
+    tables = [compare(f"2-D flow after {training_steps} steps", flow, batches, b=0.5)]
     folder = DATA_DIR / "mnist" if data_dir is None else Path(data_dir)
     if not folder.exists():
-        told = f"Images left out: {folder} does not exist; give --data_dir or STEER_DATA_DIR."
-        return f"{table(HEADER, rows)}\n\n{told}"
-    flow_steps, classifier_steps = image_steps
-    rows += compare_config(
-        "image flow", "cnf/mnist_small_ffjord", folder, 0.5, 1e-3, flow_steps, max(2, n // 5)
-    )
-    rows += compare_config(
-        "classifier", "classifier/mnist_node_small", folder, 0.99, 3e-3, classifier_steps, n
-    )
-    return table(HEADER, rows)
+        tables.append(
+            f"Images left out: {folder} does not exist; give --data_dir or STEER_DATA_DIR."
+        )
+        return "\n\n".join(tables)
+    for name, config, b, lr, n_train, n_batches in (
+        ("image flow", "cnf/mnist_small_ffjord", 0.5, 1e-3, image_steps[0], max(2, n // 5)),
+        ("classifier", "classifier/mnist_node_small", 0.99, 3e-3, image_steps[1], n),
+    ):
+        tables.append(compare_config(name, config, folder, b, lr, n_train, n_batches))
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":

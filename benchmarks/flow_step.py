@@ -11,22 +11,21 @@ minute or two to compile.
 
 import copy
 import sys
-import time
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from benchmarks.timing import machine, relative_difference, side_by_side, table
+from benchmarks.timing import machine, measure
 from benchmarks.toy_flow import (
     TRAINING_STEPS,
     Integrate,
     PlainFlow,
+    contender,
     make_batches,
     make_field,
     through_torchdiffeq,
-    training_step,
 )
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.solvers import AdaptiveSolver, TorchdiffeqSolver
@@ -96,36 +95,6 @@ def make_flows(
     return flows
 
 
-def errors(flows: dict[str, CNF | PlainFlow], x: Tensor) -> dict[str, tuple[float, float]]:
-    """Relative errors of loss and gradient."""
-    field = copy.deepcopy(next(iter(flows.values())).field).double()
-    exact = PlainFlow(field, through_torchdiffeq(odeint, 1e-11))
-    loss, gradient = training_step(exact, x.double())
-    results = {name: training_step(flow, x) for name, flow in flows.items()}
-    return {
-        name: (abs(a - loss) / abs(loss), relative_difference(b, gradient))
-        for name, (a, b) in results.items()
-    }
-
-
-def measure(title: str, flows: dict[str, CNF | PlainFlow], repeats: int) -> str:
-    """Markdown table at one set of weights."""
-    (x,) = make_batches(1)
-    steps = {name: partial(training_step, flow, x) for name, flow in flows.items()}
-    seconds = side_by_side(steps, repeats, warmup=3, clock=time.process_time)
-    slowest = next(iter(seconds.values()))
-    apart = errors(flows, x)
-    rows = [
-        [name, f"{1e3 * seconds[name]:.1f}", f"{slowest / seconds[name]:.2f}",
-         f"{flow.stats.nfe_forward}", f"{flow.stats.nfe_backward}",
-         *(f"{error:.1e}" for error in apart[name])]
-        for name, flow in flows.items()
-    ]  # fmt: skip
-    header = [title, "CPU ms a step", "speed-up", "evaluations", "in backward", "error of loss",
-              "of gradient"]  # fmt: skip
-    return table(header, rows)
-
-
 def run(
     compiled: bool = True,
     compiled_step: bool = False,
@@ -133,13 +102,15 @@ def run(
     repeats: int = 15,
 ) -> str:
     """Measure, and tell as Markdown tables."""
-    tables = [
-        measure(title, make_flows(make_field(n), compiled, compiled_step), repeats)
-        for title, n in (
-            ("weights as initialised", 0),
-            (f"after {training_steps} steps", training_steps),
-        )
-    ]
+    (x,) = make_batches(1)
+    tables = []
+    for n in (0, training_steps):
+        field = make_field(n)
+        flows = make_flows(field, compiled, compiled_step)
+        exact = PlainFlow(copy.deepcopy(field).double(), through_torchdiffeq(odeint, 1e-11))
+        contenders = {name: contender(flow, x) for name, flow in flows.items()}
+        title = f"after {n} steps" if n else "weights as initialised"
+        tables.append(measure(title, contenders, contender(exact, x.double()), repeats, warmup=3))
     return "\n\n".join(tables)
 
 

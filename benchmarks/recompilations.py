@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.timing import table
-from benchmarks.toy_flow import make_batches, make_field, training_step
+from benchmarks.toy_flow import contender, make_batches, make_field
 from steer_lightning import steer
 from steer_lightning.nn import CNF
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
@@ -26,7 +26,7 @@ def count(flow: CNF, scope: str) -> tuple[int, int]:
     first = 0
     for step in range(STEPS):
         with steer(flow, b=0.5, step=step, scope=scope):  # type: ignore[arg-type]
-            training_step(flow, x)
+            contender(flow, x).step()
         if step == 0:
             first = counters["stats"]["unique_graphs"]
     return first, counters["stats"]["unique_graphs"] - first

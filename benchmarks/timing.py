@@ -3,7 +3,8 @@
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import mean, median
+from typing import Any, NamedTuple
 
 import torch
 import torchdiffeq
@@ -29,7 +30,7 @@ def count_evaluation(stats: SolveStats) -> None:
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Norm of the difference in units of the norm of ``b``."""
+    """Norm of the difference in units of the norm of ``b``, in the precision of ``b``."""
     return float((a - b).norm() / b.norm())
 
 
@@ -48,7 +49,8 @@ def kept_gigabytes(loss: Callable[[], Tensor]) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss().backward()
+        value = loss()
+    value.backward()
     return sum(sizes.values()) / 1e9
 
 
@@ -84,3 +86,64 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join(lines)
+
+
+class Contender(NamedTuple):
+    """A model, whose blocks count their evaluations in ``stats``, and what gives its loss."""
+
+    module: nn.Module
+    loss: Callable[[], Tensor]
+
+    def step(self) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Loss, gradient, and evaluations forward and backward, of one training step."""
+        owners = (part for part in self.module.modules() if hasattr(part, "stats"))
+        stats = {id(owner.stats): owner.stats for owner in owners}.values()
+        for counts in stats:
+            counts.reset()
+        self.module.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        if loss.is_cuda:
+            torch.cuda.synchronize()
+        nfe = sum(s.nfe_forward for s in stats), sum(s.nfe_backward for s in stats)
+        return loss.detach(), flat_gradient(self.module), nfe
+
+
+def measure(
+    title: str,
+    contenders: Mapping[str, Contender],
+    exact: Contender | None = None,
+    repeats: int = 5,
+    warmup: int = 1,
+) -> str:
+    """Markdown table of training steps: time, evaluations, memory, and errors.
+
+    Evaluations are means over the steps; loss and gradient of the last one are compared, relative,
+    with those of ``exact``, or of the first contender.
+    """
+    device = next(next(iter(contenders.values())).module.parameters()).device
+    clock, unit = (
+        (time.perf_counter, "ms") if device.type == "cuda" else (time.process_time, "CPU ms")
+    )
+    taken: dict[str, list[Any]] = {name: [] for name in contenders}
+    steps = {
+        name: lambda name=name, step=contender.step: taken[name].append(step())
+        for name, contender in contenders.items()
+    }
+    seconds = side_by_side(steps, repeats, warmup, clock)
+    first = next(iter(contenders))
+    loss, gradient, _ = taken[first][-1] if exact is None else exact.step()
+    rows = []
+    for name, contender in contenders.items():
+        own_loss, own_gradient, _ = taken[name][-1]
+        counts = zip(*(nfe for _, _, nfe in taken[name][warmup:]), strict=True)
+        rows.append(
+            [name, f"{1e3 * seconds[name]:.1f}", f"{seconds[first] / seconds[name]:.2f}",
+             *(f"{mean(count):.4g}" for count in counts),
+             f"{kept_gigabytes(contender.loss):.2g}",
+             f"{relative_difference(own_loss, loss):.1e}",
+             f"{relative_difference(own_gradient, gradient):.1e}"]
+        )  # fmt: skip
+    header = [title, f"{unit} a step", "speed-up", "NFE forward", "backward", "GB kept",
+              "error of loss", "of gradient"]  # fmt: skip
+    return table(header, rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from benchmarks.timing import count_evaluation, flat_gradient
+from benchmarks.timing import Contender, count_evaluation
 from datamodules.toy_densities import get_density
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.nn.likelihood import standard_normal_log_prob
@@ -37,7 +37,7 @@ def _trained(training_steps: int) -> ConcatSquashField:
     field = ConcatSquashField(2, (64, 64, 64))
     flow, optimizer = CNF(field, (2,)), torch.optim.Adam(field.parameters(), lr=5e-3)
     for x in make_batches(training_steps):
-        training_step(flow, x)
+        contender(flow, x).step()
         optimizer.step()
     return field
 
@@ -91,10 +91,6 @@ def through_torchdiffeq(
     return integrate
 
 
-def training_step(flow: CNF | PlainFlow, x: Tensor) -> tuple[float, Tensor]:
-    """Loss and gradient of one step; the flow's counts are those of this step."""
-    flow.stats.reset()
-    flow.zero_grad()
-    loss = -flow.log_prob(x).mean()
-    loss.backward()
-    return loss.item(), flat_gradient(flow)
+def contender(flow: CNF | PlainFlow, x: Tensor) -> Contender:
+    """The flow and its loss at ``x``."""
+    return Contender(flow, lambda: -flow.log_prob(x).mean())

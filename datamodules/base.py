@@ -1,6 +1,7 @@
 """Base of every datamodule: tensors in memory, seeded splits, loaders that resume."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
@@ -96,8 +97,9 @@ class TensorData(Dataset[BatchT], Generic[BatchT]):
 class ResumableLoader(DataLoader[Any]):
     """A loader that goes on in the middle of an epoch, and begins only when a batch is asked for.
 
-    Lightning saves and restores its ``state_dict``: how many batches of which epoch were read. The
-    order of an epoch must depend on its number alone, as a sampler's with ``set_epoch`` does.
+    Lightning saves and restores its ``state_dict``: how many batches of which epoch were read, and
+    the sampler's seed. The order of an epoch must depend on that seed and its number alone, as a
+    sampler's with ``set_epoch`` does.
 
     Workers wait for the first batch, since Lightning creates the iterator of a run's first epoch
     before it tells the sampler the epoch.
@@ -128,10 +130,13 @@ class ResumableLoader(DataLoader[Any]):
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "batches": self._read}
+        seed = {"seed": self.sampler.seed} if isinstance(self.sampler, DistributedSampler) else {}
+        return {"epoch": self._epoch, "batches": self._read, **seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._resume = dict(state)
+        if isinstance(self.sampler, DistributedSampler) and "seed" in state:
+            self.sampler.seed = state["seed"]
 
     @property
     def _epoch(self) -> int:
@@ -142,8 +147,9 @@ class TensorDataModule(LightningDataModule, ABC):
     r"""Base of data that fits in memory: a subclass only says how to build a split.
 
     ``setup`` builds what a stage needs and nothing else; ``predict`` uses the test set. The order
-    of training samples depends on ``(seed, epoch)`` alone, also after a resume, which goes on
-    behind the last batch. The last batch of an epoch may be smaller.
+    of training samples depends on ``seed``, the run's seed (``seed_everything``) and the epoch
+    alone, also after a resume, which goes on behind the last batch. The last batch of an epoch
+    may be smaller.
 
     With several ranks each reads its own part of a set. In training they take equally many steps,
     for which a few samples of an epoch may be repeated. Elsewhere none is repeated: rank ``r`` of
@@ -154,7 +160,7 @@ class TensorDataModule(LightningDataModule, ABC):
         eval_batch_size: Samples in a validation, test or predict batch; ``None`` means
             ``batch_size``.
         num_workers: Loader processes; 0 is fast for data in memory.
-        seed: Key of splits, draws and shuffling.
+        seed: Key of splits, draws and, together with the run's seed, shuffling.
 
     Attributes:
         folder_name: Usual name of the folder ``data_dir``; ``None`` without files.
@@ -213,7 +219,7 @@ class TensorDataModule(LightningDataModule, ABC):
         dataset = self._dataset("train")
         n_ranks, rank = self._ranks()
         # Lightning leaves a DistributedSampler as it is and tells it the epoch.
-        seed = derive_seed(self.seed, "order")
+        seed = derive_seed(self.seed, f"order/{os.environ.get('PL_GLOBAL_SEED', 0)}")
         sampler = self.sampler_class(dataset, n_ranks, rank, shuffle=True, seed=seed)
         return self._loader(dataset, self.batch_size, sampler)
 

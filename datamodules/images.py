@@ -124,7 +124,9 @@ class ImageDataModule(TensorDataModule):
             data set's name in ``data``.
         batch_size: Images in a training batch.
         eval_batch_size: Images in any other batch; ``None`` means ``batch_size``.
-        val_size: Images split off the training files for validation.
+        val_size: Images split off the training files for validation. With 0 none is, as
+            published: the test set is validated on, and a checkpoint that is chosen by validation
+            is then chosen by the test.
         limit_train: Keep this many training images after the split; ``None`` keeps all.
         image_size: Height and width, a divisor of the files' own; ``None`` means the files' own.
             Smaller images are averages over windows.
@@ -185,7 +187,8 @@ class ImageDataModule(TensorDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(1, val_size=val_size, limit_train=limit_train)
+        check_at_least(0, val_size=val_size)
+        check_at_least(1, limit_train=limit_train)
         side = self.native_shape[-1]
         image_size = side if image_size is None else image_size
         if image_size < 1 or side % image_size:
@@ -265,13 +268,13 @@ class ImageDataModule(TensorDataModule):
         self.check_files()  # Before a run makes its folders.
 
     def build(self, split: Split) -> ImageData:
-        train = split != "test"
+        train = split == "train" or (split == "val" and self.val_size > 0)
         if train not in self._files:
             self.check_files()
             self._files[train] = self.read(train)
         images, labels = self._files[train]
         window = self.native_shape[-1] // self.image_size
-        if split == "test":
+        if not train:
             return ImageData(images, labels, None, self.pixels, window)
         total = len(images)
         if self.val_size >= total:

@@ -1,11 +1,13 @@
 """Check which data sets are there and whole, for ``python -m steer_lightning.doctor``."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from datamodules.activity_recordings import N_ROWS, find_file, merge_rows, read_rows
 from datamodules.image_sets import CIFAR10DataModule, MNISTDataModule, SVHNDataModule
 from datamodules.imagenet32 import ImageNet32DataModule
+from datamodules.images import ImageDataModule
 from datamodules.physionet_records import N_RECORDS, read_records
 from steer_lightning.doctor import Finding
 
@@ -38,19 +40,9 @@ def check_data(data_dir: Path) -> Iterator[Finding]:
             yield Finding(name, "note" if "partial" in sentence else "ok", f"{folder}: {sentence}")
 
 
-def _mnist(folder: Path) -> str:
-    MNISTDataModule(str(folder)).check_files()
-    return "four files, with the checksums of MNIST where they are as long"
-
-
-def _cifar10(folder: Path) -> str:
-    CIFAR10DataModule(str(folder)).check_files()
-    return "all files, with their published checksums"
-
-
-def _svhn(folder: Path) -> str:
-    SVHNDataModule(str(folder)).check_files()
-    return "both files, with their published checksums"
+def _images(data_module: Callable[[str], ImageDataModule], folder: Path) -> str:
+    data_module(str(folder)).check_files()
+    return "all files, with their checksums"
 
 
 def _imagenet32(folder: Path) -> str:
@@ -76,9 +68,9 @@ def _activity(folder: Path) -> str:
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {
-    "mnist": _mnist,
-    "cifar10": _cifar10,
-    "svhn": _svhn,
+    "mnist": partial(_images, MNISTDataModule),
+    "cifar10": partial(_images, CIFAR10DataModule),
+    "svhn": partial(_images, SVHNDataModule),
     "imagenet32": _imagenet32,
     "physionet2012": _physionet,
     "person_activity": _activity,

@@ -44,9 +44,9 @@ class PhysioNetDataModule(SeriesDataModule):
     37 that are measured on the way, weight among them; their order is
     ``datamodules.physionet_records.PARAMETERS``. Times are rounded to bins, and values of one
     parameter in one bin are averaged. The value -1 of weight and of those of admission means
-    unknown and is left out (the public code of latent ODEs keeps it as a value). Nothing else is
-    cleaned: temperatures below zero and a pH of 735 are in the data. A record with no observation
-    is dropped with a warning.
+    unknown and is left out, unless ``keep_unknown`` is true. Nothing else is cleaned:
+    temperatures below zero and a pH of 735 are in the data. A record with no observation is
+    dropped with a warning.
 
     Values are scaled to [0, 1] by the range of the training samples, so that others may lie
     outside; see ``normalise_by``. The files are read anew by each run, in seconds, and only
@@ -60,6 +60,7 @@ class PhysioNetDataModule(SeriesDataModule):
             keeps them apart.
         normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`: that of
             the training samples, of all, or as in the public code of latent ODEs.
+        keep_unknown: Take -1 for a value like any other, as that code does.
         download: Download missing files.
         seed: Key of the split and the order.
 
@@ -89,6 +90,7 @@ class PhysioNetDataModule(SeriesDataModule):
         data_dir: str = "data/physionet2012",
         time_bin: float = 0.016,
         normalise_by: NormaliseBy = "train",
+        keep_unknown: bool = False,
         batch_size: int = 50,
         eval_batch_size: int | None = 200,
         val_size: int = 320,
@@ -107,6 +109,7 @@ class PhysioNetDataModule(SeriesDataModule):
         self.data_dir = data_dir
         self.time_bin = time_bin
         self.normalise_by: NormaliseBy = normalise_by
+        self.keep_unknown = keep_unknown
         self.download = download
         self._tensors: dict[str, Tensor] | None = None
 
@@ -117,10 +120,13 @@ class PhysioNetDataModule(SeriesDataModule):
             unpacked = name == ARCHIVE_NAME and (folder / FOLDER_NAME).exists()
             if not unpacked and not (folder / name).exists():
                 download(URL + name, folder, partial(_take, check))
-        self._tensors = read_records(self.data_dir, self.time_bin)
+        self._tensors = self._read()
+
+    def _read(self) -> dict[str, Tensor]:
+        return read_records(self.data_dir, self.time_bin, self.keep_unknown)
 
     def load(self) -> tuple[SeriesBatch, None]:
-        tensors = self._tensors or read_records(self.data_dir, self.time_bin)
+        tensors = self._tensors or self._read()
         self._tensors = None
         dropped = tensors["dropped"].tolist()
         if dropped:

@@ -123,7 +123,9 @@ def read_outcomes(path: Path) -> dict[int, int]:
     return outcomes
 
 
-def read_records(data_dir: str | Path, time_bin: float) -> dict[str, Tensor]:
+def read_records(
+    data_dir: str | Path, time_bin: float, keep_unknown: bool = False
+) -> dict[str, Tensor]:
     """Find and read all records and their outcomes into the tensors of :func:`bin_records`.
 
     Raises:
@@ -139,11 +141,15 @@ def read_records(data_dir: str | Path, time_bin: float) -> dict[str, Tensor]:
             f"Expected {records} and {outcomes} to be of the same records, but {len(unmatched)} "
             f"are in one only, such as {unmatched[0]}. {_AGAIN}"
         )
-    return bin_records(contents, deaths, time_bin, str(records))
+    return bin_records(contents, deaths, time_bin, str(records), keep_unknown)
 
 
 def bin_records(
-    contents: Mapping[int, bytes], deaths: Mapping[int, int], time_bin: float, source: str
+    contents: Mapping[int, bytes],
+    deaths: Mapping[int, int],
+    time_bin: float,
+    source: str,
+    keep_unknown: bool = False,
 ) -> dict[str, Tensor]:
     r"""Round times to bins of ``time_bin`` hours and average what falls into one.
 
@@ -155,6 +161,7 @@ def bin_records(
         deaths: Whether the patient died, by number.
         time_bin: Width of a time bin in hours.
         source: Where the files are, for messages.
+        keep_unknown: Take -1 for a value like any other.
 
     Returns:
         ``times``, shape ``(M,)``, in [0, 1], 1 being 48 hours; ``values`` and ``mask``, shape
@@ -179,7 +186,8 @@ def bin_records(
     is_id = codes == _RECORD_ID
     for row in np.flatnonzero(is_id & (values != numbers[record]))[:1]:
         raise table.error(f"RecordID {numbers[record[row]]}", row, f"{values[row]:g}")
-    known = ~is_id & ~((codes < len(DESCRIPTORS)) & (values == -1))
+    unknown = (codes < len(DESCRIPTORS)) & (values == -1)
+    known = ~is_id if keep_unknown else ~(is_id | unknown)
     record, minutes, codes, values = (part[known] for part in (record, minutes, codes, values))
     bins = np.rint(minutes / 60 / time_bin).astype(np.int64)
     n_bins = int(bins.max(initial=0)) + 1

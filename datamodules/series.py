@@ -60,11 +60,11 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
 
     A fifth of the groups (rounded, at least one) is the test set, which does not depend on
     ``val_size``. Of the other groups, as many as give at least ``val_size`` samples are the
-    validation set.
+    validation set; with ``val_size=0`` the test set is, and all others train.
 
     Args:
         groups: Group of each sample, shape ``(N,)``, int64; all different to split single samples.
-        val_size: Samples to validate on, at least.
+        val_size: Samples to validate on, at least; or 0.
         seed: Key of the split.
 
     Returns:
@@ -84,7 +84,7 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
     order = torch.randperm(n_groups, generator=seeded_generator(seed, "split"))
     n_test = max(1, round(_TEST_SHARE * n_groups))
     reached = counts[order[n_test:]].cumsum(0)
-    n_val = int((reached < val_size).sum()) + 1
+    n_val = int((reached < val_size).sum()) + (val_size > 0)
     if n_test + n_val >= n_groups:
         raise ValueError(
             f"Expected `val_size` to leave some of the samples to train on, but got {val_size} of "
@@ -94,10 +94,11 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
     place = order.argsort()[group]
     samples = place.argsort(stable=True)
     place = place[samples]
+    test = samples[place < n_test]
     return {
         "train": samples[place >= n_test + n_val],
-        "val": samples[(place >= n_test) & (place < n_test + n_val)],
-        "test": samples[place < n_test],
+        "val": samples[(place >= n_test) & (place < n_test + n_val)] if val_size else test,
+        "test": test,
     }
 
 
@@ -132,7 +133,9 @@ class SeriesDataModule(TensorDataModule):
     Args:
         batch_size: Samples in a training batch.
         eval_batch_size: Samples in any other batch; ``None`` means ``batch_size``.
-        val_size: Samples to validate on; at least so many where whole groups are split.
+        val_size: Samples to validate on; at least so many where whole groups are split. With 0
+            nothing is split off, as published: the test set is validated on, and a checkpoint
+            that is chosen by validation is then chosen by the test.
         limit_train: Keep this many training samples after the split; ``None`` keeps all. Neither
             the other sets nor any scaling depend on it.
         num_workers: Loader processes.
@@ -170,7 +173,8 @@ class SeriesDataModule(TensorDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(1, val_size=val_size, limit_train=limit_train)
+        check_at_least(0, val_size=val_size)
+        check_at_least(1, limit_train=limit_train)
         self.val_size = val_size
         self.limit_train = limit_train
         self._store: tuple[SeriesBatch, dict[Split, Tensor]] | None = None

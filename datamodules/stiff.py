@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
 from steer_lightning.utils.checks import check_choice
 
+_START_TIMES = ("uniform", "uniform_and_zero", "grid", "log_uniform")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -83,11 +84,13 @@ class StiffODEDataModule(TensorDataModule):
         r: Rate of the fast part of the solution, which is also the stiffness ratio; positive.
         t_end: End of the time range that training pieces lie in.
         interval: Length of a piece, in the units of ``t_end``; ``0 < interval < t_end``.
-        n_starts: Number of start times, drawn once.
+        n_starts: Number of start times, fixed once.
         start_times: ``"uniform"`` draws start times uniformly on ``[0, t_end - interval]``, which
-            at a large ``r`` leaves out the fast transient. ``"log_uniform"`` draws uniformly in
-            the logarithm on ``[0.01 / r, t_end - interval]``, so that every time scale gets its
-            share; the first start time is then 0 itself.
+            at a large ``r`` leaves out the fast transient, and 0, where the test begins;
+            ``"uniform_and_zero"`` puts 0 among them. ``"grid"`` takes the multiples of
+            ``interval`` from 0 on, as the code released with the paper: 118 of ``15 / 119``.
+            ``"log_uniform"`` draws uniformly in the logarithm on
+            ``[0.01 / r, t_end - interval]``, so that every time scale gets its share, and 0.
         batch_size: Pieces in a training batch.
         test_t_end: End of the test trajectory.
         n_test: Number of equidistant test times, both ends included.
@@ -115,7 +118,7 @@ class StiffODEDataModule(TensorDataModule):
         t_end: float = 15.0,
         interval: float = 0.125,
         n_starts: int = 1000,
-        start_times: Literal["uniform", "log_uniform"] = "uniform",
+        start_times: Literal["uniform", "uniform_and_zero", "grid", "log_uniform"] = "uniform",
         batch_size: int = 20,
         test_t_end: float = 25.0,
         n_test: int = 120,
@@ -130,7 +133,12 @@ class StiffODEDataModule(TensorDataModule):
                 "Expected 0 < interval < t_end, both finite, but got "
                 f"interval={interval} and t_end={t_end}. Shorten `interval` or raise `t_end`."
             )
-        check_choice("start_times", start_times, ("uniform", "log_uniform"))
+        check_choice("start_times", start_times, _START_TIMES)
+        if start_times == "grid" and n_starts * interval > t_end * (1.0 + 1e-9):
+            raise ValueError(
+                "Expected n_starts * interval <= t_end for start times on a grid, but got "
+                f"{n_starts} * {interval:g} and t_end={t_end:g}. Lower `n_starts`."
+            )
         self.first_log_start = 0.01 / r
         if start_times == "log_uniform" and self.first_log_start >= t_end - interval:
             raise ValueError(
@@ -161,10 +169,13 @@ class StiffODEDataModule(TensorDataModule):
                 self.n_starts, generator=seeded_generator(self.seed, "train"), dtype=torch.float64
             )
             last = self.t_end - self.interval
-            if self.start_times == "uniform":
-                t_start = u * last
-            else:
+            if self.start_times == "grid":
+                t_start = self.interval * torch.arange(self.n_starts, dtype=torch.float64)
+            elif self.start_times == "log_uniform":
                 t_start = self.first_log_start * (last / self.first_log_start) ** u
+            else:
+                t_start = u * last
+            if self.start_times != "uniform":
                 t_start[0] = 0.0
             t_end = t_start + self.interval
             y_start, y_end = stiff_solution(torch.stack([t_start, t_end]), self.r).unsqueeze(-1)

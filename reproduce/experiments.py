@@ -9,14 +9,35 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from reproduce.records import Results
 
-Scale = Literal["smoke", "short", "paper"]
-SCALES: tuple[Scale, ...] = ("smoke", "short", "paper")
+Scale = Literal["smoke", "short", "full", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "short", "full", "paper")
 T = TypeVar("T")
 
+# Parts of a config, on the command line.
+MODEL, DATA, TRAINER = "--model.init_args", "--data.init_args", "--trainer"
 
-def pick(scale: Scale, paper: T, short: T, smoke: T) -> T:
-    """The one of three values that belongs to a scale."""
-    return {"paper": paper, "short": short, "smoke": smoke}[scale]
+
+def pick(scale: Scale, paper: T, short: T, smoke: T, full: T | None = None) -> T:
+    """The value that belongs to a scale; that of ``full`` is the paper's unless it is given."""
+    full = paper if full is None else full
+    return {"paper": paper, "full": full, "short": short, "smoke": smoke}[scale]
+
+
+def options(room: str, **values: object) -> tuple[str, ...]:
+    """Arguments of ``cli.py`` for one part of the config.
+
+    Example:
+        >>> options(DATA, batch_size=4, image_size=16)
+        ('--data.init_args.batch_size=4', '--data.init_args.image_size=16')
+    """
+    return tuple(f"{room}.{name}={value}" for name, value in values.items())
+
+
+# Two optimisation steps, a check after each, one batch everywhere else.
+SMOKE = options(
+    TRAINER, max_epochs=1, max_steps=-1, limit_train_batches=2, val_check_interval=1,
+    limit_val_batches=1, limit_test_batches=1, num_sanity_val_steps=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,20 @@ class Metric:
     factor: float = 1.0  # what it is multiplied by to be shown
     digits: int = 3  # after the point
     ratio: bool = False  # compare logarithms: means are geometric, differences are ratios
+    matters: float = 0.0  # the smallest difference, or factor, that would, as shown
+
+
+Verdict = Literal["gain", "loss", "no difference"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an experiment is to show, by the paper or by a question that it leaves open."""
+
+    says: str  # a sentence's worth, without its full stop
+    metric: str  # the key of the metric that shows it
+    expects: tuple[Verdict, ...] = ("gain",)  # verdicts that agree with it
+    settings: str = ""  # how settings begin that it is about
 
 
 @dataclass(frozen=True)
@@ -64,10 +99,14 @@ class Experiment:
     title: str
     comparisons: tuple[Comparison, ...]
     metrics: tuple[Metric, ...]  # the first is the one that the paper's numbers belong to
+    scale: Scale  # what was asked for; but ``paper`` for ``full`` where that is nothing else
     cut: str  # what this scale leaves out of the paper's setting
     seeds: int  # how many, unless the command line says
     draw: "Callable[[Experiment, Results], Figure]"
     notes: tuple[str, ...] = ()  # sentences below the caption
+    # What stands on the page in place of a table for each metric and one of the work.
+    tables: "Callable[[Experiment, Results], str] | None" = None
+    claims: tuple[Claim, ...] = ()
 
     @property
     def pairs(self) -> list[tuple[Comparison, Variant]]:
@@ -91,21 +130,27 @@ def experiment(
     seeds: tuple[int, int],
     draw: "Callable[[Experiment, Results], Figure]",
     notes: tuple[str, ...] = (),
+    tables: "Callable[[Experiment, Results], str] | None" = None,
+    claims: tuple[Claim, ...] = (),
 ) -> Callable[[Callable[[Scale], Iterable[Comparison]]], Callable[[Scale], Experiment]]:
     """Register a function of the scale that makes an experiment's comparisons.
 
-    ``cuts`` and ``seeds`` belong to the scales ``paper`` and ``short``.
+    ``cuts`` belong to the scales ``paper``, ``short`` and ``full``, and ``seeds`` to the first
+    two. Without the third of ``cuts`` the scale ``full`` is the paper's, and shares its runs.
     """
     smoke = "Two steps of a few samples: that it runs, and nothing else."
 
     def register(parts: Callable[[Scale], Iterable[Comparison]]) -> Callable[[Scale], Experiment]:
         def make(scale: Scale) -> Experiment:
-            cut = pick(scale, cuts[0], cuts[1], [*cuts, smoke][2])
+            if scale == "full" and len(cuts) < 3:
+                scale = "paper"
+            cut = pick(scale, cuts[0], cuts[1], smoke, *cuts[2:])
             n = pick(scale, *seeds, 1)
             comparisons = tuple(parts(scale))
             return Experiment(
-                parts.__name__, title, comparisons, tuple(metrics), cut, n, draw, notes
-            )
+                parts.__name__, title, comparisons, tuple(metrics), scale, cut, n, draw, notes,
+                tables, claims,
+            )  # fmt: skip
 
         EXPERIMENTS[parts.__name__] = make
         return make

@@ -4,13 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
+from textwrap import fill
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 
-from reproduce.experiments import Experiment
+from reproduce.experiments import Experiment, Variant
+from reproduce.pareto import by_seed, front, mean_points, test_evaluations
 from reproduce.records import Record, Results, finished
+from steer_lightning.callbacks.plots.style import COLOURS, in_words, legend_below, panels
+
+# For readers who tell no colours apart.
+_MARKERS = "osD^v<>PXp*hd8H"
 
 
 def draw_curves(experiment: Experiment, results: Results) -> Figure:
@@ -18,17 +26,21 @@ def draw_curves(experiment: Experiment, results: Results) -> Figure:
     parts = [p for p in experiment.comparisons if any(finished(results[a]) for a in p.variants)]
     parts = parts or [*experiment.comparisons[:1]]  # an empty panel says that nothing has run
     figure, axes = _panels(len(parts))
+    colours = _Colours()
     for axis, part in zip(axes, parts, strict=True):
-        for i, variant in enumerate(part.variants):
+        axis.set(title=part.setting, xlabel="training time (s)")
+        for variant in part.variants:
             for j, record in enumerate(finished(results[variant])):
                 axis.plot(
                     [getattr(check, record.clock) for check in record.checks],
                     [check.metrics.get(record.monitor, math.nan) for check in record.checks],
-                    color=f"C{i}", lw=1.0, marker="o", ms=2, label=None if j else variant.label,
+                    color=colours[variant.label], lw=1.0, marker="o", ms=2,
+                    label=None if j else variant.label,
                 )  # fmt: skip
-                axis.set_ylabel(record.monitor)
-        axis.set(title=part.setting, xlabel="seconds of training")
-        _legend(axis)
+                axis.set_ylabel(in_words(record.monitor))
+                if record.clock == "cpu_seconds":
+                    axis.set_xlabel("training time (processor seconds)")
+    legend_below(figure)
     return figure
 
 
@@ -37,16 +49,18 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
     name = experiment.metrics[0].key.removeprefix("sweep/").partition("@")[0]
     factor = experiment.metrics[0].factor
     figure, axes = _panels(len(experiment.comparisons))
+    colours = _Colours()
     for axis, part in zip(axes, experiment.comparisons, strict=True):
-        for i, variant in enumerate(part.variants):
+        for variant in part.variants:
             columns: dict[float, list[float]] = {}
             for record in finished(results[variant]):
                 if name in record.sweep:
                     for t, v in zip(record.sweep["end_time"], record.sweep[name], strict=True):
                         columns.setdefault(t, []).append(factor * v)
-            _band(axis, columns, i, variant.label)
-        axis.set(title=part.setting, xlabel="end time of evaluation", ylabel=name)
-        _legend(axis)
+            _band(axis, columns, colours[variant.label], variant.label)
+        ylabel = in_words(name) + " (%)" * (factor == 100.0)
+        axis.set(title=part.setting, xlabel="end time of evaluation T", ylabel=ylabel)
+    legend_below(figure)
     return figure
 
 
@@ -90,25 +104,77 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
         if number is not None:
             lines.setdefault(panel, {}).setdefault(line, {})[number] = finished(results[variant])
     metrics = experiment.metrics
-    figure = Figure(figsize=(4.0 * len(lines), 2.8 * len(metrics)), layout="constrained")
-    grid = figure.subplots(len(metrics), max(1, len(lines)), squeeze=False)
+    size = 4.0 * len(lines), 2.8 * len(metrics)
+    figure, grid = panels(len(metrics), max(1, len(lines)), size)
+    colours = _Colours()
     for axes, metric in zip(grid, metrics, strict=True):
         for axis, (panel, found) in zip(axes, lines.items(), strict=False):
-            for i, (line, by_number) in enumerate(found.items()):
+            for line, by_number in found.items():
                 columns = {
                     x: [metric.factor * v for r in rs if (v := r.value(metric.key)) is not None]
                     for x, rs in sorted(by_number.items())
                 }
-                _band(axis, {x: column for x, column in columns.items() if column}, i, line)
-            axis.set(title=panel, xlabel=axis_name, ylabel=metric.label)
+                columns = {x: column for x, column in columns.items() if column}
+                _band(axis, columns, colours[line], line)
+            axis.set_ylabel(fill(metric.label, 26))
+            if metric is metrics[0]:
+                axis.set_title(panel)
+            if metric is metrics[-1]:
+                axis.set_xlabel(_NUMBERS[axis_name])
             if metric.ratio and len(axis.lines):
                 axis.set(xscale="log", yscale="log")
-            _legend(axis)
+    legend_below(figure)
     return figure
 
 
+_NUMBERS = {"r": "stiffness ratio r", "b": "half-width b (in units of t)"}
 draw_stiffness = partial(draw_against_numbers, axis_name="r")
 draw_against_b = partial(draw_against_numbers, axis_name="b")
+
+
+def draw_pareto(experiment: Experiment, results: Results) -> Figure:
+    """The first metric against test evaluations; rings and a line mark the front of the means.
+
+    Points are means over the seeds, with their range. Variants that differ by their weight share
+    a colour and a marker, which is larger for more weight.
+    """
+    cost, metric = test_evaluations(experiment), experiment.metrics[0]
+    families = list(dict.fromkeys(_family(variant) for variant in experiment.variants))
+    looks: dict[str, dict[str, Any]] = {
+        family: {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, family in enumerate(families)
+    }
+    ring: dict[str, Any] = {
+        "color": "0.5",
+        "ls": "--",
+        "lw": 0.8,
+        "marker": "o",
+        "ms": 13,
+        "mfc": "none",
+    }
+    figure, axes = _panels(len(experiment.comparisons))
+    for axis, part in zip(axes, experiment.comparisons, strict=True):
+        points = mean_points(part, cost, metric, results)
+        sizes = dict.fromkeys(families, 4.0)
+        for variant, (x, y) in points.items():
+            xs, ys = (by_seed(results[variant], m).values() for m in (cost, metric))
+            y_range, x_range = ([[z - min(zs)], [max(zs) - z]] for z, zs in ((y, ys), (x, xs)))
+            family = _family(variant)
+            axis.errorbar(x, y, y_range, x_range, lw=0.6, ms=sizes[family], **looks[family])
+            sizes[family] += 2.0
+        best = [points[variant] for variant in front(points, metric.better == "higher")]
+        axis.plot([x for x, _ in best], [y for _, y in best], **ring)
+        axis.set(title=part.setting, xlabel=cost.label, ylabel=metric.label)
+    handles = [Line2D([], [], ls="", **look) for look in looks.values()]
+    names = [*families, "Pareto front"]
+    figure.legend(
+        [*handles, Line2D([], [], **ring)], names, loc="outside right center", fontsize=7
+    )
+    return figure
+
+
+def _family(variant: Variant) -> str:
+    return variant.label.partition(", weight ")[0]
 
 
 def _number(text: str, name: str) -> tuple[str, float | None]:
@@ -119,21 +185,23 @@ def _number(text: str, name: str) -> tuple[str, float | None]:
 def _panels(n: int) -> tuple[Figure, list[Axes]]:
     columns = min(3, max(1, n))
     rows = max(1, math.ceil(n / columns))
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, grid = panels(rows, columns, (4.2 * columns, 3.0 * rows))
+    axes = [axis for row in grid for axis in row]
     for axis in axes[n:]:
         axis.axis("off")
     return figure, axes[:n]
 
 
-def _band(axis: Axes, columns: Mapping[float, Sequence[float]], i: int, label: str) -> None:
+def _band(axis: Axes, columns: Mapping[float, Sequence[float]], colour: str, label: str) -> None:
     """Mean and range of the values at each place, if there are any."""
     if columns:
         low, middle, high = ([f(c) for c in columns.values()] for f in (min, mean, max))
-        axis.plot([*columns], middle, color=f"C{i}", marker="o", ms=3, label=label)
-        axis.fill_between([*columns], low, high, color=f"C{i}", alpha=0.2, lw=0)
+        axis.plot([*columns], middle, color=colour, marker="o", ms=3, label=label)
+        axis.fill_between([*columns], low, high, color=colour, alpha=0.2, lw=0)
 
 
-def _legend(axis: Axes) -> None:
-    if any(axis.get_legend_handles_labels()[1]):
-        axis.legend(fontsize=7)
+class _Colours(dict[str, str]):
+    """One colour for each label, over all panels of a figure."""
+
+    def __missing__(self, label: str) -> str:
+        return self.setdefault(label, COLOURS[len(self) % len(COLOURS)])

@@ -2,16 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from reproduce.experiments import Experiment, Variant
 from steer_lightning.callbacks.training_clock import Check
 from steer_lightning.utils.io import replacing
 
-MOST_CHECKS = 100
+MOST_CHECKS = 500  # the most that an experiment has: one an epoch, or every twentieth step
 _CLOCKED = ("step", "epoch", "seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
 
 
@@ -36,8 +38,21 @@ class Record:
         return "seconds" if self.machine.get("gpu") else "cpu_seconds"
 
     def value(self, key: str) -> float | None:
-        """A metric by name; ``sweep/NAME@T`` is that of the evaluation at end time ``T``."""
+        """A metric by name.
+
+        ``sweep/NAME@T`` is that of the evaluation at end time ``T``; with ``@min`` or ``@max`` the
+        smallest or largest over all end times, NaN if one has none. ``train/seconds`` and
+        ``train/nfe`` (forward and backward) are those of the whole training.
+        """
+        if key in ("train/seconds", "train/nfe"):
+            if not self.checks:
+                return None
+            last = self.checks[-1]
+            nfe = last.nfe_forward + last.nfe_backward
+            return nfe if key == "train/nfe" else float(getattr(last, self.clock))
         name, _, end_time = key.removeprefix("sweep/").partition("@")
+        if end_time in ("min", "max"):
+            return float(getattr(np, end_time)(self.sweep.get(name, math.nan)))
         if not end_time:
             return self.values.get(key)
         times = [f"{t:g}" for t in self.sweep.get("end_time", ())]
@@ -53,30 +68,44 @@ def finished(records: Iterable[Record]) -> list[Record]:
 
 
 def write_records(path: Path, experiment: Experiment, results: Results) -> None:
-    """Write a line for each run, with rounded numbers and at most 100 checks of the monitor."""
-    lines, machine = [], None
+    """Write a line for each run, with rounded numbers and at most 500 checks of the monitor.
+
+    Lines of other experiments that the file has are kept.
+    """
+    lines = [line for line in _lines(path) if line["experiment"] != experiment.name]
     for part, variant in experiment.pairs:
         for record in results[variant]:
             line = {
                 "experiment": experiment.name,
                 "setting": part.setting,
                 "variant": variant.label,
-                **_compact(record),
+                **_compact(record, {metric.key for metric in experiment.metrics}),
+                "machine": record.machine,
             }
-            if record.machine != machine:  # else as in the line before
-                machine = line["machine"] = record.machine
-            lines.append(json.dumps(line, separators=(",", ":")))
+            lines.append(line)
+    for line, before in reversed([*zip(lines[1:], lines, strict=False)]):
+        if line["machine"] == before["machine"]:
+            del line["machine"]
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines))
+        temporary.write_text(
+            "".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines)
+        )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file; one without a machine has that of the line before."""
+    machine: Mapping[str, Any] = {}
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        lines.append({"machine": machine, **json.loads(text)})
+        machine = lines[-1]["machine"]
+    return lines
 
 
 def read_records(path: Path, experiment: Experiment) -> Results:
     """Records of an experiment from such a file; a variant that is not in it has none."""
     found: dict[tuple[str, ...], list[Record]] = {}
-    machine: Mapping[str, Any] = {}
-    for line in path.read_text().splitlines():
-        saved = {"machine": machine, **json.loads(line)}
-        machine = saved["machine"]
+    for saved in _lines(path):
         key = tuple(saved.pop(name) for name in ("experiment", "setting", "variant"))
         columns = saved.pop("checks")
         # Records of old kept no history of the monitor: such checks have no metrics.
@@ -90,7 +119,7 @@ def read_records(path: Path, experiment: Experiment) -> Results:
     }
 
 
-def _compact(record: Record) -> dict[str, Any]:
+def _compact(record: Record, keys: Set[str]) -> dict[str, Any]:
     def rounded(values: Iterable[float]) -> list[float]:
         return [
             v if isinstance(v, int) or not math.isfinite(v) else float(f"{v:.8g}") for v in values
@@ -101,8 +130,8 @@ def _compact(record: Record) -> dict[str, Any]:
     kept = [checks[round((i + 1) * len(checks) / n) - 1] for i in range(n)]
     columns = {name: rounded(getattr(c, name) for c in kept) for name in _CLOCKED}
     columns["monitor"] = rounded(c.metrics.get(record.monitor, math.nan) for c in kept)
-    # Not of each block: a name has no second slash.
-    values = {k: v for k, v in record.values.items() if k.count("/") < 2}
+    # Not of each block, whose names have a second slash, unless it is shown.
+    values = {k: v for k, v in record.values.items() if k.count("/") < 2 or k in keys}
     return {
         "seed": record.seed,
         "status": record.status,

@@ -1,51 +1,111 @@
 """The page of an experiment in Markdown, from its records."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from reproduce.experiments import Experiment, Metric, Scale
+from reproduce.experiments import Comparison, Experiment, Metric, Variant
 from reproduce.records import Record, Results, finished
-from reproduce.statistics import Paired, Summary, paired, reached, summary
+from reproduce.statistics import HELD, Paired, Summary, paired, reached, summary
 
 
-def write_page(experiment: Experiment, results: Results, scale: Scale, command: str = "") -> str:
-    """The whole page: caption, a table for each metric, work, and what did not run."""
+def write_page(experiment: Experiment, results: Results, command: str = "") -> str:
+    """The whole page: caption, a table for each metric and for the work, what did not run."""
     machines = [
         _machine(record.machine) for records in results.values() for record in finished(records)
     ]
+    tables = [experiment.tables(experiment, results)] if experiment.tables else [
+        *(metric_table(experiment, metric, results) for metric in experiment.metrics),
+        work_tables(experiment, results),
+    ]  # fmt: skip
     parts = [
         f"## {experiment.title}",
         f"    {command}" if command else "",
-        caption(experiment, results, scale),
-        *(metric_table(experiment, metric, results) for metric in experiment.metrics),
-        work_table(experiment, results),
+        caption(experiment, results),
+        *tables,
         missing_runs(experiment, results),
         "\n".join(dict.fromkeys(machines)) or "Nothing has run.",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def caption(experiment: Experiment, results: Results, scale: Scale) -> str:
+def caption(experiment: Experiment, results: Results) -> str:
     """Scale, cuts, seeds and how to read the numbers."""
     seeds = sorted({record.seed for variant in experiment.variants for record in results[variant]})
     words = ", ".join(map(str, seeds))
-    first = f"**Scale `{scale}`, not a reproduction.**"
-    if scale == "paper":
-        first = "Reproduction at the paper's scale."
+    first = {
+        "paper": "Reproduction at the paper's scale.",
+        "full": "In full length, but **not the paper's setting.**",
+    }.get(experiment.scale, f"**Scale `{experiment.scale}`, not a reproduction.**")
     text = (
         f"{first} {experiment.cut} "
-        f"{'Seed' if len(seeds) == 1 else 'Seeds'} {words} (weights, noise and end times; the "
-        "data and its split are the same). Mean +- sample standard deviation over the seeds. A "
-        "difference is to the baseline of the same seed, with Student's paired 95 % interval; "
-        'where that holds zero, the words are "no difference".'
+        f"{'Seed' if len(seeds) == 1 else 'Seeds'} {words} (weights, noise, end times and the "
+        "order of batches; the data and its split are the same). Mean +- sample standard "
+        "deviation over the seeds. A difference is to the baseline of the same seed, with "
+        "Student's paired 95 % interval. *Gain*, *loss*: the interval excludes zero. *No "
+        "difference larger than X*: it excludes all that are, and X would not matter. *Not shown "
+        "(needs X)*: it tells neither, and with these seeds a mean difference below X could not "
+        "have shown."
     ).replace("  ", " ")
-    if len(seeds) == 2:
-        text += " Two seeds can show only differences that are far larger than their spread."
     return "\n\n".join([text, *experiment.notes])
 
 
 def metric_table(experiment: Experiment, metric: Metric, results: Results) -> str:
     """One metric of every variant, beside the paper's if it is the first."""
+    return _table(experiment, metric, results, lambda _, v: metric_values(results[v], metric))
+
+
+# What training costs; a twentieth would not matter.
+WORK = (
+    Metric("train/nfe", "evaluations in training", "lower", ratio=True, matters=1.05),
+    Metric("train/seconds", "seconds of training", "lower", ratio=True, matters=1.05),
+)
+_TEST_NFE = Metric(
+    "test/nfe_forward", "evaluations in a test batch", "lower", ratio=True, matters=1.05
+)
+_TO_REACH = Metric("", "seconds to reach", "lower", ratio=True, matters=1.05)
+
+
+def work_tables(experiment: Experiment, results: Results) -> str:
+    """Evaluations and time, in all and until the baseline's level is held."""
+    records = [r for rs in results.values() for r in finished(rs) if r.checks]
+    if not records:
+        return ""
+
+    def to_reach(part: Comparison, variant: Variant) -> dict[int, float]:
+        return {
+            seed: math.log(getattr(check, records[0].clock)) if check else math.inf
+            for seed, check in reached(results[part.baseline], results[variant]).items()
+        }
+
+    shown = {metric.key for metric in experiment.metrics}
+    monitors = " or ".join(f"`{name}`" for name in dict.fromkeys(r.monitor for r in records))
+    passes = sorted(
+        {f"{r.values['test/batches']:.0f}" for r in records if "test/batches" in r.values}
+    )
+    over = (
+        f"means over {' or '.join(passes)} of them" if passes else "means over an unknown number"
+    )
+    text = (
+        "Work. Evaluations of the vector field in training are forward and backward, summed over "
+        "the batches; seconds are those in training batches (on a CPU processor seconds), without "
+        f"validation; evaluations in test batches are {over}. *To reach*: until the first check "
+        f"from which on {monitors} stays, for {HELD} checks, as good as the best level that the "
+        "baseline of the same seed held as long, less the noise of its checks (their median "
+        "change from one to the next in the second half of training)."
+    )
+    tables = [
+        metric_table(experiment, m, results) for m in (*WORK, _TEST_NFE) if m.key not in shown
+    ]
+    return "\n\n".join([text, *tables, _table(experiment, _TO_REACH, results, to_reach)])
+
+
+def _table(
+    experiment: Experiment,
+    metric: Metric,
+    results: Results,
+    values: Callable[[Comparison, Variant], dict[int, float]],
+) -> str:
+    """A row for each variant; an infinite logarithm is what was not reached."""
     first = metric is experiment.metrics[0]
     with_paper = first and any(variant.paper for variant in experiment.variants)
     against = "ratio to baseline" if metric.ratio else "difference"
@@ -54,71 +114,26 @@ def metric_table(experiment: Experiment, metric: Metric, results: Results) -> st
          f"{against} [95 %]", "verdict"]
     ]  # fmt: skip
     for part, variant in experiment.pairs:
-        values = _values(results[variant], metric)
-        found = summary([*values.values()])
+        own = values(part, variant)
+        found = summary([*own.values()])
         shown = _show_summary(found, metric)
+        if late := sum(math.isinf(v) for v in own.values()) if metric is _TO_REACH else 0:
+            shown = f"not reached ({late} of {found.n})"
         if found.n == 0:
             if not first:
                 continue  # the first table says why
             shown = " / ".join(dict.fromkeys(r.status for r in results[variant])) or "pending"
         row = [part.setting, variant.label, *([variant.paper] if with_paper else []), shown]
         comparison = ["", ""]
-        if variant is not part.baseline:
-            difference = paired(_values(results[part.baseline], metric), values, metric.better)
-            comparison = _show_paired(difference, metric.digits, metric.ratio)
+        if late:
+            comparison[1] = "not reached" if late == found.n else "not reached by all: no verdict"
+        elif variant is not part.baseline:
+            comparison = show_difference(compare(metric, values(part, part.baseline), own), metric)
         rows.append([*row, str(found.n), *comparison])
     how = "; geometric means, spread as a factor" if metric.ratio else ""
+    if metric.matters:
+        how += f"; {_size(_threshold(metric), metric)} would matter"
     return f"{metric.label} ({metric.better} is better{how}):\n\n{markdown(rows)}"
-
-
-def work_table(experiment: Experiment, results: Results) -> str:
-    """Evaluations and time, in all and until the baseline's last validation metric is reached."""
-    rows = [
-        ["setting", "variant", "NFE forward", "backward", "s", "NFE of a test batch",
-         "NFE to reach", "s to reach", "difference in s [95 %]", "verdict"]
-    ]  # fmt: skip
-    monitors: dict[str, None] = {}
-    for part, variant in experiment.pairs:
-        records = [r for r in finished(results[variant]) if r.checks]
-        if not records:
-            continue
-        monitors |= {record.monitor: None for record in records if record.monitor}
-        last = [record.checks[-1] for record in records]
-        clock = records[0].clock
-        found = reached(results[part.baseline], results[variant])
-        there = {seed: check for seed, check in found.items() if check is not None}
-        seconds = {seed: float(getattr(check, clock)) for seed, check in there.items()}
-        late = len(found) - len(there)
-        until = _mean(seconds.values(), 0) if seconds else ""
-        if late:
-            until = f"{until} not reached ({late} of {len(found)})".strip()
-        comparison = ["", ""]
-        if variant is not part.baseline and late:
-            comparison[1] = "not reached by all: no verdict" if there else "not reached"
-        elif variant is not part.baseline:
-            own = reached(results[part.baseline], results[part.baseline])
-            baseline = {seed: getattr(c, clock) for seed, c in own.items() if c is not None}
-            comparison = _show_paired(paired(baseline, seconds, "lower"), 0)
-        rows.append(
-            [
-                part.setting,
-                variant.label,
-                _count(check.nfe_forward for check in last),
-                _count(check.nfe_backward for check in last),
-                _mean((getattr(check, clock) for check in last), 0),
-                _mean((record.values.get("test/nfe_forward", math.nan) for record in records), 1),
-                _count(c.nfe_forward + c.nfe_backward for c in there.values()) if there else "",
-                until,
-                *comparison,
-            ]
-        )
-    metric = " or ".join(f"`{name}`" for name in monitors)
-    return (
-        "Work in training, means over the seeds: evaluations of the vector field, summed over the "
-        "batches; seconds in training batches (on CPU processor seconds), without validation. "
-        f'"To reach": until the first check at which {metric or "the metric"} is as good as the '
-        "baseline's at its last check, with the same seed.\n\n" + markdown(rows)
-    )
 
 
 def missing_runs(experiment: Experiment, results: Results) -> str:
@@ -150,7 +165,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
 
 
-def _values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
+def metric_values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
     """By seed, as shown; logarithms where ratios are compared."""
     found = {r.seed: r.value(metric.key) for r in finished(records)}
     shown = {seed: metric.factor * value for seed, value in found.items() if value is not None}
@@ -159,8 +174,23 @@ def _values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
     return shown
 
 
+def compare(metric: Metric, baseline: Mapping[int, float], other: Mapping[int, float]) -> Paired:
+    """Pairs of such values, and what they say."""
+    return paired(baseline, other, metric.better, _threshold(metric))
+
+
+def _threshold(metric: Metric) -> float:
+    return math.log(metric.matters) if metric.ratio and metric.matters else metric.matters
+
+
+def _size(value: float, metric: Metric) -> str:
+    """The size of a difference, in two digits."""
+    return f"a factor of {_exp(value, 3)}" if metric.ratio else f"{float(f'{value:.2g}'):g}"
+
+
 def _exp(value: float, digits: int) -> str:
-    return f"{math.exp(min(value, 700.0)):.{digits}g}"
+    number = float(f"{math.exp(min(value, 700.0)):.{digits}g}")
+    return f"{number:,.0f}" if 1e3 <= number < 1e6 else f"{number:g}"
 
 
 def _show_summary(found: Summary, metric: Metric) -> str:
@@ -174,26 +204,23 @@ def _show_summary(found: Summary, metric: Metric) -> str:
     return middle if found.n < 2 else f"{middle} {between} {spread}"
 
 
-def _show_paired(found: Paired, digits: int, ratio: bool = False) -> list[str]:
+def show_difference(found: Paired, metric: Metric) -> list[str]:
     """Difference with its interval, and the verdict; both empty without pairs."""
     if found.n == 0:
         return ["", ""]
-    middle, low, high = (f"{value:+.{digits}f}" for value in found[:3])
-    if ratio:
-        middle, low, high = _exp(found.mean, 3), _exp(found.low, 2), _exp(found.high, 2)
-    return [middle if found.n < 2 else f"{middle} [{low}, {high}]", found.verdict]
+    middle, low, high = (f"{value:+.{metric.digits}f}" for value in found[:3])
+    if metric.ratio:
+        middle, low, high = (_exp(value, 3) for value in found[:3])
+    return [middle if found.n < 2 else f"{middle} [{low}, {high}]", _show_verdict(found, metric)]
 
 
-def _mean(values: Iterable[float], digits: int) -> str:
-    return f"{summary([*values]).mean:.{digits}f}"
-
-
-def _count(values: Iterable[float]) -> str:
-    """A mean count, rounded to three digits with thousands set apart."""
-    mean = summary([*values]).mean
-    if not math.isfinite(mean) or mean == 0:
-        return f"{mean:.0f}"
-    return f"{round(mean, 2 - math.floor(math.log10(abs(mean)))):,.0f}"
+def _show_verdict(found: Paired, metric: Metric) -> str:
+    """A verdict, with what the interval excludes or could have shown."""
+    if found.verdict == "no difference":
+        return f"no difference larger than {_size(found.excludes, metric)}"
+    if found.verdict == "not shown":
+        return f"not shown (needs {_size(found.shows, metric)})"
+    return found.verdict
 
 
 def _machine(machine: Mapping[str, object]) -> str:

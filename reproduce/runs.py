@@ -4,21 +4,18 @@ import csv
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import traceback
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,6 @@ from steer_lightning.utils.io import replacing
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # What a datamodule says when its data is not there.
 ABSENT = (FileNotFoundError, ModuleNotFoundError)
-_PATIENCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,9 @@ class Run:
         variant, settings = self.variant, self.settings
         key = json.dumps([self._config, variant.overrides, settings.overrides, variant.weights])
         name = f"{variant.config.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        return (settings.output / "runs" / settings.scale / name / f"seed{self.seed}").resolve()
+        # What `full` does not cut are the paper's own runs; the key tells the others apart.
+        scale = "paper" if settings.scale == "full" else settings.scale
+        return (settings.output / "runs" / scale / name / f"seed{self.seed}").resolve()
 
     @property
     def data_key(self) -> str:
@@ -169,22 +167,59 @@ def prepare(run: Run) -> None:
     _cli([*run.arguments(), "--trainer.logger=false"], run=False).datamodule.prepare_data()
 
 
-def execute(run: Run) -> None:
+def execute(run: Run, seconds: float | None = None) -> None:
     """Train and test, and write ``run.json`` or, if something fails, ``failure.json``.
 
-    A stopped run goes on from its last check, or where Ctrl-C stopped it.
+    A stopped run goes on from its last check, or where Ctrl-C stopped it. After ``seconds`` it is
+    stopped as by Ctrl-C, and is left pending; only in a main thread.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "failure.json").unlink(missing_ok=True)
+    is_up = False
+
+    def stop(*_: object) -> None:
+        nonlocal is_up
+        is_up = True
+        signal.raise_signal(signal.SIGINT)
+
+    if seconds is not None:
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
     try:
         _execute(run)
     except Exception as error:
         traceback.print_exc()
         run.fail(f"{type(error).__name__}: {error}", isinstance(error, ABSENT))
-    except SystemExit as error:
-        if error.code != 2:  # 2: the parser refuses; 1: Lightning was interrupted
+    except (KeyboardInterrupt, SystemExit) as error:
+        if getattr(error, "code", None) == 2:  # the parser refuses
+            run.fail("cli.py refuses the arguments; see output.log")
+        elif not is_up:
             raise
-        run.fail("cli.py refuses the arguments; see output.log")
+    finally:
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def time_training(run: Run, n_steps: int = 5) -> tuple[float, int]:
+    """Processor seconds of a training step, of the first few, and how many the run takes.
+
+    Validation and test are not in it, and a field that is trained may take more evaluations.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    prepared = _cli([*run.arguments(), "--trainer.logger=false"], run=False)
+    trainer, data = prepared.trainer, prepared.datamodule
+    data.prepare_data()
+    data.setup("fit")
+    per_epoch, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
+    total = per_epoch * trainer.max_epochs
+    total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+    # Neither logs nor checkpoints, and as many batches of validation.
+    quick = (f"--trainer.fast_dev_run={n_steps}", f"--trainer.default_root_dir={run.folder}")
+    fit = _cli(["fit", *run.fit_arguments(), *quick])
+    (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
+    return clock.totals["cpu_seconds"] / fit.trainer.global_step, total
 
 
 def _execute(run: Run) -> None:
@@ -200,6 +235,7 @@ def _execute(run: Run) -> None:
     path = best.best_model_path if run.variant.weights == "best" else None
     (tested,) = fit.trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
     values = {**(checks[-1].metrics if checks else {}), **tested}
+    values["test/batches"] = sum(fit.trainer.num_test_batches)
     sweep: dict[str, list[float]] = {}  # columns of the table of `EndTimeSweep`
     for table in (run.folder / "logs" / "plots").glob("end_time_sweep_*.csv"):
         rows = list(csv.DictReader(table.read_text().splitlines()))
@@ -219,55 +255,6 @@ def _execute(run: Run) -> None:
             "sessions": sessions,
         },
     )
-
-
-def execute_all(runs: Sequence[Run], jobs: int, done: Callable[[Run], None]) -> None:
-    """Execute every run, in processes of their own: one that crashes ends no other."""
-    if jobs == 0:
-        for run in runs:
-            execute(run)
-            done(run)
-        return
-    # Forked from a process that has imported everything and done nothing.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cli", "reproduce.runs"])
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting = deque(runs)
-    running: dict[int, tuple[BaseProcess, Run]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.popleft()
-                process: BaseProcess = context.Process(target=_child, args=(run, threads))
-                process.start()
-                running[process.sentinel] = (process, run)
-            for sentinel in wait(list(running)):
-                assert isinstance(sentinel, int)
-                process, run = running.pop(sentinel)
-                process.join()
-                if run.record().status == "pending":
-                    run.fail(
-                        f"the process ended with exit code {process.exitcode} and no result; "
-                        f"see {run.folder / 'output.log'}"
-                    )
-                done(run)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join(_PATIENCE_SECONDS)
-            process.kill()
-
-
-def _child(run: Run, threads: int) -> None:
-    """Execute a run; all that it prints goes to a file beside its results."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "output.log").open("ab", buffering=0) as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(log.fileno(), stream.fileno())
-    torch.set_num_threads(threads)
-    execute(run)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from itertools import pairwise
+from statistics import mean, median, stdev
 from typing import Literal, NamedTuple
 
 from scipy.stats import t as student
@@ -28,6 +29,16 @@ class Paired(NamedTuple):
     n: int
     verdict: str
 
+    @property
+    def shows(self) -> float:
+        """The smallest mean difference that an interval of this width shows: half of it."""
+        return (self.high - self.low) / 2
+
+    @property
+    def excludes(self) -> float:
+        """The size of a difference above which the interval excludes all."""
+        return max(abs(self.low), abs(self.high))
+
 
 def summary(values: Sequence[float]) -> Summary:
     """Mean and spread.
@@ -46,15 +57,21 @@ def paired(
     baseline: Mapping[int, float],
     other: Mapping[int, float],
     better: Literal["higher", "lower"],
+    matters: float = 0.0,
     level: float = 0.95,
 ) -> Paired:
     r"""Compare two variants seed by seed, with Student's interval of the mean difference.
 
     .. math:: \bar d \pm t_{n-1} \, s_d / \sqrt{n}, \qquad d_k = \text{other}_k - \text{baseline}_k
 
+    An interval without zero is a "gain" or a "loss". One that excludes every difference larger
+    than what ``matters`` is "no difference"; any other one has "not shown" anything.
+
     Example:
         >>> paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 3.1, 2: 4.2}, "higher").verdict
         'gain'
+        >>> paired({0: 1.0, 1: 2.0}, {0: 1.1, 1: 1.9}, "higher", matters=0.5).verdict
+        'not shown'
     """
     differences = [other[seed] - value for seed, value in baseline.items() if seed in other]
     middle, std, n = summary(differences)
@@ -62,29 +79,49 @@ def paired(
         verdict = ("no pairs", "one seed: no verdict", "not finite: no verdict")[min(n, 2)]
         return Paired(middle, math.nan, math.nan, n, verdict)
     half = float(student.ppf(0.5 + level / 2, n - 1)) * std / math.sqrt(n)
-    verdict = "no difference"
+    found = Paired(middle, middle - half, middle + half, n, "not shown")
     if abs(middle) > half:
-        verdict = "gain" if (middle > 0.0) == (better == "higher") else "loss"
-    return Paired(middle, middle - half, middle + half, n, verdict)
+        return found._replace(verdict="gain" if (middle > 0.0) == (better == "higher") else "loss")
+    return found._replace(verdict="no difference") if found.excludes <= matters else found
+
+
+HELD = 3  # checks in a row that a level has to be held for
 
 
 def reached(baseline: Sequence[Record], variant: Sequence[Record]) -> dict[int, Check | None]:
-    """By seed, the first check at which a variant has the *last* metric of its baseline.
+    """By seed, the check from which on a variant first holds the level of its baseline.
 
-    Equal is enough. Seeds that either of them did not finish, or checked never, are left out.
+    A level is held from a check on if that and the two after it are at least as good. That of a
+    baseline is the best one that it held itself, less the noise of its checks: the median change
+    from one to the next in the second half of training. So neither a lucky check nor the last one
+    decides. Seeds that either of them did not finish, or whose baseline held none, are left out.
     """
-    others = {record.seed: record.checks for record in finished(variant)}
+    others = {record.seed: record for record in finished(variant)}
     found: dict[int, Check | None] = {}
     for record in finished(baseline):
-        target = record.checks[-1].metrics.get(record.monitor) if record.checks else None
-        if record.seed in others and target is not None:
-            sign = 1.0 if record.mode == "max" else -1.0
-            found[record.seed] = next(
-                (
-                    check
-                    for check in others[record.seed]
-                    if sign * check.metrics.get(record.monitor, math.nan) >= sign * target
-                ),
-                None,
-            )
+        if record.seed in others and not math.isnan(level := _level(record)):
+            other = others[record.seed]
+            from_here = zip(other.checks, _held(_signed(other)), strict=False)
+            found[record.seed] = next((check for check, held in from_here if held >= level), None)
     return found
+
+
+def _signed(record: Record) -> list[float]:
+    """The monitored metric at each check, more being better."""
+    sign = 1.0 if record.mode == "max" else -1.0
+    return [sign * check.metrics.get(record.monitor, math.nan) for check in record.checks]
+
+
+def _held(values: Sequence[float]) -> list[float]:
+    """The level that is held from each value on, NaN if one of them is."""
+    runs = [values[i : i + HELD] for i in range(len(values) - HELD + 1)]
+    return [math.nan if any(map(math.isnan, run)) else min(run) for run in runs]
+
+
+def _level(record: Record) -> float:
+    """The best level that a run held, less its noise; NaN if it held none."""
+    values = _signed(record)
+    late = values[len(values) // 2 :]
+    changes = [abs(b - a) for a, b in pairwise(late) if math.isfinite(b - a)]
+    best = max((level for level in _held(values) if not math.isnan(level)), default=math.nan)
+    return best - (median(changes) if changes else 0.0)

@@ -13,7 +13,7 @@ import torch
 from packaging.requirements import Requirement
 
 import steer_lightning
-from steer_lightning.doctor import Finding, devices, in_words, installation
+from steer_lightning.doctor import Finding, devices, installation
 from steer_lightning.doctor import __main__ as doctor
 from steer_lightning.doctor.installation import check_package, requirements
 from steer_lightning.solvers import TorchdiffeqSolver
@@ -52,11 +52,10 @@ def test_nothing_is_wrong_with_what_runs_these_tests(tmp_path, capsys):
     assert "FAULT" not in printed
     assert f"ok     torch              {torch.__version__.split('+')[0]}" in printed
     assert "(needs >=2.11)" in printed
-    assert "ok     cpu" in printed
     assert "ok     solve on cpu       y' = -a y in float32, float64" in printed
     assert "ok     mnist" in printed
     assert "note   cifar10            no folder" in printed
-    assert printed.rstrip().splitlines()[-1].startswith("Nothing is wrong, ")
+    assert printed.rstrip().splitlines()[-1].startswith("faults: 0, notes: ")
 
 
 def test_the_package_alone_has_a_doctor(tmp_path):
@@ -74,7 +73,7 @@ def test_the_package_alone_has_a_doctor(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     words = " ".join(done.stdout.split())
-    assert "data not looked at: datamodules.intact cannot be imported from here" in words
+    assert "data not looked at: the data sets' modules are part of the repository" in words
 
 
 def test_a_torchvision_that_does_not_fit_is_named_and_the_rest_is_looked_at(
@@ -90,14 +89,7 @@ def test_a_torchvision_that_does_not_fit_is_named_and_the_rest_is_looked_at(
     assert f"torch {torch_version} and torchvision {version} are builds that do not fit" in words
     assert "`pip install --force-reinstall torch torchvision`" in words
     assert "ok solve on cpu" in words
-    assert re.search(r"1 fault, \d+ notes\.$", words)
-
-
-def test_lightning_fails_by_the_same_fault_and_says_so(monkeypatch):
-    breaking(monkeypatch, pytorch_lightning=NMS)
-    found = check_package(Requirement("pytorch-lightning>=2.6"))
-    assert found.state == "fault"
-    assert "pip install --force-reinstall torch torchvision" in found.sentence
+    assert "faults: 1, notes: " in words
 
 
 def test_any_other_import_that_fails_is_a_fault(monkeypatch):
@@ -111,23 +103,14 @@ def test_any_other_import_that_fails_is_a_fault(monkeypatch):
 @pytest.mark.parametrize(
     ("extra", "state", "sentence"),
     [
-        (
-            None,
-            "fault",
-            "not installed, but steer_lightning does not work without it: "
-            "`pip install 'no-such-thing>=2'`.",
-        ),
-        (
-            "tasks",
-            "note",
-            "not installed. The command line and the experiments need it: "
-            "`pip install 'no-such-thing>=2'`.",
-        ),
+        (None, "fault", "not installed, but steer_lightning does not work without it"),
+        ("tasks", "note", "not installed. The command line and the experiments need it"),
     ],
 )
 def test_what_is_missing_is_a_fault_only_if_it_is_needed(extra, state, sentence):
-    requirement = Requirement("no-such-thing>=2")
-    assert check_package(requirement, extra) == Finding("no-such-thing", state, sentence)
+    found = check_package(Requirement("no-such-thing>=2"), extra)
+    assert found.state == state
+    assert found.sentence == f"{sentence}: `pip install 'no-such-thing>=2'`."
 
 
 def test_a_version_that_is_too_old_is_a_fault():
@@ -152,22 +135,11 @@ def test_requirements_are_those_of_the_metadata(monkeypatch):
     ]
 
 
-def test_a_package_that_pip_did_not_install_is_looked_at_without_versions(monkeypatch):
-    monkeypatch.setattr(installation, "DISTRIBUTION", "no-such-thing")
-    assert [r.name for r, _ in requirements()] == [*installation.NEEDED]
-    monkeypatch.setattr(installation, "NEEDED", ("torch",))
-    itself, torch_found = installation.check_packages()
-    assert (itself.state, torch_found.state) == ("note", "ok")
-    assert "the versions that it needs are unknown. Run `pip install .`" in itself.sentence
-    assert installation.check_python().state == "ok"
-
-
-def test_an_old_python_is_a_fault(monkeypatch):
-    monkeypatch.setattr(installation.platform, "python_version", lambda: "3.9.1")
-    found = installation.check_python()
-    assert found == Finding(
-        "python", "fault", "3.9.1, but >=3.10 is needed. Make an environment of a newer Python."
-    )
+def test_a_package_that_pip_did_not_install_is_a_fault(monkeypatch):
+    monkeypatch.setattr(metadata, "requires", lambda name: metadata.distribution("no-such-thing"))
+    (found,) = installation.check_packages()
+    assert found.state == "fault"
+    assert "not installed by pip. Run `pip install .`" in found.sentence
 
 
 class WrongGradient(TorchdiffeqSolver):
@@ -180,17 +152,12 @@ class WrongGradient(TorchdiffeqSolver):
         return solution
 
 
-class WrongSolution(TorchdiffeqSolver):
-    def solve(self, vector_field, y0, t_eval, *, stats=None, dense=False, first_step=None):
-        return super().solve(vector_field, y0, 1.001 * t_eval, stats=stats)
-
-
 class NoSolution(TorchdiffeqSolver):
     def solve(self, vector_field, y0, t_eval, *, stats=None, dense=False, first_step=None):
         raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors might")
 
 
-def test_a_wrong_gradient_is_found(quick, tmp_path, monkeypatch, capsys):
+def test_a_wrong_gradient_is_found(monkeypatch):
     monkeypatch.setattr(devices, "TorchdiffeqSolver", WrongGradient)
     found = list(devices.check_solves(CPU))
     assert [finding.state for finding in found] == ["fault", "fault"]
@@ -200,14 +167,6 @@ def test_a_wrong_gradient_is_found(quick, tmp_path, monkeypatch, capsys):
         wrong = f"dopri5 in {dtype} by adjoint: its gradient in y(t0) is {3 * right:.4f}"
         assert finding.sentence.startswith(wrong)
         assert f" in place of {right:.7g}. Do not train" in finding.sentence
-    assert doctor.main(["--data_dir", str(tmp_path)]) == 1
-    assert "2 faults" in capsys.readouterr().out
-
-
-def test_a_wrong_solution_is_found(monkeypatch):
-    monkeypatch.setattr(devices, "TorchdiffeqSolver", WrongSolution)
-    found = devices.wrong_solve(CPU, torch.float32, "autograd")
-    assert found.startswith("dopri5 in float32 by autograd: y(t1) is 0.699")
 
 
 def test_a_solve_that_fails_is_a_fault(monkeypatch):
@@ -222,58 +181,23 @@ def test_a_device_without_float64_is_not_asked_for_it(monkeypatch):
     assert found.sentence.startswith("y' = -a y in float32: ")
 
 
-def test_dtypes_that_do_not_work_are_named(monkeypatch):
-    ones = torch.ones
-    broken = {torch.float16}
-
-    def some_ones(*shape, dtype, device):
-        if dtype in broken:
-            raise TypeError("no such dtype here")
-        return ones(*shape, dtype=dtype, device=device)
-
-    monkeypatch.setattr(devices.torch, "ones", some_ones)
-    assert devices.check_dtypes(CPU) == Finding(
-        "cpu", "ok", "torch's kernels: float64, float32, bfloat16 work, float16 not"
-    )
-    broken.add(torch.float32)
-    found = devices.check_dtypes(CPU)
-    assert found.state == "fault"
-    assert "float32 does not work (TypeError: no such dtype here). Install" in found.sentence
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_every_gpu_solves_rightly():
     found = by_name(devices.check_devices())
-    assert found["cuda:0"].state == found["solve on cuda:0"].state == "ok"
+    assert found["solve on cuda:0"].state == "ok"
 
 
 @pytest.mark.parametrize(
-    ("gpus", "cuda", "visible", "state", "sentence"),
+    ("gpus", "cuda", "state", "sentence"),
     [
-        (
-            [],
-            "13.0",
-            None,
-            "note",
-            "none was found; torch .* built for CUDA 13.0. Everything runs",
-        ),
-        (
-            ["GPU 0"],
-            "13.0",
-            None,
-            "fault",
-            "lists 1, but torch sees none.* Update NVIDIA's driver",
-        ),
-        (["GPU 0"], None, None, "fault", "without CUDA. Install a build for CUDA"),
-        (["GPU 0"], "13.0", "", "note", "hidden from torch by CUDA_VISIBLE_DEVICES=''"),
+        ([], "13.0", "note", "none was found; torch .* built for CUDA 13.0. Everything runs"),
+        (["GPU 0"], "13.0", "fault", "lists 1, but torch sees none.*; update NVIDIA's driver"),
+        (["GPU 0"], None, "fault", "without CUDA. Install a build for CUDA"),
     ],
 )
-def test_a_gpu_that_torch_does_not_see(gpus, cuda, visible, state, sentence, monkeypatch):
+def test_a_gpu_that_torch_does_not_see(gpus, cuda, state, sentence, monkeypatch):
     monkeypatch.setattr(devices.torch.version, "cuda", cuda)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = devices.check_hidden_gpus(gpus)
     assert found.state == state
     assert re.search(sentence, found.sentence)
@@ -297,27 +221,25 @@ def test_a_compiler(tmp_path, monkeypatch):
     assert "no-such-compiler was not found; `compile` in solvers and flows" in found.sentence
     monkeypatch.setenv("CXX", sys.executable)
     monkeypatch.setattr(installation.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert "Install the headers of this Python" in installation.check_compiler().sentence
+    assert "Python.h was not found" in installation.check_compiler().sentence
     (tmp_path / "Python.h").touch()
     assert installation.check_compiler().state == "ok"
 
 
 def test_a_check_that_fails_itself_is_a_fault_and_the_others_go_on(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "check_compiler", lambda: 1 / 0)
-    monkeypatch.setattr(doctor, "PLUG_INS", ("no_such_plug_in", "no_such.plug_in"))
     found = list(doctor.diagnose(tmp_path))
     compiler = by_name(found)["C++ compiler"]
     assert compiler.state == "fault"
     assert "could not be looked at (ZeroDivisionError: division by zero)." in compiler.sentence
-    assert [(finding.name, finding.state) for finding in found[-2:]] == [("data", "note")] * 2
+    assert found[-1].name == "person_activity"
 
 
-def test_a_plug_in_whose_own_import_fails_is_a_fault(tmp_path, monkeypatch):
-    (tmp_path / "broken_plug_in.py").write_text("import no_such_module_at_all\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    (found,) = doctor.guarded("data", lambda: doctor.check_data(tmp_path, "broken_plug_in"))
+def test_data_modules_whose_own_import_fails_are_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datamodules.intact", None)
+    (found,) = doctor.guarded("data", lambda: doctor.check_data(tmp_path))
     assert found.state == "fault"
-    assert "(ModuleNotFoundError: No module named 'no_such_module_at_all')" in found.sentence
+    assert "could not be looked at (ModuleNotFoundError: " in found.sentence
 
 
 def test_a_truncated_file_sets_the_exit_status(quick, tmp_path, capsys):
@@ -335,8 +257,3 @@ def test_the_data_folder_of_the_environment(quick, tmp_path, monkeypatch, capsys
     monkeypatch.setenv("STEER_DATA_DIR", str(tmp_path / "elsewhere"))
     doctor.main([])
     assert "elsewhere/mnist" in "".join(capsys.readouterr().out.split())
-
-
-def test_errors_without_a_text_have_a_name():
-    assert in_words(KeyboardInterrupt()) == "KeyboardInterrupt"
-    assert in_words(ValueError("\n")) == "ValueError"

@@ -74,7 +74,7 @@ def test_every_file_keeps_to_its_layer(source):
 
 def test_the_root_holds_no_other_file():
     found = {path.name for path in PACKAGE.iterdir() if path.is_file()}
-    assert found == {"__init__.py", "py.typed"}
+    assert found == {"__init__.py", "__main__.py", "py.typed"}
 
 
 def test_only_the_doctor_names_a_module_of_the_repository_and_as_a_plug_in():
@@ -91,8 +91,9 @@ def test_only_the_doctor_names_a_module_of_the_repository_and_as_a_plug_in():
     assert named == {("doctor/__main__.py", "datamodules.intact")}
 
 
-def test_nothing_depends_on_the_doctor():
-    assert {layer(source) for source in SOURCES if "doctor" in layers(source)} == {"doctor"}
+def test_only_the_entry_point_depends_on_the_doctor():
+    depend = {layer(source) for source in SOURCES if "doctor" in layers(source)}
+    assert depend == {"doctor", "__main__.py"}
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def wheel(tmp_path_factory):
         if path.is_file() and path.name != ".git":
             shutil.copy(path, tree)
         elif (path / "__init__.py").is_file() or path.name in ("configs", "scripts", "docs"):
-            shutil.copytree(path, tree / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                path, tree / path.name, ignore=shutil.ignore_patterns("__pycache__", "_build")
+            )
     run("-m", "build", "--wheel", "--no-isolation", "--outdir", out, cwd=tree)
     (path,) = out.iterdir()
     return path

@@ -8,78 +8,21 @@ import sys
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import Callback
 
-from datamodules import PeriodicDataModule
 from datamodules.base import ResumableLoader
 from steer_lightning import NFEMonitor, SteerCallback
 from steer_lightning.callbacks import LastCheckpoint
 from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from steer_lightning.guard import SolverGuard
-from steer_lightning.modules import LatentODEModule
-from steer_lightning.nn import LatentODE
-from tests.helpers.models import seeded
+from tests.helpers.models import tiny_trainer
 from tests.modules.cases import CASES, Case
-
-EPOCHS, BATCHES = 2, 4
-
-
-class Seen(Callback):
-    """The first times of every training batch, and the end times in force."""
-
-    def __init__(self):
-        self.batches = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.batches.append((trainer.current_epoch, batch_idx, batch.values[:, 0, 0].tolist()))
-
-
-def run(folder, ckpt_path=None, *, num_workers=0, limit=1.0, every=1):
-    """Train; a checkpoint after each batch. Gives the module and the batches it saw."""
-    module = LatentODEModule(seeded(lambda: LatentODE(1, 2, 3, "rnn", 4, (4,), (4,))), n_draws=2)
-    data = PeriodicDataModule(
-        25, n_points=6, n_observed=3, val_size=4, batch_size=4, num_workers=num_workers
-    )
-    module._noise_seed = 0  # not the initial seed of this process
-    seen = Seen()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=EPOCHS,
-        limit_train_batches=limit,
-        callbacks=[
-            seen,
-            SteerCallback(b="auto", seed=0),
-            ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every),
-        ],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
-    trainer.fit(module, data, ckpt_path=ckpt_path)
-    return module, seen.batches
 
 
 def state(module):
     optimizer = module.trainer.optimizers[0].state_dict()["state"]
     moments = [value for part in optimizer.values() for value in part.values()]
     return [*module.state_dict().values(), *map(torch.as_tensor, moments)]
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    return folder, *run(folder)
-
-
-@pytest.mark.parametrize("step", range(1, EPOCHS * BATCHES))
-def test_a_resume_after_any_batch(unbroken, tmp_path, step):
-    folder, module, batches = unbroken
-    assert len(batches) == EPOCHS * BATCHES
-    resumed, rest = run(tmp_path, folder / f"step={step}.ckpt")
-    assert rest == batches[step:]
-    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
 
 
 class Copies(LastCheckpoint):
@@ -114,34 +57,18 @@ class Log(Callback):
             self.keep(trainer, "val")
 
 
-def run_task(case, folder, ckpt_path=None, *callbacks, **settings):
+def run_task(case, folder, ckpt_path=None, *callbacks, num_workers=0, **settings):
     """Train a task with all that draws and counts; gives its state, logs and checkpoints."""
     data, module, log = case.data(), case.build(), Log()
-    data.batch_size = 2
+    data.batch_size, data.num_workers = 2, num_workers
     copies = Copies(1, folder)
-    callbacks = [
-        SteerCallback("auto", seed=0),
-        NFEMonitor(),
-        SolverGuard("skip"),
-        log,
-        *callbacks,
-        copies,
-    ]
+    callbacks = [SteerCallback("auto", seed=0), NFEMonitor(), SolverGuard("skip"), *callbacks, log]
     defaults = {
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "limit_train_batches": 3,
-        "val_check_interval": 2,
-        "limit_val_batches": 2,
-        "num_sanity_val_steps": 0,
-        "callbacks": callbacks,
+        "max_epochs": 2, "limit_train_batches": 3, "val_check_interval": 2, "limit_val_batches": 2,
+        "num_sanity_val_steps": 0, "enable_checkpointing": True, "default_root_dir": folder,
         "plugins": [AtomicCheckpointIO()],
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    trainer = Trainer(**{**defaults, **settings})
+    }  # fmt: skip
+    trainer = tiny_trainer(*callbacks, copies, **{**defaults, **settings})
     torch.manual_seed(0)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return state(module), log.logged, copies.n
@@ -181,7 +108,6 @@ def scheduled():
 # Three batches make an epoch. `max_steps` ends in mid-epoch; checks may cross epochs.
 SCHEDULES = {
     "epochs": {"max_epochs": 3, "val_check_interval": 1.0},
-    "checks in mid-epoch": {"max_epochs": 2},
     "every other epoch": {
         "max_epochs": 4, "val_check_interval": 1.0, "check_val_every_n_epoch": 2,
     },
@@ -189,7 +115,6 @@ SCHEDULES = {
     "checks across epochs": {
         "max_epochs": -1, "max_steps": 8, "val_check_interval": 4, "check_val_every_n_epoch": None,
     },
-    "steps and epochs": {"max_epochs": 3, "max_steps": 7, "val_check_interval": 1.0},
 }  # fmt: skip
 
 
@@ -215,42 +140,36 @@ def test_a_run_that_reached_max_steps_goes_on_to_more(steps, tmp_path):
     assert rest == [entry for entry in logged if entry[1] > steps]
 
 
-def test_a_resume_with_workers(unbroken, tmp_path):
-    folder, module, batches = unbroken
-    resumed, rest = run(tmp_path, folder / "step=2.ckpt", num_workers=2)
-    assert rest == batches[2:]
-    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
+def test_a_resume_with_workers(tmp_path):
+    expected, logged, _ = run_task(CASES["latent ode"], tmp_path)
+    path = tmp_path / "2.ckpt"
+    found, rest, _ = run_task(CASES["latent ode"], tmp_path / "rest", path, num_workers=2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert rest == logged[-len(rest) :]
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_resume_of_epochs_that_are_cut_short(tmp_path, step):
-    module, batches = run(tmp_path, limit=2)
-    assert len(batches) == 2 * EPOCHS
-    resumed, rest = run(tmp_path / "resumed", tmp_path / f"step={step}.ckpt", limit=2)
-    assert rest == batches[step:]
-    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
-
-
-def test_a_run_that_is_killed_goes_on(unbroken, tmp_path):
-    _, module, batches = unbroken
+def test_a_run_that_is_killed_goes_on(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from tests import test_resume
+from pytorch_lightning import Callback
+from tests.test_resume import CASES, run_task
 
-class Kill(test_resume.Seen):
+class Kill(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 3:
+        if trainer.global_step == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
-test_resume.Seen = Kill
-test_resume.run(Path({str(tmp_path)!r}))
+run_task(CASES["latent ode"], Path({str(tmp_path)!r}), None, Kill())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    resumed, rest = run(tmp_path / "resumed", tmp_path / "step=3.ckpt")
-    assert rest == batches[3:]
-    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(module), strict=True))
+    case = CASES["latent ode"]
+    found, rest, _ = run_task(case, tmp_path / "rest", tmp_path / "last.ckpt")
+    expected, logged, _ = run_task(case, tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert rest == logged[-len(rest) :]
+    assert rest[0][:2] == ("train", 5)
 
 
 def test_a_position_of_another_epoch_is_not_taken():

@@ -4,9 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from steer_lightning.callbacks.hyperparameters import HyperparameterLog
 from steer_lightning.callbacks.last_checkpoint import LastCheckpoint
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
 from steer_lightning.callbacks.penalty import PenaltyCallback
+from steer_lightning.callbacks.progress_bar import SolverProgressBar
 from steer_lightning.callbacks.steer import SteerCallback
 from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.callbacks.training_clock import TrainingClock
@@ -23,12 +25,14 @@ __all__ = [
     "EndTimeSweep",
     "FeaturePlot",
     "FlowPlot",
+    "HyperparameterLog",
     "LastCheckpoint",
     "NFEMonitor",
     "PenaltyCallback",
     "SampleGrid",
     "SampleWriter",
     "SeriesPlot",
+    "SolverProgressBar",
     "SteerCallback",
     "StepMemories",
     "StiffPlot",

@@ -7,10 +7,11 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.seeding import default_seed
 
 
-class CountedDraws(Callback, ABC):
+class CountedDraws(Shown, Callback, ABC):
     """Base of callbacks with draws that depend on a seed and a count of training batches.
 
     Args:

@@ -12,9 +12,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
 from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.utils.representation import Shown
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(Shown, Checkpoint):
     """Keep ``last.ckpt`` at the newest state, so that a run that stops loses little or nothing.
 
     It is written after each validation and each epoch, at the end of training, and every

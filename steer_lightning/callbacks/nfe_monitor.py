@@ -11,9 +11,10 @@ from steer_lightning.solvers import SolveStats
 from steer_lightning.steering.targets import as_paths, find_stats
 from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.representation import Shown
 
 
-class NFEMonitor(Callback):
+class NFEMonitor(Shown, Callback):
     """Log the number of function evaluations, in all and for each block.
 
     In training ``train/nfe_forward`` and ``train/nfe_backward`` are those of the batch, and with

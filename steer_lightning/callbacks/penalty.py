@@ -29,7 +29,7 @@ class PenaltyCallback(CountedDraws):
         vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``; see
             :class:`~steer_lightning.penalties.attached.AttachedProbe` for what is seen of them.
             Every block of the model if not given.
-        seed: Seed of the probe times; see :class:`CountedDraws`.
+        seed: Seed of the probe times; see ``CountedDraws``.
 
     Raises:
         ValueError: At the start of ``fit`` if there is nothing to look at or a penalty needs what

@@ -1,6 +1,7 @@
 """STEER as a Lightning callback."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -35,7 +36,8 @@ class SteerCallback(CountedDraws):
         t0: Fixed end of the span that foreign fields are solved over; with ``t1`` taken from the
             first solve if not given, which torchdiffeq has to do.
         t1: Moved end of that span.
-        epsilon: Fraction of an interval that ``b="auto"`` leaves free.
+        epsilon: Fraction of an interval that ``b="auto"`` leaves free; a schedule that ends at 1
+            lets ``b`` decay to zero on every interval of a grid.
         distribution: ``"uniform"``, or ``"normal"`` for ``N(t1, (b/2)^2)`` truncated at
             ``t1 +- b``.
         scope: ``"batch"``: one end time on all ranks; ``"rank"``: one on each rank; ``"sample"``:
@@ -68,7 +70,7 @@ class SteerCallback(CountedDraws):
         vector_fields: Sequence[str] | None = None,
         t0: float | None = None,
         t1: float | None = None,
-        epsilon: float = 1e-3,
+        epsilon: float | Schedule = 1e-3,
         distribution: Distribution = "uniform",
         scope: Scope = "batch",
         seed: int | None = None,
@@ -89,9 +91,18 @@ class SteerCallback(CountedDraws):
         self._verified = False
         self._spans: dict[str, Span | None] = {}
 
+    b = property(attrgetter("settings.b"))
+    vector_fields = property(attrgetter("settings.vector_fields"))
+    t0 = property(attrgetter("settings.t0"))
+    t1 = property(attrgetter("settings.t1"))
+    epsilon = property(attrgetter("settings.epsilon"))
+    distribution = property(attrgetter("settings.distribution"))
+    scope = property(attrgetter("settings.scope"))
+    horizons = property(attrgetter("settings.horizons"))
+
     @property
     def state_key(self) -> str:
-        """Identity in checkpoints: what is steered, not how."""
+        """What identifies it in checkpoints, which is what is steered, not how."""
         targets = {"vector_fields": self.settings.vector_fields}
         if self.settings.horizons is not None:
             targets["horizons"] = self.settings.horizons
@@ -125,8 +136,10 @@ class SteerCallback(CountedDraws):
     ) -> None:
         assert self._steering is not None
         assert self.seed is not None
-        b = self.settings.b_at(trainer.global_step, trainer.current_epoch)
-        self._steering.perturb(b, seed=self.seed, step=self.next_step(), rank=trainer.global_rank)
+        draw = self.settings.draw_at(trainer.global_step, trainer.current_epoch)
+        self._steering.perturb(
+            draw, seed=self.seed, step=self.next_step(), rank=trainer.global_rank
+        )
 
     def on_train_batch_end(
         self,

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from steer_lightning.solvers.step_memory import StepMemory
 from steer_lightning.steering.targets import plain_path
+from steer_lightning.utils.representation import Shown
 
 DIRECTIONS = (1, -1)
 
 
-class StepMemories(Callback):
+class StepMemories(Shown, Callback):
     """Keep the steps that blocks with ``first_step="previous"`` begin with.
 
     They are saved with a checkpoint and go on exactly after a resume. With several processes the

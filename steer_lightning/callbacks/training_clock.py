@@ -4,10 +4,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from steer_lightning.solvers import SolveStats
 from steer_lightning.steering.targets import find_stats
+from steer_lightning.utils.representation import Shown
 
 TOTALS = ("seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
 
@@ -24,13 +26,14 @@ class Check(NamedTuple):
     metrics: Mapping[str, float]
 
 
-class TrainingClock(Callback):
+class TrainingClock(Shown, Callback):
     """Log the time spent in training batches so far, and keep it beside each validation.
 
     ``train/seconds`` is wall-clock time, ``train/cpu_seconds`` the processor time of all threads
     of this process: on a CPU that other work shares, the fairer of the two. Both leave out
-    validation, checkpoints and plots, and continue after a resume. ``checks`` holds a
-    :class:`Check` for each validation of ``fit``, with the evaluations of the blocks of this
+    validation, checkpoints and plots, and continue after a resume. On another device a batch
+    begins and ends when the device is done with all that it was given before. ``checks`` holds a
+    ``Check`` for each validation of ``fit``, with the evaluations of the blocks of this
     library until then, whose counts begin at zero in each training batch.
 
     Example:
@@ -52,9 +55,11 @@ class TrainingClock(Callback):
     ) -> None:
         for stats in self._stats:
             stats.reset()
+        _wait_for(pl_module.device)
         self._started = (time.perf_counter(), time.process_time())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        _wait_for(pl_module.device)
         self.totals["seconds"] += time.perf_counter() - self._started[0]
         self.totals["cpu_seconds"] += time.process_time() - self._started[1]
         for name in ("nfe_forward", "nfe_backward"):
@@ -76,3 +81,9 @@ class TrainingClock(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.totals = dict(state_dict["totals"])
         self.checks = [Check(**check) for check in state_dict["checks"]]
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done its work: kernels are queued, and a clock would read too early."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -10,21 +10,18 @@ from importlib import import_module
 from pathlib import Path
 
 from steer_lightning.doctor import Finding, in_words
-from steer_lightning.doctor.installation import check_compiler, check_packages, check_python
+from steer_lightning.doctor.installation import check_compiler, check_packages
 
-# Modules with a function `check_data(data_dir)` that gives findings; used where they are there.
-# A plug-in and no dependency: the wheel does not hold it, and nothing else is lost without it.
-PLUG_INS = ("datamodules.intact",)
+# The check of data sets: a plug-in and no dependency, as the wheel does not hold it.
+PLUG_IN = "datamodules.intact"
 
 
 def diagnose(data_dir: Path) -> Iterator[Finding]:
     """Look at everything; what raises becomes a finding itself."""
-    yield from guarded("python", lambda: [check_python()])
     yield from guarded("packages", check_packages)
     yield from guarded("devices", _check_devices)
     yield from guarded("C++ compiler", lambda: [check_compiler()])
-    for plug_in in PLUG_INS:
-        yield from guarded("data", partial(check_data, data_dir, plug_in))
+    yield from guarded("data", partial(check_data, data_dir))
 
 
 def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
@@ -42,20 +39,20 @@ def _check_devices() -> Iterable[Finding]:
     return check_devices()
 
 
-def check_data(data_dir: Path, plug_in: str) -> Iterator[Finding]:
-    """Findings of a plug-in about the data sets in a folder."""
+def check_data(data_dir: Path) -> Iterable[Finding]:
+    """Findings about the data sets in a folder, where their modules, not in the wheel, are."""
     try:
-        module = import_module(plug_in)
+        check: Callable[[Path], Iterable[Finding]]
+        check = import_module(PLUG_IN).check_data
     except ModuleNotFoundError as error:
-        if error.name is not None and f"{plug_in}.".startswith(f"{error.name}."):
-            sentence = (
-                f"not looked at: {plug_in} cannot be imported from here. It is part of the "
-                f"repository and not of the installed package: run the doctor there."
-            )
-            yield Finding("data", "note", sentence)
-            return
-        raise
-    yield from module.check_data(data_dir)
+        if error.name != PLUG_IN.partition(".")[0]:
+            raise
+        sentence = (
+            "not looked at: the data sets' modules are part of the repository and not of the "
+            "installed package. Run the doctor there."
+        )
+        return [Finding("data", "note", sentence)]
+    return check(data_dir)
 
 
 def report(finding: Finding) -> str:
@@ -68,38 +65,39 @@ def report(finding: Finding) -> str:
     state = finding.state.upper() if finding.state == "fault" else finding.state
     head = f"{state:6} {finding.name:18} "
     return textwrap.fill(
-        head + finding.sentence,
-        width=100,
-        subsequent_indent=" " * 26,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        head + finding.sentence, 100, subsequent_indent=" " * 26,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print all findings; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steer_lightning.doctor",
-        description="Look at packages, devices and data sets, and say what is wrong.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the doctor's options."""
     parser.add_argument(
         "--data_dir",
         type=Path,
         default=Path(os.environ.get("STEER_DATA_DIR", "data")),
         help="folder of the data sets; the environment variable STEER_DATA_DIR, else ./data",
     )
-    data_dir = parser.parse_args(arguments).data_dir
-    counts = {"ok": 0, "note": 0, "fault": 0}
+
+
+def diagnose_and_report(data_dir: Path) -> int:
+    """Print all findings; the exit status."""
+    states = []
     for finding in diagnose(data_dir):
-        counts[finding.state] += 1
+        states.append(finding.state)
         print(report(finding), flush=True)
-    faults = _counted(counts["fault"], "fault") if counts["fault"] else "Nothing is wrong"
-    print(f"\n{faults}, {_counted(counts['note'], 'note')}.")
-    return 1 if counts["fault"] else 0
+    print(f"\nfaults: {states.count('fault')}, notes: {states.count('note')}")
+    return 1 if "fault" in states else 0
 
 
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The doctor by itself; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m steer_lightning.doctor",
+        description="Look at packages, devices and data sets, and say what is wrong.",
+    )
+    add_options(parser)
+    return diagnose_and_report(parser.parse_args(arguments).data_dir)
 
 
 if __name__ == "__main__":

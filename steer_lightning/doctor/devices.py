@@ -1,7 +1,6 @@
-"""Devices: which dtypes work there, and whether a solve and its gradients are right."""
+"""Devices: whether a solve and its gradients are right there."""
 
 import math
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from steer_lightning.doctor import Finding, in_words
 from steer_lightning.solvers import TorchdiffeqSolver
 from steer_lightning.utils.problem import default_times, has_float64
 
-DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS: Final[tuple[Literal["autograd", "adjoint"], ...]] = ("autograd", "adjoint")
 # Of the solver, and of what is compared.
 TOLERANCES: Final = {torch.float32: (1e-6, 1e-4), torch.float64: (1e-9, 1e-6)}
@@ -32,10 +30,9 @@ class Decay(nn.Module):
 
 
 def check_devices() -> Iterator[Finding]:
-    """Every device that torch sees: its dtypes, and a solve."""
+    """A solve on every device that torch sees."""
     devices = find_devices()
     for device in devices:
-        yield check_dtypes(device)
         yield from check_solves(device)
     if len(devices) == 1:
         yield check_hidden_gpus(nvidia_gpus())
@@ -49,30 +46,6 @@ def find_devices() -> list[torch.device]:
         count = torch.accelerator.device_count()
         found += [torch.device(accelerator.type, number) for number in range(count)]
     return found
-
-
-def check_dtypes(device: torch.device) -> Finding:
-    """In which dtypes a device multiplies matrices."""
-    works, errors = [], {}
-    for dtype in DTYPES:
-        try:
-            x = torch.ones(8, 8, dtype=dtype, device=device)
-            product = (x @ x).tolist()
-            if product != [[8.0] * 8] * 8:
-                raise ArithmeticError(f"a matrix product of ones has {product[0][0]} for 8")
-            works.append(dtype)
-        except Exception as error:  # a driver may raise anything
-            errors[dtype] = in_words(error)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "torch's kernels"
-    if torch.float32 in errors:
-        return Finding(
-            str(device),
-            "fault",
-            f"{name}: float32 does not work ({errors[torch.float32]}). Install a build of torch "
-            f"for this device and its driver, or train on the CPU (--trainer.accelerator=cpu).",
-        )
-    sentence = f"{name}: {_names(works)} work"
-    return Finding(str(device), "ok", sentence + (f", {_names(errors)} not" if errors else ""))
 
 
 def check_solves(device: torch.device) -> Iterator[Finding]:
@@ -143,11 +116,9 @@ def check_hidden_gpus(gpus: Sequence[str]) -> Finding:
     )
     if not gpus:
         return Finding("GPU", "note", f"none was found; {build}. Everything runs on a CPU.")
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        hidden = os.environ["CUDA_VISIBLE_DEVICES"]
-        return Finding("GPU", "note", f"hidden from torch by CUDA_VISIBLE_DEVICES={hidden!r}.")
     remedy = (
-        f"Update NVIDIA's driver to one for CUDA {built}, or install a torch for the driver."
+        f"Unset CUDA_VISIBLE_DEVICES, where it is set; update NVIDIA's driver to one for CUDA "
+        f"{built}, or install a torch for the driver."
         if built
         else "Install a build for CUDA, with its torchvision: `pip install --force-reinstall "
         "torch torchvision`."
@@ -157,5 +128,5 @@ def check_hidden_gpus(gpus: Sequence[str]) -> Finding:
     )
 
 
-def _names(dtypes: Sequence[torch.dtype] | dict[torch.dtype, str]) -> str:
+def _names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

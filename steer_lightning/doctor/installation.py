@@ -1,7 +1,6 @@
-"""Versions of Python and of the packages, each imported by itself; a compiler. Needs no torch."""
+"""Versions of the packages, each imported by itself; a compiler. Needs no torch."""
 
 import os
-import platform
 import shutil
 import sys
 import sysconfig
@@ -11,13 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from steer_lightning.doctor import Finding, in_words
 
-DISTRIBUTION: Final = "steer-lightning"
-# What is looked at where the metadata of this package cannot be read.
-NEEDED: Final = ("torch", "pytorch-lightning", "torchdiffeq", "torchmetrics")
 PURPOSES: Final = {
     "tasks": "The command line and the experiments need it",
     "mujoco": "Simulating the hopper needs it",
@@ -31,12 +26,8 @@ def requirements() -> list[tuple[Requirement, str | None]]:
         >>> "torchdiffeq" in [requirement.name for requirement, _ in requirements()]
         True
     """
-    try:
-        asked = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
-    except metadata.PackageNotFoundError:
-        asked = [Requirement(name) for name in NEEDED]
     found: list[tuple[Requirement, str | None]] = []
-    for requirement in asked:
+    for requirement in map(Requirement, metadata.requires("steer-lightning") or []):
         marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}):
             found.append((requirement, None))
@@ -46,36 +37,17 @@ def requirements() -> list[tuple[Requirement, str | None]]:
     return found
 
 
-def check_python() -> Finding:
-    """Python, and the platform."""
-    version = platform.python_version()
-    try:
-        bounds = str(metadata.metadata(DISTRIBUTION).json.get("requires_python", ""))
-    except metadata.PackageNotFoundError:
-        bounds = ""
-    if not SpecifierSet(bounds).contains(version, prereleases=True):
-        return Finding(
-            "python",
-            "fault",
-            f"{version}, but {bounds} is needed. Make an environment of a newer Python.",
-        )
-    return Finding("python", "ok", f"{version}, {sys.executable}, {platform.platform()}")
-
-
 def check_packages() -> Iterator[Finding]:
-    """This package, and each one that it asks for."""
+    """Each package that this one asks for."""
     try:
-        version = metadata.version(DISTRIBUTION)
+        asked = requirements()
     except metadata.PackageNotFoundError:
-        yield Finding(
-            DISTRIBUTION,
-            "note",
-            "imported, but not installed by pip: the versions that it needs are unknown. Run "
-            "`pip install .` in its folder.",
+        sentence = (
+            "not installed by pip. Run `pip install .` in its folder, to know what it needs."
         )
-    else:
-        yield Finding(DISTRIBUTION, "ok", f"{version}, {Path(__file__).parents[1]}")
-    for requirement, extra in requirements():
+        yield Finding("steer-lightning", "fault", sentence)
+        return
+    for requirement, extra in asked:
         yield check_package(requirement, extra)
 
 
@@ -116,24 +88,18 @@ def _why_not_imported(name: str, error: Exception) -> str:
 
 def check_compiler() -> Finding:
     """A C++ compiler and Python's headers, for ``torch.compile``."""
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(
-        sys.platform, "g++"
-    )
-    needs = "`compile` in solvers and flows, an option, needs"
-    path = shutil.which(compiler)
-    if path is None:
-        return Finding(
-            "C++ compiler",
-            "note",
-            f"{compiler} was not found; {needs} one. Install it (`apt install g++`, `xcode-select "
-            f"--install`), or name yours in the environment variable CXX.",
-        )
+    standard = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or standard
     headers = Path(sysconfig.get_path("include"), "Python.h")
-    if not headers.is_file():
-        return Finding(
-            "C++ compiler",
-            "note",
-            f"{path} is there, but {headers} is not; {needs} it. Install the headers of this "
-            f"Python (`apt install python3-dev`).",
-        )
-    return Finding("C++ compiler", "ok", f"{path}, for torch.compile")
+    if shutil.which(compiler) is None:
+        missing, remedy = compiler, "`apt install g++`, `xcode-select --install`), or set CXX"
+    elif not headers.is_file():
+        missing, remedy = str(headers), "`apt install python3-dev`)"
+    else:
+        return Finding("C++ compiler", "ok", f"{compiler}, for torch.compile")
+    return Finding(
+        "C++ compiler",
+        "note",
+        f"{missing} was not found; `compile` in solvers and flows, an option, needs it. Install "
+        f"it ({remedy}.",
+    )

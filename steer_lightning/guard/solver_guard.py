@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,15 +17,18 @@ from steer_lightning.guard.agreement import can_agree, is_ddp
 from steer_lightning.guard.evaluation import GuardedEvaluation
 from steer_lightning.guard.health import FieldCheck, RandomFields, StepWatch
 from steer_lightning.guard.refusals import refuse_undroppable
+from steer_lightning.guard.search import guard_search
 from steer_lightning.guard.training import GuardedTraining
 from steer_lightning.solvers import RepeatedFailureError, SolverError
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.patching import WrappedMethods
+from steer_lightning.utils.representation import Shown
 
 STAGES: Final = {"train": "training", "validate": "validation", "sanity_check": "validation"}
 
 
-class SolverGuard(Callback):
+class SolverGuard(Shown, Callback):
     r"""Say where a solve failed, and drop its batch if asked.
 
     Every :class:`~steer_lightning.solvers.SolverError` gets the path of its block, stage, epoch,
@@ -40,6 +44,8 @@ class SolverGuard(Callback):
     zuko's, whose adjoint's failures end the run under DDP; fixed grids raise none. A failure on
     one rank is every rank's failure within the step. ``docs/reliability.md`` has the details, and
     what other strategies, manual optimisation and synchronised batch norm allow.
+
+    A solve that fails in Lightning's search for a learning rate ends the search, not the run.
 
     Besides, the guard warns of blocks that are close to failing, once an epoch, and in the first
     training batch of vector fields that are random within a solve, by two more evaluations
@@ -89,10 +95,15 @@ class SolverGuard(Callback):
         self._fields = FieldCheck(random_fields)
         self._training: GuardedTraining | None = None
         self._evaluation: GuardedEvaluation | None = None
+        self._search: WrappedMethods | None = None
         self._in_hand: tuple[str, int, Any] | None = None  # stage, index and batch
         self._failures: list[str] = []  # in a row
         self._warned = False
         self._folder: Path | None = None
+
+    min_dt = property(attrgetter("_steps.min_dt"))
+    max_rejected = property(attrgetter("_steps.max_rejected"))
+    random_fields = property(attrgetter("_fields.reaction"))
 
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}
@@ -102,10 +113,14 @@ class SolverGuard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()
+        if stage == "fit":
+            self._search = guard_search(trainer, pl_module)
         # All ranks take part in finding the folder, so it cannot wait for one that fails.
         self._folder = run_folder(trainer) / "failed_batches" if self.save_batches else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._search is not None:
+            self._search.release()
         if self.policy == "skip":
             refuse_undroppable(trainer, pl_module)
 
@@ -255,7 +270,7 @@ class SolverGuard(Callback):
                 torch.save({"batch": batch, "error": str(error)}, self._folder / name)
 
     def _release(self) -> None:
-        for guarded in (self._training, self._evaluation):
+        for guarded in (self._training, self._evaluation, self._search):
             if guarded is not None:
                 guarded.release()
-        self._training = self._evaluation = self._in_hand = None
+        self._training = self._evaluation = self._search = self._in_hand = None

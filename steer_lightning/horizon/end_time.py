@@ -66,7 +66,8 @@ class EndTimeDraw:
     Args:
         b: Half-width of the end-time interval, in units of time; ``"auto"`` means ``(1 -
             epsilon)`` times the length of each interval.
-        epsilon: Fraction of an interval that ``b`` must leave between the end time and ``t0``.
+        epsilon: Fraction of an interval that ``b`` must leave between the end time and ``t0``; 1
+            leaves no room for ``b``.
         distribution: ``"uniform"``: ``U(t1 - b, t1 + b)``; ``"normal"``: ``N(t1, (b/2)^2)``
             truncated to the same interval.
         scope: ``"sample"`` draws one end time along axis 0 of the state; ``"batch"`` and
@@ -88,9 +89,9 @@ class EndTimeDraw:
             isinstance(self.b, int | float) and math.isfinite(self.b) and self.b >= 0
         ):
             raise ValueError(f"Expected `b` to be 'auto' or finite and >= 0, but got {self.b!r}.")
-        if not 0.0 < self.epsilon < 1.0:
+        if not 0.0 < self.epsilon <= 1.0:
             raise ValueError(
-                f"Expected `epsilon`, a fraction of an interval, in (0, 1), but got "
+                f"Expected `epsilon`, a fraction of an interval, in (0, 1], but got "
                 f"{self.epsilon}."
             )
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
@@ -163,4 +164,4 @@ class FixedOffset:
                 f"Expected an offset that keeps the end time apart from t0, |t1 - t0| = "
                 f"{gaps.abs().min().item():g}, but got {self.offset:g}."
             )
-        return None if self.offset == 0 else torch.full_like(gaps, self.offset)
+        return torch.full_like(gaps, self.offset)

@@ -1,5 +1,7 @@
 """One interval, whatever times are asked for in between."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from steer_lightning.utils.problem import VectorField, default_times, first_part
 
 
 class SpanHorizon(Horizon):
-    """One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
+    r"""One interval from a fixed end ``t0`` to an end ``t1`` that STEER moves.
 
     Whatever times are asked for in between, the whole interval is stretched by one affine warp.
     With one end time for all samples the solver is given the stretched times, as if it had been
@@ -24,10 +26,17 @@ class SpanHorizon(Horizon):
         t0: Fixed end.
         t1: Moved end.
         learn_t1: Make ``t1`` a parameter. The solver's times stay those given here; the learned
-            end time acts, and gets its gradient, through the rate of the warp.
+            end time acts, and gets its gradient, through the rate of the warp: with a loss
+            :math:`L` it is :math:`\langle \partial L / \partial y(t_1), f(t_1, y(t_1)) \rangle`.
+        t1_range: Smallest and largest value of a learned ``t1``. Where the optimiser has left the
+            range, the next training solve puts the parameter back to its edge.
+        eval_end_time: End of the solves in eval mode that are given no times; ``t1`` if not
+            given. A draw still moves ``t1``.
 
     Raises:
-        ValueError: If the ends are equal or not finite.
+        ValueError: If the ends are equal or not finite, an end time lies on the other side of
+            ``t0``, ``t1_range`` has no ``t1`` to learn, or ``t1`` is learned and
+            ``eval_end_time`` given.
         TypeError: If an end is a tensor.
 
     Example:
@@ -39,20 +48,47 @@ class SpanHorizon(Horizon):
         tensor([0.0000, 1.5000], dtype=torch.float64)
     """
 
-    def __init__(self, t0: float = 0.0, t1: float = 1.0, learn_t1: bool = False) -> None:
+    def __init__(
+        self,
+        t0: float = 0.0,
+        t1: float = 1.0,
+        learn_t1: bool = False,
+        t1_range: Sequence[float] | None = None,
+        eval_end_time: float | None = None,
+    ) -> None:
         super().__init__()
         given: tuple[object, ...] = (t0, t1)
         if any(isinstance(end, Tensor) for end in given):
             raise TypeError(
-                "Expected t0 and t1 to be numbers, but got a tensor. A CNF of this library learns "
-                "its end time with learn_t1=True; that of somebody else's solve cannot be learned "
-                "from outside."
+                "Expected t0 and t1 to be numbers, but got a tensor. A block of this library "
+                "learns its end time with learn_t1=True; that of somebody else's solve cannot be "
+                "learned from outside."
             )
         ends = torch.tensor([t0, t1], dtype=torch.float64)
         if not bool(ends.isfinite().all()) or t0 == t1:
             raise ValueError(f"Expected finite t0 != t1, but got t0 = {t0}, t1 = {t1}.")
+        if learn_t1 and eval_end_time is not None:
+            raise ValueError(
+                f"Expected a learned `t1` or `eval_end_time`, but got both: a learned end time is "
+                f"where the model is evaluated. Leave eval_end_time = {eval_end_time:g} out."
+            )
+        if t1_range is not None and not (
+            learn_t1 and len(t1_range) == 2 and t1_range[0] <= t1 <= t1_range[1]
+        ):
+            raise ValueError(
+                f"Expected `t1_range` = (smallest, largest), around t1 = {t1:g} and with "
+                f"learn_t1=True, but got {t1_range} with learn_t1={learn_t1}."
+            )
+        for end in (*(t1_range or ()), *([] if eval_end_time is None else [eval_end_time])):
+            if not (math.isfinite(end) and (end - t0) * (t1 - t0) > 0.0):
+                raise ValueError(
+                    f"Expected `t1_range` and `eval_end_time` on the side of t0 = {t0:g} where "
+                    f"t1 = {t1:g} lies, but got {end:g}."
+                )
         self.t0 = float(t0)
         self.t1 = float(t1)
+        self.t1_range = None if t1_range is None else tuple(t1_range)
+        self.eval_end_time = eval_end_time
         self.learned_t1 = nn.Parameter(torch.tensor(self.t1)) if learn_t1 else None
 
     def check(self, draw: Draw) -> None:
@@ -64,13 +100,18 @@ class SpanHorizon(Horizon):
         draw.offsets(torch.tensor([self.t1 - self.t0], dtype=torch.float64), 1, clip=False)
 
     def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
-        """Put a draw in force; see :meth:`Horizon.perturb`."""
+        """Put a draw in force; see ``Movable.perturb``."""
         super().perturb(draw, root)
         if not draw.per_sample:
             self._offsets(draw, None)
 
     def describe(self) -> str:
-        return f"[{self.t0:g}, {self.t1:g}]" + (" learned" if self.learned_t1 is not None else "")
+        words = f"[{self.t0:g}, {self.t1:g}]" + (" learned" if self.learned_t1 is not None else "")
+        if self.t1_range is not None:
+            words += " in [{:g}, {:g}]".format(*self.t1_range)
+        if self.eval_end_time is not None:
+            words += f", evaluated at {self.eval_end_time:g}"
+        return words
 
     def in_force(self) -> dict[str, float]:
         """The end time in force; the mean over the samples of the last batch if each has one."""
@@ -79,10 +120,20 @@ class SpanHorizon(Horizon):
     @property
     def end_time(self) -> float:
         """The nominal end time, or the learned one."""
-        return self.t1 if self.learned_t1 is None else float(self.learned_t1.detach())
+        learned = self._learned()
+        return self.t1 if learned is None else float(learned.detach())
+
+    @property
+    def default_end(self) -> float:
+        """The nominal end of a solve that is given no times, in the mode that is on now."""
+        if self.training or self.eval_end_time is None:
+            return self.t1
+        draw = self.history.current()
+        moved = draw is not None and self._offsets(draw, 1) is not None
+        return self.t1 if moved else self.eval_end_time
 
     def times(self, y0: Any) -> Tensor:
-        return default_times(y0, self.t0, self.t1)
+        return default_times(y0, self.t0, self.default_end)
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
@@ -99,18 +150,30 @@ class SpanHorizon(Horizon):
         """The map of times in force for a state; ``None`` if nominal time is actual time."""
         draw = self.current_draw()
         offsets = None if draw is None else self._offsets(draw, self._batch_size(draw, y))
-        if offsets is None and self.learned_t1 is None:
+        learned = self._learned()
+        if offsets is None and learned is None:
             return None
         offset = 0.0 if offsets is None else offsets.squeeze(-1)
-        if self.learned_t1 is not None:
+        if learned is not None:
             if isinstance(offset, Tensor):
-                offset = offset.to(y.real.dtype).to(self.learned_t1.device)
-            rate = (self.learned_t1.to(y.real.dtype) + offset - self.t0) / (self.t1 - self.t0)
+                offset = offset.to(y.real.dtype).to(learned.device)
+            rate = (learned.to(y.real.dtype) + offset - self.t0) / (self.t1 - self.t0)
         else:
             rate = 1.0 + torch.as_tensor(offset) / (self.t1 - self.t0)
             if rate.ndim == 0:
-                return TimeWarp(self.t0, self.t0, rate.item())
+                return None if rate == 1.0 else TimeWarp(self.t0, self.t0, rate.item())
         return TimeWarp(self.t0, self.t0, rate.to(y.device, y.real.dtype))
+
+    def _learned(self) -> Tensor | None:
+        """The learned end time, kept in its range."""
+        t1 = self.learned_t1
+        if t1 is None or self.t1_range is None:
+            return t1
+        inside = t1.detach().clamp(*self.t1_range)
+        if self.training and torch.is_grad_enabled() and bool(inside != t1):
+            with torch.no_grad():
+                t1.copy_(inside)
+        return t1 + (inside - t1.detach())  # clamp has no gradient that leads back
 
     def _offsets(self, draw: Draw, batch_size: int | None) -> Tensor | None:
         """Offsets of a draw, shape ``(1,)`` or ``(B, 1)``, for the end time as it is now."""

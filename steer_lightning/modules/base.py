@@ -115,7 +115,7 @@ class TaskModule(LightningModule):
     def loss_weight(self, batch: Any) -> torch.Tensor | None:
         """Divisor of the loss of a batch, if that is not its number of samples.
 
-        With several ranks ``training_step`` has to multiply by :attr:`rank_share`, this weight
+        With several ranks ``training_step`` has to multiply by ``rank_share``, this weight
         relative to the mean over the ranks: the gradient is then that of the joined batch.
         """
         return None

@@ -1,6 +1,6 @@
 """Latent ODEs: reconstruct, interpolate and extrapolate irregular series, or classify them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from steer_lightning.nn import LatentODE
 from steer_lightning.nn.likelihood import importance_bound, standard_normal_kl
 from steer_lightning.nn.series import SeriesBatch
 from steer_lightning.nn.series.forecaster import Forecast
+from steer_lightning.utils.checks import check_choice
 
 
 class LatentODEModule(SeriesModule):
@@ -35,6 +36,8 @@ class LatentODEModule(SeriesModule):
         n_draws: Draws ``S`` of the latent state, in training and evaluation.
         kl_wait_epochs: Epochs before the divergence counts.
         kl_gamma: Factor by which its weight comes nearer to one in each epoch, in [0, 1).
+        bound_of: What the logarithm over the draws is taken of: each ``"series"``, or the
+            ``"batch"``, whose mean over its series comes first, as in the public code.
         **series: Noise of the observations, classifier, weights of the bound and of the
             cross-entropy, optimiser and schedule, see
             :class:`~steer_lightning.modules.series.SeriesModule`. The classifier reads the latent
@@ -65,6 +68,7 @@ class LatentODEModule(SeriesModule):
         n_draws: int = 3,
         kl_wait_epochs: int = 10,
         kl_gamma: float = 0.99,
+        bound_of: Literal["series", "batch"] = "series",
         **series: Any,
     ) -> None:
         super().__init__(network, **series)
@@ -73,9 +77,11 @@ class LatentODEModule(SeriesModule):
                 f"Expected n_draws >= 1, kl_wait_epochs >= 0 and kl_gamma in [0, 1), but got "
                 f"{n_draws}, {kl_wait_epochs} and {kl_gamma}."
             )
+        check_choice("bound_of", bound_of, ("series", "batch"))
         self.n_draws = n_draws
         self.kl_wait_epochs = kl_wait_epochs
         self.kl_gamma = kl_gamma
+        self.bound_of = bound_of
 
     @property
     def kl_weight(self) -> float:
@@ -91,10 +97,13 @@ class LatentODEModule(SeriesModule):
         log_likelihood = self.log_likelihood(forecast)
         kl = standard_normal_kl(*forecast.posterior).mean(1)
         weight = kl.new_tensor(self.kl_weight)
-        bound = importance_bound(log_likelihood, kl, weight)
+        if self.bound_of == "batch":
+            bound = importance_bound(log_likelihood.mean(1, True), kl.mean(0, True), weight)
+        else:
+            bound = importance_bound(log_likelihood, kl, weight)
         return bound, {"log_likelihood": log_likelihood.mean(0), "kl": kl, "kl_weight": weight}
 
     def predict_at(self, batch: SeriesBatch, times: Tensor) -> Tensor:
-        """Values at any times, in ``n_draws`` draws; see :meth:`LatentODE.predict_at`."""
+        """Values at any times, in ``n_draws`` draws; see :meth:`.LatentODE.predict_at`."""
         generator = self.noise_stream("predict at", 0)
         return self.network.predict_at(batch, times, self.n_draws, generator)

@@ -59,5 +59,5 @@ class ODERNNModule(SeriesModule):
         return log_likelihood, {"log_likelihood": log_likelihood}
 
     def predict_at(self, batch: SeriesBatch, times: Tensor) -> Tensor:
-        """Values at any times; see :meth:`ODERNNForecaster.predict_at`."""
+        """Values at any times; see :meth:`.ODERNNForecaster.predict_at`."""
         return self.network.predict_at(batch, times)

@@ -2,7 +2,7 @@
 
 from steer_lightning.nn.augmented import Augmented
 from steer_lightning.nn.compiled import CompiledField
-from steer_lightning.nn.fields import ConvField, MLPField
+from steer_lightning.nn.fields import ConcatField, ConvField, MLPField
 from steer_lightning.nn.flows.cnf import CNF
 from steer_lightning.nn.flows.concat_squash import ConcatSquashField
 from steer_lightning.nn.flows.conv_flow_field import ConvFlowField
@@ -26,6 +26,7 @@ __all__ = [
     "Posterior",
     "PosteriorGRU",
     "CompiledField",
+    "ConcatField",
     "ConcatSquashField",
     "ConvField",
     "ConvFlowField",

@@ -47,7 +47,7 @@ class Augmented(nn.Module):
                 f"Expected an input of shape (B, D) or (B, C, H, W), but got {tuple(x.shape)}. "
                 f"Give numbers an axis of length 1: x[:, None]."
             )
-        zeros = x.new_zeros(len(x), self.n_extra, *x.shape[2:])
+        zeros = x.new_zeros(x.shape[0], self.n_extra, *x.shape[2:])
         y0 = torch.cat([x, zeros], dim=1)
         features: Tensor = self.block(y0) if t_eval is None else self.block(y0, t_eval)
         return features

@@ -18,7 +18,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def feedforward(
-    widths: Sequence[int], activation: str = "tanh", init_std: float | None = 0.1
+    widths: Sequence[int],
+    activation: Literal["tanh", "softplus", "relu"] = "tanh",
+    init_std: float | None = 0.1,
 ) -> nn.Sequential:
     """Linear layers with an activation between them; zero biases if ``init_std`` is given."""
     layers: list[nn.Module] = []
@@ -67,9 +69,52 @@ class MLPField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         if not self.autonomous:
-            y = torch.cat([t.to(y).reshape(-1, 1).expand(len(y), 1), y], dim=1)
+            y = torch.cat([t.to(y).reshape(-1, 1).expand(y.shape[0], 1), y], dim=1)
         derivative: Tensor = self.network(y)
         return derivative
+
+
+class ConcatField(nn.Module):
+    r"""A multilayer perceptron with time in front of the input of each layer.
+
+    An activation follows each layer, the last one too: with tanh no component of the state
+    changes faster than 1.
+
+    Args:
+        dim: Features ``D`` of the state.
+        hidden: Width of each hidden layer.
+        activation: ``"tanh"``, ``"softplus"`` or ``"relu"``.
+
+    Raises:
+        ValueError: If ``activation`` is unknown or a width is not positive.
+
+    References:
+        The MNIST model of Pal et al., *Opening the Blackbox*, ICML 2021, arXiv:2105.03918.
+
+    Example:
+        >>> field = ConcatField(784)
+        >>> [tuple(layer.weight.shape) for layer in field.layers]
+        [(100, 785), (784, 101)]
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (100,),
+        activation: Literal["tanh", "softplus", "relu"] = "tanh",
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        check_widths(dim, hidden)
+        widths = [dim, *hidden, dim]
+        self.layers = nn.ModuleList(nn.Linear(d + 1, d_out) for d, d_out in pairwise(widths))
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        t = t.to(y).reshape(-1, 1).expand(len(y), 1)
+        for layer in self.layers:
+            y = self.activation(layer(torch.cat([t, y], dim=1)))
+        return y
 
 
 def autonomous_field(dim: int, hidden: Sequence[int]) -> MLPField:

@@ -26,9 +26,14 @@ class ODEBlock(Block):
             for solutions at many times.
         eval_solver: Integrator in eval mode; ``solver`` if not given. A model can train on a
             fixed compiled grid and be evaluated to a tolerance, or the reverse.
+        learn_t1: Make ``t1`` a parameter.
+        t1_range: Smallest and largest value of a learned ``t1``.
+        eval_end_time: End of the solves in eval mode that are given no times; ``t1`` if not
+            given. An earlier one makes inference cheaper.
 
     Raises:
-        ValueError: If both ``t_span`` and ``horizon`` are given.
+        ValueError: If both ``horizon`` and what describes another are given; see
+            :class:`~steer_lightning.horizon.SpanHorizon` for the rest.
 
     References:
         Chen et al., *Neural Ordinary Differential Equations*, NeurIPS 2018.
@@ -50,16 +55,23 @@ class ODEBlock(Block):
         t_span: Sequence[float] | None = None,
         horizon: Horizon | None = None,
         eval_solver: Solver | None = None,
+        learn_t1: bool = False,
+        t1_range: Sequence[float] | None = None,
+        eval_end_time: float | None = None,
     ) -> None:
         super().__init__()
-        if t_span is not None and horizon is not None:
+        own = {"t_span": t_span, "t1_range": t1_range, "eval_end_time": eval_end_time}
+        both = [name for name, given in own.items() if given is not None]
+        both += ["learn_t1"] if learn_t1 else []
+        if horizon is not None and both:
             raise ValueError(
-                "Expected one of `t_span` and `horizon`, but got both: the horizon has its span."
+                f"Expected no {' and '.join(f'`{name}`' for name in both)} beside `horizon`, "
+                f"which has its own. Give it to the SpanHorizon; a GridHorizon has none."
             )
         if horizon is None:
             t_span = (0.0, 1.0) if t_span is None else t_span
             check_span(t_span)
-            horizon = SpanHorizon(t_span[0], t_span[1])
+            horizon = SpanHorizon(t_span[0], t_span[1], learn_t1, t1_range, eval_end_time)
         self.set_up(vector_field, solver or AdaptiveSolver(), eval_solver, horizon)
 
     def forward(

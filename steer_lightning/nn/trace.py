@@ -38,7 +38,7 @@ def exact_jacobian(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, T
         times = t.repeat(dim) if t.ndim else t
         probes = basis.expand(dim, *y.shape).flatten(0, 1)
         value, tangent = own(times, y.repeat(dim, *(1,) * (y.ndim - 1)), probes)
-        return value[: len(y)], tangent.reshape(dim, len(y), dim)
+        return value[: y.shape[0]], tangent.reshape(dim, y.shape[0], dim)
 
     def along(probe: Tensor) -> tuple[Tensor, Tensor]:
         value, tangent = _jvp(vector_field, t, y, probe.expand_as(y))

@@ -20,7 +20,7 @@ class AttachedProbe:
     sampling): times follow the density at which the solver evaluates, so that nothing is an
     unbiased estimate of an integral over time. Under an adjoint the solver runs without a graph,
     and the state that is kept is a constant. The span is that of torchdiffeq's solve; where none
-    is seen its length counts as one.
+    is seen it is taken for one from here on, of length one.
 
     Args:
         field: The module that is passed to ``odeint``; called as ``f(t, y, ...)``.
@@ -67,9 +67,11 @@ class AttachedProbe:
         args, kwargs, times = self._kept
         self._kept, self._n_evaluations = None, 0
         named = dict(zip(("t", "y"), args, strict=False)) | kwargs
-        t, state = named["t"], named["y"]
+        # A solver's first step, and so its times, may have a graph: no part of a penalty.
+        t, state = named["t"].detach(), named["y"]
+        t = t.reshape(()) if t.numel() == 1 else t
         y = first_part(state)
-        ends = torch.stack([t, t]) if times is None else times[[0, -1]].to(y.device, y.real.dtype)
+        ends = (t, t + 1.0) if times is None else times[[0, -1]].to(y.device, y.real.dtype)
         length = 1.0 if times is None else float((ends[1] - ends[0]).abs())
 
         def field(t: Tensor, y: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from steer_lightning.nn.probes import Probed, Time
 from steer_lightning.solvers import Solver
+from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.schedule import Schedule
 
 
-class Penalty(ABC):
+class Penalty(Shown, ABC):
     """A regulariser of trajectories: a function of what a training solve shows.
 
     A penalty of your own gives :meth:`value`; ``n_times`` says at how many random times it looks,
@@ -44,7 +45,7 @@ class Penalty(ABC):
 
     @property
     def name(self) -> str:
-        """As it is logged: ``local_error`` for ``LocalError``."""
+        """As it is logged, ``local_error`` for ``LocalError``."""
         letters = (f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)
         return "".join(letters).strip("_")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.probes import Probed, Probing
+from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
 from steer_lightning.penalties.trajectory_polynomial import TrajectoryPolynomial
@@ -67,6 +68,14 @@ class Penalizing:
 
     def _check_blocks(self) -> None:
         if not self._blocks:
+            for path, module in self.model.named_modules():
+                if isinstance(module, ODERNN):
+                    raise ValueError(
+                        f"Expected a solve that can be read at random times, but {path!r}, the "
+                        f"ODE-RNN of {type(self.model).__name__}, unrolls by Euler steps and "
+                        f"jumps at observations. KineticEnergy, JacobianNorm and Acceleration "
+                        f"can look at its field: vector_fields=['{path}.vector_field']."
+                    )
             raise ValueError(
                 f"Expected a model with blocks of steer_lightning.nn, but "
                 f"{type(self.model).__name__} has none. Name the modules that it passes to "
@@ -199,7 +208,9 @@ def penalize(
     vector_fields: Sequence[str] | None = None,
     seed: int | None = None,
 ) -> Iterator[None]:
-    """Look at the solves of one training step, for :func:`penalty`; goes with ``steer``.
+    """Look at the solves of one training step, for :func:`~steer_lightning.penalty`.
+
+    Goes together with ``steer``.
 
     Args:
         model: Any model, in training mode.
@@ -212,7 +223,8 @@ def penalize(
             is not touched.
 
     Raises:
-        ValueError: See :class:`Penalizing`; and at the end of the block if nothing was taken.
+        ValueError: If a penalty does not fit the solver of a block, or there is no block; and at
+            the end if nothing was taken.
     """
     penalizing = Penalizing(model, penalties, vector_fields)
     try:

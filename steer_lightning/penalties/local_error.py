@@ -79,10 +79,12 @@ class LocalError(Penalty):
         t, y = probed.t[0].detach(), probed.y[0].detach()
         if t.ndim:
             raise ValueError(
-                "Expected one time for all samples with form='one_step', but got scope='sample'. "
-                "Use scope='batch', or form='steps'."
+                "Expected one time for all samples with form='one_step', but got one for each, as "
+                "scope='sample' or an ODE-RNN has them. Use scope='batch', or form='steps'."
             )
-        start, end = float(t), float(probed.ends[1])
+        start, first, last = (float(x) for x in (t, *probed.ends))
+        # Some solvers evaluate at their last time, or beyond it.
+        end = last if (last - start) * (last - first) > 0.0 else start + last - first
         tolerances = (self.rtol, self.atol)
         with torch.no_grad():
             slope = evaluate(probed.vector_field, start, y)

@@ -90,9 +90,6 @@ class AdaptiveSolver(ErrorControlledSolver):
         self.stiff = stiff
         self._warned = False
 
-    def __repr__(self) -> str:
-        return f"AdaptiveSolver(method={self.method!r}, rtol={self.rtol:g}, atol={self.atol:g})"
-
     def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
         tableau = ADAPTIVE[self.method]
         stepper = Stepper(vector_field, tableau, work, self.compile, checkpoint=self.checkpoint)

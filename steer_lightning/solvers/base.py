@@ -9,13 +9,14 @@ from torch import Tensor
 
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.utils.problem import VectorField
+from steer_lightning.utils.representation import Shown
 
 Phase = Literal["forward", "backward"]
 
 
 @dataclass
 class SolveStats:
-    """Work done by solves, in counts that only grow until :meth:`reset`.
+    """Work done by solves, in counts that only grow until ``reset``.
 
     Args:
         nfe_forward: Evaluations of the vector field in forward solves.
@@ -102,7 +103,7 @@ class Solution(NamedTuple):
         return self.steps.at(t)
 
 
-class Solver(ABC):
+class Solver(Shown, ABC):
     """An integrator made from plain settings, with one method.
 
     ``remembers``: whether a block is to start each training solve with the step that the last one

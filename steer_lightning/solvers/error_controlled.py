@@ -10,7 +10,12 @@ from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.stepping import Method, take_steps
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Work
-from steer_lightning.utils.checks import check_choice, check_problem, check_tolerances
+from steer_lightning.utils.checks import (
+    check_choice,
+    check_problem,
+    check_tolerances,
+    refuse_export,
+)
 from steer_lightning.utils.problem import VectorField
 
 
@@ -65,6 +70,7 @@ class ErrorControlledSolver(Solver):
         first_step: float | None = None,
     ) -> Solution:
         """Integrate; see :meth:`Solver.solve`."""
+        refuse_export(self)
         check_problem(y0, t_eval)
         self._check_tf32(vector_field, y0, self.rtol)
         tolerances = (self.rtol, self.atol)

@@ -12,7 +12,7 @@ class SolverError(RuntimeError):
     """A solve that could not be finished.
 
     What the solver knows it fills in, and who stands further up adds the rest with
-    :meth:`with_context`; the message says it all. What is not known is ``None``.
+    ``with_context``; the message says it all. What is not known is ``None``.
 
     Attributes:
         phase: ``"forward"``, or ``"backward"`` for an adjoint's solve.

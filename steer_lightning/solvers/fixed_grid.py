@@ -66,9 +66,6 @@ class FixedGridSolver(Solver):
         self.cuda_graphs = cuda_graphs
         self.checkpoint = checkpoint
 
-    def __repr__(self) -> str:
-        return f"FixedGridSolver(method={self.method!r}, n_steps={self.n_steps})"
-
     def solve(
         self,
         vector_field: VectorField,
@@ -105,8 +102,9 @@ class FixedGridSolver(Solver):
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 
     def _knots(self, t_eval: Tensor) -> list[Time]:
-        """Ends of all steps; numbers, unless they have a gradient."""
-        times: list[Time] = list(t_eval.unbind()) if t_eval.requires_grad else t_eval.tolist()
+        """Ends of all steps; numbers, unless they have a gradient or no value in an export."""
+        as_tensors = t_eval.requires_grad or torch.compiler.is_exporting()
+        times: list[Time] = list(t_eval.unbind()) if as_tensors else t_eval.tolist()
         knots = [
             start + (end - start) * (j / self.n_steps) if j else start
             for start, end in pairwise(times)

@@ -77,9 +77,6 @@ class RosenbrockSolver(ErrorControlledSolver):
         self.checkpoint = checkpoint
         self.max_dimension = max_dimension
 
-    def __repr__(self) -> str:
-        return f"RosenbrockSolver(method={self.method!r}, rtol={self.rtol:g}, atol={self.atol:g})"
-
     def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
         check_dimension(y0, self.max_dimension)
         return RosenbrockMethod(vector_field, ROSENBROCK[self.method], work, y0, self.checkpoint)

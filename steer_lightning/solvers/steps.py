@@ -86,7 +86,7 @@ class Steps:
     def error_estimates(self) -> Tensor:
         """Error of each step in units of the tolerance, shape ``(N,)``; at most one.
 
-        See :func:`~steer_lightning.solvers.runge_kutta.error_ratio` for the formula.
+        See ``error_ratio`` in ``solvers/runge_kutta.py`` for the formula.
 
         Raises:
             ValueError: If the method has no embedded estimate.

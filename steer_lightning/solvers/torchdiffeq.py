@@ -12,7 +12,12 @@ from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Work
-from steer_lightning.utils.checks import check_choice, check_problem, check_tolerances
+from steer_lightning.utils.checks import (
+    check_choice,
+    check_problem,
+    check_tolerances,
+    refuse_export,
+)
 from steer_lightning.utils.problem import (
     VectorField,
     first_part,
@@ -92,12 +97,6 @@ class TorchdiffeqSolver(Solver):
         self.options = dict(options or {})
         self._check_tf32 = TF32Check()
 
-    def __repr__(self) -> str:
-        return (
-            f"TorchdiffeqSolver(method={self.method!r}, rtol={self.rtol:g}, atol={self.atol:g}, "
-            f"gradient={self.gradient!r})"
-        )
-
     def solve(
         self,
         vector_field: VectorField,
@@ -108,6 +107,7 @@ class TorchdiffeqSolver(Solver):
         dense: bool = False,
         first_step: float | None = None,
     ) -> Solution:
+        refuse_export(self)
         if dense:
             raise ValueError(
                 "Expected a solver that can be read between its steps, but torchdiffeq returns "

@@ -175,7 +175,7 @@ class AttachedHorizon(Movable):
         if solve is self._solve:
             return
         self._solve = solve
-        first, last = float(solve.times[0]), float(solve.times[-1])
+        first, last = (float(time.detach()) for time in (solve.times[0], solve.times[-1]))
         if self.span is None:
             self.span = first, last
             assert self.draw is not None
@@ -206,7 +206,7 @@ class AttachedHorizon(Movable):
         if not in_solve:
             self._outside = True
             if self._reached is not None and len(self._reached) < 1000:
-                self._reached.add(float(t.flatten()[0]))
+                self._reached.add(float(t.detach().flatten()[0]))
 
     def _warp_of(self, draw: Draw) -> TimeWarp | None:
         """The warp of a draw, ``None`` if it moves nothing; made once."""

@@ -51,7 +51,7 @@ def steer(
     vector_fields: Sequence[str] | None = None,
     t0: float | None = None,
     t1: float | None = None,
-    epsilon: float = 1e-3,
+    epsilon: float | Schedule = 1e-3,
     distribution: Distribution = "uniform",
     scope: Scope = "batch",
     seed: int | None = None,
@@ -76,7 +76,7 @@ def steer(
         t0: Fixed end of the span of attached fields; with ``t1`` taken from the first solve if
             not given, which torchdiffeq has to do.
         t1: Moved end of that span.
-        epsilon: Fraction of an interval left free.
+        epsilon: Fraction of an interval left free, or a schedule.
         distribution: ``"uniform"`` or ``"normal"``.
         scope: ``"batch"``, ``"rank"`` or ``"sample"``.
         seed: Seed of the draws; torch's initial seed if not given, that of the first process if
@@ -92,8 +92,8 @@ def steer(
         nominal before it.
 
     Raises:
-        ValueError: See :class:`Steering` and :class:`SteerSettings`; and at the end of the block
-            if a named vector field was not called in it.
+        ValueError: If a setting is out of range or nothing can be steered; and at the end of the
+            block if a named vector field was not called in it.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
@@ -119,7 +119,7 @@ def steer(
     steering = Steering(model, settings, owner=f"steer(step={step}) #{next(_CONTEXTS)}")
     try:
         steering.perturb(
-            settings.b_at(step, epoch),
+            settings.draw_at(step, epoch),
             seed=agreed_seed() if seed is None else seed,
             step=step,
             rank=current_rank() if rank is None else rank,

@@ -1,7 +1,7 @@
 """The horizons of a model under one set of settings: found, claimed, moved, put back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -36,7 +36,7 @@ class SteerSettings:
     vector_fields: tuple[str, ...] | None = None
     t0: float | None = None
     t1: float | None = None
-    epsilon: float = 1e-3
+    epsilon: float | Schedule = 1e-3
     distribution: Distribution = "uniform"
     scope: Scope = "batch"
     horizons: tuple[str, ...] | None = None
@@ -57,6 +57,8 @@ class SteerSettings:
             raise ValueError(
                 f"Expected a schedule of `b` that is never negative, but got {self.b}."
             )
+        if isinstance(self.epsilon, Schedule):
+            self._draw(0.0, self.epsilon.highest)  # checks it
         widest = self.widest()  # checks the rest
         if self.span is not None:
             SpanHorizon(*self.span).check(widest)
@@ -74,17 +76,24 @@ class SteerSettings:
             )
         return self.t0, self.t1
 
-    def draw(self, b: HalfWidth, key: int) -> EndTimeDraw:
-        """The draw of one step."""
-        return EndTimeDraw(b, self.epsilon, self.distribution, self.scope, key)
-
     def widest(self) -> EndTimeDraw:
         """A draw of the largest ``b``, to check what it is to move."""
-        return self.draw(self.b.highest if isinstance(self.b, Schedule) else self.b, 0)
+        b, epsilon = self.b, self.epsilon
+        return self._draw(
+            b.highest if isinstance(b, Schedule) else b,
+            epsilon.lowest if isinstance(epsilon, Schedule) else epsilon,
+        )
 
-    def b_at(self, step: int, epoch: int) -> HalfWidth:
-        """``b`` after so many steps of the optimiser, and epochs."""
-        return self.b.at(step=step, epoch=epoch) if isinstance(self.b, Schedule) else self.b
+    def draw_at(self, step: int, epoch: int) -> EndTimeDraw:
+        """The draw after so many steps of the optimiser, and epochs; its key is still open."""
+        b, epsilon, now = self.b, self.epsilon, {"step": step, "epoch": epoch}
+        return self._draw(
+            b.at(**now) if isinstance(b, Schedule) else b,
+            epsilon.at(**now) if isinstance(epsilon, Schedule) else epsilon,
+        )
+
+    def _draw(self, b: HalfWidth, epsilon: float) -> EndTimeDraw:
+        return EndTimeDraw(b, epsilon, self.distribution, self.scope)
 
 
 class Steering:
@@ -140,11 +149,11 @@ class Steering:
         for horizon in self.horizons.values():
             horizon.owner = self.owner
 
-    def perturb(self, b: HalfWidth, *, seed: int, step: int, rank: int = 0) -> None:
+    def perturb(self, draw: EndTimeDraw, *, seed: int, step: int, rank: int = 0) -> None:
         """Draw the end times of one step; independent for each horizon, keyed by its path.
 
         Args:
-            b: Half-width of this step.
+            draw: The draw of this step, but for its key.
             seed: Seed of the draws.
             step: Count of draws.
             rank: Of this process.
@@ -162,7 +171,7 @@ class Steering:
         for path, horizon in self.horizons.items():
             key = stream_key("end_time", seed, step, path, apart)
             horizon.solved = False
-            horizon.perturb(self.settings.draw(b, key), self.root)
+            horizon.perturb(replace(draw, key=key), self.root)
 
     def reset(self) -> None:
         """Put every horizon back to its nominal end time."""
@@ -232,7 +241,7 @@ class Steering:
     def table(self) -> str:
         """Each horizon with its span, ``b`` and scope, as text."""
         s = self.settings
-        b = f"(1 - {s.epsilon:g}) gap" if s.b == "auto" else str(s.b)
+        b = f"(1 - {s.epsilon}) gap" if s.b == "auto" else str(s.b)
         rows = [("horizon", "span", "b", "distribution", "scope")]
         rows += [(p, h.describe(), b, s.distribution, s.scope) for p, h in self.horizons.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

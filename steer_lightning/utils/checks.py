@@ -56,10 +56,21 @@ def check_problem(y0: Any, t_eval: Tensor) -> None:
             f"Expected `t_eval` of shape (T,) with T >= 2, but got shape {tuple(t_eval.shape)}."
         )
     gaps = t_eval.detach().diff()
-    if not bool((gaps > 0).all() | (gaps < 0).all()):
+    # An exported graph has no values to look at.
+    if not torch.compiler.is_exporting() and not bool((gaps > 0).all() | (gaps < 0).all()):
         raise ValueError(
             f"Expected `t_eval` to be strictly increasing or strictly decreasing, but got "
             f"{t_eval.tolist()}. Sort the times and drop repeated ones."
+        )
+
+
+def refuse_export(solver: object) -> None:
+    """Raise a ``ValueError`` in an export, whose graph would hold the steps of one example."""
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            f"Expected a FixedGridSolver in a model that is exported, whose steps are the same "
+            f"for every state, but got {solver}. Give its blocks one, `block.eval_solver = "
+            f"FixedGridSolver('rk4', n_steps=8)`, and export in eval mode."
         )
 
 

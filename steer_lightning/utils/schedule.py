@@ -84,6 +84,12 @@ class Schedule:
         """The largest value it takes."""
         return max(self.start, self.end)
 
+    def __repr__(self) -> str:
+        if self.start == self.end:
+            return f"Schedule.constant({self.start:g})"
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"Schedule({values})"
+
     def __str__(self) -> str:
         if self.start == self.end:
             return f"{self.start:g}"

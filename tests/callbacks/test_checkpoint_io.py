@@ -4,10 +4,10 @@ import signal
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from pytorch_lightning.demos.boring_classes import BoringModel
 
 from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from tests.helpers.models import tiny_trainer
 
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
@@ -77,15 +77,10 @@ def test_a_trainer_saves_by_it(tmp_path, monkeypatch):
             save(self, checkpoint, path, storage_options),
         ),
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
+    trainer = tiny_trainer(
+        max_steps=1, plugins=[AtomicCheckpointIO()], enable_checkpointing=True,
         default_root_dir=tmp_path,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    )  # fmt: skip
     trainer.fit(BoringModel())
     assert len(paths) == 1
     assert "state_dict" in torch.load(paths[0], weights_only=True)

@@ -125,26 +125,6 @@ def test_a_resumed_run_continues_the_draws(model_class, where, tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_run_resumed_in_mid_epoch_continues_the_draws(tmp_path):
-    def saved_at(step, callbacks):
-        save = pl.callbacks.ModelCheckpoint(
-            tmp_path, filename=f"{len(callbacks)}", every_n_train_steps=step, save_top_k=1
-        )
-        model = seeded(OwnModel)
-        tiny_trainer(*callbacks, save, enable_checkpointing=True, max_steps=step).fit(
-            model, tiny_loader(16)
-        )
-        return save.best_model_path, model.ends
-
-    whole = seeded(OwnModel)
-    tiny_trainer(SteerCallback(0.5, seed=3)).fit(whole, tiny_loader(16))
-    path, first = saved_at(3, [SteerCallback(0.5, seed=3)])
-    rest = seeded(OwnModel)
-    tiny_trainer(SteerCallback(0.5, seed=3)).fit(rest, tiny_loader(16), ckpt_path=path)
-    assert first + rest.ends == pytest.approx(whole.ends, abs=1e-5)  # clocks of adaptive solves
-    assert len(first) == 3
-
-
 @pytest.mark.parametrize(
     ("asked", "messages"),
     [

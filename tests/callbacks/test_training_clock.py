@@ -2,6 +2,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -83,6 +84,26 @@ def test_a_resumed_run_continues(clocks, tmp_path):
     assert resumed == whole[2:] == [(6.0, 9.0), (8.0, 12.0)]
     assert second.totals == first.totals
     assert second.checks[-1] == first.checks[-1]
+
+
+def test_a_batch_on_a_gpu_ends_when_the_device_is_done(clocks, monkeypatch):
+    """A device that works for 5 s after a batch of 2 s was queued, and for 50 s in validation."""
+    queued, gpu = [], torch.device("cuda", 1)
+
+    def wait(device):
+        assert device == gpu
+        while queued:
+            clocks.move(queued.pop(), 0.0)
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", wait)
+    clock, module = TrainingClock(), SimpleNamespace(device=gpu, log_dict=lambda _: None)
+    queued.append(50.0)
+    clock.on_train_batch_start(None, module, None, 0)
+    clocks.move(2.0, 3.0)
+    queued.append(5.0)
+    clock.on_train_batch_end(None, module)
+    assert clock.totals["seconds"] == 7.0
+    assert clock.totals["cpu_seconds"] == 3.0
 
 
 def test_real_clocks_go_forward():

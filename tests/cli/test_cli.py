@@ -1,11 +1,10 @@
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import cli
 from steer_lightning.callbacks import (
@@ -17,7 +16,7 @@ from steer_lightning.callbacks import (
 from steer_lightning.modules import CNFModule
 from steer_lightning.solvers import NFEBudgetExceededError, RepeatedFailureError
 from steer_lightning.utils.schedule import Schedule
-from tests.cli.running import QUIET, toy_config, write
+from tests.cli.running import FLOW, QUIET, toy_config, write
 from tests.modules.test_common import RecordRates
 
 RECORD_RATES = "--trainer.callbacks+=tests.modules.test_common.RecordRates"
@@ -86,8 +85,7 @@ def test_options_and_config_files_of_steer_add_up():
     scope = ["--config", write({"steer": {"scope": "rank"}}, "scope.yaml")]
     main = build(*scope, "--steer.horizons=[flow]", "--steer.b=auto", "--data.name=moons")
     (steer,) = steer_callbacks(main)
-    settings = steer.settings
-    assert (settings.b, settings.scope, settings.horizons) == ("auto", "rank", ("flow",))
+    assert (steer.b, steer.scope, steer.horizons) == ("auto", "rank", ("flow",))
     assert main.config.data.init_args.name == "moons"
     assert main.trainer.logger.name == "run_steer"
     names = main.config.as_dict()["trainer"]["logger"]
@@ -181,7 +179,7 @@ def test_fit_then_test(folder, caplog):
     config = write(toy_config())
     fit = cli.main(["fit", "--config", config, "--steer.b=0.25", *QUIET])
     assert "flow.horizon  [0, 1]  0.25  uniform       batch" in caplog.text
-    assert [c.settings.b for c in steer_callbacks(fit)] == [0.25]
+    assert [c.b for c in steer_callbacks(fit)] == [0.25]
     run = folder / "logs" / "run_steer" / "version_0"
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert len(names) == 2
@@ -189,14 +187,11 @@ def test_fit_then_test(folder, caplog):
     keys = {"train/nll", "val/nll", "train/nfe_forward", "val/nfe_forward"}
     assert keys | {"steer/flow.horizon/end_time"} <= set(fit.trainer.callback_metrics)
 
-    # STEER's settings are hyperparameters, and the model is still built from its own.
+    # STEER's settings are kept, and the model is still built from its own.
     last = run / "checkpoints" / "last.ckpt"
-    saved = torch.load(last, weights_only=True)["datamodule_hyper_parameters"]["steer"]
+    saved = torch.load(last, weights_only=True)["callbacks"]["HyperparameterLog"]["steer"]
     assert (saved["b"], saved["scope"]) == (0.25, "batch")
     assert isinstance(CNFModule.load_from_checkpoint(last, weights_only=True), CNFModule)
-    events = EventAccumulator(str(run)).Reload().summary_metadata["_hparams_/session_start_info"]
-    table = HParamsPluginData.FromString(events.plugin_data.content).session_start_info.hparams
-    assert table["steer/b"].number_value == 0.25
     assert yaml.safe_load((run / "config.yaml").read_text())["steer"]["init_args"]["b"] == 0.25
 
     tested = cli.main(["test", "--config", config, "--ckpt_path", str(last), *QUIET])
@@ -253,18 +248,72 @@ def test_penalties_by_name_with_schedules(folder):
         "--penalties.kinetic_energy.weight.length=4",
         "--steer.b.start=0.5", "--steer.b.end=0.0", "--steer.b.length=2",
     ]  # fmt: skip
-    fit = cli.main(["fit", "--config", write(toy_config()), *settings, *QUIET])
+    config = write(toy_config(penalties={"acceleration": 0.5}))
+    fit = cli.main(["fit", "--config", config, *settings, *QUIET])
     (callback,) = (c for c in fit.trainer.callbacks if isinstance(c, PenaltyCallback))
-    kinetic, local = callback.penalties
+    kinetic, acceleration, local = callback.penalties
     assert (kinetic.weight, local.form) == (Schedule(1.0, 0.0, 4), "one_step")
     logged = fit.trainer.callback_metrics
     assert logged["penalty/local_error_weight"] == 2.0
     assert logged["penalty/kinetic_energy"] > 0.0
     assert 0.0 < logged["penalty/kinetic_energy_weight"] < 1.0
-    assert [c.settings.b for c in steer_callbacks(fit)] == [Schedule(0.5, 0.0, 2)]
+    assert [c.b for c in steer_callbacks(fit)] == [Schedule(0.5, 0.0, 2)]
     last = folder / "logs" / "run_steer" / "version_0" / "checkpoints" / "last.ckpt"
-    saved = torch.load(last, weights_only=True)["datamodule_hyper_parameters"]["penalties"]
-    assert saved["local_error"]["weight"] == 2.0
+    saved = torch.load(last, weights_only=True)["callbacks"]["HyperparameterLog"]
+    assert (saved["steer"]["b"], saved["steer"]["b_end"]) == (0.5, 0.0)
+    assert (saved["penalties"]["local_error"], saved["penalties"]["kinetic_energy"]) == (2.0, 1.0)
+    assert saved["penalties"]["acceleration"] == 0.5 == acceleration.weight.start
+
+
+def penalties_of(main):
+    return [
+        p for c in main.trainer.callbacks if isinstance(c, PenaltyCallback) for p in c.penalties
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "weight", "form"),
+    [
+        (2.0, [], 2.0, "steps"),
+        (2, [], 2.0, "steps"),
+        ("1e-3", [], 1e-3, "steps"),
+        ({"weight": 2.0, "form": "one_step"}, [], 2.0, "one_step"),
+        ({"weight": 2.0, "form": "one_step"}, ["=3"], 3.0, "one_step"),
+        ({"weight": 2.0, "form": "one_step"}, ["3"], 3.0, "one_step"),
+        ({"weight": 2.0}, [".form=one_step"], 2.0, "one_step"),
+        (None, ["=2.0", ".form=one_step"], 2.0, "one_step"),
+        (None, [".form=one_step", "=2.0"], 2.0, "one_step"),
+        (None, ["='{weight: 2.0, form: one_step}'"], 2.0, "one_step"),
+    ],
+)
+def test_a_number_is_the_weight_of_a_penalty(given, options, weight, form):
+    name = "--penalties.local_error"
+    words = " ".join(f"{name} {x}" if x.isdigit() else f"{name}{x}" for x in options)
+    main = build(*shlex.split(words), penalties={"local_error": given, "acceleration": 0.5})
+    acceleration, local = penalties_of(main)
+    assert (local.weight, local.form) == (Schedule.constant(weight), form)
+    assert acceleration.weight == Schedule.constant(0.5)
+
+
+@pytest.mark.parametrize("option", ["--penalties=null", "--penalties.local_error=null"])
+def test_a_penalty_can_be_taken_back(option):
+    assert penalties_of(build(option, penalties={"local_error": 1.0})) == []
+
+
+def test_b_decays_on_every_interval_of_a_grid():
+    epsilon = [
+        f"--steer.epsilon.{k}={v}" for k, v in (("start", 0.001), ("end", 1), ("length", 5))
+    ]
+    (steer,) = steer_callbacks(build("--steer.b=auto", *epsilon))
+    assert steer.settings.epsilon == Schedule(0.001, 1.0, 5)
+
+
+def test_another_end_time_of_evaluation(folder):
+    option = f"{FLOW}.eval_end_time=0.75"
+    fit = cli.main(["fit", "--config", write(toy_config()), option, *QUIET])
+    horizon = fit.model.flow.horizon
+    assert horizon.eval_end_time == 0.75
+    assert fit.model.eval().flow.data_time == 0.75
 
 
 def test_fit_is_reproducible_and_seeds_differ():

@@ -48,7 +48,7 @@ def trained(tmp_path_factory, run):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("run"))
         patch.setattr("sys.argv", ["cli.py"])
-        main = run("fit", STEER, "--trainer.max_steps=24", "--trainer.val_check_interval=24")
+        main = run("fit", STEER, "--trainer.max_steps=24", "--trainer.val_check_interval=4")
         folder = Path(main.trainer.log_dir).resolve()
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
     events.Reload()

@@ -27,6 +27,9 @@ def change(path, value):
     return config
 
 
+WEIGHED = change("penalties", {"local_error": 1.0})
+
+
 @pytest.mark.parametrize(
     ("config", "option", "message"),
     [
@@ -35,6 +38,12 @@ def change(path, value):
         ({}, "--penalties.local_eror=1", "--local_eror.weight=1; did you mean local_error?"),
         ({}, "--penalties.local_error.form=one_step", "arguments are required: weight"),
         ({}, "--penalties.kinetic_energy.weight.end=1", "required: start, length"),
+        ({}, "--penalties.kinetic_energy=much", "Given value: much"),
+        (WEIGHED, "--penalties.local_error.form=one_step", "arguments are required: weight"),
+        (WEIGHED, "--penalties.local_error.weight.end=1", "Parser key \"local_error\": Expected"),
+        (change("penalties", {"local_eror": 1.0}), "", "accepted; did you mean local_error?"),
+        (change("penalties", ["local_error"]), "", "expected settings by name, which --help"),
+        (change("penalties", 1.0), "", "expected settings by name, which --help lists Given"),
         ({}, "--steeer.b=0.5", "--steeer.b=0.5; did you mean steer?"),
         ({}, f"--{FLOW}.data_att=t0", "'data_att' is not accepted; did you mean data_at?"),
         ({}, "--model=CNFModul", "CNFModul; did you mean CNFModule"),
@@ -98,6 +107,7 @@ def test_values_out_of_range_end_before_training(path, value, message, folder):
         (mnist_config(), FileNotFoundError, r"Expected the MNIST file .*--data\.data_dir"),
         (change("steer.b", 1.0), ValueError, r"Expected 0 <= b < \|t1 - t0\| = 1, .* b = 1\."),
         (change("penalties", PUSHES), ValueError, ".*weight of Stiffness to be"),
+        (change("penalties", {"stiffness": -1}), ValueError, "Expected the weight of Stiffness"),
         (change("data.init_args.name", "8gausians"), ValueError, "mean '8gaussians'"),
         (change("trainer.fast_dev_run", -1), MisconfigurationException, "fast_dev_run=-1"),
     ],

@@ -162,17 +162,7 @@ def test_order_of_rows_and_recordings_is_no_matter(tmp_path):
         (row(ticks=10**300), "number of size up to 1e\\+18 as ticks in line 2 of .*, but got '1"),
         (row(label="dancing"), "one of the labels walking, .* in line 2 of .*, but got 'dancing'"),
         (row(tag="010"), "one of the tags 010-000-024-033, .* in line 2 of .*, but got '010'"),
-        (
-            row(position=(1, 2, float("nan"))),
-            "a finite number .* as z in line 2 of .*, but got 'nan'",
-        ),
-        (
-            row(position=(float("inf"), 2, 3)),
-            "a finite number .* as x in line 2 of .*, but got 'inf'",
-        ),
-        (row().replace("6337", "x"), "a finite number .* as ticks in line 2 of .*, but got 'x"),
-        (row() + ",more", "Expected 8 fields of UTF-8 between commas in line 2 of"),
-        ("", "Expected 8 fields of UTF-8 between commas in line 2 of"),
+        (row(position=(1, 2, float("nan"))), "number .* as z in line 2 of .*, but got 'nan'"),
     ],
 )
 def test_broken_rows_raise(tmp_path, broken, message):
@@ -215,7 +205,6 @@ ZIPPED = zip_bytes("README", f"data/{NAME}", content=TEXT)
     ("content", "n_rows", "message"),
     [
         (ZIPPED, 600, None),
-        (None, 600, "to download .*zip, but got: 404 "),
         (ZIPPED, 601, "Expected 601 rows in the downloaded .*, but got 600"),
         (zip_bytes(NAME, content=TEXT.replace("lying", "flying")), 600, "one of the labels"),
         (ZIPPED[:-50], 600, "to be a zip archive, but got"),
@@ -227,7 +216,7 @@ def test_download_in_prepare_data_only(tmp_path, monkeypatch, content, n_rows, m
     monkeypatch.setattr(activity_recordings, "N_ROWS", n_rows)
     folder = tmp_path / "new"
     data = module(folder, download=True)
-    with serving({} if content is None else {"a.zip": content}) as address:
+    with serving({"a.zip": content}) as address:
         assert activity_recordings.URL.startswith("https://archive.ics.uci.edu/")
         monkeypatch.setattr(activity_recordings, "URL", f"{address}a.zip")
         for step in (module(folder).prepare_data, data.setup):

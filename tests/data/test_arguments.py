@@ -19,9 +19,10 @@ from datamodules import (
 from datamodules.stiff import stiff_solution
 
 AT_LEAST = [
-    (MNISTDataModule, 0, "num_workers"),
-    (MNISTDataModule, 1, "batch_size eval_batch_size val_size limit_train"),
-    (PhysioNetDataModule, 1, "val_size limit_train batch_size"),
+    (MNISTDataModule, 0, "num_workers val_size"),
+    (MNISTDataModule, 1, "batch_size eval_batch_size limit_train"),
+    (PhysioNetDataModule, 0, "val_size"),
+    (PhysioNetDataModule, 1, "limit_train batch_size"),
     (HumanActivityDataModule, 1, "stride"),
     (HumanActivityDataModule, 2, "window"),
     (MuJoCoHopperDataModule, 1, "n_trajectories"),
@@ -73,6 +74,11 @@ OTHERS = [
     (StiffODEDataModule, {"interval": 15.0}, "both finite, but got interval=15.0"),
     (StiffODEDataModule, {"t_end": math.inf}, "both finite, but .* t_end=inf"),
     (StiffODEDataModule, {"test_t_end": 0.0}, "`test_t_end` to be positive and finite, but got 0"),
+    (
+        StiffODEDataModule,
+        {"n_starts": 121, "start_times": "grid"},
+        "Expected n_starts \\* interval",
+    ),
     (StiffODEDataModule, {"r": 1e-4, "start_times": "log_uniform"}, "Expected 0.01 / r < t_end"),
     *((StiffODEDataModule, {"r": r}, "`r` to be positive") for r in (0.0, -1, math.inf, math.nan)),
 ]

@@ -1,9 +1,10 @@
+import itertools
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -14,6 +15,7 @@ from datamodules.base import (
     TensorData,
     TensorDataModule,
 )
+from tests.helpers.models import tiny_trainer
 
 FIRST = {"train": 0, "val": 100, "test": 200}
 
@@ -80,16 +82,25 @@ def test_batches_keep_their_type_and_sizes():
     assert all(isinstance(batch, Pair) and torch.equal(batch.y, 2 * batch.x) for batch in train)
 
 
-def test_order_depends_on_seed_and_epoch_alone():
-    def order(seed: int, epoch: int) -> list[float]:
+def test_order_depends_on_seeds_and_epoch_alone(monkeypatch):
+    def order(seed: int, epoch: int, run: int, state: dict[str, int] | None = None) -> list[float]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(run))
         data = Numbers(seed=seed)
         data.setup("fit")
         loader = data.train_dataloader()
+        if state:
+            loader.load_state_dict({"epoch": epoch + 1, "batches": 0, **state})
         loader.sampler.set_epoch(epoch)
         return values(loader)
 
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert order(0, 0, 0) == order(0, 0, 0)
+    keys = list(itertools.product((0, 1), repeat=3))
+    assert len({tuple(order(*key)) for key in keys}) == len(keys)
+    loader = Numbers(seed=0)
+    loader.setup("fit")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    saved = loader.train_dataloader().state_dict()["seed"]
+    assert order(0, 0, 2, {"seed": saved}) == order(0, 0, 1)  # a resumed run keeps its order
 
 
 @pytest.mark.slow
@@ -186,21 +197,9 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def trainer(tmp_path, **kwargs) -> Trainer:
-    return Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **kwargs,
-    )
-
-
-def test_trainer_runs_every_stage_and_reshuffles_each_epoch(tmp_path):
+def test_trainer_runs_every_stage_and_reshuffles_each_epoch():
     model, data = Recorder(), Numbers(batch_size=4)
-    runner = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0, enable_checkpointing=False)
+    runner = tiny_trainer(max_epochs=2, num_sanity_val_steps=0)
     runner.fit(model, datamodule=data)
     runner.test(model, datamodule=data, verbose=False)
     runner.predict(model, datamodule=data)
@@ -209,22 +208,6 @@ def test_trainer_runs_every_stage_and_reshuffles_each_epoch(tmp_path):
     assert first != second
     assert model.seen["val"] == [100.0 + i for i in range(10)] * 2
     assert model.seen["test"] == model.seen["predict"] == [200.0 + i for i in range(10)]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_continues_with_the_next_epochs_order(tmp_path, num_workers):
-    def numbers() -> Numbers:
-        return Numbers(batch_size=4, num_workers=num_workers)
-
-    whole = Recorder()
-    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, datamodule=numbers())
-
-    half, rest, path = Recorder(), Recorder(), tmp_path / "half.ckpt"
-    runner = trainer(tmp_path, max_epochs=1)
-    runner.fit(half, datamodule=numbers())
-    runner.save_checkpoint(path)
-    trainer(tmp_path, max_epochs=2).fit(rest, datamodule=numbers(), ckpt_path=path)
-    assert half.seen["train"] + rest.seen["train"] == whole.seen["train"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

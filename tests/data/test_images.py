@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.base import keep_batch
 from datamodules.images import EpochSampler, ImageData, ImageDataModule
+from tests.helpers.models import tiny_trainer
 
 
 def noise(train: bool) -> Tensor:
@@ -200,17 +201,7 @@ class Recorder(LightningModule):
 
 def fit(folder: Path, num_workers: int, max_epochs: int, ckpt_path=None) -> dict[int, Tensor]:
     model = Recorder()
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        devices=1,
-        max_epochs=max_epochs,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = tiny_trainer(max_epochs=max_epochs, limit_val_batches=0)
     data = Noise(horizontal_flip=True, num_workers=num_workers)
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     trainer.save_checkpoint(folder / f"{max_epochs}.ckpt")
@@ -225,6 +216,15 @@ def test_workers_and_a_resume_change_nothing(tmp_path):
     assert list(resumed) == [2]
     for epoch, images in (parallel | resumed).items():
         assert torch.equal(images, whole[epoch])
+
+
+def test_without_a_validation_set_the_test_set_is_validated_on_and_all_others_train():
+    data = Noise(val_size=0)
+    data.setup()
+    images = {name: torch.cat([x for x, _ in getattr(data, f"{name}_dataloader")()])
+              for name in ("train", "val", "test")}  # fmt: skip
+    assert len(images["train"]) == 60
+    assert torch.equal(images["val"], images["test"])
 
 
 def test_validation_must_leave_something_to_train_on():

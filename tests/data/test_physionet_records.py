@@ -35,9 +35,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def binned(*lines: str, time_bin: float = 0.016) -> dict[tuple[int, str], float]:
+def binned(
+    *lines: str, time_bin: float = 0.016, keep_unknown: bool = False
+) -> dict[tuple[int, str], float]:
     """One record's values by minute, rounded, and parameter, without those of admission."""
-    out = bin_records({7: record_text(7, lines)}, {7: 1}, time_bin, "set-a")
+    out = bin_records({7: record_text(7, lines)}, {7: 1}, time_bin, "set-a", keep_unknown)
     minutes = (out["times"] * 48 * 60).round().int().tolist()
     return {
         (minutes[row], PARAMETERS[column]): float(out["values"][row, column])
@@ -63,6 +65,11 @@ def test_a_record_becomes_rows():
 def test_minus_one_means_unknown_for_descriptors_alone():
     values = binned("00:00,Weight,-1", "02:00,Weight,80", "03:00,Weight,-1", "04:00,Temp,-1")
     assert values == {(120, "Weight"): 80.0, (240, "Temp"): -1.0}
+
+
+def test_minus_one_may_be_kept_as_a_value():
+    values = binned("00:00,Weight,-1", "02:00,Weight,80", keep_unknown=True)
+    assert (values[0, "Weight"], values[120, "Weight"]) == (-1.0, 80.0)
 
 
 def test_values_of_one_bin_are_averaged():
@@ -105,35 +112,12 @@ def test_records_with_no_observation_are_dropped():
     ("line", "message"),
     [
         (
-            "00:07,HR,nan",
-            "Expected a finite number .* as Value in line 9 of x: 7.txt, but got 'nan'",
-        ),
-        (
-            "00:07,HR,inf",
-            "Expected a finite number .* as Value in line 9 of x: 7.txt, but got 'inf'",
-        ),
-        ("00:07,HR,", "Expected a finite number .* as Value in line 9 of x: 7.txt, but got ''"),
-        (
             "00:07,HR,7x",
             "Expected a finite number .* as Value in line 9 of x: 7.txt, but got '7x'",
         ),
-        (
-            "00:07,Pulse,7",
-            "one of the 41 parameters or RecordID in line 9 of x: 7.txt, but got 'P",
-        ),
-        ("00:07,,7", "one of the 41 parameters or RecordID in line 9 of x: 7.txt, but got ''"),
-        ("7,HR,7", "a time from 00:00 to 48:00 in line 9 of x: 7.txt, but got '7'"),
+        ("00:07,Pulse,7", "of the 41 parameters or RecordID in line 9 of x: 7.txt, but got 'P"),
         ("48:01,HR,7", "a time from 00:00 to 48:00 in line 9 of x: 7.txt, but got '48:01'"),
-        ("-1:00,HR,7", "a time from 00:00 to 48:00 in line 9 of x: 7.txt, but got '-1:00'"),
-        (
-            "00:07,HR",
-            "Expected 3 fields of UTF-8 between commas in line 9 of x: 7.txt, but got '00:07,HR'",
-        ),
-        (
-            "00:07,HR,7,8",
-            "Expected 3 fields of UTF-8 between commas in line 9 of x: 7.txt, but got '00:07",
-        ),
-        ("", "Expected 3 fields of UTF-8 between commas in line 9 of x: 7.txt, but got ''"),
+        ("00:07,HR", "Expected 3 fields of .* in line 9 of x: 7.txt, but got '00:07,HR'"),
         ("00:00,RecordID,8", "Expected RecordID 7 in line 9 of x: 7.txt, but got .8"),
     ],
 )
@@ -170,16 +154,9 @@ def test_the_archive_comes_before_the_folder(folder):
 @pytest.mark.parametrize(
     "name",
     [
-        "../1.txt",
-        "set-a/../../1.txt",
-        "/set-a/1.txt",
-        "set-a/1.txt/2.txt",
-        "set-a/one.txt",
-        "set-a/1.TXT",
-        "other/1.txt",
-        "set-a/..",
+        "../1.txt", "set-a/../../1.txt", "/set-a/1.txt", "set-a/one.txt", "other/1.txt",
     ],
-)
+)  # fmt: skip
 def test_a_foreign_member_is_refused(folder, tmp_path, name):
     path = folder / "set-a.tar.gz"
     path.write_bytes(tar_bytes({"set-a/5.txt": b"", name: b"content"}))
@@ -224,8 +201,6 @@ def test_another_number_of_records_raises(folder, tmp_path):
         (["1,6,1,5,-1,0"] * 6, "of 6 different records in .*, but got 6 lines for 1 records"),
         ([f"{i},6,1,5,-1,0" for i in range(5)], "but got 5 lines for 5 records"),
         (["1,6,1,5,-1,2"], "Expected 0 or 1 as In-hospital_death in line 2 of .*, but got '2'"),
-        (["x,6,1,5,-1,1"], "Expected a finite number .* as RecordID in line 2 of"),
-        (["1,6,1,5,1"], "Expected 6 fields of UTF-8 between commas in line 2 of"),
     ],
 )
 def test_broken_outcomes_raise(folder, lines, message):

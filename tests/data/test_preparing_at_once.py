@@ -2,12 +2,11 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Barrier, Event, RLock
+from threading import Barrier, RLock
 
 import pytest
 from tqdm.auto import tqdm
@@ -65,26 +64,6 @@ def test_two_processes_download_at_once(tmp_path, monkeypatch, source, name):
     assert not [path for path in folder.rglob("*") if temporary(path.name)]
     expected = all_batches(data_set.build(source))
     assert same(all_batches(data_set.build(folder)), expected)
-
-
-@pytest.mark.parametrize("name", DOWNLOADED)
-def test_a_process_killed_in_a_download_leaves_no_name(tmp_path, monkeypatch, source, name):
-    data_set, folder, hold = DATA_SETS[name], tmp_path / "data", Event()
-    data_set.write(monkeypatch, source)
-    data = data_set.build(folder, download=True)
-    with serving(data_set.pack(source), hold=hold) as address:
-        data_set.move(monkeypatch, address)
-        process = started(data.prepare_data)
-        until = time.monotonic() + 60
-        while not any(path.is_file() for path in folder.rglob("*")):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        process.kill()
-        assert ended(process) == -signal.SIGKILL
-        hold.set()
-        assert contents(folder) == {}
-        data.prepare_data()
-    assert contents(folder) == contents(source)
 
 
 @pytest.mark.parametrize(

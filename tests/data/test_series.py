@@ -79,6 +79,14 @@ def test_the_test_set_does_not_depend_on_val_size():
     assert torch.equal(small["val"], large["val"][:1])
 
 
+def test_without_a_validation_set_the_test_set_is_validated_on_and_all_others_train():
+    published, usual = (split_samples(torch.arange(50), size, seed=0) for size in (0, 8))
+    assert torch.equal(published["test"], usual["test"])
+    assert torch.equal(published["val"], usual["test"])
+    both = torch.cat([published["train"], published["test"]])
+    assert both.sort().values.tolist() == list(range(50))
+
+
 @pytest.mark.parametrize(("val_size", "n_groups"), [(1, 1), (7, 1), (8, 2), (14, 2), (15, 3)])
 def test_groups_are_split_whole(val_size, n_groups):
     groups = torch.arange(10).repeat_interleave(7) * 3

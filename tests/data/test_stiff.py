@@ -74,7 +74,7 @@ def pieces(**arguments) -> StiffBatch:
     return StiffBatch(*map(torch.cat, zip(*data.train_dataloader(), strict=True)))
 
 
-@pytest.mark.parametrize("start_times", ["uniform", "log_uniform"])
+@pytest.mark.parametrize("start_times", ["uniform", "uniform_and_zero", "log_uniform"])
 @pytest.mark.parametrize("r", [10.0, 1000.0])
 def test_pieces_lie_on_the_solution(start_times, r):
     batch = pieces(r=r, start_times=start_times)
@@ -88,6 +88,21 @@ def test_uniform_start_times_are_uniform():
     t = pieces(n_starts=4000).t_start
     assert float(t.mean()) == pytest.approx(14.875 / 2, rel=0.03)
     assert float(t.var()) == pytest.approx(14.875**2 / 12, rel=0.05)
+
+
+def test_zero_joins_uniform_start_times():
+    without, t = (
+        pieces(start_times=kind).t_start.sort().values for kind in ("uniform", "uniform_and_zero")
+    )
+    assert float(without[0]) > 0.0
+    assert float(t[0]) == 0.0
+    assert int(torch.isin(t, without).sum()) == 999
+
+
+def test_grid_of_the_released_code():
+    interval = 15.0 / 119.0
+    t = pieces(start_times="grid", interval=interval, n_starts=118).t_start.sort().values
+    torch.testing.assert_close(t, torch.linspace(0.0, 15.0, 120, dtype=t.dtype)[:118])
 
 
 def test_log_uniform_start_times_cover_the_transient():

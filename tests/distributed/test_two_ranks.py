@@ -142,6 +142,15 @@ def test_the_context_manager_agrees_on_a_seed(found):
     assert first["steer/block.horizon/end_time"] != 1.0
 
 
+def test_the_probe_times_are_the_same_on_all_ranks(found):
+    first, second = [f["probe_times"] for f in found]
+    assert first["seed"] == second["seed"] == 100
+    assert first["times"] == second["times"]
+    assert len(set(first["times"])) == 4
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(("case", "reductions"), [("alone", 2), ("guarded", 4)])
 def test_all_ranks_begin_with_the_shortest_step(case, reductions, found):
     first, second = [f["all_first_steps"][case] for f in found]
@@ -168,11 +177,11 @@ def test_a_fit_validates_uneven_shares_of_a_model_with_buffers(found):
 
 
 def test_files_are_written_once(found, folder):
-    assert found[0]["plots"] == 4  # three of the flow, one of the images
+    assert found[0]["plots"] == 2 * 4  # PNG and SVG, three of the flow, one of the images
     assert found[1]["plots"] == 0
     run = folder / "plots"
     assert [p.name for p in sorted(run.rglob("version_*"))] == ["version_0", "version_0"]
-    assert sorted(p.name for p in (run / "cnf/version_0/plots").iterdir()) == [
+    assert sorted(p.name for p in (run / "cnf/version_0/plots").glob("*.[cp]*")) == [
         "end_time_sweep_test.csv", "end_time_sweep_test.png", "flow_test.png", "flow_val.png"
     ]  # fmt: skip
     samples = [p.stem for p in (run / "images/version_0/samples").glob("*.pt")]
@@ -183,12 +192,12 @@ def test_files_are_written_once(found, folder):
 
 
 def test_a_resume_in_mid_epoch_continues_on_both_ranks(found):
-    """Weights, moments, end times, noise, evaluations and metrics."""
+    """Weights, moments, end times, probe times, noise, evaluations and metrics."""
     for f in found:
         (whole, logged, _), (resumed, rest, _) = f["resumed"]["whole"], f["resumed"]["resumed"]
         assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
         assert [entry for entry in logged if entry[1] > 2] == rest
-        assert rest
+        assert any("penalty/kinetic_energy" in metrics for _, _, metrics in rest)
 
 
 def test_torchrun_trains_and_lightning_itself_tests(found, printed, folder, monkeypatch):
@@ -207,8 +216,10 @@ def test_torchrun_trains_and_lightning_itself_tests(found, printed, folder, monk
     shown = launch([str(ROOT / "cli.py"), *worker.arguments("test", *ranks, path)], folder)
     assert "Starting with 2 processes" in shown
     assert shown.count("Test metric") == 1
-    assert len(list((run.parent / "version_1/plots").iterdir())) == 3
-    assert sorted(p.name for p in run.parent.iterdir()) == ["version_0", "version_1"]
+    drawn = {p.name for p in (run / "plots").iterdir()}
+    assert {"end_time_sweep_test.csv", "flow_test.png"} <= drawn
+    assert (run / "config_test.yaml").is_file()
+    assert [p.name for p in run.parent.iterdir()] == ["version_0"]
 
     monkeypatch.setattr("sys.argv", ["cli.py"])
     trainer = cli.main(worker.arguments("test", path)).trainer

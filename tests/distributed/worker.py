@@ -18,7 +18,7 @@ from torch import nn
 import cli
 from datamodules import ToyDensityDataModule
 from datamodules.base import TensorData, TensorDataModule
-from steer_lightning import NFEMonitor, SteerCallback, steer
+from steer_lightning import NFEMonitor, PenaltyCallback, SteerCallback, steer
 from steer_lightning.callbacks import (
     EndTimeSweep,
     FlowPlot,
@@ -28,7 +28,9 @@ from steer_lightning.callbacks import (
     TrainingClock,
 )
 from steer_lightning.guard import SolverGuard
+from steer_lightning.penalties import KineticEnergy
 from steer_lightning.solvers import AdaptiveSolver, SolveStats
+from steer_lightning.utils.schedule import Schedule
 from tests.cli.running import CONFIGS, DATA, FLOW, QUIET
 from tests.distributed import guard_runs, tasks
 from tests.helpers.models import ClockField, OwnModel, seeded, tiny_data
@@ -81,6 +83,29 @@ def all_end_times() -> dict[str, Any]:
     return found
 
 
+class SeesTimes(KineticEnergy):
+    """Keeps the times that it has looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.times: list[float] = []
+
+    def value(self, probed):
+        self.times.append(float(probed.t[0]))
+        return super().value(probed)
+
+
+def probe_times() -> dict[str, Any]:
+    """Probe times of two epochs, the seed they were drawn with, and the weights after them."""
+    torch.manual_seed(100 + RANK)
+    sees, model = SeesTimes(), seeded(OwnModel)
+    callback = PenaltyCallback(sees)
+    trainer = tasks.make_trainer(FOLDER, callback, n_ranks=2, max_epochs=2, precision=32)
+    trainer.fit(model, torch.utils.data.DataLoader(tiny_data(8), batch_size=2))
+    weights = [p.detach() for p in model.parameters()]
+    return {"times": sees.times, "seed": callback.seed, "weights": weights}
+
+
 class Costs(LightningModule):
     """A block that says it needed as many evaluations as the first number of the batch says."""
 
@@ -129,7 +154,7 @@ def plots() -> int:
         savefig(self, *args, **kwargs),
     )
     run = FOLDER / "plots"
-    callbacks = (FlowPlot(), EndTimeSweep(0.2, n_points=3), NFEMonitor(), TrainingClock())
+    callbacks = (FlowPlot(1), EndTimeSweep(0.2, n_points=3), NFEMonitor(), TrainingClock())
     trainer = tasks.make_trainer(
         run, *callbacks, n_ranks=2, max_epochs=1, precision=32, logger=CSVLogger(run, name="cnf"),
         log_every_n_steps=1,
@@ -153,7 +178,9 @@ def resumed() -> dict[str, Any]:
 
     def run(folder, ckpt_path=None):
         strategy = DDPStrategy(process_group_backend="gloo")
-        return run_task(CASES["image flow"], folder, ckpt_path, devices=2, strategy=strategy)
+        penalties = PenaltyCallback(KineticEnergy(Schedule(1.0, 0.1, 4)))
+        case = CASES["image flow"]
+        return run_task(case, folder, ckpt_path, penalties, devices=2, strategy=strategy)
 
     found = {"whole": run(FOLDER / "whole")}
     return {**found, "resumed": run(FOLDER / "resumed", FOLDER / "whole" / "2.ckpt")}
@@ -216,8 +243,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     found = {}
     for job in (
-        all_gradients, all_evaluations, all_end_times, all_first_steps, nfe, fit_with_buffers,
-        plots, resumed, guard_runs.all_runs, command_line,
+        all_gradients, all_evaluations, all_end_times, probe_times, all_first_steps, nfe,
+        fit_with_buffers, plots, resumed, guard_runs.all_runs, command_line,
     ):  # fmt: skip
         print(f"--- {job.__name__}", flush=True)
         found[job.__name__] = job()

@@ -121,8 +121,8 @@ def test_b_that_reaches_t0_is_refused(b, gap):
         ({"b": -0.1}, r"Expected `b` to be 'auto' or finite and >= 0, but got -0\.1"),
         ({"b": math.nan}, "Expected `b` .* but got nan"),
         ({"b": math.inf}, "Expected `b` .* but got inf"),
-        ({"b": 0.5, "epsilon": 0.0}, r"`epsilon`.*in \(0, 1\), but got 0"),
-        ({"b": 0.5, "epsilon": 1.0}, r"`epsilon`.*in \(0, 1\), but got 1"),
+        ({"b": 0.5, "epsilon": 0.0}, r"`epsilon`.*in \(0, 1\], but got 0"),
+        ({"b": 0.5, "epsilon": 1.1}, r"`epsilon`.*in \(0, 1\], but got 1.1"),
         ({"b": 0.5, "epsilon": math.nan}, "`epsilon`.*but got nan"),
         ({"b": 0.5, "distribution": "unifrom"}, "`distribution`.*Did you mean 'uniform'"),
         ({"b": 0.5, "scope": "ranks"}, "`scope`.*Did you mean 'rank'"),
@@ -138,7 +138,7 @@ def test_a_fixed_offset_moves_every_end_by_the_same(gap):
     draw = FixedOffset(0.25)
     assert not draw.per_sample
     assert torch.equal(draw.offsets(gaps(gap, gap), None, clip=False), gaps(0.25, 0.25))
-    assert FixedOffset(0.0).offsets(gaps(gap), None, clip=False) is None
+    assert torch.equal(FixedOffset(0.0).offsets(gaps(gap), None, clip=False), gaps(0.0))
 
 
 @pytest.mark.parametrize(("gap", "offset"), [(1.0, -1.0), (1.0, -1.5), (-1.0, 1.0)])

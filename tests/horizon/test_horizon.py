@@ -210,3 +210,69 @@ def test_a_scalar_state_has_no_samples_to_draw_for(horizon):
         solve(horizon, FixedGridSolver(), lambda t, y: -y, y0, times(0.0, 1.0))
     horizon.perturb(EndTimeDraw(0.5, scope="batch"))
     assert solve(horizon, FixedGridSolver(), lambda t, y: -y, y0, times(0.0, 1.0)).ys.shape == (2,)
+
+
+@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("share", [0.5, 1.25])
+def test_evaluation_ends_where_it_is_told_and_training_does_not(span, share):
+    (t0, t1), field, y0 = span, CosineField(), initial_state()
+    end = t0 + share * (t1 - t0)
+    block = ODEBlock(field, TorchdiffeqSolver(**TIGHT), span, eval_end_time=end)
+    assert block.horizon.describe() == f"[{t0:g}, {t1:g}], evaluated at {end:g}"
+    for draw, moved in ((None, t1), (EndTimeDraw(0.0), t1), (FixedOffset(0.25), t1 + 0.25)):
+        if draw is not None:
+            block.horizon.perturb(draw)
+        torch.testing.assert_close(block.train()(y0), field.exact(y0, t0, moved))
+        expected = field.exact(y0, t0, end if moved == t1 else moved)
+        torch.testing.assert_close(block.eval()(y0), expected)
+    block.horizon.reset()
+    asked = block(y0, times(t0, t1))[-1]  # given times are as they are
+    torch.testing.assert_close(asked, field.exact(y0, t0, t1))
+
+
+@gradient_modes
+def test_the_gradient_of_a_learnable_end_is_along_the_field(gradient):
+    field, y0 = CosineField(), initial_state()
+    block = ODEBlock(field, TorchdiffeqSolver(gradient=gradient, **TIGHT), learn_t1=True).double()
+    with torch.no_grad():
+        block.horizon.learned_t1.fill_(1.2)
+    y1 = block(y0)
+    towards_y1, towards_t1 = gradients(y1, y1, block.horizon.learned_t1)
+    along = (towards_y1 * field(times(1.2)[0], y1)).sum()
+    torch.testing.assert_close(towards_t1, along, rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("rate", [-10.0, 10.0])
+def test_a_learnable_end_stays_in_its_range_and_finds_its_way_back(rate):
+    horizon = SpanHorizon(0.0, 1.0, learn_t1=True, t1_range=(0.5, 1.5))
+    block = ODEBlock(CosineField(), FixedGridSolver(), horizon=horizon)
+    (t1,) = (p.detach() for p in horizon.parameters())
+    edge = 0.5 if rate < 0 else 1.5
+    with torch.no_grad():
+        t1.fill_(rate)
+    block.eval()(initial_state())
+    assert (float(t1), horizon.end_time) == (rate, edge)  # evaluation writes nothing
+    block.train()(initial_state()).square().sum().backward()
+    assert float(t1) == edge
+    assert float(horizon.learned_t1.grad) != 0.0
+    assert horizon.describe() == "[0, 1] learned in [0.5, 1.5]"
+    horizon.perturb(FixedOffset(0.25))  # a draw may leave it
+    assert horizon.in_force() == {"end_time": edge + 0.25}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eval_end_time": -0.5}, r"on the side of t0 = 0 where t1 = 1 lies, but got -0.5"),
+        ({"eval_end_time": 0.0}, r"on the side of t0 = 0 .* but got 0"),
+        ({"eval_end_time": math.inf}, r"on the side of t0 = 0 .* but got inf"),
+        ({"learn_t1": True, "t1_range": (0.0, 2.0)}, r"`t1_range` and .* but got 0"),
+        ({"learn_t1": True, "t1_range": (1.2, 2.0)}, r"\(smallest, largest\), around t1 = 1 and"),
+        ({"learn_t1": True, "t1_range": (0.5,)}, r"smallest, largest"),
+        ({"t1_range": (0.5, 2.0)}, r"but got \(0.5, 2.0\) with learn_t1=False"),
+        ({"learn_t1": True, "eval_end_time": 0.5}, r"but got both: .* Leave eval_end_time = 0.5"),
+    ],
+)
+def test_end_times_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SpanHorizon(**settings)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from datamodules import (
@@ -34,7 +34,7 @@ from steer_lightning.nn import (
     ODERNNForecaster,
 )
 from steer_lightning.nn.series import make_series
-from tests.helpers.models import image_flow, lively
+from tests.helpers.models import image_flow, lively, tiny_trainer
 
 
 class Digits(TensorDataModule):
@@ -96,6 +96,11 @@ class Case:
     def build(self, **plain: Any) -> LightningModule:
         torch.manual_seed(0)
         return self.module(**self.objects(), **{**self.plain, **plain})
+
+
+def steps(*callbacks: Callback, **settings: Any) -> Trainer:
+    """A trainer of two steps."""
+    return tiny_trainer(*callbacks, **{"max_epochs": -1, "max_steps": 2, **settings})
 
 
 def node(name, **init_args):

@@ -1,14 +1,14 @@
 import pytest
-from pytorch_lightning import Trainer
+
+from tests.helpers.models import tiny_trainer
+from tests.modules.cases import CASES
 
 
 @pytest.fixture
-def trainer(tmp_path):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+def trainer():
+    return tiny_trainer()
+
+
+@pytest.fixture(params=sorted(CASES))
+def case(request):
+    return CASES[request.param]

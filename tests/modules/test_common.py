@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.tuner import Tuner
 from torch import nn
@@ -19,27 +19,7 @@ from steer_lightning.nn import (
     ConcatSquashField,
 )
 from steer_lightning.utils.seeding import stream
-from tests.modules.cases import CASES
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request):
-    return CASES[request.param]
-
-
-def make_trainer(tmp_path, **arguments):
-    return Trainer(
-        **{
-            "accelerator": "cpu",
-            "max_steps": 2,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-            **arguments,
-        }
-    )
+from tests.modules.cases import CASES, steps
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -90,18 +70,22 @@ def test_every_module_is_covered():
     assert {case.module.__name__ for case in CASES.values()} == set(modules.__all__)
 
 
-def test_every_parameter_is_trained(case, tmp_path):
+def test_every_parameter_is_trained(case):
     module, watch = case.build(), WatchGradients()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    make_trainer(tmp_path, callbacks=[watch]).fit(module, case.data())
+    steps(
+        watch,
+    ).fit(module, case.data())
     assert (watch.steps, watch.missing) == (2, [])
     unmoved = [name for name, p in module.named_parameters() if torch.equal(p, before[name])]
     assert unmoved == []
 
 
-def test_evaluation_is_deterministic_and_under_inference_mode(case, tmp_path):
+def test_evaluation_is_deterministic_and_under_inference_mode(case):
     module, data, mode = case.build(), case.data(), NeedsInferenceMode()
-    trainer = make_trainer(tmp_path, callbacks=[mode])
+    trainer = steps(
+        mode,
+    )
 
     def everything():
         metrics = (trainer.validate(module, data, verbose=False),
@@ -119,7 +103,7 @@ def test_evaluation_is_deterministic_and_under_inference_mode(case, tmp_path):
         assert all(torch.equal(x, y) for x, y in parts)
 
 
-def test_evaluate_gives_the_training_loss(case, tmp_path, monkeypatch):
+def test_evaluate_gives_the_training_loss(case, monkeypatch):
     without = {name: 0.0 for name in case.plain if name in ("kinetic_weight", "jacobian_weight")}
     module, data = case.build(**without), case.data()
     # Noise is another one in each batch: give all of them the same.
@@ -135,14 +119,16 @@ def test_evaluate_gives_the_training_loss(case, tmp_path, monkeypatch):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             losses.append(outputs["loss"].item())
 
-    make_trainer(tmp_path, callbacks=[Record()]).fit(module, data)
+    steps(
+        Record(),
+    ).fit(module, data)
     assert len(losses) == 4
     assert losses[::2] == losses[1::2]
 
 
 def test_checkpoint_of_a_module_built_in_python(case, tmp_path):
     module, data = case.build(), case.data()
-    trainer = make_trainer(tmp_path)
+    trainer = steps()
     trainer.fit(module, data)
     path = tmp_path / "module.ckpt"
     trainer.save_checkpoint(path)
@@ -234,7 +220,7 @@ def test_lightnings_learning_rate_finder(as_callback, tmp_path):
     find = {"num_training": 24, "early_stop_threshold": None}
     finder = LearningRateFinder(num_training_steps=24, early_stop_threshold=None)
     callbacks = [finder, record] if as_callback else [record]
-    trainer = make_trainer(tmp_path, callbacks=callbacks, max_steps=4)
+    trainer = steps(*callbacks, max_steps=4, default_root_dir=tmp_path)
     data = CASES["cnf"].data()
     if not as_callback:
         Tuner(trainer).lr_find(module, data, **find)

@@ -5,13 +5,7 @@ import torch
 from pytorch_lightning import Callback, seed_everything
 
 from steer_lightning import SteerCallback
-from tests.modules.cases import CASES
-from tests.modules.test_common import make_trainer
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request):
-    return CASES[request.param]
+from tests.modules.cases import steps
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +33,14 @@ class Record(Callback):
         self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
-def run(case, tmp_path, seed=7, **settings):
+def run(case, seed=7, **settings):
     """Weights, optimiser state and logs of three steps with validation and test."""
     seed_everything(seed, verbose=False)
     module = case.module(**case.objects(), **case.plain)
     record, data = Record(), case.data()
     callbacks = [SteerCallback(b=0.2), record]
     settings = {"max_steps": 3, "val_check_interval": 1, **settings}
-    trainer = make_trainer(tmp_path, callbacks=callbacks, **settings)
+    trainer = steps(*callbacks, **settings)
     trainer.fit(module, data)
     metrics = trainer.test(module, data, verbose=False)
     state = dict(module.state_dict())
@@ -59,8 +53,8 @@ def end_times(logged):
     return [{k: v for k, v in step.items() if k.startswith("steer/")} for step in logged]
 
 
-def test_the_same_seed_gives_the_same_run(case, tmp_path):
-    first, second, other = (run(case, tmp_path, seed) for seed in (7, 7, 8))
+def test_the_same_seed_gives_the_same_run(case):
+    first, second, other = (run(case, seed) for seed in (7, 7, 8))
     assert first[0].keys() == second[0].keys()
     assert [k for k, v in first[0].items() if not torch.equal(v, second[0][k])] == []
     assert first[1:] == second[1:]
@@ -69,7 +63,7 @@ def test_the_same_seed_gives_the_same_run(case, tmp_path):
     assert end_times(other[1]) != end_times(first[1])
     assert any(not torch.equal(v, other[0][k]) for k, v in first[0].items())
     # Every task also runs where torch refuses operations without a deterministic form.
-    strict = run(case, tmp_path, deterministic=True)
+    strict = run(case, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     for key, value in first[0].items():
         torch.testing.assert_close(strict[0][key], value)

@@ -212,22 +212,6 @@ def test_a_resumed_run_continues_the_noise(tmp_path, monkeypatch):
     assert not same_weights(first, whole)
 
 
-def test_a_run_resumed_in_mid_epoch_continues_the_noise(tmp_path):
-    def noise(*callbacks, ckpt_path=None, **settings):
-        flow = Ruler()
-        images = loader(grey_images(1).expand(12, 1, 4, 4))  # Lightning begins the epoch again
-        tiny_trainer(*callbacks, **settings).fit(
-            ImageFlowModule(flow), images, ckpt_path=ckpt_path, weights_only=True
-        )
-        return flow.seen
-
-    save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=1)
-    first = noise(save, max_steps=3, enable_checkpointing=True)
-    rest = noise(ckpt_path=save.best_model_path)
-    assert (len(first), len(rest)) == (3, 1)
-    assert torch.equal(torch.stack(first + rest), torch.stack(noise()))
-
-
 def test_the_state_of_the_noise_is_plain_and_may_be_missing():
     module, checkpoint = make_module(), {}
     module.on_load_checkpoint(checkpoint)

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 
 from datamodules import PeriodicDataModule
 from steer_lightning.callbacks import SteerCallback
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.modules import LatentODEModule, ODERNNModule
 from steer_lightning.nn import LatentODE, ODERNNForecaster
-from tests.helpers.models import seeded
+from tests.helpers.models import seeded, tiny_trainer
 
 
 def latent_ode(encoder="ode_rnn"):
@@ -27,18 +27,9 @@ def waves(shared_times=True):
     )
 
 
-def fit(module, tmp_path, *callbacks, data=None, ckpt_path=None, **arguments):
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=list(callbacks),
-        **{"max_epochs": 2, **arguments},
-    )
-    trainer.fit(module, waves() if data is None else data, ckpt_path=ckpt_path)
+def fit(module, *callbacks, data=None, **arguments):
+    trainer = tiny_trainer(*callbacks, **{"max_epochs": 2, **arguments})
+    trainer.fit(module, waves() if data is None else data)
     return trainer
 
 
@@ -66,10 +57,10 @@ class Watch(Callback):
 @pytest.mark.parametrize("shared_times", [True, False])
 @pytest.mark.parametrize(("make", "n"), [(latent_ode, 2), (lambda: latent_ode("rnn"), 1),
                                          (ode_rnn, 1)])  # fmt: skip
-def test_steer_moves_encoder_and_decoder_in_training_alone(tmp_path, make, n, shared_times):
+def test_steer_moves_encoder_and_decoder_in_training_alone(make, n, shared_times):
     watch = Watch()
     # The callback's reset at batch end comes after the watch.
-    fit(make(), tmp_path, watch, SteerCallback(b="auto", seed=0), data=waves(shared_times))
+    fit(make(), watch, SteerCallback(b="auto", seed=0), data=waves(shared_times))
     assert len(watch.train) == 4
     for stretches in zip(*watch.train, strict=True):
         assert len(set(stretches)) == 4
@@ -82,40 +73,45 @@ def test_steer_moves_encoder_and_decoder_in_training_alone(tmp_path, make, n, sh
 
 
 @pytest.mark.parametrize("make", [latent_ode, ode_rnn])
-def test_evaluation_is_that_of_the_same_model_without_the_callback(tmp_path, make):
+def test_evaluation_is_that_of_the_same_model_without_the_callback(make):
     module = make()
-    trainer = fit(module, tmp_path, SteerCallback(b="auto", seed=0))
+    trainer = fit(module, SteerCallback(b="auto", seed=0))
     steered = trainer.validate(module, waves(), verbose=False)
     plain = make()
     plain.load_state_dict(module.state_dict())
-    untrained = fit(plain, tmp_path, max_epochs=0)
+    untrained = fit(plain, max_epochs=0)
     plain._noise_seed = module._noise_seed
     assert untrained.validate(plain, waves(), verbose=False) == steered
 
 
 @pytest.mark.parametrize("make", [latent_ode, ode_rnn])
-def test_a_half_width_of_zero_is_no_callback(tmp_path, make):
+def test_a_half_width_of_zero_is_no_callback(make):
     plain, zero, moved = make(), make(), make()
-    fit(plain, tmp_path)
-    fit(zero, tmp_path, SteerCallback(b=0.0, seed=0))
-    fit(moved, tmp_path, SteerCallback(b="auto", seed=0))
+    fit(plain)
+    fit(zero, SteerCallback(b=0.0, seed=0))
+    fit(moved, SteerCallback(b="auto", seed=0))
     assert torch.equal(weights(plain), weights(zero))
     assert not torch.equal(weights(plain), weights(moved))
 
 
-@pytest.mark.parametrize("make", [latent_ode, ode_rnn])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, make):
-    whole = make()
-    fit(whole, tmp_path, SteerCallback(b="auto", seed=0), max_epochs=4)
-    first = fit(make(), tmp_path, SteerCallback(b="auto", seed=0))
-    first.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = make()
-    steer = SteerCallback(b="auto", seed=0)
-    fit(resumed, tmp_path, steer, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
-    assert torch.equal(weights(resumed), weights(whole))
+def test_the_bound_of_a_batch_averages_before_the_logarithm():
+    batch = next(iter(prepared(waves()).train_dataloader()))
+    bounds = {}
+    for bound_of in ("series", "batch"):
+        module = LatentODEModule(latent_ode().network, noise_std=0.5, bound_of=bound_of)
+        forecast = module.forecast(batch, torch.Generator().manual_seed(0))
+        bounds[bound_of], terms = module.likelihood(forecast)
+    log_p = module.log_likelihood(forecast)
+    kl = terms["kl_weight"] * terms["kl"]
+    torch.testing.assert_close(bounds["series"], (log_p - kl).exp().mean(0).log())
+    expected = log_p.mean(1).exp().mean().log() - kl.mean()
+    torch.testing.assert_close(bounds["batch"], expected[None])
+    assert bounds["batch"] < bounds["series"].mean()  # a mean within the logarithm is convex
+    with pytest.raises(ValueError, match="bound_of"):
+        LatentODEModule(latent_ode().network, bound_of="draw")
 
 
-def test_the_global_random_stream_is_not_touched(tmp_path):
+def test_the_global_random_stream_is_not_touched():
     module = latent_ode()
     torch.manual_seed(3)
     before = torch.get_rng_state()

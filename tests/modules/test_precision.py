@@ -9,19 +9,13 @@ from torch.overrides import TorchFunctionMode
 
 from steer_lightning import SteerCallback
 from steer_lightning.nn import ODERNN, LatentODE, MLPField, ODEBlock
-from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, TorchdiffeqSolver
+from steer_lightning.solvers import TorchdiffeqSolver
 from steer_lightning.solvers.wrapping import wrapped_solves
 from tests.helpers.faults import scaled
-from tests.modules.cases import CASES
-from tests.modules.test_common import make_trainer
+from tests.modules.cases import CASES, steps
 
 LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PRODUCTS = {F.linear, F.conv2d, torch.addmm, torch.mm, torch.matmul, torch.bmm}
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request):
-    return CASES[request.param]
 
 
 @pytest.fixture(params=sorted(LOW))
@@ -100,12 +94,12 @@ class Losses(Callback):
         self.values.append(float(outputs["loss"]))
 
 
-def test_networks_alone_compute_in_low_precision(case, precision, tmp_path):
+def test_networks_alone_compute_in_low_precision(case, precision):
     module, losses, watch = case.build(), Losses(), Watch()
     before = [p.detach().clone() for p in module.parameters()]
-    trainer = make_trainer(
-        tmp_path,
-        callbacks=[SteerCallback(b=0.2), losses],
+    trainer = steps(
+        SteerCallback(b=0.2),
+        losses,
         limit_val_batches=0,
         **mixed(precision),
     )
@@ -122,20 +116,20 @@ def test_networks_alone_compute_in_low_precision(case, precision, tmp_path):
     assert any(not torch.equal(*pair) for pair in zip(module.parameters(), before, strict=True))
 
 
-def test_without_autocast_the_watch_sees_float32(tmp_path):
+def test_without_autocast_the_watch_sees_float32():
     case, watch = CASES["latent ode"], Watch()
     module = case.build()
     with watch.solves(module), watch:
-        make_trainer(tmp_path, limit_val_batches=0).fit(module, case.data())
+        steps(limit_val_batches=0).fit(module, case.data())
     assert watch.products == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["cnf", "image flow", "stiff"])
-def test_densities_and_rollouts_are_evaluated_in_full_precision(name, precision, tmp_path):
+def test_densities_and_rollouts_are_evaluated_in_full_precision(name, precision):
     case = CASES[name]
     module, data = case.build(), case.data()
     found, expected = (
-        make_trainer(tmp_path, **settings).validate(module, data, verbose=False)
+        steps(**settings).validate(module, data, verbose=False)
         for settings in (mixed(precision), {})
     )
     assert found == expected
@@ -155,19 +149,11 @@ def test_a_latent_state_has_the_dtype_of_the_values(encoder):
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("16-true", "float16"), ("bf16-true", "bfloat16")]
 )
-def test_weights_in_half_precision_are_refused(case, precision, dtype, tmp_path):
+def test_weights_in_half_precision_are_refused(case, precision, dtype):
     module = case.build()
-    trainer = make_trainer(tmp_path, precision=precision)
+    trainer = steps(precision=precision)
     with pytest.raises(TypeError, match=f"float32 or float64, but got torch.{dtype}: .*autocast"):
         trainer.fit(module, case.data())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("solver", [AdaptiveSolver(), FixedGridSolver()], ids=repr)
-def test_solvers_with_dense_output_refuse_half_precision(solver, dtype):
-    """As those of ``tests/solvers/test_contract.py`` do."""
-    with pytest.raises(TypeError, match=f"but got {dtype}: solvers add small steps"):
-        solver.solve(lambda t, y: -y, torch.ones(2, 1, dtype=dtype), torch.tensor([0.0, 1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

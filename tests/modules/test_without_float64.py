@@ -10,8 +10,7 @@ from steer_lightning import SteerCallback, steer
 from steer_lightning.nn import CNF, ConcatSquashField, LatentDecoder, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.no_float64 import NoFloat64Error, forbid_float64
-from tests.modules.cases import CASES
-from tests.modules.test_common import make_trainer
+from tests.modules.cases import CASES, steps
 
 
 class OnDevice(Callback):
@@ -39,16 +38,14 @@ class OnDevice(Callback):
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_no_case_needs_float64(name, scope, tmp_path, monkeypatch):
+def test_no_case_needs_float64(name, scope, monkeypatch):
     """See :class:`tests.helpers.no_float64.Device` for what it proves, and what not.
 
     From the batch's start to its end, the optimiser's step, metrics and logs included.
     """
     watch = OnDevice(forbid_float64(monkeypatch))
     callbacks = [watch, SteerCallback(b=0.2, scope=scope)]
-    make_trainer(tmp_path, callbacks=callbacks, num_sanity_val_steps=0).fit(
-        CASES[name].build(), CASES[name].data()
-    )
+    steps(*callbacks, num_sanity_val_steps=0).fit(CASES[name].build(), CASES[name].data())
     assert watch.batches >= 2
 
 

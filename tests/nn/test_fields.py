@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from steer_lightning.nn import ConvField, MLPField, ODEBlock
+from steer_lightning.nn import ConcatField, ConvField, MLPField, ODEBlock
 from steer_lightning.nn.fields import TimeConv2d
 
 
@@ -38,6 +38,18 @@ def test_mlp_initial_weights():
     assert [tuple(w.shape) for w in weights] == [(500, 2), (500, 500), (1, 500)]
     assert weights[1].std().item() == pytest.approx(0.1, rel=0.01)
     assert all(not bias.any() for bias in biases)
+
+
+def test_concat_field_against_its_formula():
+    field = ConcatField(2, (5,)).double()
+    (first, last), y = field.layers, torch.randn(3, 2, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.2, 0.3]).double()
+
+    def layer(linear, y):
+        of_time = torch.outer(t, linear.weight[:, 0])
+        return torch.tanh(of_time + y @ linear.weight[:, 1:].T + linear.bias)
+
+    torch.testing.assert_close(field(t, y), layer(last, layer(first, y)))
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
@@ -130,6 +142,8 @@ def test_parameters_of_the_papers_classifier():
         (lambda: MLPField(2, (8, 0)), "Expected positive layer widths, but got 2 and (8, 0)"),
         (lambda: ConvField(1, 0), "Expected positive layer widths, but got 1 and (0,)"),
         (lambda: ConvField(0), "Expected positive layer widths, but got 0 and (92,)"),
+        (lambda: ConcatField(0), "Expected positive layer widths, but got 0 and (100,)"),
+        (lambda: ConcatField(2, (8,), "rely"), "but got 'rely'. Did you mean 'relu'?"),
         (lambda: MLPField(2, (8,), "tanj"), "but got 'tanj'. Did you mean 'tanh'?"),
     ],
 )

@@ -1,11 +1,13 @@
 """Penalties of a step: in every block, in somebody else's model, without a trace elsewhere."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torchdiffeq import odeint, odeint_adjoint
+from torchdyn.core import NeuralODE
 
 from steer_lightning import penalize, penalty, steer
 from steer_lightning.horizon import GridHorizon
@@ -17,7 +19,9 @@ from steer_lightning.nn import (
     MLPField,
     MultiScaleCNF,
     ODEBlock,
+    ODERNNForecaster,
 )
+from steer_lightning.nn.probes import Probed
 from steer_lightning.nn.series import make_series
 from steer_lightning.penalties import (
     Acceleration,
@@ -35,7 +39,7 @@ from steer_lightning.solvers import (
     RosenbrockSolver,
     TorchdiffeqSolver,
 )
-from tests.helpers.models import ForeignModel, OwnModel, seeded, tiny_data
+from tests.helpers.models import ForeignModel, OwnModel, lively, seeded, tiny_data
 from tests.helpers.problems import CosineField, OscillatorField
 
 POINTS = [KineticEnergy(1.0), JacobianNorm(1.0), Acceleration(1.0), TrajectoryPolynomial(1.0)]
@@ -178,6 +182,114 @@ def test_an_evaluation_of_a_foreign_solve_is_seen_as_it_was(call, steered):
         model(y0)
     hooks = model.func._forward_hooks.values()  # those of `steer` stay
     assert not any(type(hook).__module__.endswith("penalties.attached") for hook in hooks)
+
+
+def by_torchdiffeq(call):
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.func = CosineField()
+
+        def forward(self, y0):
+            return call(self.func, y0, torch.tensor([0.5, 2.0], dtype=torch.float64))[-1]
+
+    return Foreign(), "func"
+
+
+def by_torchdyn(sensitivity):
+    class TakesArgs(CosineField):
+        def forward(self, t, y, args=None):
+            return super().forward(t, y)
+
+    node = NeuralODE(TakesArgs(), solver="dopri5", sensitivity=sensitivity)
+    model = nn.ModuleDict({"node": node})
+    t_span = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    model.forward = lambda y0: node(y0, t_span)[1][-1]
+    (path,) = (p for p, m in model.named_modules() if isinstance(m, CosineField))
+    return model, path
+
+
+FOREIGN = {
+    "torchdiffeq": lambda: by_torchdiffeq(odeint),
+    "torchdiffeq, adjoint": lambda: by_torchdiffeq(odeint_adjoint),
+    "torchdyn": lambda: by_torchdyn("autograd"),
+    "torchdyn, adjoint": lambda: by_torchdyn("adjoint"),
+}
+
+
+@pytest.mark.parametrize("library", FOREIGN)
+def test_a_foreign_models_penalties_are_those_of_our_block_at_the_same_time_and_state(library):
+    model, path = FOREIGN[library]()
+    field, y0 = model.get_submodule(path), torch.linspace(0.5, 2.0, 3).double()[:, None]
+    penalties = [*POINTS[:3], LocalError(1.0, "one_step")]
+    for step in range(3):
+        penalizing = Penalizing(model, penalties, [path])
+        penalizing.start(seed=0, step=step, weights={p.name: 1.0 for p in penalties})
+        model(y0)
+        (probed,) = penalizing._attached[path].collect()
+        t, y, length = probed.t[0], probed.y[0].detach(), probed.length
+        ends = tuple(torch.tensor(x, dtype=torch.float64) for x in (0.5, 2.0))
+        if library.startswith("torchdiffeq"):
+            assert length == pytest.approx(1.5)
+        else:  # its own solvers tell no span
+            ends = probed.ends
+        block = ODEBlock(field, t_span=(0.5, 2.0))
+        for p in penalties:
+            streams = [torch.Generator().manual_seed(7) for _ in range(2)]
+            found, expected = (
+                p.value(Probed(f, (t,), (y,), ends, (y, y), length, stream))
+                for f, stream in zip(
+                    (probed.vector_field, block.vector_field), streams, strict=True
+                )
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+            gradients = [torch.autograd.grad(x, field.a)[0] for x in (found, expected)]
+            torch.testing.assert_close(*gradients, rtol=1e-12, atol=0.0)
+            assert float(gradients[0]) != 0.0
+        penalizing.release()
+
+
+def test_an_ode_rnn_is_refused_but_for_one_evaluation_of_its_field():
+    torch.manual_seed(0)
+    model = lively(ODERNNForecaster(1, 3, 4, (4,), (4,), 0.2))
+    t = torch.tensor([0.0, 0.4, 1.0])
+    batch = make_series(
+        [t, t[:2]], [t[:, None], t[:2, None]], [torch.ones(3, 1), torch.ones(2, 1)]
+    )
+    with (
+        pytest.raises(ValueError, match=r"'rnn', the ODE-RNN of .*_fields=\['rnn.vector_field'\]"),
+        penalize(model, POINTS[:1], step=0),
+    ):
+        pass
+    plain = model(batch).mean
+    for which in POINTS[:3]:
+        with penalize(model, [which], step=3, seed=1, vector_fields=["rnn.vector_field"]):
+            torch.testing.assert_close(model(batch).mean, plain)
+            value = penalty(model)
+        assert float(value) > 0.0
+        weights = [model.rnn.vector_field.network[i].weight for i in (0, 2)]
+        assert any(bool(g.any()) for g in torch.autograd.grad(value, weights))
+    pair = [POINTS[0], LocalError(1.0, "one_step")]
+    with penalize(model, pair, step=0, vector_fields=["rnn.vector_field"]):
+        model(batch)
+        with pytest.raises(ValueError, match=r"one time .*'one_step'.* or an ODE-RNN has them"):
+            penalty(model)
+
+
+@pytest.mark.parametrize("compiled", ["field", "solver"])
+def test_compiled_parts_show_the_same(compiled, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    x, found = torch.linspace(-1.0, 1.0, 6).double().reshape(3, 2), []
+    for on in (False, True):
+        torch.manual_seed(0)
+        solver = AdaptiveSolver(compile=on and compiled == "solver")
+        compiling = {"compile": on} if compiled == "field" else {}
+        model = CNF(ConcatSquashField(2, (4,)), (2,), solver, **compiling).double()
+        with penalize(model, [*POINTS, *STEPS], step=0, seed=0):
+            model.log_prob(x)
+            total = penalty(model)
+        found.append([total, *torch.autograd.grad(total, list(model.parameters()))])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-9)
 
 
 def test_every_evaluation_of_a_step_is_kept_as_often_as_any_other():

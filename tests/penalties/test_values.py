@@ -165,6 +165,10 @@ def test_local_error_of_steps_is_that_of_the_method():
         block.vector_field, torch.zeros((), dtype=torch.float64), y0, 1.0, tol
     )
     assert float(value) == pytest.approx(float(expected), rel=1e-10)
+    a = block.vector_field.a  # the state is no constant, the length of the step is one
+    torch.testing.assert_close(
+        torch.autograd.grad(value, a), torch.autograd.grad(expected, a), rtol=1e-8, atol=0.0
+    )
     tight = of_block(LocalError(1.0), AdaptiveSolver("dopri5", 1e-7, 1e-7))[0]
     assert 0.0 < float(tight) < 1.0  # below the tolerance, times a step
 
@@ -186,16 +190,35 @@ def test_local_error_of_one_step_holds_state_slope_and_length_constant():
     assert 0.01 < float(value) / h <= 1.0
 
 
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+@pytest.mark.parametrize("beyond", [0.0, 0.2])
+def test_a_step_from_the_end_or_beyond_it_goes_on_in_the_direction_of_the_solve(direction, beyond):
+    def value(start, *ends):
+        y = torch.tensor([START])
+        start, *ends = (torch.tensor(x, dtype=torch.float64) for x in (start, *ends))
+        probed = Probed(FIELD, (start,), (y,), tuple(ends), (y, y), 1.4, torch.Generator())
+        return float(LocalError(1.0, "one_step").value(probed).detach())
+
+    end = direction * 1.4
+    start = end + direction * beyond
+    assert value(start, 0.0, end) == value(start, start, start + end) > 0.0
+
+
 @pytest.mark.parametrize("method", ["dopri5", "tsit5"])
 def test_stiffness_of_a_linear_field_is_its_rate(method):
     class Linear(nn.Module):
-        def forward(self, t, y):
-            return -7.0 * y
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(7.0, dtype=torch.float64))
 
-    value = of_block(Stiffness(1.0), AdaptiveSolver(method, 1e-6, 1e-6), Linear())[0]
-    assert float(value) == pytest.approx(
-        7.0 / {"dopri5": 3.3066, "tsit5": 3.5068}[method], rel=1e-9
-    )
+        def forward(self, t, y):
+            return -self.rate * y
+
+    value, block, _ = of_block(Stiffness(1.0), AdaptiveSolver(method, 1e-6, 1e-6), Linear())
+    (grad,) = torch.autograd.grad(value, block.vector_field.rate)
+    size = {"dopri5": 3.3066, "tsit5": 3.5068}[method]
+    assert float(value.detach()) == pytest.approx(7.0 / size, rel=1e-9)
+    assert float(grad) == pytest.approx(1.0 / size, rel=1e-6)
 
 
 def test_a_trajectorys_distance_from_a_line_is_that_of_least_squares():

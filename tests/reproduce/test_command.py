@@ -1,7 +1,10 @@
 """The command: every experiment at scale smoke, what it writes, and what it refuses."""
 
 import math
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.image import imread
@@ -19,7 +22,8 @@ def output(tmp_path_factory):
 
 
 def run(*arguments):
-    command.main([*map(str, arguments), "--scale", "smoke", "--jobs", "0"])
+    jobs = [] if "--jobs" in arguments else ["--jobs", "0"]
+    return command.main([*map(str, arguments), "--scale", "smoke", *jobs])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -38,7 +42,8 @@ def test_smoke(name, output, data_dir):
     assert "**Scale `smoke`, not a reproduction.**" in table
     for part in experiment.comparisons:
         for variant in part.variants:
-            assert f"| {part.setting} | {variant.label} |" in table
+            assert part.setting in table
+            assert f"| {variant.label} | " in table
     assert "nan" not in table
     for text in (table, (folder / "records.jsonl").read_text()):  # nothing of this machine
         assert str(output) not in text
@@ -61,9 +66,11 @@ def test_the_records_of_the_repository_give_its_tables(tmp_path):
     results = Path(command.__file__).parents[1] / "docs" / "results" / "short"
     found = ["all", "--records", str(results / "records.jsonl"), "--output", str(tmp_path)]
     command.main(found)
-    for name in EXPERIMENTS:
+    recorded = [name for name in EXPERIMENTS if (results / f"{name}.md").is_file()]
+    assert {"table5", "figure1"} <= {*recorded}
+    for name in recorded:
         metrics = [
-            path.read_text().partition("Work in training")[0].splitlines()[4:]
+            path.read_text().partition("![")[0].splitlines()[4:]
             for path in (tmp_path / name / "short" / "table.md", results / f"{name}.md")
         ]
         assert metrics[0] == metrics[1]
@@ -73,13 +80,48 @@ def test_a_second_command_trains_nothing(output, data_dir, monkeypatch, capsys):
     where = ("--output", output, "--data_dir", data_dir)
     run("figure3", *where)
     left = []
-    monkeypatch.setattr(command, "execute_all", lambda runs, jobs, done: left.extend(runs))
+    monkeypatch.setattr(command, "execute_all", lambda runs, *_: left.extend(runs))
     run("figure3", *where)
     assert left == []
     assert "figure3: " in capsys.readouterr().out
     run("figure3", *where, "--seeds", "2")
     assert {r.seed for r in left} == {1}
     assert len(left) == 3
+
+
+def test_an_estimate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "time_training", lambda run: (3.0, 1000))
+    run("figure3", "table5", "--seeds", "2", "--estimate", "--output", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    # A step of 3 s, a thousand steps, three variants, two seeds: 300 minutes.
+    assert lines[1].split() == ["figure3", "smoke", "6", "300", "50.0"]
+    assert lines[2].split("  and ")[1] == "8 without data"
+
+
+def test_what_is_left_when_the_time_is_up(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(command, "execute_all", lambda *given: asked.append(given))
+    before = time.monotonic()
+    arguments = ["figure3", "--scale", "smoke", "--minutes", "25", "--output", str(tmp_path)]
+    assert command.main(arguments) == 75
+    ((runs, jobs, _, deadline),) = asked
+    assert (len(runs), jobs) == (3, 1)
+    assert 1500.0 <= deadline - before <= 1600.0
+    assert "The time is up: 3 runs are left. The same command goes on." in capsys.readouterr().out
+    assert "- pending: not trained yet" in (tmp_path / "figure3/smoke/table.md").read_text()
+
+
+def test_slurm_gets_the_resources(tmp_path, monkeypatch):
+    asked = []
+    module = SimpleNamespace(execute_on_slurm=lambda *given: asked.append(given))
+    monkeypatch.setitem(sys.modules, "reproduce.slurm", module)
+    monkeypatch.setattr(command, "find_spec", lambda name: name)
+    run("figure3", "--output", tmp_path, "--launcher", "slurm", "--jobs", "7", "--minutes", "3",
+        "--slurm", "partition=gpu", "--slurm=time=90")  # fmt: skip
+    ((runs, *_, folder, resources, minutes),) = asked
+    assert len(runs) == 3
+    assert folder == tmp_path / "slurm"
+    assert (resources, minutes) == ({"partition": "gpu", "time": 90}, 3.0)
 
 
 def test_absent_data_is_named_and_ends_nothing(tmp_path):
@@ -119,7 +161,7 @@ def test_tables_of_what_is_there(tmp_path):
 
 def test_overrides_reach_every_run(tmp_path, monkeypatch):
     left = []
-    monkeypatch.setattr(command, "execute_all", lambda runs, jobs, done: left.extend(runs))
+    monkeypatch.setattr(command, "execute_all", lambda runs, *_: left.extend(runs))
     run("figure1", "--output", tmp_path, "--override=--data.n_val=4")
     assert all("--data.n_val=4" in r.arguments() for r in left)
     assert left
@@ -132,6 +174,13 @@ def test_list(capsys):
         assert f"{name} " in text
 
 
+def test_slurm_without_submitit_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        command.main(["table5", "--launcher", "slurm"])
+    assert "expected submitit for --launcher slurm: pip install" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -139,6 +188,10 @@ def test_list(capsys):
         (["table9"], "Expected the name of an experiment, but got 'table9'. Use all, sweep_b, "),
         (["table5", "--seeds", "0"], "expected --seeds of at least 1, but got 0"),
         (["table5", "--jobs", "-1"], "expected --jobs of at least 0, but got -1"),
+        (["table5", "--minutes", "0"], "expected --minutes above 0, but got 0"),
+        (["table5", "--slurm", "time=3"], "expected --launcher slurm beside --slurm"),
+        (["table5", "--launcher=slurm", "--slurm=time"], "NAME=VALUE, but got 'time'"),
+        (["table5", "--launcher=slurm", "--jobs=0"], "expected --jobs of at least 1, but got 0"),
         (["table5", "--scale", "huge"], "invalid choice: 'huge'"),
     ],
 )

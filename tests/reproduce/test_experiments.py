@@ -12,9 +12,11 @@ from reproduce.catalogue import EXPERIMENTS, TRAINER
 from reproduce.experiments import SCALES
 from reproduce.runs import CONFIGS, Run, Settings
 
+# The regularisers have tests of their own.
+OF_THE_PAPER = {name: EXPERIMENTS[name] for name in EXPERIMENTS if "regularizers" not in name}
 ALL = [
     pytest.param(make(scale), id=f"{name}-{scale}")
-    for name, make in EXPERIMENTS.items()
+    for name, make in OF_THE_PAPER.items()
     for scale in SCALES
 ]
 ROOT = CONFIGS.parent
@@ -46,26 +48,53 @@ def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(exper
             assert variant.weights == baseline.weights
             if labelled := re.search(r"b = ([\d.]+)", variant.label):
                 assert settings["b"] == float(labelled[1])
+            elif labelled := re.search(r"b from ([\d.]+) to 0", variant.label):
+                assert settings == {"b.start": float(labelled[1]), "b.end": 0, "b.length": 7000}
             else:
                 assert settings["b"] == "auto"
-                assert settings.get("horizons", []) == (
-                    ["network.encoder"] if "encoder alone" in variant.label else []
-                )
+                (part_moved,) = re.findall(r"(\w+) alone", variant.label) or [""]
+                moved = [f"network.{part_moved}"] if part_moved else []
+                assert settings.get("horizons", []) == moved
 
 
-@pytest.mark.parametrize("make", EXPERIMENTS.values(), ids=EXPERIMENTS)
+@pytest.mark.parametrize("make", OF_THE_PAPER.values(), ids=OF_THE_PAPER)
 def test_the_papers_scale_cuts_nothing(make):
     cuts = ("limit_", "hidden", "filters", "image_size", "n_train", "batch_size", "n_traj")
     for variant in make("paper").variants:
-        assert not [a for a in variant.overrides if any(word in a for word in cuts)]
+        given = [a for a in variant.overrides if any(word in a for word in cuts)]
+        if variant.config.startswith("cnf/toy"):  # each of 10,000 steps has 100 points of its own
+            assert given == ["--data.init_args.n_train=1000000", "--data.init_args.batch_size=100"]
+            assert "--trainer.max_epochs=1" in variant.overrides
+        else:
+            assert given == []
         assert "_small" not in variant.config
+
+
+def test_full_is_the_papers_scale_unless_it_says_what_differs():
+    full, paper = ({n: m(scale) for n, m in EXPERIMENTS.items()} for scale in ("full", "paper"))
+    differing = {"figure1", "figure2", "sweep_b_classifier", "table2", "table4", "table5"}
+    for name in EXPERIMENTS:
+        assert full[name].scale == ("full" if name in differing else "paper")
+        assert (full[name].cut == paper[name].cut) == (name not in differing)
+        assert (full[name].variants == paper[name].variants) == (name not in differing)
+    runs = [Run(full["figure1"].variants[0], 0, Settings(scale, Path("results"), Path("data")))
+            for scale in ("full", "paper")]  # fmt: skip
+    assert runs[0].folder == runs[1].folder
+    short = Run(full["figure1"].variants[0], 0, Settings("short", Path("results"), Path("data")))
+    assert short.folder != runs[0].folder
 
 
 def test_the_stiff_equation_has_the_papers_iterations():
     config = yaml.safe_load((CONFIGS / "stiff/chapra.yaml").read_text())
     assert config["trainer"]["max_steps"] == 3000
-    for variant in EXPERIMENTS["figure5"]("paper").variants:
-        assert f"{TRAINER}.max_epochs=60" in variant.overrides  # of 1,000 starts in batches of 20
+    released = yaml.safe_load((CONFIGS / "stiff/chapra_released.yaml").read_text())
+    assert released["data"]["init_args"]["n_starts"] == 118  # six batches of up to 20
+    for variant in EXPERIMENTS["figure4"]("paper").variants:
+        grid = (
+            variant.config.endswith("released")
+            or "--data.init_args.n_starts=118" in variant.overrides
+        )
+        assert f"{TRAINER}.max_epochs={500 if grid else 60}" in variant.overrides
 
 
 @pytest.mark.parametrize(

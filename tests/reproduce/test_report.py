@@ -1,14 +1,16 @@
 import math
+from dataclasses import replace
 
 import pytest
+from scipy import stats
 
 from reproduce.experiments import Metric
 from reproduce.report import caption, metric_table, write_page
 from tests.reproduce.records import ACCURACY, BASELINE, MACHINE, STEER, experiment, record
 
 RESULTS = {
-    BASELINE: [record(0, 0.5, (0.1, 0.4)), record(1, 0.6, (0.2, 0.5))],
-    STEER: [record(0, 0.61, (0.4, 0.6)), record(1, 0.7099, (0.5, 0.6))],
+    BASELINE: [record(0, 0.5, (0.1, 0.4, 0.4, 0.4)), record(1, 0.6, (0.2, 0.5, 0.5, 0.5))],
+    STEER: [record(0, 0.61, (0.4, 0.6, 0.4)), record(1, 0.7099, (0.5, 0.6, 0.5))],
 }
 
 PAGE = """\
@@ -16,11 +18,12 @@ PAGE = """\
 
     python -m reproduce table9
 
-**Scale `short`, not a reproduction.** One epoch of ten. Seeds 0, 1 (weights, noise and end \
-times; the data and its split are the same). Mean +- sample standard deviation over the seeds. A \
-difference is to the baseline of the same seed, with Student's paired 95 % interval; where that \
-holds zero, the words are "no difference". Two seeds can show only differences that are far \
-larger than their spread.
+**Scale `short`, not a reproduction.** One epoch of ten. Seeds 0, 1 (weights, noise, end times \
+and the order of batches; the data and its split are the same). Mean +- sample standard deviation \
+over the seeds. A difference is to the baseline of the same seed, with Student's paired 95 % \
+interval. *Gain*, *loss*: the interval excludes zero. *No difference larger than X*: it excludes \
+all that are, and X would not matter. *Not shown (needs X)*: it tells neither, and with these \
+seeds a mean difference below X could not have shown.
 
 accuracy, % (higher is better):
 
@@ -29,16 +32,44 @@ accuracy, % (higher is better):
 | MNIST | without | 0.50 | 55.0 +- 7.1 | 2 |  |  |
 | MNIST | STEER | 0.60 | 66.0 +- 7.1 | 2 | +11.0 [+10.9, +11.1] | gain |
 
-Work in training, means over the seeds: evaluations of the vector field, summed over the batches; \
-seconds in training batches (on CPU processor seconds), without validation. "To reach": until the \
-first check at which `val/accuracy` is as good as the baseline's at its last check, with the same \
-seed.
+Work. Evaluations of the vector field in training are forward and backward, summed over the \
+batches; seconds are those in training batches (on a CPU processor seconds), without validation; \
+evaluations in test batches are means over 5 of them. *To reach*: until the first check from \
+which on `val/accuracy` stays, for 3 checks, as good as the best level that the baseline of the \
+same seed held as long, less the noise of its checks (their median change from one to the next in \
+the second half of training).
 
-| setting | variant | NFE forward | backward | s | NFE of a test batch | NFE to reach \
-| s to reach | difference in s [95 %] | verdict |
-|---|---|---|---|---|---|---|---|---|---|
-| MNIST | without | 200 | 100 | 20 | 26.0 | 300 | 20 |  |  |
-| MNIST | STEER | 200 | 100 | 20 | 26.0 | 150 | 10 | -10 [-10, -10] | gain |
+evaluations in training (lower is better; geometric means, spread as a factor; a factor of 1.05 \
+would matter):
+
+| setting | variant | evaluations in training | n | ratio to baseline [95 %] | verdict |
+|---|---|---|---|---|---|
+| MNIST | without | 600 */ 1 | 2 |  |  |
+| MNIST | STEER | 450 */ 1 | 2 | 0.75 [0.75, 0.75] | gain |
+
+seconds of training (lower is better; geometric means, spread as a factor; a factor of 1.05 would \
+matter):
+
+| setting | variant | seconds of training | n | ratio to baseline [95 %] | verdict |
+|---|---|---|---|---|---|
+| MNIST | without | 40 */ 1 | 2 |  |  |
+| MNIST | STEER | 30 */ 1 | 2 | 0.75 [0.75, 0.75] | gain |
+
+evaluations in a test batch (lower is better; geometric means, spread as a factor; a factor of \
+1.05 would matter):
+
+| setting | variant | evaluations in a test batch | n | ratio to baseline [95 %] | verdict |
+|---|---|---|---|---|---|
+| MNIST | without | 26 */ 1 | 2 |  |  |
+| MNIST | STEER | 26 */ 1 | 2 | 1 [1, 1] | no difference larger than a factor of 1 |
+
+seconds to reach (lower is better; geometric means, spread as a factor; a factor of 1.05 would \
+matter):
+
+| setting | variant | seconds to reach | n | ratio to baseline [95 %] | verdict |
+|---|---|---|---|---|---|
+| MNIST | without | 20 */ 1 | 2 |  |  |
+| MNIST | STEER | 10 */ 1 | 2 | 0.5 [0.5, 0.5] | gain |
 
 Made by commit 0123456789 on Some CPU, 1 of 2 threads; Python 3.11.7, torch 2.15.0.
 """
@@ -50,15 +81,17 @@ def cells(table, row):
 
 
 def test_a_whole_page():
-    page = write_page(experiment(), RESULTS, "short", "python -m reproduce table9")
+    page = write_page(experiment(), RESULTS, "python -m reproduce table9")
     assert page == PAGE
 
 
 def test_only_the_papers_scale_is_called_a_reproduction():
     for scale in ("smoke", "short"):
-        text = caption(experiment(), RESULTS, scale)
+        text = caption(experiment(scale=scale), RESULTS)
         assert text.startswith(f"**Scale `{scale}`, not a reproduction.** One epoch of ten.")
-    text = caption(experiment(notes=("A note.",)), RESULTS, "paper")
+    text = caption(experiment(scale="full"), RESULTS)
+    assert text.startswith("In full length, but **not the paper's setting.** One epoch of ten.")
+    text = caption(experiment(scale="paper", notes=("A note.",)), RESULTS)
     assert text.startswith("Reproduction at the paper's scale. One epoch of ten. Seeds 0, 1 ")
     assert text.endswith("\n\nA note.")
 
@@ -67,7 +100,7 @@ def test_one_seed_gives_no_verdict():
     results = {variant: records[:1] for variant, records in RESULTS.items()}
     row = cells(metric_table(experiment(), ACCURACY, results), -1)
     assert row == ["MNIST", "STEER", "0.60", "61.0", "1", "+11.0", "one seed: no verdict"]
-    assert "Seed 0 (" in caption(experiment(), results, "short")
+    assert "Seed 0 (" in caption(experiment(), results)
 
 
 def test_other_metrics_stand_alone():
@@ -76,7 +109,14 @@ def test_other_metrics_stand_alone():
     table = metric_table(shown, other, RESULTS)
     assert table.startswith("NFE (lower is better):")
     assert cells(table, 2) == ["setting", "variant", "NFE", "n", "difference [95 %]", "verdict"]
-    assert cells(table, -1) == ["MNIST", "STEER", "26 +- 0", "2", "+0 [+0, +0]", "no difference"]
+    assert cells(table, -1) == [
+        "MNIST",
+        "STEER",
+        "26 +- 0",
+        "2",
+        "+0 [+0, +0]",
+        "no difference larger than 0",
+    ]
 
 
 def test_ratios_of_what_spans_decades():
@@ -92,15 +132,38 @@ def test_ratios_of_what_spans_decades():
     assert cells(table, -1)[3:] == [f"1 */ {spread:.2g}", "2", "0.1 [0.1, 0.1]", "gain"]
 
 
-def test_a_target_that_is_not_reached():
-    late = {**RESULTS, STEER: [record(0, 0.6, (0.1, 0.2)), record(1, 0.7, (0.1, 0.6))]}
-    table = write_page(experiment(), late, "short")
-    row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
-    assert row.endswith("| 300 | 20 not reached (1 of 2) |  | not reached by all: no verdict |")
-    never = {**RESULTS, STEER: [record(s, 0.6, (0.1, 0.2)) for s in (0, 1)]}
-    table = write_page(experiment(), never, "short")
-    row = next(line for line in table.splitlines()[::-1] if "STEER" in line)
-    assert row.endswith("|  | not reached (2 of 2) |  | not reached |")
+def test_what_zero_in_an_interval_means():
+    errors = Metric("mse", "MSE", "lower", ratio=True, matters=1.25)
+    logs = {BASELINE: [0.0, 0.0, 0.0], STEER: [0.1, -0.1, 0.0]}
+    results = {
+        variant: [record(s, 0.5, values={"mse": math.exp(v)}) for s, v in enumerate(values)]
+        for variant, values in logs.items()
+    }
+    half = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3.0)
+    table = metric_table(experiment((errors,)), errors, results)
+    assert "; a factor of 1.25 would matter):" in table
+    assert cells(table, -1)[-1] == f"not shown (needs a factor of {math.exp(half):.3g})"
+    table = metric_table(experiment((errors,)), replace(errors, matters=1.3), results)
+    assert cells(table, -1)[-1] == f"no difference larger than a factor of {math.exp(half):.3g}"
+
+
+@pytest.mark.parametrize(
+    ("second", "shown", "verdict"),
+    [
+        ((0.1, 0.6, 0.6, 0.6), "not reached (1 of 2)", "not reached by all: no verdict"),
+        ((0.1, 0.2, 0.3), "not reached (2 of 2)", "not reached"),
+    ],
+)
+def test_a_level_that_is_not_reached(second, shown, verdict):
+    late = {**RESULTS, STEER: [record(0, 0.6, (0.1, 0.2)), record(1, 0.6, second)]}
+    row = [line for line in write_page(experiment(), late).splitlines() if "STEER" in line][-1]
+    assert row == f"| MNIST | STEER | {shown} | 2 |  | {verdict} |"
+
+
+def test_passes_in_test_that_nobody_counted():
+    old = [record(0, 0.5, values={"test/accuracy": 0.5, "test/nfe_forward": 26.0})]
+    page = write_page(experiment(), {BASELINE: old, STEER: old})
+    assert "evaluations in test batches are means over an unknown number" in page
 
 
 def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
@@ -108,19 +171,19 @@ def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
         variant: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]
         for variant, records in RESULTS.items()
     }
-    table = write_page(experiment(), on_gpu, "short")
-    assert "| MNIST | without | 200 | 100 | 40 |" in table
+    table = write_page(experiment(), on_gpu)
+    assert "| MNIST | without | 40 */ 1 | 2 |" in table.partition("seconds of training")[2]
     assert "on A GPU," in table
 
 
 @pytest.mark.parametrize("status", ["failed", "not run"])
 def test_what_did_not_run_is_named(status):
     gone = [record(s, 0.0, status=status, message="No\nfile | here") for s in (0, 1)]
-    table = write_page(experiment(), {**RESULTS, STEER: gone}, "short")
+    table = write_page(experiment(), {**RESULTS, STEER: gone})
     assert f"| MNIST | STEER | 0.60 | {status} | 0 |  |  |" in table
     assert f"- {status}: No file / here -- MNIST, STEER (seed 0) and 1 more" in table
 
 
 def test_nothing_has_run():
     gone = {variant: [record(0, 0.0, status="pending")] for variant in (BASELINE, STEER)}
-    assert write_page(experiment(), gone, "short").endswith("Nothing has run.\n")
+    assert write_page(experiment(), gone).endswith("Nothing has run.\n")

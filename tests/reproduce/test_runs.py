@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import yaml
 
 from reproduce.catalogue import figure3, figure4
 from reproduce.experiments import Variant
-from reproduce.runs import CONFIGS, Run, Settings, execute, execute_all, prepare
+from reproduce.pool import execute_all
+from reproduce.runs import CONFIGS, Run, Settings, execute, prepare, time_training
 from steer_lightning.callbacks import TrainingClock
 
 ROOT = CONFIGS.parent
@@ -122,6 +124,35 @@ def test_an_interruption_is_no_failure(tmp_path, monkeypatch):
     assert run.record().status == "pending"
 
 
+ALARM = "--trainer.callbacks+=tests.reproduce.records.Alarm"
+
+
+def test_a_run_whose_time_is_up_goes_on_as_if_it_had_not_been(unbroken, tmp_path):
+    handler = signal.getsignal(signal.SIGALRM)
+    run = make(TINY.others[0], overrides=(ALARM,), output=tmp_path)
+    execute(run, 1000.0)
+    assert run.record().status == "pending"
+    assert not (run.folder / "failure.json").exists()
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    execute(run, 1000.0)
+    assert numbers(run) == numbers(unbroken)
+
+
+def test_the_clock_of_a_run_is_real(tmp_path):
+    run = make(TINY.others[0], overrides=("--trainer.max_epochs=1000000",), output=tmp_path)
+    execute(run, 1.5)
+    assert run.record().status == "pending"
+
+
+def test_nothing_begins_when_the_time_is_up(tmp_path):
+    seen = []
+    for jobs in (0, 1):
+        execute_all([make(output=tmp_path)], jobs, seen.append, time.monotonic())
+    assert seen == []
+    assert not make(output=tmp_path).folder.exists()
+
+
 CODE = """
 import os, signal, sys
 from tests.reproduce.test_runs import TINY, make
@@ -161,6 +192,23 @@ def test_a_run_stopped_between_training_and_test_is_tested(unbroken, tmp_path, m
     assert run.record().message == "ZeroDivisionError: division by zero"
     execute(run)
     assert numbers(run) == numbers(unbroken)
+
+
+def test_a_step_is_timed_and_the_steps_are_counted(tmp_path):
+    for overrides, n_steps in (
+        ((), 6),
+        (
+            ("--trainer.max_epochs=7", "--trainer.limit_train_batches=1.0"),
+            14,
+        ),  # of 8 points, 4 each
+        (("--trainer.max_epochs=7", "--trainer.max_steps=5"), 5),
+    ):
+        run = make(overrides=overrides, output=tmp_path)
+        seconds, total = time_training(run, 2)
+        assert total == n_steps
+        assert 0.0 < seconds < 60.0
+        assert not Path("plots").exists()
+        assert run.record().status == "pending"
 
 
 def test_the_folder_says_what_is_trained():
@@ -233,10 +281,13 @@ def test_one_crashing_process_ends_no_other(tmp_path, monkeypatch):
         make(overrides=(crash,), output=tmp_path),
         make(TINY.others[0], output=tmp_path),
         make(output=tmp_path),
+        make(overrides=(ALARM,), output=tmp_path),
     ]
     seen = {}
-    execute_all(runs, 2, lambda run: seen.update({run.folder: run.record()}))
-    crashed, *others = (seen[run.folder] for run in runs)
+    later = time.monotonic() + 1000.0
+    execute_all(runs, 2, lambda run: seen.update({run.folder: run.record()}), later)
+    crashed, *others, stopped = (seen[run.folder] for run in runs)
+    assert stopped.status == "pending"
     assert crashed.status == "failed"
     assert "ended with exit code 3 and no result" in crashed.message
     assert [record.status for record in others] == ["finished"] * 2

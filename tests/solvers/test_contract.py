@@ -244,25 +244,6 @@ def test_bad_settings_are_refused(solver_class, settings, message):
         solver_class(**settings)
 
 
-@pytest.mark.parametrize(
-    ("solver", "expected"),
-    [
-        (AdaptiveSolver("tsit5", 1e-3), "AdaptiveSolver(method='tsit5', rtol=0.001, atol=1e-05)"),
-        (
-            RosenbrockSolver("rodas4", 1e-3, 1e-4),
-            "RosenbrockSolver(method='rodas4', rtol=0.001, atol=0.0001)",
-        ),
-        (FixedGridSolver("heun", 3), "FixedGridSolver(method='heun', n_steps=3)"),
-        (
-            TorchdiffeqSolver("bosh3", 1e-3, 1e-4, "adjoint"),
-            "TorchdiffeqSolver(method='bosh3', rtol=0.001, atol=0.0001, gradient='adjoint')",
-        ),
-    ],
-)
-def test_repr_names_what_decides_the_numbers(solver, expected):
-    assert repr(solver) == expected
-
-
 @pytest.mark.parametrize("solver_class", [AdaptiveSolver, RosenbrockSolver, TorchdiffeqSolver])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-40), (torch.float64, 1e-300)])
 def test_a_tolerance_that_the_dtype_cannot_resolve_is_refused(solver_class, dtype, atol):

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from steer_lightning import steer
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.nn import ODEBlock
-from steer_lightning.steering.contexts import end_time_offset_at
+from steer_lightning.steering.contexts import end_time_offset_at, nominal
 from steer_lightning.utils.schedule import Schedule
 from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
 
@@ -267,3 +267,21 @@ def test_a_sweep_needs_a_span():
         end_time_offset_at(seeded(ForeignModel), 0.1),
     ):
         pass
+
+
+def test_an_end_time_of_evaluation_goes_with_every_context():
+    model, x = seeded(OwnModel), tiny_data()
+    model.block.horizon.eval_end_time = 0.75
+    with steer(model, b=0.5, step=0, seed=1) as ends, nominal(model):
+        assert end_of(model) == pytest.approx(1.0, abs=1e-5)
+    model.eval()
+    assert end_of(model) == pytest.approx(0.75, abs=1e-5)
+    evaluated = model(x)
+    with nominal(model):
+        assert torch.equal(model(x), evaluated)
+    for offset in (-0.75, 0.0, 0.25):  # a sweep is over T - t1, whatever is evaluated without it
+        with end_time_offset_at(model, offset):
+            assert end_of(model) == pytest.approx(1.0 + offset, abs=1e-5)
+    model.train()
+    with steer(model, b=0.5, step=0, seed=1):
+        assert end_of(model) == pytest.approx(ends["steer/block.horizon/end_time"], abs=1e-5)

@@ -109,6 +109,8 @@ def test_an_unknown_path_lists_the_near_ones():
         ({"b": 0.5, "distribution": "norm"}, "`distribution` .*Did you mean 'normal'"),
         ({"b": 0.5, "scope": "samples"}, "`scope` .*Did you mean 'sample'"),
         ({"b": 0.5, "epsilon": 2.0}, "`epsilon`.* but got 2"),
+        ({"b": "auto", "epsilon": Schedule(0.5, 1.5, 3)}, "`epsilon`.* but got 1.5"),
+        ({"b": "auto", "epsilon": Schedule(0.0, 1.0, 3)}, "`epsilon`.* but got 0"),
         ({"t1": 1.0, "vector_fields": ["block"]}, "both `t0` and `t1` with .* t0 = None, t1 = 1"),
         ({"t0": 0.0, "t1": 1.0}, "vector_fields = None. They are the span of attached fields"),
     ],
@@ -119,6 +121,20 @@ def test_bad_settings_are_refused(settings, message):
         pass
     with steer(model, b=0.5, step=0):  # the refusal left no owner behind
         pass
+
+
+def test_what_auto_leaves_free_may_grow_to_the_whole_interval():
+    epsilon = Schedule(0.1, 1.0, 2)
+    gaps = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for step, share in ((0, 0.9), (1, 0.45), (2, 0.0)):
+        draw = SteerSettings("auto", epsilon=epsilon).draw_at(step, 0)
+        assert draw.half_widths(gaps, clip=True).tolist() == pytest.approx([share, 2.0 * share])
+    block, y0 = ODEBlock(ClockField(), horizon=GridHorizon()), torch.zeros(3, 2)
+    t_eval = torch.tensor([0.0, 0.5, 1.0])
+    nominal = block(y0, t_eval)
+    for step in (1, 2):
+        with steer(block, "auto", step=step, epsilon=epsilon, seed=0):
+            assert torch.equal(block(y0, t_eval), nominal) is (step == 2)
 
 
 def test_a_model_without_horizons_is_refused():

@@ -77,6 +77,18 @@ def test_evaluations_far_from_the_span_give_a_warning(end, warns):
         == [True] * warns  # fmt: skip
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_times_that_need_gradients_are_looked_at_without_a_warning(by_hand):
+    torch.set_warn_always(True)  # else torch warns once in a process
+    field, y0, t_eval = CosineField(), initial_state(), times(0.0, 1.0).requires_grad_()
+    attached(field, 0.4)
+    try:
+        with warnings.catch_warnings(action="error"):
+            field(t_eval[:1].squeeze(), y0) if by_hand else odeint(field, y0, t_eval)
+    finally:
+        torch.set_warn_always(False)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_an_evaluation_in_no_solve_is_nominal_where_it_says_so_and_a_warning_elsewhere(quiet):
     model, y0 = nn.Sequential(CosineField()), initial_state()

@@ -8,13 +8,13 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
 from steer_lightning.callbacks.plots.evaluation import plots_folder, save_plot
+from steer_lightning.callbacks.plots.style import in_words, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import (
     AdaptiveSolver,
@@ -25,9 +25,10 @@ from steer_lightning.solvers import (
 from steer_lightning.steering.contexts import end_time_offset_at
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.representation import Shown
 
 
-class EndTimeSweep(Callback):
+class EndTimeSweep(Shown, Callback):
     r"""A trained model's metrics against the end time it is *evaluated* at, t1 - b .. t1 + b.
 
     The module's ``evaluate(batch)`` gives its metrics as means over a batch. They are averaged
@@ -45,6 +46,8 @@ class EndTimeSweep(Callback):
         n_batches: Number of batches for each.
         split: Where the batches come from.
         max_nfe: Largest number of evaluations of a vector field in one solve of the sweep.
+        t1: Centre of the sweep; the model's own end time if not given. Models of several end
+            times, fixed or learned, are compared over one range by it.
 
     Raises:
         ValueError: If a number is out of range or ``split`` is unknown; before the first batch if
@@ -59,6 +62,7 @@ class EndTimeSweep(Callback):
         n_batches: int = 1,
         split: Literal["train", "val", "test"] = "test",
         max_nfe: int = 1000,
+        t1: float | None = None,
     ) -> None:
         check_choice("split", split, ("train", "val", "test"))
         if not b > 0 or n_points < 2 or n_batches < 1 or max_nfe < 1:
@@ -71,6 +75,7 @@ class EndTimeSweep(Callback):
         self.n_batches = n_batches
         self.split = split
         self.max_nfe = max_nfe
+        self.t1 = t1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.split != "test":
@@ -95,9 +100,18 @@ class EndTimeSweep(Callback):
                 f"Expected a module with a method `evaluate(batch)` that gives its metrics, but "
                 f"{type(pl_module).__name__} has none. Add it, or leave EndTimeSweep out."
             )
-        for offset in (-self.b, self.b):
+        _, offsets = self._end_times(pl_module)
+        for offset in (offsets[0], offsets[-1]):
             with end_time_offset_at(pl_module, offset):
                 pass
+
+    def _end_times(self, pl_module: LightningModule) -> tuple[list[float], list[float]]:
+        """End times to evaluate at, and how far from the model's own each of them is."""
+        spans = (m.end_time for m in pl_module.modules() if isinstance(m, SpanHorizon))
+        own = next(spans, math.nan)  # a model without a span is refused when it is moved
+        t1 = own if self.t1 is None else self.t1
+        steps = torch.linspace(-self.b, self.b, self.n_points, dtype=torch.float64)
+        return (t1 + steps).tolist(), (t1 - own + steps).tolist()
 
     def _sweep(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         if loader is None:
@@ -111,8 +125,7 @@ class EndTimeSweep(Callback):
         batches = [
             trainer.strategy.batch_to_device(batch) for batch in islice(loader, self.n_batches)
         ]
-        t1 = next(m.end_time for m in pl_module.modules() if isinstance(m, SpanHorizon))
-        offsets = torch.linspace(-self.b, self.b, self.n_points, dtype=torch.float64).tolist()
+        end_times, offsets = self._end_times(pl_module)
         training = pl_module.training
         pl_module.eval()
         try:
@@ -120,18 +133,21 @@ class EndTimeSweep(Callback):
                 rows = [_mean_metrics(pl_module, offset, batches) for offset in offsets]
         finally:
             pl_module.train(training)
-        end_times = [t1 + offset for offset in offsets]
         names = max(rows, key=len)
         if not names:  # every solve failed, and each has been warned of
             return
         metrics = {name: [row.get(name, float("nan")) for row in rows] for name in names}
-        figure = Figure(figsize=(4.2 * len(metrics), 3.4), layout="constrained")
-        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        figure, [axes] = panels(1, len(metrics), (4.2 * len(metrics), 3.2))
         for axis, (name, values) in zip(axes, metrics.items(), strict=True):
             axis.plot(end_times, values, marker="o", ms=3)
-            axis.axvline(t1, color="grey", ls=":", label="t1")
-            axis.set(xlabel="evaluation end time T", ylabel=name)
-            axis.legend(loc="lower right")
+            axis.axvline(
+                end_times[0] - offsets[0],
+                color="grey",
+                ls=":",
+                label="t1, the model's own end time",
+            )
+            axis.set(xlabel="end time of evaluation T", ylabel=in_words(name))
+        legend_below(figure)
         path = save_plot(trainer, figure, f"end_time_sweep_{self.split}", folder)
         with path.with_suffix(".csv").open("w", newline="") as file:
             writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Plots in TensorBoard, and as PNG files beside the logs."""
+"""Plots in every logger that takes them, and as PNG and SVG files beside the logs."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,15 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.plots.style import legend_below, panels, save_figure
 from steer_lightning.nn import CNF
+from steer_lightning.utils.representation import Shown
 
 
 def plots_folder(trainer: Trainer) -> Path:
@@ -22,14 +25,26 @@ def plots_folder(trainer: Trainer) -> Path:
 
 
 def save_plot(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path:
-    """Write a figure as a PNG file and to TensorBoard, under one name; returns the file."""
+    """Write a figure as PNG and SVG, and to the loggers, under one name; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, global_step=trainer.global_step)
+        log_figure(logger, figure, name, trainer.global_step)
     return path
+
+
+def log_figure(logger: Logger, figure: Figure, name: str, step: int) -> None:
+    """Give a figure to a logger that takes figures, as TensorBoard's, W&B's and MLflow's do."""
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(logger, "log_image"):
+        logger.log_image(name, [figure], step)
+    elif isinstance(logger, MLFlowLogger):
+        experiment.log_figure(logger.run_id, figure, f"plots/{name}/{step:08d}.png")
+    elif hasattr(experiment, "add_figure"):
+        experiment.add_figure(name, figure, global_step=step)
+    elif hasattr(experiment, "log_figure"):
+        experiment.log_figure(name, figure, step=step)
 
 
 Array = NDArray[np.float64]
@@ -40,13 +55,17 @@ def array(x: Tensor) -> Array:
     return np.asarray(x.detach().cpu().double())
 
 
-class EvaluationPlot(Callback):
+EVERY_N_CHECKS = 5  # a plot of a flow costs as much as a fifth of a small epoch
+
+
+class EvaluationPlot(Shown, Callback):
     """Base of plots drawn from the batches of validation and test.
 
-    Each plot replaces the file of the one before; TensorBoard keeps them all.
+    Each plot replaces the file of the one before; loggers keep them all.
 
     Args:
-        every_n_checks: Draw after every n-th validation; after every test.
+        every_n_checks: Draw after every n-th validation of a fit; after every test, and every
+            validation without one.
 
     Raises:
         ValueError: If ``every_n_checks < 1``.
@@ -54,7 +73,7 @@ class EvaluationPlot(Callback):
 
     name = "plot"
 
-    def __init__(self, every_n_checks: int = 1) -> None:
+    def __init__(self, every_n_checks: int = EVERY_N_CHECKS) -> None:
         if every_n_checks < 1:
             raise ValueError(f"Expected `every_n_checks` >= 1, but got {every_n_checks}.")
         self.every_n_checks = every_n_checks
@@ -90,7 +109,7 @@ class EvaluationPlot(Callback):
         if trainer.sanity_checking:
             return
         self._checks += 1
-        if self._checks % self.every_n_checks == 0:
+        if self._checks % self.every_n_checks == 0 or trainer.state.fn != TrainerFn.FITTING:
             self._save(trainer, pl_module, f"{self.name}_val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +131,7 @@ class FlowPlot(EvaluationPlot):
     tuples of points and weights.
 
     Args:
-        every_n_checks: Draw after every n-th validation; after every test.
+        every_n_checks: See :class:`EvaluationPlot`.
 
     Raises:
         TypeError: If the module holds no flow that can be drawn.
@@ -145,7 +164,7 @@ class StiffPlot(EvaluationPlot):
     """Predicted against true trajectory, for modules that map ``(y0, t)`` to states.
 
     Args:
-        every_n_checks: Draw after every n-th validation; after every test.
+        every_n_checks: See :class:`EvaluationPlot`.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 4.
@@ -155,12 +174,11 @@ class StiffPlot(EvaluationPlot):
 
     def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
         t, y = batch
-        figure = Figure(figsize=(6, 3.6), layout="constrained")
-        axis = figure.subplots()
+        figure, [[axis]] = panels(1, 1, (6, 3.4))
         axis.plot(array(t), array(y), color="black", label="true")
         axis.plot(array(t), array(pl_module(y[0], t)), ls="--", label="predicted")
-        axis.set(xlabel="t", ylabel="y")
-        axis.legend(loc="lower right")
+        axis.set(xlabel="time t", ylabel="state y(t)")
+        legend_below(figure)
         return figure
 
 
@@ -172,18 +190,21 @@ def _plot_flow_1d(flow: CNF, data: Array, weights: Array | None) -> Figure:
     density = torch.stack([flow.log_prob(x, float(t)).exp() for t in times])
     z = torch.special.ndtri(torch.linspace(0.02, 0.98, 30, dtype=torch.float64))
     paths, _ = flow.trajectories(z.to(like)[:, None], torch.as_tensor(times).to(like))
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    left.pcolormesh(times, array(x[:, 0]), array(density).T, cmap="viridis", shading="gouraud")
+    figure, [[left, right]] = panels(1, 2, (9, 3.4), width_ratios=(2, 1))
+    left.pcolormesh(
+        times, array(x[:, 0]), array(density).T,
+        cmap="viridis", shading="gouraud", rasterized=True,
+    )  # fmt: skip
     left.plot(times, array(paths[..., 0]), color="white", lw=0.6, alpha=0.7)
-    left.set(xlabel="t, from base to data", ylabel="x", title="density and particle paths")
+    left.set(xlabel="time t, from base to data", ylabel="x", title="density and particle paths")
     right.plot(array(density[-1]), array(x[:, 0]), label="model")
     right.hist(
         data.reshape(-1), weights=weights, bins=100, range=(-limit, limit),
         density=True, orientation="horizontal", alpha=0.4, label="data",
     )  # fmt: skip
     right.set(xlabel="density at the data", ylim=(-limit, limit))
-    right.legend(loc="lower right")
+    right.locator_params(axis="x", nbins=4)
+    legend_below(figure)
     return figure
 
 
@@ -192,14 +213,17 @@ def _plot_flow_2d(flow: CNF, data: Array, weights: Array | None) -> Figure:
     like, limit, n_times, n_points = next(flow.parameters()), 4.0, 4, 80
     side, arrow_side = (torch.linspace(-limit, limit, n).to(like) for n in (n_points, 17))
     grid, arrows = (torch.cartesian_prod(s, s) for s in (side, arrow_side))
-    figure = Figure(figsize=(2.6 * (n_times + 1), 2.9), layout="constrained")
-    axes = figure.subplots(1, n_times + 1, sharex=True, sharey=True)
+    size = 2.6 * (n_times + 1), 3.2
+    figure, [axes] = panels(1, n_times + 1, size, sharex=True, sharey=True)
     for axis, t in zip(axes, np.linspace(flow.base_time, flow.data_time, n_times), strict=False):
         density = flow.log_prob(grid, float(t)).exp().reshape(n_points, n_points)
         field = flow.vector_field(like.new_tensor(float(t)), arrows)
         axis.imshow(array(density).T, origin="lower", extent=(-limit, limit, -limit, limit))
         axis.quiver(*array(arrows).T, *array(field).T, color="white", alpha=0.6, width=0.004)
-        axis.set(title=f"t = {t:.2f}", aspect="equal")
-    axes[-1].hist2d(*data.T, n_points, range=((-limit, limit),) * 2, weights=weights)
-    axes[-1].set(title="data", aspect="equal")
+        axis.set(title=f"t = {t:.2f}", aspect="equal", xlabel="first coordinate")
+    first, second = data.T
+    bounds = ((-limit, limit),) * 2
+    axes[-1].hist2d(first, second, n_points, range=bounds, weights=weights, rasterized=True)
+    axes[-1].set(title="data", aspect="equal", xlabel="first coordinate")
+    axes[0].set_ylabel("second coordinate")
     return figure

@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from matplotlib import colormaps
-from matplotlib.colors import Normalize
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, array
+from steer_lightning.callbacks.plots.evaluation import EVERY_N_CHECKS, EvaluationPlot, array
+from steer_lightning.callbacks.plots.style import COLOURS, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import SolverError
 
@@ -33,7 +35,7 @@ class FeaturePlot(EvaluationPlot):
         b: How far beyond ``t1`` to look, and the end time ``t1 - b`` to mark, in units of time.
         n_samples: Largest number of samples to follow.
         n_times: Number of times from ``t0`` to ``t1``, and about as dense after it.
-        every_n_checks: Draw after every n-th validation; after every test.
+        every_n_checks: See :class:`EvaluationPlot`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -47,7 +49,11 @@ class FeaturePlot(EvaluationPlot):
     name = "features"
 
     def __init__(
-        self, b: float = 0.0, n_samples: int = 100, n_times: int = 20, every_n_checks: int = 1
+        self,
+        b: float = 0.0,
+        n_samples: int = 100,
+        n_times: int = 20,
+        every_n_checks: int = EVERY_N_CHECKS,
     ) -> None:
         super().__init__(every_n_checks)
         if not b >= 0 or n_samples < 3 or n_times < 2:
@@ -75,33 +81,38 @@ class FeaturePlot(EvaluationPlot):
         n_after = 1 + math.ceil((self.n_times - 1) * abs(b / (t1 - t0)))
         until, after = torch.linspace(t0, t1, self.n_times), torch.linspace(t1, t1 + b, n_after)
         t = torch.cat([until, after[1:]]).to(x.device)
+        nominal = t0 + (t - t0) * ((horizon.t1 - t0) / (t1 - t0))  # a learned t1 is another
         try:
-            features = pl_module.trajectories(x, t)  # type: ignore[operator]
+            features = pl_module.trajectories(x, nominal)  # type: ignore[operator]
         except SolverError as error:
             rank_zero_warn(f"FeaturePlot ends at t1: {error}")
             t = t[: self.n_times]
-            features = pl_module.trajectories(x, t)  # type: ignore[operator]
+            features = pl_module.trajectories(x, nominal[: self.n_times])  # type: ignore[operator]
         features = features.flatten(2)
         at_end = self.n_times - 1
         paths = array(principal_components(features, features[at_end]))
         numbers = array(targets.reshape(len(targets), -1)[:, 0])
         few = not targets.is_floating_point() and numbers.max() < 10
-        colours = colormaps["tab10" if few else "viridis"]
+        colours = ListedColormap(COLOURS) if few else colormaps["viridis"]
         scale = Normalize(0, 9) if few else Normalize(numbers.min(), numbers.max())
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure, [[left, right]] = panels(1, 2, (9, 3.6))
         for path, value in zip(paths.swapaxes(0, 1), numbers, strict=True):
             colour = colours(scale(value))
             left.plot(*path.T, color=colour, lw=0.6, alpha=0.6)
             right.plot(array(t), path[:, 0], color=colour, lw=0.6, alpha=0.6)
-        left.scatter(*paths[at_end].T, c=colours(scale(numbers)), s=12, label="t1", zorder=3)
-        left.set(title="features to t1 + b", ylabel="second component")
+        first, second = paths[at_end].T
+        left.scatter(first, second, c=colours(scale(numbers)), s=12, zorder=3)
+        left.set(title="features up to t1 + b, dots at t1", ylabel="second component at t1")
         for time, name in {t1 - b: "t1 - b", t1: "t1"}.items():
             right.axvline(time, color="grey", ls=":" if name == "t1" else "--", label=name)
-        right.set(title="the same against time", xlabel="t", ylabel="first component at t1")
+        right.set(title="the same against time", xlabel="time t", ylabel="first component at t1")
         left.set_xlabel("first component at t1")
-        left.legend(loc="upper left")
-        right.legend(loc="upper left")
+        for number in sorted(set(numbers)) if few else ():
+            left.scatter([], [], color=colours(scale(number)), s=12, label=f"class {number:g}")
+        if not few:
+            shades = ScalarMappable(scale, colours)
+            figure.colorbar(shades, ax=[left, right], label="target")
+        legend_below(figure, columns=6)
         return figure
 
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from steer_lightning.callbacks.folders import run_folder
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, array
+from steer_lightning.callbacks.plots.evaluation import EVERY_N_CHECKS, EvaluationPlot, array
 from steer_lightning.nn import Flow
+from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.seeding import stream
 
 
@@ -30,7 +31,7 @@ class SampleGrid(EvaluationPlot):
         n_samples: Images in each row.
         temperatures: Factors on the base's standard deviation, one row for each.
         seed: Of the noise, which is the same on every device.
-        every_n_checks: Draw after every n-th validation; after every test.
+        every_n_checks: See :class:`EvaluationPlot`.
 
     Raises:
         ValueError: If a number is not positive.
@@ -48,7 +49,7 @@ class SampleGrid(EvaluationPlot):
         n_samples: int = 10,
         temperatures: Sequence[float] = (1.0, 0.9, 0.8, 0.7),
         seed: int = 0,
-        every_n_checks: int = 1,
+        every_n_checks: int = EVERY_N_CHECKS,
     ) -> None:
         super().__init__(every_n_checks)
         if n_samples < 1 or not temperatures or min(temperatures) <= 0:
@@ -89,7 +90,7 @@ class SampleGrid(EvaluationPlot):
         return figure
 
 
-class SampleWriter(BasePredictionWriter):
+class SampleWriter(Shown, BasePredictionWriter):
     """Write the images that ``predict`` returns: a tensor and a grid for each batch.
 
     Files go to ``samples/`` beside the run's logs: ``<rank>_<batch>.pt`` holds the images,

@@ -7,7 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule
 
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, array
+from steer_lightning.callbacks.plots.evaluation import EVERY_N_CHECKS, EvaluationPlot, array
+from steer_lightning.callbacks.plots.style import COLOURS, legend_below, panels
 from steer_lightning.nn.series import SeriesBatch
 
 
@@ -24,7 +25,7 @@ class SeriesPlot(EvaluationPlot):
         features: Numbers of the features to draw, a row each.
         extend: How far to draw past the last time, as a fraction of the time range.
         n_points: Points of a curve.
-        every_n_checks: Draw after every n-th validation; after every test.
+        every_n_checks: See :class:`EvaluationPlot`.
 
     Raises:
         ValueError: If a number is out of range, or the data has no such feature.
@@ -42,7 +43,7 @@ class SeriesPlot(EvaluationPlot):
         features: Sequence[int] = (0,),
         extend: float = 0.0,
         n_points: int = 200,
-        every_n_checks: int = 1,
+        every_n_checks: int = EVERY_N_CHECKS,
     ) -> None:
         super().__init__(every_n_checks)
         if n_series < 1 or n_points < 2 or not extend >= 0.0 or not features or min(features) < 0:
@@ -75,23 +76,24 @@ class SeriesPlot(EvaluationPlot):
         times = first + share.to(first) * (last - first)
         draws = pl_module.predict_at(some, times)  # type: ignore[operator]
         n_rows, n_columns = len(self.features), len(times)
-        figure = Figure(figsize=(3.6 * n_columns, 2.6 * n_rows), layout="constrained")
-        axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex="col")
+        size = 3.6 * n_columns, 2.6 * n_rows
+        figure, axes = panels(n_rows, n_columns, size, sharex="col")
+        curve, point = COLOURS[:2]
         for row, feature in zip(axes, self.features, strict=True):
-            row[0].set_ylabel(f"feature {feature}")
+            row[0].set_ylabel(f"feature {feature}, as the model sees it")
             for i, axis in enumerate(row):
                 t, curves = array(times[i]), array(draws[:, i, :, feature])
-                axis.plot(t, curves.T, color="C0", lw=0.6, alpha=0.5)
-                axis.plot(t, curves.mean(0), color="C0", label="predicted")
+                axis.plot(t, curves.T, color=curve, lw=0.6, alpha=0.5)
+                axis.plot(t, curves.mean(0), color=curve, label="predicted")
                 seen = some.mask[i, :, feature] > 0
                 hidden = (some.target_mask[i, :, feature] > 0) & ~seen
-                for name, points, face in (("observed", seen, "C1"), ("hidden", hidden, "none")):
+                for name, points, face in (("observed", seen, point), ("hidden", hidden, "none")):
                     axis.scatter(
                         array(some.times[i, points]), array(some.values[i, points, feature]),
-                        s=12, facecolors=face, edgecolors="C1", lw=0.7, label=name, zorder=3,
+                        s=12, facecolors=face, edgecolors=point, lw=0.7, label=name, zorder=3,
                     )  # fmt: skip
-                axis.axvline(float(last[i]), color="grey", lw=0.6, ls=":")
+                axis.axvline(float(last[i]), color="grey", lw=0.6, ls=":", label="end of the data")
         for axis in axes[-1]:
-            axis.set_xlabel("t")
-        axes[0, 0].legend(loc="upper left", fontsize=7)
+            axis.set_xlabel("time t, as the data counts it")
+        legend_below(figure)
         return figure

@@ -38,6 +38,9 @@ class CNF(Flow, Block):
         data_at: The end of the span where the data sits: ``"t1"`` as in the paper's Eq. 8, or
             ``"t0"`` as in the public FFJORD and RNODE code.
         learn_t1: Make ``t1`` a parameter.
+        t1_range: Smallest and largest value of a learned ``t1``.
+        eval_end_time: Where the moved end of the span lies in eval mode, for densities and
+            samples; ``t1`` if not given.
         trace_estimator: ``"exact"``, for few dimensions; or ``"hutchinson"``, with one random
             probe for a whole solve.
         noise: Distribution of Hutchinson's probes, ``"gaussian"`` or ``"rademacher"``.
@@ -71,6 +74,8 @@ class CNF(Flow, Block):
         t_span: Sequence[float] = (0.0, 1.0),
         data_at: Literal["t0", "t1"] = "t1",
         learn_t1: bool = False,
+        t1_range: Sequence[float] | None = None,
+        eval_end_time: float | None = None,
         trace_estimator: TraceEstimator = "exact",
         noise: Noise = "gaussian",
         compile: bool = False,
@@ -80,7 +85,7 @@ class CNF(Flow, Block):
         check_choice("trace_estimator", trace_estimator, TRACE_ESTIMATORS)
         check_choice("noise", noise, NOISES)
         check_span(t_span)
-        horizon = SpanHorizon(t_span[0], t_span[1], learn_t1=learn_t1)
+        horizon = SpanHorizon(t_span[0], t_span[1], learn_t1, t1_range, eval_end_time)
         self.set_up(vector_field, solver or AdaptiveSolver(), eval_solver, horizon)
         self.data_at = data_at
         self.trace_estimator = trace_estimator
@@ -89,11 +94,11 @@ class CNF(Flow, Block):
 
     @property
     def base_time(self) -> float:
-        return self.horizon.t0 if self.data_at == "t1" else self.horizon.t1
+        return self.horizon.t0 if self.data_at == "t1" else self.horizon.default_end
 
     @property
     def data_time(self) -> float:
-        return self.horizon.t1 if self.data_at == "t1" else self.horizon.t0
+        return self.horizon.default_end if self.data_at == "t1" else self.horizon.t0
 
     def transport(
         self,
@@ -106,7 +111,7 @@ class CNF(Flow, Block):
         """Carry points to the base from a nominal time ``t`` on, or from the data's end."""
         check_shape("points", x, self.event_shape)
         start = self.data_time if t is None else t
-        integrals = [x.new_zeros(len(x)) for _ in range(3 if regularize else 1)]
+        integrals = [x.new_zeros(x.shape[0]) for _ in range(3 if regularize else 1)]
         if start == self.base_time:
             return Transport(x, *integrals)
         t_eval = default_times(x, start, self.base_time)
@@ -157,7 +162,7 @@ class CNF(Flow, Block):
                 f"Expected `t_eval` to start where the base sits, at {self.base_time:g}, but got "
                 f"{float(t_eval[0]):g}."
             )
-        ys, deltas = self._solve((z, z.new_zeros(len(z))), t_eval, generator)
+        ys, deltas = self._solve((z, z.new_zeros(z.shape[0])), t_eval, generator)
         return ys, standard_normal_log_prob(z) - deltas
 
     def _integrate(self, field: nn.Module, state: Any, t_eval: Tensor) -> Solution:

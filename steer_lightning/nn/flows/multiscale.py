@@ -37,6 +37,8 @@ class MultiScaleCNF(Flow):
         t_span: ``(t0, t1)`` of each block; STEER moves ``t1``.
         data_at: End of the span nearer the data; ``"t0"`` as in the public FFJORD and RNODE code.
         learn_t1: Make each block's ``t1`` a parameter.
+        t1_range: Smallest and largest value of a learned ``t1``.
+        eval_end_time: Where the moved end of each block lies in eval mode.
         trace_estimator: ``"hutchinson"``, or ``"exact"`` for tiny images.
         noise: Distribution of Hutchinson's probes.
         compile: Compile the field with its divergence, once for all blocks of a shape.
@@ -67,6 +69,8 @@ class MultiScaleCNF(Flow):
         t_span: Sequence[float] = (0.0, 1.0),
         data_at: Literal["t0", "t1"] = "t0",
         learn_t1: bool = False,
+        t1_range: Sequence[float] | None = None,
+        eval_end_time: float | None = None,
         trace_estimator: TraceEstimator = "hutchinson",
         noise: Noise = "gaussian",
         compile: bool = False,
@@ -77,7 +81,8 @@ class MultiScaleCNF(Flow):
         self.logit = None if alpha is None else Logit(alpha)
 
         settings = (
-            solver, eval_solver, t_span, data_at, learn_t1, trace_estimator, noise, compile
+            solver, eval_solver, t_span, data_at, learn_t1, t1_range, eval_end_time,
+            trace_estimator, noise, compile,
         )  # fmt: skip
 
         def stack(shape: tuple[int, ...]) -> list[CNF]:

@@ -1,7 +1,7 @@
 """Small models with data, a trainer that logs to TensorBoard, and what it left there."""
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -9,6 +9,7 @@ from datamodules import StiffODEDataModule, ToyDensityDataModule
 from steer_lightning.modules import CNFModule, StiffODEModule
 from steer_lightning.nn import CNF, ConcatSquashField, MLPField
 from steer_lightning.solvers import FixedGridSolver
+from tests.helpers.models import tiny_trainer
 
 
 def make_cnf(dim=2, **arguments):
@@ -30,20 +31,9 @@ def stiff_data():
 
 
 def make_trainer(tmp_path, *callbacks, **arguments):
-    return Trainer(
-        **{
-            "accelerator": "cpu",
-            "max_epochs": 1,
-            "logger": TensorBoardLogger(tmp_path, name="run", version="v"),
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-            "log_every_n_steps": 1,
-            **arguments,
-        },
-        callbacks=list(callbacks),
-    )
+    logger = TensorBoardLogger(tmp_path, name="run", version="v")
+    settings = {"logger": logger, "default_root_dir": tmp_path, "log_every_n_steps": 1}
+    return tiny_trainer(*callbacks, **{**settings, **arguments})
 
 
 def images(tmp_path):
@@ -54,8 +44,12 @@ def images(tmp_path):
 
 
 def plots(tmp_path):
+    """Names of the files of plots, without the SVG that each PNG has beside it."""
     folder = tmp_path / "run" / "v" / "plots"
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    vectors = {name.replace(".png", ".svg") for name in names if name.endswith(".png")}
+    assert vectors <= names
+    return sorted(names - vectors)
 
 
 class Bare(LightningModule):

@@ -61,6 +61,22 @@ def test_sweep_takes_the_first_batches(tmp_path, n_batches):
     assert sweep["nll"][1] == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{"t_span": (0.0, 0.5)}, {"learn_t1": True}])
+def test_models_of_other_end_times_are_swept_over_one_range(tmp_path, settings):
+    field, data = make_cnf().flow.vector_field, toy_data(n_test=24)
+    flow = CNF(field, (2,), **settings)
+    if flow.horizon.learned_t1 is not None:
+        nn.init.constant_(flow.horizon.learned_t1, 0.8)
+    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 3, t1=1.0))
+    trainer.test(CNFModule(flow), data, verbose=False)
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+    assert sweep["end_time"] == [0.5, 1.0, 1.5]
+    x, _ = data.build("test").tensors
+    for end_time, nll in zip(sweep["end_time"], sweep["nll"], strict=True):
+        expected = -CNF(field, (2,), t_span=(0.0, end_time)).log_prob(x).mean()
+        assert nll == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_sweep_over_quadrature_points_in_one_batch(tmp_path):
     module = make_cnf(1)
     data = toy_data(1, n_test=300, eval_batch_size=300, test_points="quadrature")

@@ -51,10 +51,14 @@ def image_data():
 @pytest.mark.parametrize(
     ("callbacks", "make", "data"),
     [
-        ([FlowPlot(), EndTimeSweep(0.5, 3, split="train")], make_cnf, toy_data),
-        ([StiffPlot()], make_stiff, stiff_data),
-        ([FeaturePlot(b=0.5)], classifier, labelled),
-        ([SampleGrid(1, [1.0])], lambda: ImageFlowModule(lively(image_flow())), image_data),
+        ([FlowPlot(1), EndTimeSweep(0.5, 3, split="train")], make_cnf, toy_data),
+        ([StiffPlot(1)], make_stiff, stiff_data),
+        ([FeaturePlot(b=0.5, every_n_checks=1)], classifier, labelled),
+        (
+            [SampleGrid(1, [1.0], every_n_checks=1)],
+            lambda: ImageFlowModule(lively(image_flow())),
+            image_data,
+        ),
     ],
 )
 def test_drawing_changes_neither_weights_nor_random_state(tmp_path, callbacks, make, data):

@@ -27,7 +27,7 @@ def loader(n=12):
 
 def test_feature_plot(tmp_path):
     module, data = make_classifier(), loader()
-    trainer = make_trainer(tmp_path, FeaturePlot(b=0.5), max_epochs=2)
+    trainer = make_trainer(tmp_path, FeaturePlot(b=0.5, every_n_checks=1), max_epochs=2)
     trainer.fit(module, data, data)
     trainer.test(module, data, verbose=False)
     assert plots(tmp_path) == ["features_test.png", "features_val.png"]
@@ -54,6 +54,24 @@ def test_figure_follows_the_features_beyond_the_end(t_span, b):
     torch.testing.assert_close(torch.tensor(first[4]).float(), expected[0, 0], atol=1e-3, rtol=0.0)
     dots = torch.as_tensor(in_plane.collections[0].get_offsets().data).float()
     torch.testing.assert_close(dots, expected, atol=1e-3, rtol=0.0)
+
+
+def test_a_learned_end_is_followed_at_actual_times():
+    class Clock(nn.Module):
+        def forward(self, t, y):
+            return torch.ones_like(y)
+
+    block = ODEBlock(Clock(), FixedGridSolver("rk4", 1), learn_t1=True)
+    with torch.no_grad():
+        block.horizon.learned_t1.fill_(2.0)
+        figure = FeaturePlot(0.5).draw(
+            ClassifierModule(block, nn.Linear(3, 3), 3), next(iter(loader()))
+        )
+    times, first = figure.axes[1].lines[0].get_xydata().T
+    assert times[-1] == pytest.approx(2.5)
+    slope = (first[1:] - first[0]) / times[1:]
+    assert slope == pytest.approx(slope[0], rel=1e-3)
+    assert abs(float(slope[0])) > 0.1
 
 
 def test_paths_end_at_t1_where_a_solve_fails_beyond_it():

@@ -26,7 +26,7 @@ def waves():
 
 @pytest.mark.parametrize("make", [latent_ode, ode_rnn])
 def test_a_plot_after_validation_and_test(tmp_path, make):
-    callbacks = SeriesPlot(extend=0.5, n_points=11), SteerCallback(b="auto")
+    callbacks = SeriesPlot(extend=0.5, n_points=11, every_n_checks=1), SteerCallback(b="auto")
     module, trainer = make(), make_trainer(tmp_path, *callbacks)
     trainer.fit(module, waves())
     trainer.test(module, waves(), verbose=False)

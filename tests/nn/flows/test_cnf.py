@@ -65,6 +65,27 @@ def test_both_ways_and_the_density_against_the_closed_form(data_at):
 
 
 @pytest.mark.parametrize("data_at", ENDS)
+def test_evaluation_at_another_end_is_a_flow_of_its_own(data_at):
+    end = 1.1
+    flow, x = linear_flow(data_at, eval_end_time=end), torch.randn(5, 2, dtype=torch.float64)
+    tight = {"atol": 1e-7, "rtol": 0.0}
+    torch.testing.assert_close(flow.log_prob(x), exact_log_prob(flow, x), **tight)
+    flow.eval()
+    assert end in (flow.base_time, flow.data_time)
+    for t in (None, T0, 0.8, end):
+        expected = exact_log_prob(flow, x, t, end=end)
+        torch.testing.assert_close(flow.log_prob(x, t), expected, **tight)
+    z, _ = flow(x)
+    torch.testing.assert_close(flow.inverse(z), x, **tight)
+    t_eval = torch.tensor([flow.base_time, flow.data_time], dtype=torch.float64)
+    states, log_p = flow.trajectories(z, t_eval)
+    torch.testing.assert_close(states[-1], x, **tight)
+    torch.testing.assert_close(log_p[-1], exact_log_prob(flow, x, end=end), **tight)
+    flow.horizon.perturb(FixedOffset(0.25))
+    torch.testing.assert_close(flow.log_prob(x), exact_log_prob(flow, x, end=T1 + 0.25), **tight)
+
+
+@pytest.mark.parametrize("data_at", ENDS)
 def test_gradients_of_parameters_and_end_time_against_the_closed_form(data_at):
     x = torch.randn(5, 2, dtype=torch.float64)
     reference = linear_flow(data_at)

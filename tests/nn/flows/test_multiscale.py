@@ -131,6 +131,7 @@ def test_settings_reach_every_block():
         "t_span": (0.5, 2.0),
         "data_at": "t1",
         "learn_t1": True,
+        "t1_range": (1.0, 3.0),
         "trace_estimator": "exact",
         "noise": "rademacher",
         "compile": True,
@@ -139,8 +140,11 @@ def test_settings_reach_every_block():
         assert (block.solver, block.eval_solver) == (solver, eval_solver)
         assert (block.horizon.t0, block.horizon.t1) == (0.5, 2.0)
         assert block.horizon.learned_t1 is not None
+        assert block.horizon.t1_range == (1.0, 3.0)
         assert (block.data_at, block.trace_estimator, block.noise) == ("t1", "exact", "rademacher")
         assert block._compile
+    for block in image_flow((1, 8, 8), eval_end_time=0.5).blocks:
+        assert block.horizon.eval_end_time == 0.5
     flow = MultiScaleCNF((1, 4, 4))  # the defaults are those of the papers
     assert flow.logit.alpha == 1e-5
     for block in flow.blocks:

@@ -1,0 +1,133 @@
+"""What is published of finished runs: pages, pictures, records, and an index of what holds."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from reproduce.experiments import EXPERIMENTS, Claim, Comparison, Experiment, Scale, Variant
+from reproduce.records import Results, finished, read_records, write_records
+from reproduce.report import WORK, compare, markdown, metric_values, show_difference, write_page
+from reproduce.statistics import Paired
+
+RECORDS = "records.jsonl"
+# In the order of the index, and what the words mean there.
+STATUS = {
+    "holds": "every comparison agrees with the paper",
+    "holds in part": "some comparisons agree, and others do not or show nothing",
+    "does not hold": "no comparison agrees, and some show otherwise",
+    "open": "nothing is shown, or has run",
+}
+_SHOWN = ("gain", "loss", "no difference")
+
+
+def publish(folder: Path, experiment: Experiment, results: Results) -> None:
+    """Write page, picture and records of an experiment, of which at least one run is finished.
+
+    A picture that cannot be drawn, as callbacks' plots cannot be from records, is left as it is.
+    """
+    if not any(finished(records) for records in results.values()):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = {record.seed for records in results.values() for record in records}
+    line = [experiment.name, "--scale", experiment.scale, "--seeds", str(len(seeds))]
+    page = write_page(experiment, results, shlex.join(["python", "-m", "reproduce", *line]))
+    picture = f"![{experiment.title}]({experiment.name}.png)"
+    (folder / f"{experiment.name}.md").write_text(f"{page}\n{picture}\n")
+    write_records(folder / RECORDS, experiment, results)
+    figure = experiment.draw(experiment, results)
+    if any(axis.has_data() for axis in figure.axes):
+        figure.savefig(folder / f"{experiment.name}.png", dpi=120)
+
+
+class Finding(NamedTuple):
+    """A claim, what became of it, and each comparison."""
+
+    experiment: Experiment
+    claim: Claim
+    status: str
+    seen: list[tuple[Comparison, Variant, Paired]]
+
+
+def judge(experiment: Experiment, claim: Claim, results: Results) -> Finding:
+    """Whether a claim holds, by the verdicts of all comparisons of its metric."""
+    metric = next(m for m in (*experiment.metrics, *WORK) if m.key == claim.metric)
+    values = {v: metric_values(results[v], metric) for v in experiment.variants}
+    seen = [
+        (part, variant, compare(metric, values[part.baseline], values[variant]))
+        for part in experiment.comparisons
+        if part.setting.startswith(claim.settings)
+        for variant in part.others
+    ]
+    verdicts = [found.verdict for *_, found in seen]
+    agree = sum(verdict in claim.expects for verdict in verdicts)
+    if agree:
+        status = "holds" if agree == len(verdicts) else "holds in part"
+    else:
+        status = "does not hold" if any(v in _SHOWN for v in verdicts) else "open"
+    return Finding(experiment, claim, status, seen)
+
+
+def write_index(folder: Path, scale: Scale) -> None:
+    """Write ``index.md``: what holds, what does not, what is open; then a picture a claim."""
+    path = folder / RECORDS
+    if not path.is_file():
+        return
+    experiments = {
+        e: read_records(path, e) for e in (make(scale) for make in EXPERIMENTS.values())
+    }
+    findings = [
+        judge(e, claim, results) for e, results in experiments.items() for claim in e.claims
+    ]
+    order = [*STATUS]
+    findings.sort(key=lambda finding: order.index(finding.status))
+    rows = [["claim", "so", "seen"]]
+    rows += [[_link(f), f"**{f.status}**", _counted(f)] for f in findings]
+    words = "; ".join(f"*{status}*: {meaning}" for status, meaning in STATUS.items())
+    others = [e for e, results in experiments.items() if not e.claims and _has_run(results)]
+    parts = [
+        "# What holds of the paper",
+        f"By verdicts of paired 95 % intervals over seeds: {words}. Each page says what differs "
+        "from the paper's setting, with seeds, commit and hardware.",
+        markdown(rows),
+        *(["Beyond the paper:"] if others else []),
+        "\n".join(f"- [{e.title}]({e.name}.md)" for e in others),
+        *(part for finding in findings if finding.status != "open" for part in _section(finding)),
+    ]
+    (folder / "index.md").write_text("\n\n".join(filter(None, parts)) + "\n")
+
+
+def _has_run(results: Results) -> bool:
+    return any(finished(records) for records in results.values())
+
+
+def _link(finding: Finding) -> str:
+    place = finding.experiment.title.partition(":")[0]
+    seen = any(found.n for *_, found in finding.seen)
+    return (
+        f"{finding.claim.says} ({f'[{place}]({finding.experiment.name}.md)' if seen else place})"
+    )
+
+
+def _counted(finding: Finding) -> str:
+    """How many comparisons gave each verdict."""
+    counts = Counter(found.verdict if found.n else "not run" for *_, found in finding.seen)
+    return ", ".join(f"{verdict}: {n}" for verdict, n in counts.most_common())
+
+
+def _section(finding: Finding) -> Iterator[str]:
+    """The claim, its picture, and what was seen in each comparison."""
+    experiment, claim = finding.experiment, finding.claim
+    metric = next(m for m in (*experiment.metrics, *WORK) if m.key == claim.metric)
+    against = "ratio to baseline" if metric.ratio else "difference to baseline"
+    yield f"## {claim.says[0].upper()}{claim.says[1:]}: {finding.status}"
+    yield f"![{experiment.title}]({experiment.name}.png)"
+    rows = [["setting", "variant", f"{metric.label}: {against} [95 %]", "n", "verdict"]]
+    for part, variant, found in finding.seen:
+        if found.n == 0:
+            continue
+        shown, verdict = show_difference(found, metric)
+        rows.append([part.setting, variant.label, shown, str(found.n), verdict])
+    yield markdown(rows)
+    yield f"{experiment.cut} All of it: [{experiment.title}]({experiment.name}.md)."
