@@ -22,11 +22,11 @@ def built(**arguments):
 def test_reference_against_our_own_solver(system):
     make = {"robertson": robertson, "van_der_pol": lienard}[system]
     t, y = trajectory(system, 40)
-    solver = RosenbrockSolver(rtol=1e-9, atol=1e-13, max_nfe=None)
-    scale = torch.tensor(make().scale)
+    solver = RosenbrockSolver(rtol=1e-8, atol=1e-12, max_nfe=None)
+    scale = torch.tensor(make().scale, dtype=torch.float64)
     with torch.no_grad():
         found = solver.solve(make().vector_field, (y[0] * scale)[None], t).ys[:, 0] / scale
-    tolerance = 1e-6 if system == "robertson" else 2e-4  # the times of the jumps
+    tolerance = 1e-6 if system == "robertson" else 1e-3  # the times of its jumps
     torch.testing.assert_close(found, y, rtol=0.0, atol=tolerance)
     assert y.dtype == t.dtype == torch.float64
     assert float(y.abs().max()) < 1.01
@@ -36,7 +36,7 @@ def test_points_of_robertsons_problem_lie_equally_in_the_logarithm():
     t, y = trajectory("robertson", 21)
     assert float(t[0]) == 0.0
     np.testing.assert_allclose(t[1:], 10.0 ** np.arange(-5.0, 5.01, 0.5), rtol=1e-12)
-    mass = y @ torch.tensor(robertson().scale).double()
+    mass = y @ torch.tensor(robertson().scale, dtype=torch.float64)
     torch.testing.assert_close(mass, torch.ones(22).double())
 
 
@@ -44,7 +44,8 @@ def test_points_of_van_der_pol_lie_equally_along_the_curve():
     t, y = trajectory("van_der_pol", 400)
     assert (float(t[0]), float(t[-1])) == (0.0, 2000.0)
     gaps = torch.cat([t[:, None] / 2000.0, y], dim=1).diff(dim=0).norm(dim=1)
-    assert float(gaps.max() / gaps.min()) < 1.2
+    assert float(gaps.max() / gaps.min()) < 1.5  # straight ones, across a corner
+    assert float(gaps.max() / gaps.median()) < 1.01
     assert float(t.diff().min()) < 1e-2 < 1.0 < float(t.diff().max())  # dense in the jumps
 
 
