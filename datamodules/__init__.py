@@ -10,6 +10,7 @@ from datamodules.periodic import PeriodicDataModule
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.series import SeriesData, SeriesDataModule
 from datamodules.stiff import StiffBatch, StiffODEDataModule, StiffTrajectory
+from datamodules.stiff_trajectories import StiffSystemDataModule
 from datamodules.toy import ToyDensityDataModule
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SeriesDataModule",
     "StiffBatch",
     "StiffODEDataModule",
+    "StiffSystemDataModule",
     "StiffTrajectory",
     "TensorDataModule",
     "ToyDensityDataModule",

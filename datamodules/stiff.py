@@ -11,7 +11,7 @@ from datamodules.base import Split, TensorData, TensorDataModule, check_at_least
 from steer_lightning.utils.checks import check_choice
 
 _START_TIMES = ("uniform", "uniform_and_zero", "grid", "log_uniform")
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class StiffBatch(NamedTuple):
@@ -153,7 +153,7 @@ class StiffODEDataModule(TensorDataModule):
             )
         check_at_least(1, n_starts=n_starts)
         check_at_least(2, n_test=n_test)
-        check_choice("dtype", dtype, _DTYPES)
+        check_choice("dtype", dtype, DTYPES)
         self.r = r
         self.t_end = t_end
         self.interval = interval
@@ -161,7 +161,7 @@ class StiffODEDataModule(TensorDataModule):
         self.start_times = start_times
         self.test_t_end = test_t_end
         self.n_test = n_test
-        self.dtype = _DTYPES[dtype]
+        self.dtype = DTYPES[dtype]
 
     def build(self, split: Split) -> Dataset[Any]:
         if split == "train":
@@ -183,11 +183,11 @@ class StiffODEDataModule(TensorDataModule):
             return TensorData(StiffBatch(*(tensor.to(self.dtype) for tensor in pieces)))
         t = torch.linspace(0.0, self.test_t_end, self.n_test, dtype=torch.float64)
         y = stiff_solution(t, self.r).unsqueeze(-1)
-        whole = _OneTrajectory([StiffTrajectory(t.to(self.dtype), y.to(self.dtype))])
+        whole = OneTrajectory([StiffTrajectory(t.to(self.dtype), y.to(self.dtype))])
         return cast(Dataset[Any], whole)
 
 
-class _OneTrajectory(list[StiffTrajectory]):
+class OneTrajectory(list[StiffTrajectory]):
     """A set with one item: neither batches nor ranks cut the trajectory."""
 
     def __getitems__(self, indices: list[int]) -> StiffTrajectory:

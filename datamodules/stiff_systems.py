@@ -70,6 +70,34 @@ class VanDerPolField(nn.Module):
         return torch.stack([v, self.log_mu.exp() * (1.0 - x * x) * v - x], dim=-1)
 
 
+class LienardField(nn.Module):
+    r"""Van der Pol's oscillator in Liénard's coordinates.
+
+    .. math:: z = x' / \mu - x + x^3 / 3, \qquad x' = \mu (z + x - x^3 / 3), \qquad z' = -x / \mu
+
+    Both are of order one where :math:`x'` itself runs over six orders of magnitude: the slow parts
+    follow the curve :math:`z = x^3 / 3 - x`, and a jump goes from one branch to the other.
+
+    Args:
+        mu: Damping.
+
+    References:
+        Hairer and Wanner, *Solving ODEs II*, Section IV.1.
+    """
+
+    autonomous = True
+
+    def __init__(self, mu: float = 1000.0) -> None:
+        super().__init__()
+        self.log_mu = nn.Parameter(torch.tensor(mu, dtype=torch.float64).log())
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Derivative of ``y``, shape ``(B, 2)``."""
+        x, z = y.unbind(-1)
+        mu = self.log_mu.exp()
+        return torch.stack([mu * (z + x - x**3 / 3.0), -x / mu], dim=-1)
+
+
 class StiffSystem(NamedTuple):
     """An initial value problem.
 
@@ -99,3 +127,8 @@ def robertson(t1: float = 1e5) -> StiffSystem:
 def van_der_pol(mu: float = 1000.0) -> StiffSystem:
     """A bit more than one turn of Van der Pol's oscillator."""
     return StiffSystem(VanDerPolField(mu), (2.0, 0.0), (0.0, 2.0 * mu), (2.0, 1.35 * mu))
+
+
+def lienard(mu: float = 1000.0) -> StiffSystem:
+    """:func:`van_der_pol` in Liénard's coordinates."""
+    return StiffSystem(LienardField(mu), (2.0, 2.0 / 3.0), (0.0, 2.0 * mu), (2.0, 2.0 / 3.0))

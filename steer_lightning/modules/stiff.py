@@ -15,28 +15,35 @@ from steer_lightning.utils.checks import check_choice
 
 
 class StiffODEModule(TaskModule):
-    r"""Learn :math:`dy/dt = f(t, y)` from pairs of states one interval apart.
+    r"""Learn :math:`dy/dt = f(t, y)` from pairs of states, one piece of a trajectory each.
 
-    A training batch is a tuple ``(t_start (B,), y_start (B, D), t_end (B,), y_end (B, D))`` whose
-    times are ``interval`` apart; the loss is the mean absolute error at ``t_end``. An evaluation
-    batch is a whole trajectory ``(t (T,), y (T, D))``, rolled out from its first state.
+    A training batch is a tuple ``(t_start (B,), y_start (B, D), t_end (B,), y_end (B, D))``; the
+    loss is an error at ``t_end``. An evaluation batch is a whole trajectory, ``t (T,)`` and
+    ``y (T, D)``, rolled out from its first state.
 
     Logged in validation: ``val/mse``; ``val/mse_min``, its minimum so far, which is chosen on the
     test trajectory and is what the paper reports; ``val/mse_median``, its median over the last
-    ``window`` checks. ``predict`` gives the rolled-out states ``(T, D)``.
+    ``window`` checks; ``val/relative_error_1`` and so on, for each component the largest error
+    of the trajectory, in units of the range of that component; ``val/relative_error``, the largest
+    of these. ``predict`` gives the rolled-out states ``(T, D)``.
 
     Args:
         vector_field: ``f(t, y)`` for states ``(B, D)``; if not given, the tanh network of the
             reference: two hidden layers of 500, normal weights of standard deviation 0.1.
-        interval: Length of the pieces, in units of time.
+        interval: Length of the pieces, in units of time; ``None`` for pieces with lengths of their
+            own, each of which runs over the nominal span ``[0, 1]``.
         time_input: ``"absolute"`` gives the field the time of each piece, as the equation says;
             ``"released"`` the time since its start, as the code released with the paper does.
         solver: Integrator; dopri5 at ``rtol=1e-7, atol=1e-9`` if not given.
         window: Number of checks in ``val/mse_median``.
+        loss: ``"mae"``, the mean absolute error, or ``"rms"``, the root of the mean square of each
+            component's errors over the batch, averaged over the components.
+        eval_solver: Integrator in eval mode; ``solver`` if not given.
         **optimization: See :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
-        ValueError: If ``time_input`` is unknown or the batch's pieces have another length.
+        ValueError: If ``time_input`` or ``loss`` is unknown, or the batch's pieces have another
+            length.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.4 and Figures 4 and 5.
@@ -51,22 +58,27 @@ class StiffODEModule(TaskModule):
     def __init__(
         self,
         vector_field: nn.Module | None = None,
-        interval: float = 0.125,
+        interval: float | None = 0.125,
         time_input: Literal["absolute", "released"] = "absolute",
         solver: Solver | None = None,
         window: int = 25,
+        loss: Literal["mae", "rms"] = "mae",
+        eval_solver: Solver | None = None,
         **optimization: Any,
     ) -> None:
         super().__init__(**optimization)
         check_choice("time_input", time_input, ("absolute", "released"))
+        check_choice("loss", loss, ("mae", "rms"))
         if vector_field is None:
             vector_field = MLPField(1, (500, 500), "tanh", init_std=0.1)
         self.interval = interval
         self.time_input = time_input
+        self.loss = loss
         self.block = ODEBlock(
             vector_field,
             AdaptiveSolver("dopri5", rtol=1e-7, atol=1e-9) if solver is None else solver,
-            t_span=(0.0, interval),
+            t_span=(0.0, 1.0 if interval is None else interval),
+            eval_solver=eval_solver,
         )
         self.add_metrics({"mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
         self._minimum = float("inf")
@@ -85,18 +97,26 @@ class StiffODEModule(TaskModule):
     def evaluate(self, batch: Any) -> dict[str, Tensor]:
         t_start, y_start, t_end, y_end = batch
         length = t_end - t_start
-        if bool(((length - self.interval).abs() > 1e-4 * self.interval).any()):
+        start = t_start if self.time_input == "absolute" else None
+        if self.interval is None:
+            end = t_end if self.time_input == "absolute" else length
+            predicted = self.block(y_start, t_start=start, t_end=end)
+        elif bool(((length - self.interval).abs() > 1e-4 * self.interval).any()):
             raise ValueError(
                 f"Expected pieces of length interval = {self.interval:g}, but got lengths "
-                f"{length.min():g} to {length.max():g}. Give module and data the same interval."
+                f"{length.min():g} to {length.max():g}. Give module and data the same interval, "
+                f"or the module interval=None for pieces with lengths of their own."
             )
-        start = t_start if self.time_input == "absolute" else None
-        predicted = self.block(y_start, t_start=start)
-        return {"loss": (predicted - y_end).abs().mean()}
+        else:
+            predicted = self.block(y_start, t_start=start)
+        error = predicted - y_end
+        if self.loss == "mae":
+            return {"loss": error.abs().mean()}
+        return {"loss": torch.linalg.vector_norm(error, dim=0).mean() / len(error) ** 0.5}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.evaluate(batch)["loss"]
-        self.log("train/mae", loss, prog_bar=True)
+        self.log(f"train/{self.loss}", loss, prog_bar=True)
         return loss
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -129,3 +149,19 @@ class StiffODEModule(TaskModule):
         predicted = self(y[0], t)
         self.update_metric(stage, "mse", predicted, y, prog_bar=True, batch_size=1)
         self.update_metric(stage, "mae", predicted, y, batch_size=1)
+        errors = relative_errors(predicted, y)
+        found = {f"relative_error_{i}": error for i, error in enumerate(errors, start=1)}
+        for name, error in {**found, "relative_error": errors.max()}.items():
+            self.log(f"{stage}/{name}", error, batch_size=1, sync_dist=True)
+
+
+def relative_errors(predicted: Tensor, true: Tensor) -> Tensor:
+    """Largest error along axis 0 of each component, in units of its range, shape ``(D,)``.
+
+    Example:
+        >>> relative_errors(
+        ...     torch.tensor([[0.0], [1.5], [2.0]]), torch.tensor([[0.0], [1.0], [2.0]])
+        ... )
+        tensor([0.2500])
+    """
+    return (predicted - true).abs().amax(0) / (true.amax(0) - true.amin(0))

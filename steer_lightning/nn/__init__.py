@@ -9,6 +9,7 @@ from steer_lightning.nn.flows.conv_flow_field import ConvFlowField
 from steer_lightning.nn.flows.flow import Flow, Transport
 from steer_lightning.nn.flows.multiscale import MultiScaleCNF
 from steer_lightning.nn.ode_block import ODEBlock
+from steer_lightning.nn.relaxation import RelaxationField
 from steer_lightning.nn.series.encoders import (
     Observations,
     ODERNNEncoder,
@@ -41,6 +42,7 @@ __all__ = [
     "ODERNNForecaster",
     "Observations",
     "RNNEncoder",
+    "RelaxationField",
     "Transport",
     "Unroll",
     "observations",

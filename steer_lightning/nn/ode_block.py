@@ -75,7 +75,12 @@ class ODEBlock(Block):
         self.set_up(vector_field, solver or AdaptiveSolver(), eval_solver, horizon)
 
     def forward(
-        self, y0: Any, t_eval: Tensor | None = None, *, t_start: Tensor | None = None
+        self,
+        y0: Any,
+        t_eval: Tensor | None = None,
+        *,
+        t_start: Tensor | None = None,
+        t_end: Tensor | None = None,
     ) -> Any:
         """Solve from ``y0``.
 
@@ -83,18 +88,23 @@ class ODEBlock(Block):
             y0: State at the first time, shape ``(B, ...)``, or a tuple of such.
             t_eval: Nominal times, shape ``(T,)``; the ends of the span if not given.
             t_start: Actual time of each sample at ``t0``, shape ``(B,)``, for samples that run
-                through intervals of one length from times of their own; spans only.
+                through intervals of their own; ``t0`` if not given; spans only.
+            t_end: Actual time of each sample at ``t1``, shape ``(B,)``; the start and the length
+                of the span if not given.
 
         Returns:
             The state at ``t1``, or with ``t_eval`` those at all its times, ``(T, B, ...)``.
         """
         times = self.horizon.times(y0) if t_eval is None else t_eval
         field: Any = self.vector_field
-        if t_start is not None:
+        if t_start is not None or t_end is not None:
             if not isinstance(self.horizon, SpanHorizon):
                 raise ValueError(
-                    "Expected no `t_start` with a GridHorizon, whose times are actual."
+                    "Expected no `t_start` or `t_end` with a GridHorizon, whose times are actual."
                 )
-            field = WarpedField(field, TimeWarp(self.horizon.t0, t_start, 1.0))
+            t0, t1 = self.horizon.t0, self.horizon.t1
+            start = t0 if t_start is None else t_start
+            rate = 1.0 if t_end is None else (t_end - start) / (t1 - t0)
+            field = WarpedField(field, TimeWarp(t0, start, rate))
         ys = self.solve(field, y0, times).ys
         return last_of(ys) if t_eval is None else ys

@@ -13,6 +13,7 @@ from datamodules import (
     PeriodicDataModule,
     PhysioNetDataModule,
     StiffODEDataModule,
+    StiffSystemDataModule,
     ToyDensityDataModule,
 )
 from datamodules.stiff import stiff_solution
@@ -32,6 +33,8 @@ AT_LEAST = [
     (ToyDensityDataModule, 1, "n_train n_val n_test batch_size"),
     (StiffODEDataModule, 1, "n_starts"),
     (StiffODEDataModule, 2, "n_test"),
+    (StiffSystemDataModule, 1, "gaps repeats batch_size"),
+    (StiffSystemDataModule, 2, "n_points n_test"),
 ]
 CHOICES = [
     (MNISTDataModule, "pixels"),
@@ -45,6 +48,8 @@ CHOICES = [
     (ToyDensityDataModule, "test_points"),
     (StiffODEDataModule, "start_times"),
     (StiffODEDataModule, "dtype"),
+    (StiffSystemDataModule, "system"),
+    (StiffSystemDataModule, "dtype"),
 ]
 ONE_DIMENSION = "one-dimensional density in closed form"
 OTHERS = [

@@ -165,8 +165,13 @@ def test_a_grid_has_no_times_of_its_own():
     solver, field, y0 = TorchdiffeqSolver(), CosineField(), initial_state()
     with pytest.raises(ValueError, match="Expected `t_eval` with a GridHorizon"):
         solve(GridHorizon(), solver, field, y0)
-    with pytest.raises(ValueError, match="Expected no `t_start` with a GridHorizon"):
-        ODEBlock(field, horizon=GridHorizon())(y0, times(0.0, 1.0), t_start=times(0.0, 0.0, 0.0))
+    for name in ("t_start", "t_end"):
+        with pytest.raises(
+            ValueError, match="Expected no `t_start` or `t_end` with a GridHorizon"
+        ):
+            ODEBlock(field, horizon=GridHorizon())(
+                y0, times(0.0, 1.0), **{name: times(*[2.0] * 3)}
+            )
 
 
 @pytest.mark.parametrize("t_eval", [(0.0, 1.0, 1.0), (0.0, 2.0, 1.0), (0.0,)])

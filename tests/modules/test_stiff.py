@@ -57,6 +57,26 @@ def test_loss_against_odeint_by_hand(time_input, offset):
     torch.testing.assert_close(module.evaluate(batch)["loss"], expected, atol=1e-7, rtol=0.0)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.2])
+@pytest.mark.parametrize("time_input", ["absolute", "released"])
+def test_pieces_with_lengths_of_their_own_against_odeint_by_hand(time_input, offset):
+    field = MLPField(2, (8,)).double()
+    module = StiffODEModule(field, None, time_input, TorchdiffeqSolver(**TIGHT), loss="rms")
+    module.block.horizon.perturb(FixedOffset(offset))
+    t_start = torch.tensor([0.0, 3.0, 7.5], dtype=torch.float64)
+    t_end = torch.tensor([0.1, 4.0, 10.0], dtype=torch.float64)
+    y_start, y_end = torch.randn(2, 3, 2, dtype=torch.float64)
+    squares = []
+    for first, start, last, end in zip(t_start, y_start, t_end, y_end, strict=True):
+        length = (1.0 + offset) * (last - first)
+        begin = first if time_input == "absolute" else torch.zeros_like(first)
+        times = torch.stack([begin, begin + length])
+        squares.append((odeint(field, start[None], times, **TIGHT)[-1, 0] - end).square())
+    expected = torch.stack(squares).mean(0).sqrt().mean()
+    found = module.evaluate(StiffBatch(t_start, y_start, t_end, y_end))["loss"]
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=0.0)
+
+
 @pytest.mark.parametrize("time_input", ["absolute", "released"])
 def test_trajectory_against_odeint_by_hand(time_input):
     field = MLPField(1, (8,)).double()
@@ -80,13 +100,16 @@ class Line(nn.Module):
 def test_errors_of_a_trajectory_by_hand(tmp_path):
     module = StiffODEModule(Line(), solver=FixedGridSolver("euler", 1))
     t = torch.tensor([0.0, 1.0, 4.0])
-    batch = StiffTrajectory(t, torch.tensor([[0.0], [3.0], [3.0]]))  # errors 0, -2, 1
+    # Errors of 0, -2, 1 in a range of 3, and of 0, 0, 2 in one of 2.
+    batch = StiffTrajectory(t, torch.tensor([[0.0, 0.0], [3.0, 1.0], [3.0, 2.0]]))
     trainer = make_trainer(tmp_path)
     loader = DataLoader([batch], batch_size=None)
     (found,) = trainer.test(module, loader, verbose=False)
-    assert found == {"test/mse": pytest.approx(5 / 3), "test/mae": pytest.approx(1.0)}
+    expected = {"mse": 1.5, "mae": 5 / 6, "relative_error_1": 2 / 3, "relative_error_2": 1.0}
+    expected["relative_error"] = 1.0
+    assert found == {f"test/{name}": pytest.approx(value) for name, value in expected.items()}
     (states,) = trainer.predict(module, loader)
-    assert torch.equal(states, t[:, None])
+    assert torch.equal(states, t[:, None].expand(3, 2))
 
 
 class Checks(Callback):
@@ -181,7 +204,10 @@ def test_default_network_is_that_of_the_reference():
 
 def test_interval_of_module_and_data_must_agree():
     module = StiffODEModule(MLPField(1, (4,)), interval=0.125)
-    message = "Expected pieces of length interval = 0.125, but got lengths 0.5 to 0.5. Give"
+    message = (
+        "Expected pieces of length interval = 0.125, but got lengths 0.5 to 0.5. Give module and "
+        "data the same interval, or the module interval=None"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         module.evaluate(make_batch(0.5))
     late = torch.tensor([14.875])  # rounding of late times in float32 is no mismatch
@@ -191,3 +217,14 @@ def test_interval_of_module_and_data_must_agree():
 def test_unknown_time_input_raises():
     with pytest.raises(ValueError, match=r"`time_input` to be one of .*'release'.*'released'"):
         StiffODEModule(MLPField(1, (4,)), time_input="release")
+
+
+def test_unknown_loss_raises():
+    with pytest.raises(ValueError, match=r"`loss` to be one of .*'mse'.*'rms'"):
+        StiffODEModule(MLPField(1, (4,)), loss="mse")
+
+
+def test_evaluation_has_a_solver_of_its_own():
+    solvers = FixedGridSolver("euler", 1), FixedGridSolver("rk4", 1)
+    block = StiffODEModule(Line(), solver=solvers[0], eval_solver=solvers[1]).block
+    assert (block.solver, block.eval_solver) == solvers

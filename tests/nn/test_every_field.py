@@ -11,6 +11,7 @@ from steer_lightning.nn import (
     ConvField,
     ConvFlowField,
     MLPField,
+    RelaxationField,
 )
 from steer_lightning.nn.trace import exact_divergence, exact_jacobian, jvp
 from tests.helpers.models import lively
@@ -21,6 +22,7 @@ FIELDS = {
     "mlp": (lambda: MLPField(3, (5, 4)), VECTOR),
     "mlp, softplus": (lambda: MLPField(3, (5,), "softplus"), VECTOR),
     "mlp, autonomous": (lambda: MLPField(3, (5,), time_dependent=False), VECTOR),
+    "relaxation": (lambda: RelaxationField([0.5, 1.0, 2.0], (5,), (1.0, 0.1)), VECTOR),
     "concat": (lambda: ConcatField(3, (5, 4)), VECTOR),
     "concat-squash": (lambda: ConcatSquashField(3, (6,)), VECTOR),
     "concat-squash, deep": (lambda: ConcatSquashField(3, (7, 6, 5)), VECTOR),
