@@ -88,6 +88,29 @@ def test_stiff_plot(tmp_path):
     torch.testing.assert_close(torch.tensor(predicted_line.get_ydata()), predicted[:, 0].double())
 
 
+class Still(torch.nn.Module):
+    """Stays where it starts."""
+
+    def forward(self, y0, t):
+        return y0.expand(len(t), -1)
+
+
+@pytest.mark.parametrize(("dim", "n_panels"), [(1, 1), (2, 3), (3, 3)])
+def test_stiff_plot_has_a_panel_for_each_component(dim, n_panels):
+    t, y = torch.tensor([0.0, 0.1, 1e4]), torch.randn(3, dim)
+    axes = StiffPlot().draw(Still(), (t, y)).axes
+    assert [axis.get_xscale() for axis in axes] == ["log"] * dim + ["linear"] * (n_panels - dim)
+    for i, axis in enumerate(axes[:dim]):
+        true, predicted = (torch.tensor(line.get_ydata()).float() for line in axis.lines)
+        assert torch.equal(true, y[:, i])
+        assert torch.equal(predicted, y[:1, i].expand(3))
+    if dim == 2:  # the phase plane
+        true = torch.tensor(axes[2].lines[0].get_xydata()).float()
+        assert torch.equal(true, y)
+    linear = StiffPlot().draw(Still(), (torch.tensor([0.0, 1.0, 1e4]), y)).axes
+    assert all(axis.get_xscale() == "linear" for axis in linear)
+
+
 def test_plots_without_tensorboard(tmp_path):
     for logger, folder in ((False, tmp_path), (CSVLogger(tmp_path, "c", 0), None)):
         trainer = make_trainer(tmp_path, FlowPlot(), EndTimeSweep(0.5, 2), logger=logger)
