@@ -40,10 +40,11 @@ SMALL = {
     "latent_ode/physionet": [f"{DATA}.time_bin=1.0"],
     "stiff/": [
         f"{MODEL}.vector_field.init_args.hidden=[8]",
-        f"{DATA}.n_starts=8",
         f"{DATA}.batch_size=4",
         f"{DATA}.n_test=5",
     ],
+    "stiff/chapra": [f"{DATA}.n_starts=8"],
+    "stiff/robertson": [f"{DATA}.n_points=8"],
 }
 
 
