@@ -13,8 +13,8 @@ from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
 from reproduce.experiments import Experiment, Variant
-from reproduce.pareto import by_seed, front, mean_points, test_evaluations
-from reproduce.records import Record, Results, finished
+from reproduce.pareto import front, mean_points, test_evaluations
+from reproduce.records import Record, Results, by_seed, finished
 from steer_lightning.callbacks.plots.style import COLOURS, in_words, legend_below, panels
 
 # For readers who tell no colours apart.

@@ -1,12 +1,12 @@
 """Variants as points of cost and metric, and those that no other beats."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from statistics import mean
 from typing import TypeVar
 
 from reproduce.experiments import Comparison, Experiment, Metric, Variant
-from reproduce.records import Record, Results, finished
+from reproduce.records import Results, by_seed
 
 K = TypeVar("K", bound=Hashable)
 
@@ -14,12 +14,6 @@ K = TypeVar("K", bound=Hashable)
 def test_evaluations(experiment: Experiment) -> Metric:
     """The metric that counts evaluations in test."""
     return next(m for m in experiment.metrics if m.key.startswith("test/nfe_forward"))
-
-
-def by_seed(records: Iterable[Record], metric: Metric) -> dict[int, float]:
-    """A metric of the finished runs, as shown."""
-    found = {record.seed: record.value(metric.key) for record in finished(records)}
-    return {seed: metric.factor * value for seed, value in found.items() if value is not None}
 
 
 def mean_points(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reproduce.experiments import Experiment, Variant
+from reproduce.experiments import Experiment, Metric, Variant
 from steer_lightning.callbacks.training_clock import Check
 from steer_lightning.utils.io import replacing
 
@@ -65,6 +65,12 @@ Results = Mapping[Variant, Sequence[Record]]
 def finished(records: Iterable[Record]) -> list[Record]:
     """Those with a result."""
     return [record for record in records if record.status == "finished"]
+
+
+def by_seed(records: Iterable[Record], metric: Metric) -> dict[int, float]:
+    """A metric of the finished runs, as shown."""
+    found = {record.seed: record.value(metric.key) for record in finished(records)}
+    return {seed: metric.factor * value for seed, value in found.items() if value is not None}
 
 
 def write_records(path: Path, experiment: Experiment, results: Results) -> None:

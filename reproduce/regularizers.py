@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from statistics import mean
 
 from reproduce.experiments import (
     DATA,
@@ -19,10 +20,11 @@ from reproduce.experiments import (
     pick,
 )
 from reproduce.figures import draw_pareto
-from reproduce.pareto import by_seed, front, mean_points, test_evaluations
-from reproduce.records import Record, Results
-from reproduce.report import markdown
-from reproduce.statistics import Paired, paired
+from reproduce.pareto import front, mean_points, test_evaluations
+from reproduce.records import Record, Results, by_seed
+from reproduce.report import compare as compare_values
+from reproduce.report import markdown, metric_values
+from reproduce.statistics import Paired
 
 TASKS = ("toy2d", "mnist_node_small", "mnist_node_mlp", "physionet")
 B = 0.5
@@ -173,22 +175,19 @@ def half_the_evaluations(part: Comparison, cost: Metric, metric: Metric, results
 
 def difference(metric: Metric, base: Sequence[Record], own: Sequence[Record]) -> Paired:
     """Paired comparison of two variants, of logarithms if the metric is shown as a ratio."""
-    before, after = (by_seed(records, metric) for records in (base, own))
-    if metric.ratio:
-        before, after = ({s: math.log(v) for s, v in x.items()} for x in (before, after))
-    return paired(before, after, metric.better)
+    before, after = (metric_values(records, metric) for records in (base, own))
+    return compare_values(metric, before, after)
 
 
 def cell(metric: Metric, base: Sequence[Record], own: Sequence[Record]) -> str:
     """Mean over the seeds and, in brackets, the comparison with the baseline."""
-    values = [*by_seed(own, metric).values()]
+    values = [*metric_values(own, metric).values()]
     if not values:
         return " / ".join(dict.fromkeys(record.status for record in own)) or "pending"
     if not all(map(math.isfinite, values)):
         return "gap"
-    logs = [math.log(v) for v in values] if metric.ratio else values
-    mean = sum(logs) / len(logs)
-    shown = f"{math.exp(mean) if metric.ratio else mean:,.{metric.digits}f}"
+    middle = mean(values)
+    shown = f"{math.exp(middle) if metric.ratio else middle:,.{metric.digits}f}"
     found = difference(metric, base, own)
     return f"{shown} ({show(metric, found)})" if math.isfinite(found.mean) else shown
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from reproduce.experiments import Comparison, Experiment, Metric, Variant
-from reproduce.records import Record, Results, finished
+from reproduce.records import Record, Results, by_seed, finished
 from reproduce.statistics import HELD, Paired, Summary, paired, reached, summary
 
 
@@ -167,8 +167,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def metric_values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
     """By seed, as shown; logarithms where ratios are compared."""
-    found = {r.seed: r.value(metric.key) for r in finished(records)}
-    shown = {seed: metric.factor * value for seed, value in found.items() if value is not None}
+    shown = by_seed(records, metric)
     if metric.ratio:
         shown = {seed: math.log(v) if v > 0 else math.nan for seed, v in shown.items()}
     return shown
