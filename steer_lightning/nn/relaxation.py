@@ -43,8 +43,8 @@ class RelaxationField(nn.Module):
 
     Example:
         >>> field = RelaxationField(rates=[1.0, 1000.0], hidden=[8])
-        >>> field(torch.tensor(0.0), torch.tensor([[0.0, 1.0]]))
-        tensor([[   0., -1000.]], grad_fn=<MulBackward0>)
+        >>> field(torch.tensor(0.0), torch.tensor([[1.0, 1.0]])).round().tolist()
+        [[-1.0, -1000.0]]
     """
 
     autonomous = True
