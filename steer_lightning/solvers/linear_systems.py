@@ -1,9 +1,12 @@
 """Linear systems, one a sample, that are factorised once and solved often, also for gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 class LinearSystems:
@@ -28,6 +31,9 @@ class LinearSystems:
 
     def solve(self, right: Tensor) -> Tensor:
         """Solutions ``x`` of ``matrix @ x = right``, shape ``(B, D)``, as is ``right``."""
+        if _transforms_active():  # of torch.func, which _Solve would have to be slower for
+            result: Tensor = torch.linalg.solve_ex(self.matrix, right[..., None])[0][..., 0]
+            return result
         x: Tensor = _Solve.apply(self.matrix, self.lu, self.pivots, right, False)
         return x
 
@@ -37,16 +43,12 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        matrix: Tensor, lu: Tensor, pivots: Tensor, right: Tensor, transposed: bool
+        ctx: Any, matrix: Tensor, lu: Tensor, pivots: Tensor, right: Tensor, transposed: bool
     ) -> Tensor:
         x: Tensor = torch.linalg.lu_solve(lu, pivots, right[..., None], adjoint=transposed)[..., 0]
-        return x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        matrix, lu, pivots, _, transposed = inputs
-        ctx.save_for_backward(matrix, lu, pivots, output)
+        ctx.save_for_backward(matrix, lu, pivots, x)
         ctx.transposed = transposed
+        return x
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
