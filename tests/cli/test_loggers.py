@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 
 import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -89,7 +90,7 @@ def test_weights_and_biases_has_scalars_and_plots_of_fit_and_test(folder, monkey
     assert {*files} == {"checkpoints", "config.yaml", "config_test.yaml", "plots"}
     config, history = {}, {}
     for path in (folder / "logs" / "wandb").glob(f"offline-run-*/run-{fit.logger.version}.wandb"):
-        for record in wandb_records(path):
+        for record in finished_records(path):
             for update in (*record.run.config.update, *record.config.update):
                 config[update.key] = json.loads(update.value_json)
             for item in record.history.item:
@@ -98,6 +99,17 @@ def test_weights_and_biases_has_scalars_and_plots_of_fit_and_test(folder, monkey
     assert config["solvers"]["flow.solver"].startswith("AdaptiveSolver(method='dopri5'")
     assert {"test/nll", "test/nfe_forward", "val/nll", "train/seconds"} <= set(history)
     assert history["flow_val/_type"] == history["flow_test/_type"] == "images/separated"
+
+
+def finished_records(path):
+    """All records of a run: W&B's process writes the last ones after `finish` has returned."""
+    deadline = time.monotonic() + 60.0
+    while True:
+        records = list(wandb_records(path))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        assert time.monotonic() < deadline, f"{path} has no last record"
+        time.sleep(0.1)
 
 
 def wandb_records(path):
@@ -111,6 +123,8 @@ def wandb_records(path):
             position += left
             continue
         length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):
+            return
         record += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the end of one
