@@ -228,3 +228,27 @@ def test_evaluation_has_a_solver_of_its_own():
     solvers = FixedGridSolver("euler", 1), FixedGridSolver("rk4", 1)
     block = StiffODEModule(Line(), solver=solvers[0], eval_solver=solvers[1]).block
     assert (block.solver, block.eval_solver) == solvers
+
+
+@pytest.mark.parametrize("time_input", ["absolute", "released"])
+def test_slopes_are_compared_in_the_middle_by_their_logarithms(time_input):
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return (1.0 + t.reshape(-1, 1)) * y.cos()
+
+    module = StiffODEModule(Field(), None, time_input, slope_weight=2.0, slope_scale=0.1)
+    t0, y0, t1, y1 = batch = make_batch(torch.tensor([0.5, 1e-3, 2.0], dtype=torch.float64))
+    middle = (t0 + t1) / 2 if time_input == "absolute" else (t1 - t0) / 2
+    field = (1.0 + middle[:, None]) * ((y0 + y1) / 2).cos()
+    chord = (y1 - y0) / (t1 - t0)[:, None]
+    by_hand = ((10.0 * field).asinh() - (10.0 * chord).asinh()).abs().mean()
+    torch.testing.assert_close(module.slope_error(batch), by_hand)
+    module.log = lambda *_, **__: None
+    loss = module.training_step(batch, 0)
+    torch.testing.assert_close(loss, module.evaluate(batch)["loss"] + 2.0 * by_hand)
+
+
+@pytest.mark.parametrize("values", [{"slope_weight": -1.0}, {"slope_scale": 0.0}])
+def test_weight_and_scale_of_slopes_are_checked(values):
+    with pytest.raises(ValueError, match="slope_weight >= 0 and slope_scale > 0, but got"):
+        StiffODEModule(MLPField(1, (4,)), **values)
