@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="steer-lightning", description=steer_lightning.__doc__, epilog=command_line()
     )
+    parser.add_argument("--version", action="version", version=steer_lightning.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     doctor_help = "look at packages, devices and data sets, and say what is wrong"
     add_options(commands.add_parser("doctor", help=doctor_help, description=doctor_help))

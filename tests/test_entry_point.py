@@ -44,6 +44,12 @@ def test_version_prints_what_is_installed(capsys):
     assert printed.endswith(f"python {ROOT / 'cli.py'} --help\n")
 
 
+def test_version_is_an_option_too(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        entry.main(["--version"])
+    assert capsys.readouterr().out == f"{steer_lightning.__version__}\n"
+
+
 def test_version_works_where_torch_does_not(tmp_path):
     done = run_alone(tmp_path, "version")
     assert done.returncode == 0, done.stderr
