@@ -45,6 +45,7 @@ SMALL = {
     ],
     "stiff/chapra": [f"{DATA}.n_starts=8"],
     "stiff/robertson": [f"{DATA}.n_points=8"],
+    "stiff/van_der_pol": [f"{DATA}.n_points=8"],
 }
 
 
