@@ -102,7 +102,6 @@ def test_the_stiff_equation_has_the_papers_iterations():
     [
         ("figure2", "table5", 4),
         ("figure4", "figure5", 6),
-        ("stiff_solvers", "figure5", 6),
         ("sweep_b_flow", "figure1", 2),
         ("sweep_b_classifier", "table5", 2),
     ],
