@@ -19,9 +19,9 @@ from reproduce.runs import CONFIGS
 from tests.reproduce.records import MACHINE, checks, experiment, record
 
 ACCURACY, WORST, NFE, SECONDS, WORK = metrics(
-    Metric("test/accuracy", "accuracy, %", "higher", 100.0, 1)
+    Metric("test/accuracy", "accuracy, %", "higher", 100.0, 1, matters=2.5)
 )
-NLL = Metric("test/nll", "NLL", "lower", digits=2)
+NLL = Metric("test/nll", "NLL", "lower", digits=2, matters=0.025)
 BASE, HALF, MORE, WRONG = (Variant(x, "cnf/toy2d") for x in ("without", "half", "more", "wrong"))
 PART = Comparison("toys", BASE, (HALF, MORE, WRONG))
 
@@ -49,6 +49,13 @@ def test_half_the_evaluations_at_no_loss(metric):
     line = half_the_evaluations(PART, NFE, metric, RESULTS)
     shown = {ACCURACY: "+0.0 [-2.5, +2.5]", NLL: "+0.00 [-0.02, +0.02]"}[metric]
     assert line == f"**toys, 1 of 3 variants:** half (**x 0.50 [0.50, 0.50]**; {shown})."
+
+
+def test_a_loss_that_is_not_excluded_is_no_verdict_without_one():
+    """Of the same interval, -2.5 to 2.5 points."""
+    strict = replace(ACCURACY, matters=2.0)
+    line = half_the_evaluations(Comparison("toys", BASE, (HALF,)), NFE, strict, RESULTS)
+    assert line.startswith("**toys: none of 1 variants.**")
 
 
 def test_none_halves_them():
