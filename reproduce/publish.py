@@ -80,6 +80,8 @@ def write_index(folder: Path, scale: Scale) -> None:
     findings = [
         judge(e, claim, results) for e, results in experiments.items() for claim in e.claims
     ]
+    if not any(found.n for finding in findings for *_, found in finding.seen):
+        return  # experiments beyond the paper alone: each page says what was found
     order = [*STATUS]
     findings.sort(key=lambda finding: order.index(finding.status))
     rows = [["claim", "so", "seen"]]

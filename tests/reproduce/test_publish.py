@@ -97,6 +97,12 @@ def test_what_is_published(catalogue, tmp_path):
     assert "| MNIST | STEER | +20.0 [+20.0, +20.0] | 3 | gain |" in index
 
 
+def test_there_is_no_index_without_a_claim_that_ran(catalogue, tmp_path):
+    publish(tmp_path, catalogue[1], RESULTS)
+    write_index(tmp_path, "short")
+    assert not (tmp_path / "index.md").exists()
+
+
 def test_records_are_kept_side_by_side_and_replaced(catalogue, tmp_path):
     path, elsewhere = tmp_path / "records.jsonl", {**MACHINE, "cpu": "Another CPU"}
     first, second = catalogue
