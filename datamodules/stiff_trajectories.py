@@ -10,13 +10,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import (
-    Split,
-    TensorData,
-    TensorDataModule,
-    check_at_least,
-    seeded_generator,
-)
+from datamodules.base import Split, TensorData, TensorDataModule, check_at_least
 from datamodules.stiff import DTYPES, OneTrajectory, StiffBatch, StiffTrajectory
 from datamodules.stiff_systems import lienard, robertson
 from steer_lightning.utils.checks import check_choice
@@ -46,12 +40,10 @@ class StiffSystemDataModule(TensorDataModule):
         n_points: Reference points to train on, the start not counted.
         gaps: Length of a piece, in gaps between neighbouring points.
         repeats: How often each piece comes in an epoch.
-        noise_scale: Standard deviation of Gaussian noise on the scaled states that pieces start
-            from, drawn anew for each repeat: the field learns to come back to the trajectory.
         n_test: Points of the test trajectory, the start not counted.
         batch_size: Pieces in a training batch.
         dtype: Precision of the batches.
-        seed: Key of the order and the noise.
+        seed: Key of the order.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -74,7 +66,6 @@ class StiffSystemDataModule(TensorDataModule):
         n_points: int = 50,
         gaps: int = 1,
         repeats: int = 1,
-        noise_scale: float = 0.0,
         n_test: int = 200,
         batch_size: int = 50,
         dtype: Literal["float32", "float64"] = "float64",
@@ -86,8 +77,6 @@ class StiffSystemDataModule(TensorDataModule):
         check_choice("dtype", dtype, DTYPES)
         check_at_least(2, n_points=n_points, n_test=n_test)
         check_at_least(1, gaps=gaps, repeats=repeats)
-        if noise_scale < 0.0:
-            raise ValueError(f"Expected `noise_scale` to be at least 0, but got {noise_scale}.")
         if gaps > n_points:
             raise ValueError(
                 f"Expected pieces of at most n_points = {n_points} gaps, but got gaps = {gaps}. "
@@ -97,7 +86,6 @@ class StiffSystemDataModule(TensorDataModule):
         self.n_points = n_points
         self.gaps = gaps
         self.repeats = repeats
-        self.noise_scale = noise_scale
         self.n_test = n_test
         self.dtype = DTYPES[dtype]
 
@@ -109,9 +97,7 @@ class StiffSystemDataModule(TensorDataModule):
         first = torch.arange(n_points + 1 - self.gaps).repeat(self.repeats)
         last = first + self.gaps
         t, y = whole
-        draws = torch.randn(y[first].shape, generator=seeded_generator(self.seed, "noise"))
-        start = y[first] + self.noise_scale * draws.to(y)
-        return TensorData(StiffBatch(t[first], start, t[last], y[last]))
+        return TensorData(StiffBatch(t[first], y[first], t[last], y[last]))
 
 
 def trajectory(name: str, n_points: int) -> StiffTrajectory:

@@ -78,20 +78,3 @@ def test_evaluation_is_one_trajectory(system, dtype):
 def test_pieces_longer_than_the_trajectory_are_refused():
     with pytest.raises(ValueError, match=r"at most n_points = 4 gaps, but got gaps = 5\. Shorten"):
         StiffSystemDataModule(n_points=4, gaps=5)
-
-
-def test_noise_moves_the_starts_alone_and_each_repeat_anew():
-    def whole(noise_scale, seed=0):
-        data = StiffSystemDataModule(n_points=9, repeats=500, noise_scale=noise_scale, seed=seed)
-        return data.build("train").tensors
-
-    exact, noisy, again, other = whole(0.0), whole(0.1), whole(0.1), whole(0.1, seed=1)
-    for kept in (0, 2, 3):
-        assert torch.equal(noisy[kept], exact[kept])
-    moved = noisy.y_start - exact.y_start
-    assert float(moved.std()) == pytest.approx(0.1, rel=0.02)
-    assert len(moved.unique(dim=0)) == len(moved)
-    assert torch.equal(noisy.y_start, again.y_start)
-    assert not torch.equal(noisy.y_start, other.y_start)
-    with pytest.raises(ValueError, match="`noise_scale` to be at least 0, but got -1"):
-        StiffSystemDataModule(noise_scale=-1.0)
