@@ -122,14 +122,20 @@ class EndTimeSweep(Shown, Callback):
         folder = plots_folder(trainer)
         if not trainer.is_global_zero:
             return
+        precision = trainer.precision_plugin
         batches = [
-            trainer.strategy.batch_to_device(batch) for batch in islice(loader, self.n_batches)
+            precision.convert_input(trainer.strategy.batch_to_device(batch))
+            for batch in islice(loader, self.n_batches)
         ]
         end_times, offsets = self._end_times(pl_module)
         training = pl_module.training
         pl_module.eval()
         try:
-            with torch.no_grad(), _nfe_budget(pl_module, self.max_nfe):
+            in_precision, budget = (
+                precision.val_step_context(),
+                _nfe_budget(pl_module, self.max_nfe),
+            )
+            with torch.no_grad(), in_precision, budget:
                 rows = [_mean_metrics(pl_module, offset, batches) for offset in offsets]
         finally:
             pl_module.train(training)

@@ -61,6 +61,15 @@ def test_sweep_takes_the_first_batches(tmp_path, n_batches):
     assert sweep["nll"][1] == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_sweep_has_the_precision_of_the_test(tmp_path, precision):
+    module, data = make_cnf(), toy_data(n_test=24)
+    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 3), precision=precision)
+    (plain,) = trainer.test(module, data, verbose=False)
+    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+    assert sweep["nll"][1] == pytest.approx(plain["test/nll"], rel=1e-6)
+
+
 @pytest.mark.parametrize("settings", [{"t_span": (0.0, 0.5)}, {"learn_t1": True}])
 def test_models_of_other_end_times_are_swept_over_one_range(tmp_path, settings):
     field, data = make_cnf().flow.vector_field, toy_data(n_test=24)

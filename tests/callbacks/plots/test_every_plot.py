@@ -48,6 +48,7 @@ def image_data():
     return DataLoader(grey, batch_size=4, shuffle=True)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
 @pytest.mark.parametrize(
     ("callbacks", "make", "data"),
     [
@@ -61,13 +62,15 @@ def image_data():
         ),
     ],
 )
-def test_drawing_changes_neither_weights_nor_random_state(tmp_path, callbacks, make, data):
+def test_drawing_changes_neither_weights_nor_random_state(
+    tmp_path, callbacks, make, data, precision
+):
     def train(*callbacks):
         torch.manual_seed(0)
         module, loader = make(), data()
         loaders = (loader, loader) if isinstance(loader, DataLoader) else (loader,)
-        trainer = make_trainer(tmp_path, *callbacks, max_epochs=2, logger=False)
-        trainer.fit(module, *loaders)
+        more = {"max_epochs": 2, "logger": False, "precision": precision}
+        make_trainer(tmp_path, *callbacks, **more).fit(module, *loaders)
         return module.state_dict(), torch.get_rng_state()
 
     plain, drawn = train(), train(*callbacks)
