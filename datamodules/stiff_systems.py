@@ -51,27 +51,8 @@ class RobertsonField(nn.Module):
         return torch.stack([first, -first - last, last], dim=-1)
 
 
-class VanDerPolField(nn.Module):
-    r"""Van der Pol's oscillator, :math:`x'' = \mu (1 - x^2) x' - x`, with state :math:`(x, x')`.
-
-    Args:
-        mu: Its damping, about the stiffness of the slow parts.
-    """
-
-    autonomous = True
-
-    def __init__(self, mu: float = 1000.0) -> None:
-        super().__init__()
-        self.log_mu = nn.Parameter(torch.tensor(mu, dtype=torch.float64).log())
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Derivative of ``y``, shape ``(B, 2)``."""
-        x, v = y.unbind(-1)
-        return torch.stack([v, self.log_mu.exp() * (1.0 - x * x) * v - x], dim=-1)
-
-
 class LienardField(nn.Module):
-    r"""Van der Pol's oscillator in Liénard's coordinates.
+    r"""Van der Pol's oscillator, :math:`x'' = \mu (1 - x^2) x' - x`, in Liénard's coordinates.
 
     .. math:: z = x' / \mu - x + x^3 / 3, \qquad x' = \mu (z + x - x^3 / 3), \qquad z' = -x / \mu
 
@@ -124,11 +105,6 @@ def robertson(t1: float = 1e5) -> StiffSystem:
     return StiffSystem(RobertsonField(), (1.0, 0.0, 0.0), (0.0, t1), (1.0, 4e-5, 1.0))
 
 
-def van_der_pol(mu: float = 1000.0) -> StiffSystem:
-    """A bit more than one turn of Van der Pol's oscillator."""
-    return StiffSystem(VanDerPolField(mu), (2.0, 0.0), (0.0, 2.0 * mu), (2.0, 1.35 * mu))
-
-
 def lienard(mu: float = 1000.0) -> StiffSystem:
-    """:func:`van_der_pol` in Liénard's coordinates."""
+    """A bit more than one turn of Van der Pol's oscillator, in Liénard's coordinates."""
     return StiffSystem(LienardField(mu), (2.0, 2.0 / 3.0), (0.0, 2.0 * mu), (2.0, 2.0 / 3.0))

@@ -131,11 +131,8 @@ class EndTimeSweep(Shown, Callback):
         training = pl_module.training
         pl_module.eval()
         try:
-            in_precision, budget = (
-                precision.val_step_context(),
-                _nfe_budget(pl_module, self.max_nfe),
-            )
-            with torch.no_grad(), in_precision, budget:
+            budget = _nfe_budget(pl_module, self.max_nfe)
+            with torch.no_grad(), precision.val_step_context(), budget:
                 rows = [_mean_metrics(pl_module, offset, batches) for offset in offsets]
         finally:
             pl_module.train(training)
