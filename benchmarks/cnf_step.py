@@ -27,7 +27,6 @@ from benchmarks.timing import (
     measure,
 )
 from steer_lightning.nn import CNF, ConvFlowField, MultiScaleCNF
-from steer_lightning.nn.flows.transforms import squeeze
 from steer_lightning.nn.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
 from steer_lightning.nn.trace import trace_noise
 from steer_lightning.solvers import FixedGridSolver, SolveStats
@@ -142,7 +141,8 @@ def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Te
     latents = []
     *scales, last = flow.scales
     for scale in scales:
-        y, latent = through(scale.after, squeeze(through(scale.before, y))).chunk(2, dim=1)
+        y = F.pixel_unshuffle(through(scale.before, y), 2)
+        y, latent = through(scale.after, y).chunk(2, dim=1)
         latents.append(latent)
     y = through(last.before, y)
     delta, kinetic, jacobian = totals

@@ -28,14 +28,8 @@ class CompiledField(nn.Module):
     def __init__(self, vector_field: nn.Module) -> None:
         super().__init__()
         self.vector_field = vector_field
-
-    @property
-    def autonomous(self) -> bool:
-        return bool(getattr(self.vector_field, "autonomous", False))
-
-    @property
-    def controlled_parts(self) -> int | None:
-        return getattr(self.vector_field, "controlled_parts", None)
+        self.autonomous = bool(getattr(vector_field, "autonomous", False))
+        self.controlled_parts: int | None = getattr(vector_field, "controlled_parts", None)
 
     def forward(self, t: Tensor, y: Any) -> Any:
         if torch._C._functorch.peek_interpreter_stack() is not None:  # dynamo refuses to enter

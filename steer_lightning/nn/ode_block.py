@@ -61,11 +61,11 @@ class ODEBlock(Block):
     ) -> None:
         super().__init__()
         own = {"t_span": t_span, "t1_range": t1_range, "eval_end_time": eval_end_time}
-        both = [name for name, given in own.items() if given is not None]
-        both += ["learn_t1"] if learn_t1 else []
+        own["learn_t1"] = learn_t1 or None
+        both = [f"`{name}`" for name, given in own.items() if given is not None]
         if horizon is not None and both:
             raise ValueError(
-                f"Expected no {' and '.join(f'`{name}`' for name in both)} beside `horizon`, "
+                f"Expected no {' and '.join(both)} beside `horizon`, "
                 f"which has its own. Give it to the SpanHorizon; a GridHorizon has none."
             )
         if horizon is None:

@@ -70,15 +70,10 @@ class Probing:
     def see(
         self, base: VectorField, solved: VectorField, times: Tensor, t: Tensor, y: Any, s: Solution
     ) -> None:
-        """Keep what a solve has shown.
+        """Keep what a solve at ``times`` has shown, with states ``y``, ``(P, B, ...)``, at ``t``.
 
-        Args:
-            base: The block's own field, of the state alone.
-            solved: What was solved, perhaps seen through a warp.
-            times: Times of the solve.
-            t: Probe times.
-            y: States there, shape ``(P, B, ...)``.
-            s: The solution.
+        ``base`` is the block's own field, of the state alone; ``solved`` is what was solved,
+        perhaps seen through a warp.
         """
         rate: Time = 1.0
         actual = [times[0], *t, times[-1]]

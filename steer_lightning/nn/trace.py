@@ -41,7 +41,7 @@ def exact_jacobian(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, T
         return value[: y.shape[0]], tangent.reshape(dim, y.shape[0], dim)
 
     def along(probe: Tensor) -> tuple[Tensor, Tensor]:
-        value, tangent = _jvp(vector_field, t, y, probe.expand_as(y))
+        value, tangent = jvp(vector_field, t, y, probe.expand_as(y))
         return value, tangent.flatten(1)
 
     values, columns = torch.func.vmap(along)(basis)
@@ -53,11 +53,6 @@ def exact_divergence(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor,
 
     .. math:: \operatorname{tr} \frac{\partial f}{\partial y}
         = \sum_d \frac{\partial f_d}{\partial y_d}
-
-    Example:
-        >>> y = torch.randn(3, 2)
-        >>> exact_divergence(lambda t, y: 2.0 * y, torch.tensor(0.0), y)[1]
-        tensor([4., 4., 4.])
     """
     value, jacobian = exact_jacobian(vector_field, t, y)
     return value, jacobian.diagonal(dim1=0, dim2=2).sum(1)
@@ -69,16 +64,16 @@ def jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tenso
     A field with a method ``jvp(t, y, probe)`` computes them its own, fast way; any other is
     differentiated by forward mode. Both can be trained through by reverse mode, and work under
     ``inference_mode``.
-
-    Example:
-        >>> y, e = torch.zeros(3, 2), torch.ones(3, 2)
-        >>> jvp(lambda t, y: torch.sin(y), torch.tensor(0.0), y, e)[1][0]
-        tensor([1., 1.])
     """
     own = getattr(vector_field, "jvp", None)
-    if own is None:
-        return _jvp(vector_field, t, y, probe)
-    value, tangent = own(t, y, probe)
+    value: Tensor
+    tangent: Tensor
+    if own is not None:
+        value, tangent = own(t, y, probe)
+    else:
+        value, tangent = torch.func.jvp(  # type: ignore[misc]  # a third entry only with has_aux
+            lambda x: vector_field(t, x), (y,), (probe,)
+        )
     return value, tangent
 
 
@@ -104,12 +99,3 @@ def trace_noise(
         return torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
     signs = torch.randint(0, 2, y.shape, generator=generator, device=y.device)
     return signs.to(y.dtype) * 2.0 - 1.0
-
-
-def _jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    value: Tensor
-    tangent: Tensor
-    value, tangent = torch.func.jvp(  # type: ignore[misc]  # a third entry only with has_aux
-        lambda x: vector_field(t, x), (y,), (probe,)
-    )
-    return value, tangent

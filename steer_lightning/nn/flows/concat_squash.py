@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +63,11 @@ class ConcatSquashField(nn.Module):
         check_widths(dim, hidden)
         if not hidden:
             raise ValueError("Expected at least one hidden layer, but got none.")
-        widths = [dim, *hidden, dim]
-        self.layers = nn.ModuleList(
-            ConcatSquashLinear(d_in, d_out) for d_in, d_out in pairwise(widths)
-        )
-
-    def _layers(self) -> list[ConcatSquashLinear]:
-        return cast(list[ConcatSquashLinear], list(self.layers))
+        widths = pairwise([dim, *hidden, dim])
+        self.layers: Any = nn.ModuleList(ConcatSquashLinear(d_in, d) for d_in, d in widths)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        *hidden, last = self._layers()
+        *hidden, last = self.layers
         for layer in hidden:
             y = torch.tanh(layer(t, y))
         derivative: Tensor = last(t, y)
@@ -81,13 +76,13 @@ class ConcatSquashField(nn.Module):
     def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative and its change along ``probe``, each of the shape of ``y``."""
         value, tangent = y, probe
-        layers = self._layers()
-        for layer in layers:
+        *_, last = self.layers
+        for layer in self.layers:
             gate, shift = layer.gate_and_shift(t)
             stacked = F.linear(torch.cat([value, tangent]), layer.layer.weight)
             value, tangent = stacked.chunk(2)
             value, tangent = torch.addcmul(shift, value + layer.layer.bias, gate), tangent * gate
-            if layer is not layers[-1]:
+            if layer is not last:
                 value = torch.tanh(value)
                 tangent = tangent * (1.0 - value.square())
         return value, tangent
@@ -98,7 +93,7 @@ class ConcatSquashField(nn.Module):
         The first layer's tangents are the columns of its weight, and the last layer is asked only
         for the diagonal of the Jacobian: neither costs a product of ``D`` tangents.
         """
-        first, *middle, last = self._layers()
+        first, *middle, last = self.layers
         gate, shift = first.gate_and_shift(t)
         value = torch.tanh(torch.addcmul(shift, first.layer(y), gate))
         columns = first.layer.weight.T[:, None, :]  # (D, 1, H)

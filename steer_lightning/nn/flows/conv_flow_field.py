@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,10 @@ from steer_lightning.utils.checks import check_choice, check_widths
 
 Elementwise = Callable[[Tensor], Tensor]
 
-
-def _tanh_derivative(x: Tensor) -> Tensor:
-    return 1.0 - torch.tanh(x).square()
-
-
 # Each activation with its derivative at the same point.
 ACTIVATIONS: Final[dict[str, tuple[Elementwise, Elementwise]]] = {
     "softplus": (F.softplus, torch.sigmoid),
-    "tanh": (torch.tanh, _tanh_derivative),
+    "tanh": (torch.tanh, lambda x: 1.0 - torch.tanh(x).square()),
 }
 
 
@@ -69,29 +64,26 @@ class ConvFlowField(nn.Module):
             raise ValueError("Expected at least one hidden layer, but got none.")
         self.activation = activation
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.layers = nn.ModuleList(
-            TimeConv2d(c_in, c_out, 3) for c_in, c_out in pairwise([channels, *hidden, channels])
-        )
-        nn.init.zeros_(self._layers()[-1].weight)
-
-    def _layers(self) -> list[TimeConv2d]:
-        return cast(list[TimeConv2d], list(self.layers))
+        widths = pairwise([channels, *hidden, channels])
+        layers = [TimeConv2d(c_in, c_out, 3) for c_in, c_out in widths]
+        nn.init.zeros_(layers[-1].weight)
+        self.layers: Any = nn.ModuleList(layers)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         activate, _ = ACTIVATIONS[self.activation]
-        *hidden, last = self._layers()
+        *hidden, last = self.layers
         for layer in hidden:
             y = self._convolve(layer, y)
             y = y + layer.offset(t, y)
             with _own_precision(y):
                 y = activate(y)
-        y = last.convolve(y)
-        return y + last.offset(t, y)
+        derivative: Tensor = last.convolve(y)
+        return derivative + last.offset(t, derivative)
 
     def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative and its change along ``probe``, each of the shape of ``y``."""
         activate, derivative = ACTIVATIONS[self.activation]
-        *hidden, last = self._layers()
+        *hidden, last = self.layers
         stacked = torch.cat([y, probe])
         for layer in hidden:
             value, tangent = self._convolve(layer, stacked).chunk(2)

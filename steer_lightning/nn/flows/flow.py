@@ -1,7 +1,7 @@
 """The contract of normalizing flows."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,9 @@ class Transport(NamedTuple):
 
     def after(self, before: "Transport") -> "Transport":
         """This transport with the one before it added."""
-        return Transport(
-            self.z,
-            before.delta_log_p + self.delta_log_p,
-            _add(before.kinetic, self.kinetic),
-            _add(before.jacobian, self.jacobian),
-        )
+        pairs = zip(before[1:], self[1:], strict=True)
+        sums: Any = (None if a is None or b is None else a + b for a, b in pairs)
+        return Transport(self.z, *sums)
 
 
 class Flow(nn.Module, ABC):
@@ -107,7 +104,3 @@ def check_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:
             f"Expected {what} of shape (B, {', '.join(map(str, shape))}), but got "
             f"{tuple(x.shape)}. Give the flow the `event_shape` of the data."
         )
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a + b

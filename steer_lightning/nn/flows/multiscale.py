@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from steer_lightning.nn.flows.cnf import CNF
 from steer_lightning.nn.flows.conv_flow_field import ConvFlowField
 from steer_lightning.nn.flows.flow import Flow, Transport, check_shape
-from steer_lightning.nn.flows.transforms import Logit, squeeze, unsqueeze
+from steer_lightning.nn.flows.transforms import Logit
 from steer_lightning.nn.trace import Noise, TraceEstimator
 from steer_lightning.solvers import Solver
 
@@ -85,16 +86,16 @@ class MultiScaleCNF(Flow):
             trace_estimator, noise, compile,
         )  # fmt: skip
 
-        def stack(shape: tuple[int, ...]) -> list[CNF]:
-            return [CNF(vector_field(shape[0]), shape, *settings) for _ in range(n_blocks)]
+        def stack(*shape: int) -> nn.ModuleList:
+            blocks = (CNF(vector_field(shape[0]), shape, *settings) for _ in range(n_blocks))
+            return nn.ModuleList(blocks)
 
-        shapes = scale_shapes(self.event_shape, min_size)
-        self.latent_shapes = [(2 * c, h // 2, w // 2) for c, h, w in shapes[:-1]] + shapes[-1:]
-        self.scales = nn.ModuleList()
-        for i, (c, h, w) in enumerate(shapes):
-            before = nn.ModuleList(stack((c, h, w)))
-            last = i == len(shapes) - 1
-            after = nn.ModuleList([] if last else stack((4 * c, h // 2, w // 2)))
+        *squeezed, last = shapes = scale_shapes(self.event_shape, min_size)
+        self.latent_shapes = [(2 * c, h // 2, w // 2) for c, h, w in squeezed] + [last]
+        self.scales: Any = nn.ModuleList()
+        for c, h, w in shapes:
+            before = stack(c, h, w)
+            after = nn.ModuleList() if (c, h, w) == last else stack(4 * c, h // 2, w // 2)
             self.scales.append(nn.ModuleDict({"before": before, "after": after}))
 
     @property
@@ -104,60 +105,51 @@ class MultiScaleCNF(Flow):
     @property
     def blocks(self) -> list[CNF]:
         """Every block, in the order from data to base."""
-        return [block for stacks in self._scales() for blocks in stacks for block in blocks]
+        return [block for scale in self.scales for part in scale.values() for block in part]
 
     def transport(
         self, x: Tensor, *, generator: torch.Generator | None = None, regularize: bool = False
     ) -> Transport:
         check_shape("images", x, self.event_shape)
         zero = x.new_zeros(len(x))
-        so_far = Transport(x, zero, *((zero, zero) if regularize else ()))
-        if self.logit is not None:
-            y, log_det = self.logit(x)
-            so_far = so_far._replace(z=y, delta_log_p=log_det)
+        y, log_det = (x, zero) if self.logit is None else self.logit(x)
+        so_far = Transport(y, log_det, *((zero, zero) if regularize else ()))
 
-        def through(blocks: list[CNF], so_far: Transport) -> Transport:
+        def through(blocks: Sequence[CNF], so_far: Transport) -> Transport:
             for block in blocks:
                 carried = block.transport(so_far.z, generator=generator, regularize=regularize)
                 so_far = carried.after(so_far)
             return so_far
 
-        *scales, (last, _) = self._scales()
+        *scales, last = self.scales
         latents = []
-        for before, after in scales:
-            so_far = through(before, so_far)
-            so_far = through(after, so_far._replace(z=squeeze(so_far.z)))
+        for scale in scales:
+            so_far = through(scale["before"], so_far)
+            so_far = through(scale["after"], so_far._replace(z=F.pixel_unshuffle(so_far.z, 2)))
             kept, latent = so_far.z.chunk(2, dim=1)
             latents.append(latent)
             so_far = so_far._replace(z=kept)
-        so_far = through(last, so_far)
+        so_far = through(last["before"], so_far)
         latents.append(so_far.z)
         return so_far._replace(z=torch.cat([latent.flatten(1) for latent in latents], dim=1))
 
     def inverse(self, z: Tensor) -> Tensor:
         check_shape("latents", z, self.latent_shape)
-        sizes = [prod(shape) for shape in self.latent_shapes]
-        latents = [
-            part.view(-1, *shape)
-            for part, shape in zip(torch.split(z, sizes, dim=1), self.latent_shapes, strict=True)
-        ]
+        shapes = self.latent_shapes
+        parts = z.split([prod(shape) for shape in shapes], dim=1)
+        latents = [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
-        def back(blocks: list[CNF], y: Tensor) -> Tensor:
+        def back(blocks: Sequence[CNF], y: Tensor) -> Tensor:
             for block in reversed(blocks):
                 y = block.inverse(y)
             return y
 
-        *scales, (last, _) = self._scales()
-        y = back(last, latents.pop())
-        for before, after in reversed(scales):
-            y = back(after, torch.cat([y, latents.pop()], dim=1))
-            y = back(before, unsqueeze(y))
+        *scales, last = self.scales
+        y = back(last["before"], latents.pop())
+        for scale in reversed(scales):
+            y = back(scale["after"], torch.cat([y, latents.pop()], dim=1))
+            y = back(scale["before"], F.pixel_shuffle(y, 2))
         return y if self.logit is None else self.logit.inverse(y)
-
-    def _scales(self) -> list[tuple[list[CNF], list[CNF]]]:
-        """Blocks before and after the squeeze of each scale; the last one has no squeeze."""
-        scales: Any = self.scales
-        return [(list(scale["before"]), list(scale["after"])) for scale in scales]
 
 
 def scale_shapes(event_shape: tuple[int, ...], min_size: int) -> list[tuple[int, int, int]]:

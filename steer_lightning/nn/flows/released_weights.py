@@ -13,8 +13,6 @@ from steer_lightning.nn.flows.conv_flow_field import ConvFlowField
 from steer_lightning.nn.flows.multiscale import MultiScaleCNF
 from steer_lightning.utils.io import load_plain
 
-# transforms.<scale>.chain.<place>.odefunc[.odefunc].diffeq.layers.<layer>._layer.<weight|bias>;
-# the second `odefunc` is there where a regulariser wraps the field.
 _WEIGHT = re.compile(
     r"transforms\.(\d+)\.chain\.(\d+)\.(?:odefunc\.)+diffeq\.layers\.(\d+)\._layer\.(weight|bias)"
 )

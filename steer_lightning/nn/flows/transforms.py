@@ -1,4 +1,4 @@
-"""Invertible maps without parameters, for flows of images."""
+"""The map from images in the unit cube to all of space."""
 
 import math
 
@@ -20,12 +20,6 @@ class Logit:
 
     References:
         Dinh et al., *Density estimation using Real NVP*, ICLR 2017, Section 4.1.
-
-    Example:
-        >>> logit = Logit(0.05)
-        >>> y, log_det = logit(torch.full((1, 2), 0.5))
-        >>> y, logit.inverse(y)
-        (tensor([[0., 0.]]), tensor([[0.5000, 0.5000]]))
     """
 
     def __init__(self, alpha: float = 1e-5) -> None:
@@ -47,13 +41,3 @@ class Logit:
     def inverse(self, y: Tensor) -> Tensor:
         """The point whose image is ``y``; outside ``[0, 1]`` where ``y`` is no image."""
         return (torch.sigmoid(y) - self.alpha) / (1.0 - 2.0 * self.alpha)
-
-
-def squeeze(x: Tensor) -> Tensor:
-    """Turn 2x2 windows into channels: ``(B, C, H, W)`` to ``(B, 4 C, H / 2, W / 2)``."""
-    return F.pixel_unshuffle(x, 2)
-
-
-def unsqueeze(y: Tensor) -> Tensor:
-    """Inverse of :func:`squeeze`: ``(B, 4 C, H, W)`` to ``(B, C, 2 H, 2 W)``."""
-    return F.pixel_shuffle(y, 2)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class SeriesBatch(NamedTuple):
@@ -91,8 +92,8 @@ def make_series(
     longest = int(lengths.max())
     padded_times = torch.stack([torch.cat([t, t[-1:].expand(longest - len(t))]) for t in times])
 
-    def pad(parts: Sequence[Tensor]) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+    def pad(parts: Sequence[Tensor], by: float = 0.0) -> Tensor:
+        return pad_sequence(list(parts), batch_first=True, padding_value=by)
 
     dtype = values[0].dtype
     mask = pad(masks).to(dtype)
@@ -100,7 +101,7 @@ def make_series(
     if labels is None:
         stacked = torch.empty(len(times), 0, dtype=torch.int64)
     elif labels[0].ndim:
-        stacked = torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=-1)
+        stacked = pad(labels, by=-1)
     else:
         stacked = torch.stack(list(labels))
     # Not a product: what is not observed may be NaN.
@@ -126,7 +127,8 @@ def keep_times(batch: SeriesBatch, keep: Tensor) -> SeriesBatch:
     """
     if bool((keep & ~batch.valid).any()):
         raise ValueError("Expected no padding among the times to keep; use `keep & batch.valid`.")
-    keep = keep.index_fill(1, torch.zeros(1, dtype=torch.int64, device=keep.device), True)
+    keep = keep.clone()
+    keep[:, 0] = True
     lengths = keep.sum(1)
     # A stable sort puts what is kept in front, in the order of time.
     order = (~keep).byte().argsort(dim=1, stable=True)[:, : int(lengths.max())]
@@ -164,28 +166,28 @@ def check_series(batch: SeriesBatch) -> None:
             f"steer_lightning.nn.series.SeriesBatch; make_series pads samples to one."
         )
     times, values, mask, target_mask, lengths, labels = batch
+    found = {name: part.dtype for name, part in batch._asdict().items()}
     for name in ("times", "values"):
-        if not getattr(batch, name).is_floating_point():
-            raise TypeError(
-                f"Expected `{name}` to be floating, but got {getattr(batch, name).dtype}."
-            )
-    dtypes = {"mask": values.dtype, "target_mask": values.dtype}
-    for name, dtype in {**dtypes, "lengths": torch.int64, "labels": torch.int64}.items():
-        if (found := getattr(batch, name).dtype) != dtype:
-            raise TypeError(f"Expected `{name}` to be of {dtype}, but got {found}.")
+        if not found[name].is_floating_point:
+            raise TypeError(f"Expected `{name}` to be floating, but got {found[name]}.")
+    whole = torch.int64
+    dtypes = {"mask": values.dtype, "target_mask": values.dtype, "lengths": whole, "labels": whole}
+    for name, dtype in dtypes.items():
+        if found[name] != dtype:
+            raise TypeError(f"Expected `{name}` to be of {dtype}, but got {found[name]}.")
     shape = tuple(values.shape)
-    if len(shape) != 3 or tuple(times.shape) != shape[:2] or tuple(lengths.shape) != shape[:1]:
+    if len(shape) != 3 or times.shape != shape[:2] or lengths.shape != shape[:1]:
         raise ValueError(
             f"Expected times (B, T), values (B, T, D) and lengths (B,), but got "
             f"{tuple(times.shape)}, {shape} and {tuple(lengths.shape)}."
         )
     for name, part in (("mask", mask), ("target_mask", target_mask)):
-        if tuple(part.shape) != shape or not bool(((part == 0) | (part == 1)).all()):
+        if part.shape != shape or not bool(((part == 0) | (part == 1)).all()):
             raise ValueError(
                 f"Expected `{name}` of zeros and ones of the shape {shape} of the values, but got "
                 f"shape {tuple(part.shape)}, values {sorted(set(part.flatten().tolist()))[:4]}."
             )
-    if tuple(labels.shape) not in ((shape[0],), shape[:2], (shape[0], 0)):
+    if labels.shape not in ((shape[0],), shape[:2], (shape[0], 0)):
         raise ValueError(
             f"Expected labels of samples (B,), of times (B, T) or none (B, 0), but got "
             f"{tuple(labels.shape)} for B = {shape[0]}, T = {shape[1]}."

@@ -218,7 +218,9 @@ class ODERNN(nn.Module):
 
     def _unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
         posterior = Posterior(*observations.new_zeros(2, len(observations), self.n_states))
-        inputs = _at_steps(observations, plan)
+        # A step that arrives at no observation has the one in front of all, which is zero.
+        padded, place = F.pad(observations, (0, 0, 1, 0)), (plan.arrived + 1)[..., None]
+        inputs = padded.gather(1, place.expand(-1, -1, padded.shape[2]))
         inputs = inputs.transpose(0, 1).contiguous()
         observed = _observed(inputs)
         update = self.gru.along(inputs)
@@ -234,8 +236,9 @@ class ODERNN(nn.Module):
             if some_observe[m]:
                 posterior = update(m, posterior, None if all_observe[m] else observes[m])
             departures.append(posterior.mean)
+        blank = padded.new_zeros(*padded.shape[:2], self.n_states)
         arrival, departure = (
-            _at_observations(torch.stack(means, dim=1), plan, observations.shape[1])
+            blank.scatter(1, place.expand(-1, -1, self.n_states), torch.stack(means, dim=1))[:, 1:]
             for means in (arrivals, departures)
         )
         return Unroll(posterior, arrival, departure)
@@ -272,28 +275,11 @@ def _observed(observations: Tensor) -> Tensor:
     return observations[..., observations.shape[2] // 2 :].any(2)
 
 
-def _at_steps(observations: Tensor, plan: UnrollPlan) -> Tensor:
-    """The observation each step arrives at, shape ``(B, M, ...)``: zero where there is none."""
-    padded = F.pad(observations, (0, 0, 1, 0))
-    place = (plan.arrived + 1)[..., None].expand(-1, -1, padded.shape[2])
-    return padded.gather(1, place)
-
-
-def _at_observations(means: Tensor, plan: UnrollPlan, n_times: int) -> Tensor:
-    """Pick the means at the steps that arrive at an observation, in the order of times."""
-    out = means.new_zeros(len(means), n_times + 1, means.shape[2])
-    place = (plan.arrived + 1)[..., None].expand_as(means)
-    return out.scatter(1, place, means)[:, 1:]
-
-
 def _is_changed(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_pre_hooks,
-        module._forward_hooks,
-        module._backward_pre_hooks,
-        module._backward_hooks,
-    )
-    return any(hooks) or "forward" in vars(module)
+    """Whether a hook or a ``forward`` of its own comes before the weights."""
+    own = vars(module)
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return "forward" in own or any(own[name] for name in hooks)
 
 
 def _field_network(field: MLPField, t: Tensor) -> tuple[Network, Tensor]:

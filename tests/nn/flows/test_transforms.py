@@ -3,13 +3,8 @@ import re
 import pytest
 import torch
 
-from steer_lightning.nn.flows.transforms import Logit, squeeze, unsqueeze
+from steer_lightning.nn.flows.transforms import Logit
 from tests.helpers.problems import jacobians
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-5, 0.05, 0.4])
@@ -42,14 +37,3 @@ def test_the_inverse_leaves_the_unit_interval_where_there_is_no_image():
 def test_alpha_outside_its_range_is_refused(alpha):
     with pytest.raises(ValueError, match=re.escape(f"`alpha` in [0, 0.5), but got {alpha}")):
         Logit(alpha)
-
-
-def test_squeeze_moves_each_window_into_channels():
-    x = torch.randn(2, 3, 4, 6)
-    y = squeeze(x)
-    assert y.shape == (2, 12, 2, 3)
-    for c in range(3):
-        for i in range(2):
-            for j in range(2):
-                assert torch.equal(y[:, 4 * c + 2 * i + j], x[:, c, i::2, j::2])
-    assert torch.equal(unsqueeze(y), x)
