@@ -83,14 +83,12 @@ class LogitTransform(nn.Module):
 
 
 class Chain(nn.Module):
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
-        self.chain = nn.ModuleList(layers)
+        self.chain = nn.Sequential(*layers)
 
     def forward(self, y: Tensor) -> Tensor:
-        for layer in self.chain:
-            y = layer(y)
-        return y
+        return self.chain(y)
 
 
 class ReleasedModel(nn.Module):
@@ -117,9 +115,9 @@ class ReleasedModel(nn.Module):
         layers: list[nn.Module] = [LogitTransform(alpha)]
         self.transforms = nn.ModuleList()
         while min(h // 2, w // 2) >= 4:
-            self.transforms.append(Chain([*layers, *blocks(c), Squeeze(), *blocks(4 * c)]))
+            self.transforms.append(Chain(*layers, *blocks(c), Squeeze(), *blocks(4 * c)))
             layers, c, h, w = [], 2 * c, h // 2, w // 2
-        self.transforms.append(Chain([*layers, *blocks(c)]))
+        self.transforms.append(Chain(*layers, *blocks(c)))
 
     def forward(self, x: Tensor) -> Tensor:
         latents = []

@@ -69,11 +69,10 @@ def test_a_step_is_compiled_once_for_all_batch_sizes_and_step_sizes(graphs, solv
     block, counts = ODEBlock(MLPField(2, (8,)), solver), []
     for n in (4, 7, 2, 5):
         y0 = torch.randn(n, 2, requires_grad=True)  # as every step after the first has it
-        y = block(y0, torch.tensor([0.0, 0.1 * n]))
+        t_eval = torch.tensor([0.0, 0.1 * n])
+        y = block.train()(y0, t_eval)
         y.sum().backward()
-        block.eval()
-        torch.testing.assert_close(block(y0, torch.tensor([0.0, 0.1 * n])), y)
-        block.train()
+        torch.testing.assert_close(block.eval()(y0, t_eval), y)
         counts.append(len(graphs))
     assert counts == 4 * counts[:1]
 
@@ -86,9 +85,8 @@ def test_flow_compiles_its_divergence_once(graphs):
     first = len(graphs)
     assert first >= 1
     for key in range(10):
-        draw = EndTimeDraw(b=0.5, key=key)
-        plain.horizon.perturb(draw)
-        flow.horizon.perturb(draw)
+        for one in (plain, flow):
+            one.horizon.perturb(EndTimeDraw(b=0.5, key=key))
         torch.testing.assert_close(flow.log_prob(x), plain.log_prob(x))
     assert len(graphs) == first
 

@@ -1,5 +1,7 @@
 """Properties of every vector field, against references that know nothing of it."""
 
+import re
+
 import pytest
 import torch
 
@@ -24,11 +26,13 @@ FIELDS = {
     "mlp, autonomous": (lambda: MLPField(3, (5,), time_dependent=False), VECTOR),
     "relaxation": (lambda: RelaxationField([0.5, 1.0, 2.0], (5,), (1.0, 0.1)), VECTOR),
     "concat": (lambda: ConcatField(3, (5, 4)), VECTOR),
+    "conv": (lambda: ConvField(2, 5), IMAGE),
+    "conv, channels first": (lambda: ConvField(2, 5, channels_last=False), IMAGE),
+}
+OWN_WAYS = {
     "concat-squash": (lambda: ConcatSquashField(3, (6,)), VECTOR),
     "concat-squash, deep": (lambda: ConcatSquashField(3, (7, 6, 5)), VECTOR),
     "concat-squash, 1-D": (lambda: ConcatSquashField(1, (8,)), (1,)),
-    "conv": (lambda: ConvField(2, 5), IMAGE),
-    "conv, channels first": (lambda: ConvField(2, 5, channels_last=False), IMAGE),
     **{
         f"flow, {activation}, {channels_last}": (
             lambda a=activation, c=channels_last: ConvFlowField(2, (5, 4), a, c),
@@ -38,6 +42,7 @@ FIELDS = {
         for channels_last in (True, False)
     },
 }
+FIELDS |= OWN_WAYS
 both_times = pytest.mark.parametrize(
     "t", [torch.tensor(0.3).double(), torch.tensor([0.3, -1.0, 2.0]).double()], ids=["one", "each"]
 )
@@ -46,8 +51,11 @@ both_times = pytest.mark.parametrize(
 @pytest.fixture(params=FIELDS)
 def case(request):
     make, shape = FIELDS[request.param]
-    torch.manual_seed(0)
     return lively(make().double()), torch.randn(3, *shape, dtype=torch.float64)
+
+
+def own_divergence(field):
+    return [type(field).value_and_divergence] if hasattr(field, "value_and_divergence") else []
 
 
 def test_no_field_is_left_out():
@@ -67,22 +75,6 @@ def test_a_sample_sees_its_own_time_and_no_other_sample(case, t):
 
 
 @both_times
-def test_value_tangent_and_their_gradients_are_those_of_forward_mode(case, t):
-    field, y = case
-    e, results = torch.randn_like(y), []
-    t, y = t.clone().requires_grad_(), y.requires_grad_()
-    for value, tangent in (
-        jvp(field, t, y, e),
-        torch.func.jvp(lambda y: field.forward(t, y), (y,), (e,)),
-    ):
-        loss = (value.square() * tangent.sin()).sum() + (e * tangent).sum()
-        inputs = (t, y, *field.parameters())
-        gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-        results.append((value, tangent, *gradients))
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
-
-
-@both_times
 def test_jacobian_divergence_and_tangent_are_those_of_reverse_mode(case, t):
     field, y = case
     e = torch.randn_like(y)
@@ -98,24 +90,23 @@ def test_jacobian_divergence_and_tangent_are_those_of_reverse_mode(case, t):
         torch.testing.assert_close(way(field, t, y), (value, trace))
 
 
-def own_divergence(field):
-    return [type(field).value_and_divergence] if hasattr(field, "value_and_divergence") else []
-
-
 @both_times
-@pytest.mark.parametrize("case", [n for n in FIELDS if "squash" in n], indirect=True)
-def test_the_gradients_of_an_own_divergence_are_those_of_forward_mode(case, t):
+@pytest.mark.parametrize("case", OWN_WAYS, indirect=True)
+def test_own_ways_and_their_gradients_are_those_of_forward_mode(case, t):
     field, y = case
-    (own,) = own_divergence(field)
-    results, t, y = [], t.clone().requires_grad_(), y.requires_grad_()
-    for value, divergence in (own(field, t, y), exact_divergence(field.forward, t, y)):
-        inputs = (t, y, *field.parameters())
-        loss = value.square().sum() + divergence.square().sum()
-        results.append(
-            torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-        )
-    torch.testing.assert_close(*results)
-    assert all(bool(gradient.any()) for gradient in results[0])
+    e, t, y = torch.randn_like(y), t.clone().requires_grad_(), y.requires_grad_()
+
+    def with_gradients(value, derivative):
+        loss = value.square().sum() * derivative.sin().sum()
+        return value, derivative, *torch.autograd.grad(loss, (t, y, *field.parameters()))
+
+    plain = field.forward  # no more than a function
+    pairs = [(field.jvp(t, y, e), jvp(plain, t, y, e))]
+    pairs += [(own(field, t, y), exact_divergence(plain, t, y)) for own in own_divergence(field)]
+    for found, expected in pairs:
+        found, expected = with_gradients(*found), with_gradients(*expected)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert all(bool(part.any()) for part in found)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -133,3 +124,26 @@ def test_without_gradients_the_numbers_are_the_same(case, mode):
         found = everything()
     assert not any(part.requires_grad for part in found)
     assert all(torch.equal(a, b.detach()) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLPField(0), "Expected positive layer widths, but got 0 and (64, 64)"),
+        (lambda: MLPField(2, (8, 0)), "Expected positive layer widths, but got 2 and (8, 0)"),
+        (lambda: MLPField(2, (8,), "tanj"), "but got 'tanj'. Did you mean 'tanh'?"),
+        (lambda: ConcatField(0), "Expected positive layer widths, but got 0 and (100,)"),
+        (lambda: ConcatField(2, (8,), "rely"), "but got 'rely'. Did you mean 'relu'?"),
+        (lambda: ConvField(1, 0), "Expected positive layer widths, but got 1 and (0,)"),
+        (lambda: RelaxationField([1.0], (0,)), "Expected positive layer widths, but got 1 and (0"),
+        (lambda: RelaxationField([1.0], activation="gelu"), "`activation` to be one of"),
+        (lambda: ConcatSquashField(0), "Expected positive layer widths, but got 0 and (64, 64"),
+        (lambda: ConcatSquashField(2, ()), "Expected at least one hidden layer, but got none"),
+        (lambda: ConvFlowField(1, (8, 0)), "Expected positive layer widths, but got 1 and (8, 0)"),
+        (lambda: ConvFlowField(1, ()), "Expected at least one hidden layer, but got none"),
+        (lambda: ConvFlowField(1, activation="softpls"), "Did you mean 'softplus'?"),
+    ],
+)
+def test_bad_arguments_raise(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 import torch
 from torch import nn
@@ -7,15 +5,15 @@ from torch.nn import functional as F
 
 from steer_lightning.nn import ConcatField, ConvField, MLPField, ODEBlock
 from steer_lightning.nn.fields import TimeConv2d
+from tests.helpers.problems import times
+
+THREE_TIMES = times(0.1, 0.2, 0.3)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def count_parameters(module):
-    return sum(p.numel() for p in module.parameters())
+def with_time_as_a_channel(conv, t, y):
+    """The convolution that :class:`TimeConv2d` stands for."""
+    channel = t.reshape(-1, 1, 1, 1).expand(len(y), 1, *y.shape[2:])
+    return F.conv2d(torch.cat([channel, y], dim=1), conv.weight, conv.bias, padding=conv.padding)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "softplus", "relu"])
@@ -23,54 +21,45 @@ def count_parameters(module):
 def test_mlp_against_its_formula(activation, time_dependent):
     field = MLPField(2, (5,), activation, time_dependent).double()
     first, last = field.network[0], field.network[2]
-    y, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3]).double()
-    inputs = torch.stack([t, y[:, 0], y[:, 1]], dim=1) if time_dependent else y
+    y = torch.randn(3, 2, dtype=torch.float64)
+    inputs = torch.stack([THREE_TIMES, *y.T], dim=1) if time_dependent else y
     activate = {"tanh": torch.tanh, "softplus": F.softplus, "relu": F.relu}[activation]
     expected = activate(inputs @ first.weight.T + first.bias) @ last.weight.T + last.bias
-    torch.testing.assert_close(field(t, y), expected)
+    torch.testing.assert_close(field(THREE_TIMES, y), expected)
     assert field.autonomous != time_dependent
 
 
 def test_mlp_initial_weights():
     field = MLPField(1, (500, 500), init_std=0.1)
-    weights = [layer.weight for layer in field.network if isinstance(layer, nn.Linear)]
-    biases = [layer.bias for layer in field.network if isinstance(layer, nn.Linear)]
-    assert [tuple(w.shape) for w in weights] == [(500, 2), (500, 500), (1, 500)]
-    assert weights[1].std().item() == pytest.approx(0.1, rel=0.01)
-    assert all(not bias.any() for bias in biases)
+    layers = [layer for layer in field.network if isinstance(layer, nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in layers] == [(500, 2), (500, 500), (1, 500)]
+    assert layers[1].weight.std().item() == pytest.approx(0.1, rel=0.01)
+    assert not any(layer.bias.any() for layer in layers)
 
 
 def test_concat_field_against_its_formula():
     field = ConcatField(2, (5,)).double()
-    (first, last), y = field.layers, torch.randn(3, 2, dtype=torch.float64)
-    t = torch.tensor([0.1, 0.2, 0.3]).double()
-
-    def layer(linear, y):
-        of_time = torch.outer(t, linear.weight[:, 0])
-        return torch.tanh(of_time + y @ linear.weight[:, 1:].T + linear.bias)
-
-    torch.testing.assert_close(field(t, y), layer(last, layer(first, y)))
+    y = expected = torch.randn(3, 2, dtype=torch.float64)
+    for layer in field.layers:
+        of_time = torch.outer(THREE_TIMES, layer.weight[:, 0])
+        expected = torch.tanh(of_time + expected @ layer.weight[:, 1:].T + layer.bias)
+    torch.testing.assert_close(field(THREE_TIMES, y), expected)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
-@pytest.mark.parametrize("t", [torch.tensor(0.7), torch.tensor([0.7, -2.0, 0.0])])
+@pytest.mark.parametrize("t", [times(0.7)[0], times(0.7, -2.0, 0.0)])
 def test_time_conv_equals_the_concatenated_form_in_all_its_parts(kernel_size, t):
-    conv, t = TimeConv2d(2, 4, kernel_size).double(), t.double()
+    conv = TimeConv2d(2, 4, kernel_size).double()
     y = torch.randn(3, 2, 5, 6, dtype=torch.float64)
-
-    def concatenated(t, y):
-        channel = t.reshape(-1, 1, 1, 1).expand(3, 1, 5, 6)
-        inputs = torch.cat([channel, y], dim=1)
-        return F.conv2d(inputs, conv.weight, conv.bias, padding=kernel_size // 2)
-
-    torch.testing.assert_close(conv(t, y), concatenated(t, y))
+    expected, of_time = (with_time_as_a_channel(conv, t, part) for part in (y, 0.0 * y))
     offset = conv.offset(t, y)
     assert len(offset) == (len(t) if t.ndim else 1)
-    torch.testing.assert_close(offset.expand(3, -1, -1, -1), concatenated(t, 0.0 * y))
-    torch.testing.assert_close(conv.convolve(y), concatenated(t, y) - concatenated(t, 0.0 * y))
+    torch.testing.assert_close(conv(t, y), expected)
+    torch.testing.assert_close(offset.expand(3, -1, -1, -1), of_time)
+    torch.testing.assert_close(conv.convolve(y), expected - of_time)
     if kernel_size == 1:
         found = conv.at_each_pixel(t, y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        torch.testing.assert_close(found, conv(t, y))
+        torch.testing.assert_close(found, expected)
 
 
 def test_time_keeps_its_precision_under_autocast():
@@ -88,35 +77,23 @@ def test_time_keeps_its_precision_under_autocast():
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_conv_field_against_its_formula(channels_last):
-    field = ConvField(1, 3, channels_last).double()
-    y, t = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor(0.4).double()
-    expected = y
-    for conv, padding in ((field.conv1, 0), (field.conv2, 1), (field.conv3, 0)):
-        inputs = torch.cat([t.expand(2, 1, 4, 4), expected], dim=1)
-        expected = F.conv2d(inputs, conv.weight, conv.bias, padding=padding)
-        if conv is not field.conv3:
-            expected = expected.relu()
-    torch.testing.assert_close(field(t, y), expected)
-
-
-@pytest.mark.parametrize("t", [torch.tensor(0.4), torch.tensor([0.4, -1.0])])
-def test_memory_formats_of_a_conv_field_agree(t):
-    field, t = ConvField(2, 3).double(), t.double().requires_grad_()
+@pytest.mark.parametrize("t", [times(0.4)[0], times(0.4, -1.0)])
+def test_conv_field_and_its_derivatives_against_its_formula(channels_last, t):
+    field, t = ConvField(2, 3, channels_last).double(), t.requires_grad_()
     y = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
 
-    def derivatives():
-        dy = field(t, y)
-        first = torch.autograd.grad(dy.square().sum(), [t, y, *field.parameters()])
-        along = torch.func.jvp(field, (t, y), (torch.ones_like(t), y))
-        jacobian = torch.func.vmap(lambda e: torch.func.jvp(lambda y: field(t, y), (y,), (e,))[1])
-        return [dy, *first, *along, jacobian(torch.stack([y, y**2]))]
+    def formula(t, y):
+        y = with_time_as_a_channel(field.conv1, t, y).relu()
+        y = with_time_as_a_channel(field.conv2, t, y).relu()
+        return with_time_as_a_channel(field.conv3, t, y)
 
-    last = derivatives()
-    assert last[0].is_contiguous()
-    field.channels_last = False
-    for a, b in zip(last, derivatives(), strict=True):
-        torch.testing.assert_close(a, b)
+    results = []
+    for way in (field, formula):
+        dy = way(t, y)
+        gradients = torch.autograd.grad(dy.square().sum(), [t, y, *field.parameters()])
+        results.append((dy, *torch.func.jvp(way, (t, y), (torch.ones_like(t), y)), *gradients))
+    torch.testing.assert_close(*results)
+    assert results[0][0].is_contiguous()
 
 
 def test_conv_field_under_autocast():
@@ -129,24 +106,5 @@ def test_conv_field_under_autocast():
 
 
 def test_parameters_of_the_papers_classifier():
-    field = ConvField(1, 92)
-    assert count_parameters(field) == 77_466
-    model = nn.Sequential(ODEBlock(field), nn.Flatten(), nn.Linear(784, 10))
-    assert count_parameters(model) == 85_316
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: MLPField(0), "Expected positive layer widths, but got 0 and (64, 64)"),
-        (lambda: MLPField(2, (8, 0)), "Expected positive layer widths, but got 2 and (8, 0)"),
-        (lambda: ConvField(1, 0), "Expected positive layer widths, but got 1 and (0,)"),
-        (lambda: ConvField(0), "Expected positive layer widths, but got 0 and (92,)"),
-        (lambda: ConcatField(0), "Expected positive layer widths, but got 0 and (100,)"),
-        (lambda: ConcatField(2, (8,), "rely"), "but got 'rely'. Did you mean 'relu'?"),
-        (lambda: MLPField(2, (8,), "tanj"), "but got 'tanj'. Did you mean 'tanh'?"),
-    ],
-)
-def test_bad_arguments_raise(make, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make()
+    model = nn.Sequential(ODEBlock(ConvField(1, 92)), nn.Flatten(), nn.Linear(784, 10))
+    assert sum(p.numel() for p in model.parameters()) == 77_466 + 7_850 == 85_316

@@ -99,11 +99,6 @@ def test_the_importance_bound_is_the_log_of_the_mean_evidence(kl_weight):
     torch.testing.assert_close(importance_bound(log_likelihood, kl, kl_weight), expected)
 
 
-def test_the_importance_bound_of_one_draw_is_the_evidence_lower_bound():
-    log_likelihood, kl = randn(1, 4), randn(4, seed=1).abs()
-    torch.testing.assert_close(importance_bound(log_likelihood, kl, 1.0), log_likelihood[0] - kl)
-
-
 def test_the_importance_bound_holds_far_below_zero():
     bound = importance_bound(torch.tensor([[-1e4], [-2e4]]), torch.zeros(1), 1.0)
     torch.testing.assert_close(bound, torch.tensor([-1e4 - math.log(2.0)]))
@@ -132,9 +127,6 @@ def test_the_importance_weighted_bound_grows_to_the_evidence_where_the_published
         bounds.append(float(importance_weighted_bound(log_likelihood, z, mean, std).mean()))
     assert bounds[0] < bounds[1] < bounds[2] < evidence < bounds[2] + 0.05
     kl = standard_normal_kl(mean, std).sum(1)
-    narrow = importance_bound(log_likelihood, kl, 1.0).mean()
-    torch.testing.assert_close(
-        torch.tensor(bounds[0]).double(),
-        importance_bound(gaussian_model(1, mean, std)[1], kl, 1.0).mean(), rtol=0.02, atol=0.02,
-    )  # fmt: skip
-    assert narrow > bounds[2]
+    assert importance_bound(log_likelihood, kl, 1.0).mean() > bounds[2]
+    of_one = importance_bound(gaussian_model(1, mean, std)[1], kl, 1.0).mean()
+    assert float(of_one) == pytest.approx(bounds[0], rel=0.02)  # both the evidence lower bound

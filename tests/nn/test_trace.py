@@ -61,7 +61,5 @@ def test_a_generator_alone_decides_the_noise(noise):
 
 
 def test_unknown_noise_is_refused():
-    with pytest.raises(
-        ValueError, match=r"Expected `noise` .*'radmacher'\. Did you mean 'rademacher'"
-    ):
+    with pytest.raises(ValueError, match=r"Expected `noise` .*'radmacher'\. Did you mean 'rade"):
         trace_noise(torch.zeros(2, 3), "radmacher")

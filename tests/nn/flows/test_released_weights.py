@@ -14,11 +14,6 @@ from tests.helpers.released_model import ReleasedModel, released_weights
 SHAPE, HIDDEN = (1, 8, 8), (3,)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def make_model(**settings):
     return ReleasedModel(SHAPE, HIDDEN, **settings).double()
 

@@ -1,6 +1,7 @@
 """The unroll as one operation, against itself step by step with its gradient by autograd."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,25 +9,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from steer_lightning.horizon.end_time import EndTimeDraw
-from steer_lightning.nn import ODERNN, MLPField
+from steer_lightning.nn import MLPField
 from steer_lightning.nn.series import ode_rnn
-from tests.helpers.models import lively, seeded
-from tests.nn.series.test_ode_rnn import (
-    N_FEATURES,
-    N_STATES,
-    directions,
-    fields,
-    own_grids,
-    shared_grid,
-)
+from tests.nn.series import test_ode_rnn
+from tests.nn.series.test_ode_rnn import N_STATES, batches, directions, fields, own_grids, scopes
 
-
-def make(time_dependent=False, reverse=False, hidden=(8, 5), **settings):
-    def build():
-        field = MLPField(N_STATES, hidden, time_dependent=time_dependent, **settings)
-        return ODERNN(field, N_FEATURES, N_STATES, 6, 0.1, reverse)
-
-    return lively(seeded(build)).double()
+make = partial(test_ode_rnn.make, hidden=(8, 5), wrap=lambda field: field)
 
 
 def stepwise(rnn):
@@ -64,8 +52,8 @@ def fused(monkeypatch):
 
 @fields
 @directions
-@pytest.mark.parametrize("scope", [None, "batch", "sample"])
-@pytest.mark.parametrize("batch", [own_grids, shared_grid])
+@scopes
+@batches
 def test_values_and_gradients_are_those_of_single_steps(
     time_dependent, reverse, scope, batch, fused
 ):
@@ -96,11 +84,9 @@ def frozen(rnn, *batch):
     return batch
 
 
-def plain(rnn, *batch):
-    return batch
-
-
-@pytest.mark.parametrize("change", [in_single_precision, nobody_observes, frozen, plain])
+@pytest.mark.parametrize(
+    "change", [in_single_precision, nobody_observes, frozen, lambda rnn, *batch: batch]
+)
 @pytest.mark.parametrize("hidden", [(), (4,), (8, 5)], ids=str)
 def test_single_steps_are_met_in_corner_cases(change, hidden, fused):
     if change is frozen and not hidden:

@@ -4,33 +4,23 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import ODERNN, MLPField, Posterior, Unroll
 from steer_lightning.solvers import SolveStats
-from tests.helpers.models import RecordingField, seeded
+from tests.helpers.models import RecordingField, lively
 
 N_FEATURES, N_STATES = 2, 3
 GRID = torch.tensor([0.1, 0.13, 0.5, 0.9, 1.4], dtype=torch.float64)
 LENGTHS = torch.tensor([5, 3, 1, 4])
 fields = pytest.mark.parametrize("time_dependent", [False, True])
 directions = pytest.mark.parametrize("reverse", [False, True])
-draws = pytest.mark.parametrize(
-    "draw", [None, EndTimeDraw("auto", key=1), EndTimeDraw(0.1, key=2)]
-)
+scopes = pytest.mark.parametrize("scope", [None, "batch", "sample"])
 
 
-def make(time_dependent=False, reverse=False, max_step=0.1):
-    def build():
-        field = MLPField(N_STATES, (8,), time_dependent=time_dependent)
-        return ODERNN(RecordingField(field), N_FEATURES, N_STATES, 6, max_step, reverse)
-
-    rnn = seeded(build).double()
-    for name, parameter in rnn.gru.named_parameters():
-        if name.endswith("bias"):
-            nn.init.constant_(parameter, 0.1)
-    return rnn
+def make(time_dependent=False, reverse=False, max_step=0.1, hidden=(8,), wrap=RecordingField):
+    field = wrap(MLPField(N_STATES, hidden, time_dependent=time_dependent))
+    return lively(ODERNN(field, N_FEATURES, N_STATES, 6, max_step, reverse)).double()
 
 
 def random_values(n_samples, n_times):
@@ -61,6 +51,9 @@ def own_grids():
     return gaps.masked_fill(padding, 0.0).cumsum(1), values, mask, LENGTHS
 
 
+batches = pytest.mark.parametrize("batch", [own_grids, shared_grid])
+
+
 def gru_step(gru, mean, std, x):
     """Rubanova et al., the update written out."""
     joint = torch.cat([mean, std, x], -1)
@@ -71,94 +64,48 @@ def gru_step(gru, mean, std, x):
 
 
 def interval_by_interval(rnn, grid, values, mask, rates=None):
-    """All samples along one grid, shape ``(K,)``; ``rates`` of intervals in unrolling order."""
-    order = list(range(len(grid)))
-    if rnn.reverse:
-        order.reverse()
-    mean = std = torch.zeros(len(values), N_STATES, dtype=torch.float64)
-    arrival = torch.zeros(*values.shape[:2], N_STATES, dtype=torch.float64)
+    """One sample; ``rates`` are of its intervals as it unrolls. With the number of its steps."""
+    order = range(len(grid))[::-1] if rnn.reverse else range(len(grid))
+    mean = std = torch.zeros(1, N_STATES, dtype=torch.float64)
+    arrival = torch.zeros(len(grid), N_STATES, dtype=torch.float64)
     departure, n_steps = arrival.clone(), 1
     for i, k in enumerate(order):
         if i:
             start, gap = grid[order[i - 1]], grid[k] - grid[order[i - 1]]
             n = max(1, math.ceil(abs(gap) / (rnn.max_step * (grid[-1] - grid[0])) - 1e-9))
-            dt = gap / n if rates is None else gap * rates[..., i - 1] / n
+            dt = gap / n if rates is None else gap * rates[i - 1] / n
             for j in range(n):
-                slope = rnn.vector_field.vector_field(start + j * dt, mean)
-                mean = mean + dt.reshape(-1, 1) * slope
+                mean = mean + dt * rnn.vector_field.vector_field(start + j * dt, mean)
             n_steps += n
-        arrival[:, k] = mean
-        seen = mask[:, k].sum(1, keepdim=True) > 0
-        x = torch.cat([values[:, k] * mask[:, k], mask[:, k]], 1)
-        new_mean, new_std = gru_step(rnn.gru, mean, std, x)
-        mean, std = torch.where(seen, new_mean, mean), torch.where(seen, new_std, std)
-        departure[:, k] = mean
+        arrival[k] = mean
+        if mask[k].any():
+            x = torch.cat([values[k] * mask[k], mask[k]])[None]
+            mean, std = gru_step(rnn.gru, mean, std, x)
+        departure[k] = mean
     return Unroll(Posterior(mean, std), arrival, departure), n_steps
 
 
-def steered(rnn, draw):
-    if draw is not None:
-        rnn.horizon.perturb(draw)
-    return rnn
-
-
 @fields
 @directions
-@draws
-def test_samples_of_one_grid_unroll_interval_by_interval(time_dependent, reverse, draw):
-    rnn, (series, *rest) = steered(make(time_dependent, reverse), draw), shared_grid()
-    unroll_grid, rates = GRID.flip(0) if reverse else GRID, None
-    if draw is not None:
-        ends = rnn.horizon.end_times(unroll_grid)
-        rates = (ends - unroll_grid[:-1]) / unroll_grid.diff()
-        b = 0.999 * unroll_grid.diff().abs() if draw.b == "auto" else torch.tensor(draw.b)
-        assert bool(((ends - unroll_grid[1:]).abs() <= b).all())
-    unroll = rnn(series, *rest)
-    expected, n_steps = interval_by_interval(rnn, GRID, *rest[:2], rates)
-    torch.testing.assert_close(unroll, expected, rtol=1e-12, atol=1e-13)
-    assert rnn.stats == SolveStats(nfe_forward=n_steps, accepted=n_steps)
-    if draw is not None:
-        rnn.horizon.reset()
-        assert not torch.allclose(rnn(series, *rest).final.mean, unroll.final.mean, rtol=1e-6)
-
-
-@fields
-@directions
-def test_samples_of_one_grid_with_end_times_of_their_own(time_dependent, reverse):
-    rnn, (series, *rest) = make(time_dependent, reverse), shared_grid()
-    rnn.horizon.perturb(EndTimeDraw("auto", key=3, scope="sample"))
-    rates = rnn.horizon.rates(series, rest[-1], reverse)
-    assert len(rates.unique()) == rates.numel()
-    expected, _ = interval_by_interval(rnn, GRID, *rest[:2], rates)
-    torch.testing.assert_close(rnn(series, *rest), expected, rtol=1e-12, atol=1e-13)
-
-
-@fields
-@directions
-@pytest.mark.parametrize("scope", [None, "batch", "sample"])
-def test_samples_of_other_grids_unroll_their_own_intervals(time_dependent, reverse, scope):
-    rnn, (series, values, mask, lengths) = make(time_dependent, reverse), own_grids()
-    rates = None
+@scopes
+@batches
+def test_every_sample_unrolls_interval_by_interval(time_dependent, reverse, scope, batch):
+    rnn, (series, values, mask, lengths) = make(time_dependent, reverse), batch()
+    rates, longest = None, 0
     if scope is not None:
         rnn.horizon.perturb(EndTimeDraw("auto", key=3, scope=scope))
         rates = rnn.horizon.rates(series, lengths, reverse)
     unroll = rnn(series, values, mask, lengths)
-    longest = 0
     for b, n in enumerate(lengths):
-        expected, n_steps = interval_by_interval(
-            rnn,
-            series[b, :n],
-            values[b : b + 1, :n],
-            mask[b : b + 1, :n],
-            None if rates is None else rates[b, : n - 1],
-        )
-        for part, single in zip(unroll.final, expected.final, strict=True):
-            torch.testing.assert_close(part[b : b + 1], single, rtol=1e-12, atol=1e-13)
-        for way, single in zip(unroll[1:], expected[1:], strict=True):
-            torch.testing.assert_close(way[b, :n], single[0], rtol=1e-12, atol=1e-13)
-            assert not bool(way[b, n:].any())
+        stretch = None if rates is None else rates[b, : n - 1]
+        sample = (part[b, :n] for part in (series, values, mask))
+        expected, n_steps = interval_by_interval(rnn, *sample, stretch)
+        final = Posterior(*(part[b : b + 1] for part in unroll.final))
+        found = Unroll(final, *(way[b, :n] for way in unroll[1:]))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+        assert not any(bool(way[b, n:].any()) for way in unroll[1:])
         longest = max(longest, n_steps)
-    assert rnn.stats.nfe_forward == longest
+    assert rnn.stats == SolveStats(nfe_forward=longest, accepted=longest)
 
 
 def test_the_field_is_told_the_actual_time():
@@ -190,14 +137,12 @@ def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
 
 
 def test_autocast_lowers_the_precision_of_the_networks_alone():
-    rnn, batch = make().float(), own_grids()
-    batch = [part.float() for part in batch[:3]]
+    rnn, batch = make().float(), [part.float() for part in own_grids()[:3]]
     with torch.autocast("cpu", torch.bfloat16):
-        posterior, arrival, *_ = rnn(*batch, LENGTHS)
-    assert posterior.mean.dtype == posterior.std.dtype == arrival.dtype == torch.float32
-    torch.testing.assert_close(
-        posterior.mean, rnn(*batch, LENGTHS).final.mean, rtol=0.1, atol=0.05
-    )
+        unroll = rnn(*batch, LENGTHS)
+    assert {part.dtype for part in (*unroll.final, *unroll[1:])} == {torch.float32}
+    expected = rnn(*batch, LENGTHS).final.mean
+    torch.testing.assert_close(unroll.final.mean, expected, rtol=0.1, atol=0.05)
 
 
 @pytest.mark.parametrize("max_step", [0.0, 1.5, -0.1, float("nan")])
