@@ -6,17 +6,10 @@ from steer_lightning.nn import Augmented, ConvField, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver
 
 
-class Keep(nn.Module):
-    """A block that gives the state it starts from."""
-
-    def forward(self, y0):
-        return y0
-
-
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4, 5)])
 def test_zeros_follow_the_input_along_axis_1(shape):
     x = torch.randn(shape, dtype=torch.float64)
-    y0 = Augmented(Keep(), 3)(x)
+    y0 = Augmented(nn.Identity(), 3)(x)
     assert (y0.shape, y0.dtype) == ((3, 5, *shape[2:]), x.dtype)
     assert torch.equal(y0[:, :2], x)
     assert not y0[:, 2:].any()
@@ -36,6 +29,6 @@ def test_solves_the_block_from_the_augmented_state(field, shape):
 
 def test_what_cannot_be_augmented_raises():
     with pytest.raises(ValueError, match="Expected `n_extra` >= 1, but got 0"):
-        Augmented(Keep(), 0)
+        Augmented(nn.Identity(), 0)
     with pytest.raises(ValueError, match=r"\(B, D\) or \(B, C, H, W\), but got \(4,\). Give"):
-        Augmented(Keep(), 1)(torch.zeros(4))
+        Augmented(nn.Identity(), 1)(torch.zeros(4))

@@ -11,10 +11,6 @@ from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolveStats
 from steer_lightning.utils.compiling import compiled
 from tests.helpers.models import image_flow, lively
 
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
-)
-
 
 @pytest.fixture
 def graphs(monkeypatch):
@@ -126,7 +122,9 @@ def test_blocks_of_one_shape_share_a_compilation_whatever_noise_and_end_time(
 
 
 @pytest.mark.slow
-@needs_compiler
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
 def test_compiled_for_real():
     torch._dynamo.reset()
     compiled.cache_clear()

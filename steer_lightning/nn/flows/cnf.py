@@ -120,13 +120,6 @@ class CNF(Flow, Block):
         forwards = 1.0 if start < self.base_time else -1.0
         return Transport(zs[-1], deltas[-1], *(forwards * energy[-1] for energy in energies))
 
-    def forward(
-        self, x: Tensor, t: float | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Carry points to the base from a nominal time ``t`` on; see :meth:`Flow.forward`."""
-        carried = self.transport(x, t, generator=generator)
-        return carried.z, carried.delta_log_p
-
     def log_prob(
         self, x: Tensor, t: float | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -77,8 +77,9 @@ class ConvFlowField(nn.Module):
             y = y + layer.offset(t, y)
             with _own_precision(y):
                 y = activate(y)
-        derivative: Tensor = last.convolve(y)
-        return derivative + last.offset(t, derivative)
+        y = last.convolve(y)
+        derivative: Tensor = y + last.offset(t, y)
+        return derivative
 
     def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative and its change along ``probe``, each of the shape of ``y``."""

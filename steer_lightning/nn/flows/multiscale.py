@@ -136,7 +136,7 @@ class MultiScaleCNF(Flow):
     def inverse(self, z: Tensor) -> Tensor:
         check_shape("latents", z, self.latent_shape)
         shapes = self.latent_shapes
-        parts = z.split([prod(shape) for shape in shapes], dim=1)
+        parts = torch.split(z, [prod(shape) for shape in shapes], dim=1)
         latents = [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
         def back(blocks: Sequence[CNF], y: Tensor) -> Tensor:

@@ -3,9 +3,8 @@ import os
 
 import pytest
 import torch
-from torch import nn
 
-from steer_lightning.nn import ConvFlowField, MultiScaleCNF
+from steer_lightning.nn import ConvField, ConvFlowField, MultiScaleCNF
 from steer_lightning.nn.flows.released_weights import load_released_weights, read_released_weights
 from steer_lightning.solvers import TorchdiffeqSolver
 from tests.helpers.models import image_flow
@@ -19,11 +18,8 @@ def make_model(**settings):
 
 
 def make_flow(**settings):
-    return image_flow(
-        SHAPE,
-        **{"solver": TorchdiffeqSolver(rtol=1e-9, atol=1e-9), "trace_estimator": "exact"}
-        | settings,
-    ).double()
+    solver = TorchdiffeqSolver(rtol=1e-9, atol=1e-9)
+    return image_flow(SHAPE, **{"solver": solver, "trace_estimator": "exact", **settings}).double()
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -53,12 +49,6 @@ def test_a_learned_end_time_is_the_stored_one_and_without_one_the_flow_keeps_its
     assert flow.blocks[0].horizon.end_time == 0.5
 
 
-class Scaling(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.a = nn.Parameter(torch.ones(channels, 1, 1))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -68,7 +58,7 @@ class Scaling(nn.Module):
             r"block at \(0, 1\) to have the shapes .*\(4, 2, 3, 3\).*\(3, 2, 3, 3\).*`hidden`",
         ),
         ({"vector_field": lambda channels: ConvFlowField(channels, (3, 3))}, "`hidden`"),
-        ({"vector_field": Scaling}, "flow of ConvFlowField, .* but got Scaling"),
+        ({"vector_field": ConvField}, "flow of ConvFlowField, .* but got ConvField"),
         ({"data_at": "t1"}, "data_at='t0' and t0 = 0 .* data_at='t1'"),
         ({"t_span": (0.5, 1.0)}, r"data_at='t0' and t_span = \(0.5, 1\)"),
         (

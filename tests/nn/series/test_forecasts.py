@@ -117,11 +117,7 @@ def test_an_ode_rnn_predicts_from_what_came_before():
     assert not torch.allclose(changed.mean[:, 0, 2], forecast.mean[:, 0, 2])
     assert not torch.allclose(changed.along[:, 0, 1], forecast.along[:, 0, 1])
     assert not torch.allclose(changed.whole[:, 0], forecast.whole[:, 0])
-
-
-def test_the_first_time_of_a_series_is_no_target_of_an_ode_rnn():
-    batch = series()
-    forecast = make_ode_rnn()(batch)
+    # The first time is no target.
     assert forecast.batch.target_mask.tolist() == [
         [[0, 0], [0, 0], [1, 1]],
         [[0, 0], [1, 1], [0, 0]],

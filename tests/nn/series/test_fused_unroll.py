@@ -140,20 +140,12 @@ class Doubled(nn.Module):
         return 2.0 * weight
 
 
-def with_own_forward(rnn):
-    rnn.vector_field.forward = lambda t, y: -y
-
-
-def with_own_field(rnn):
-    rnn.vector_field = OwnField(N_STATES, (4,), time_dependent=False).double()
-
-
 CHANGES = {
     "a hook on a layer": lambda rnn: rnn.gru.reset_gate[1].register_forward_hook(lambda *_: None),
     "a hook before": lambda rnn: rnn.vector_field.register_forward_pre_hook(lambda *_: None),
     "a backward hook": lambda rnn: rnn.gru.register_full_backward_hook(lambda *_: None),
-    "a subclass": with_own_field,
-    "a forward of its own": with_own_forward,
+    "a subclass": lambda rnn: setattr(rnn, "vector_field", OwnField(N_STATES, (4,)).double()),
+    "a forward of its own": lambda rnn: setattr(rnn.vector_field, "forward", lambda t, y: -y),
     "another activation": lambda rnn: rnn.vector_field.network.insert(1, nn.ReLU()),
     "a parametrised weight": lambda rnn: parametrize.register_parametrization(
         rnn.vector_field.network[0], "weight", Doubled()

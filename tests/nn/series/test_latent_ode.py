@@ -22,12 +22,7 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 LENGTHS = torch.tensor([4, 3, 1])
 SERIES = torch.stack([times(0.0, 0.3, 1.0, 1.2), times(0.5, 2.5, 3.0, 3.0), times(*[7.0] * 4)])
 SHARED = SERIES[:1].expand(3, -1)
-
-
-def draws_of_state(n_draws=2, n_samples=3):
-    """Initial states, shape ``(S, B, L)``."""
-    z0 = torch.linspace(-1.0, 1.5, n_draws * n_samples * 2, dtype=torch.float64)
-    return z0.view(n_draws, n_samples, 2)
+Z0 = torch.linspace(-1.0, 1.5, 12, dtype=torch.float64).view(2, 3, 2)  # (S, B, L)
 
 
 def tight_decoder():
@@ -51,7 +46,7 @@ def interval_by_interval(field, z0, series, lengths, rates=None):
 @pytest.mark.parametrize("series", [SERIES, SHARED])
 @pytest.mark.parametrize("scope", [None, "batch", "sample"])
 def test_the_decoder_solves_each_interval_from_the_end_of_the_stretched_one_before(series, scope):
-    decoder, z0 = tight_decoder(), draws_of_state()
+    decoder, z0 = tight_decoder(), Z0
     lengths, rates = LENGTHS if series is SERIES else torch.full((3,), 4), None
     if scope is not None:
         decoder.horizon.perturb(EndTimeDraw("auto", key=4, scope=scope))
@@ -64,7 +59,7 @@ def test_the_decoder_solves_each_interval_from_the_end_of_the_stretched_one_befo
 
 
 def test_the_decoder_has_the_closed_forms_values_and_gradients():
-    decoder, z0 = tight_decoder(), draws_of_state().requires_grad_()
+    decoder, z0 = tight_decoder(), Z0.clone().requires_grad_()
     a, elapsed = decoder.vector_field.a, SERIES - SERIES[:, :1]
     flows = torch.linalg.matrix_exp(elapsed[..., None, None] * a)
     exact = torch.einsum("btij,sbj->sbti", flows, z0)
@@ -79,13 +74,13 @@ def test_the_decoder_takes_one_solve_whatever_the_times():
     for n_times in (2, 500):
         decoder = LatentDecoder(LinearField())
         series = torch.linspace(0.0, 3.0, n_times, dtype=torch.float64).expand(3, -1)
-        decoder(draws_of_state(), series, torch.full((3,), n_times))
+        decoder(Z0, series, torch.full((3,), n_times))
         nfe.append(decoder.stats.nfe_forward)
     assert nfe[0] == nfe[1] > 0
 
 
 def test_samples_of_a_single_time_stay_where_they_are():
-    decoder, z0 = tight_decoder(), draws_of_state()
+    decoder, z0 = tight_decoder(), Z0
     decoder.horizon.perturb(EndTimeDraw("auto"))
     for n_times in (1, 3):
         z = decoder(z0, torch.ones(3, n_times, dtype=torch.float64), torch.ones(3).long())

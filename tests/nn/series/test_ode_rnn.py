@@ -31,13 +31,13 @@ def random_values(n_samples, n_times):
     return values, mask
 
 
-def shared_grid(n_samples=3):
+def shared_grid():
     """Samples that were looked at together, though not all of them seen."""
-    values, mask = random_values(n_samples, len(GRID))
+    values, mask = random_values(3, len(GRID))
     mask[:, [0, -1]] = 1.0
     mask[0, 2] = 0.0  # this one was not seen
     mask[:, 3] = 0.0  # this time nobody was
-    return GRID.expand(n_samples, -1), values, mask, torch.full((n_samples,), len(GRID))
+    return GRID.expand(3, -1), values, mask, torch.full((3,), len(GRID))
 
 
 def own_grids():

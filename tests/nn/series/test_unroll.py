@@ -13,12 +13,11 @@ TIMES = torch.stack([times(0.0, 1.0, 1.5, 3.5), times(2.0, 5.0, 5.0, 5.0), times
 RATES = torch.stack([times(0.5, 1.5, 2.0), times(0.25, 1.0, 1.0), times(1.0, 1.0, 1.0)])
 
 
-def random_series(n_samples=5, n_times=9, seed=0):
-    """Times of samples of 1 to ``n_times`` times, padded by the last one."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.linspace(1, n_times, n_samples).long()
-    gaps = torch.rand(n_samples, n_times, generator=generator, dtype=torch.float64).square() + 1e-3
-    gaps[torch.arange(n_times) >= lengths[:, None]] = 0.0
+def random_series():
+    """Times of five samples of 1 to 9 times, padded by the last one."""
+    lengths = torch.linspace(1, 9, 5).long()
+    gaps = torch.rand(5, 9, dtype=torch.float64).square() + 1e-3
+    gaps[torch.arange(9) >= lengths[:, None]] = 0.0
     return gaps.cumsum(1), lengths
 
 
@@ -87,28 +86,6 @@ def test_steps_are_equal_as_few_as_allowed_and_add_up_to_the_gaps(reverse, max_s
             torch.testing.assert_close(t[steps], start + torch.arange(pieces) * gap / pieces)
             torch.testing.assert_close(dt[steps].sum(), gap)
         assert not bool(dt[met[-1] + 1 :].any())
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("stretched", [False, True])
-def test_a_sample_alone_unrolls_as_it_does_in_a_batch(reverse, stretched):
-    series, lengths = random_series()
-    longest = torch.linspace(0.05, 0.3, len(series), dtype=torch.float64)
-    rates = torch.linspace(0.1, 1.9, series[:, 1:].numel()).double().view_as(series[:, 1:])
-    batch = plan_unroll(series, lengths, longest, rates if stretched else None, reverse)
-    for i, n in enumerate(lengths):
-        alone = plan_unroll(
-            series[i : i + 1, :n],
-            lengths[i : i + 1],
-            longest[i],
-            rates[i : i + 1, : n - 1] if stretched else None,
-            reverse,
-        )
-        n_steps = alone.dt.shape[1]
-        for part, padded in zip(alone, batch, strict=True):
-            assert torch.equal(part[0], padded[i, :n_steps])
-        assert not bool(batch.dt[i, n_steps:].any())
-        assert bool((batch.arrived[i, n_steps:] == -1).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
