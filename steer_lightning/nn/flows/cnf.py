@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from steer_lightning.nn.trace import NOISES, TRACE_ESTIMATORS, Noise, TraceEstim
 from steer_lightning.solvers import AdaptiveSolver, Solution, Solver
 from steer_lightning.utils.checks import check_choice, check_span
 from steer_lightning.utils.problem import default_times, first_part
-
-DATA_ENDS: Final = ("t0", "t1")
 
 
 class CNF(Flow, Block):
@@ -81,7 +79,7 @@ class CNF(Flow, Block):
         compile: bool = False,
     ) -> None:
         super().__init__(tuple(event_shape))
-        check_choice("data_at", data_at, DATA_ENDS)
+        check_choice("data_at", data_at, ("t0", "t1"))
         check_choice("trace_estimator", trace_estimator, TRACE_ESTIMATORS)
         check_choice("noise", noise, NOISES)
         check_span(t_span)

@@ -11,10 +11,8 @@ from torch.nn import functional as F
 from steer_lightning.nn.fields import TimeConv2d
 from steer_lightning.utils.checks import check_choice, check_widths
 
-Elementwise = Callable[[Tensor], Tensor]
-
 # Each activation with its derivative at the same point.
-ACTIVATIONS: Final[dict[str, tuple[Elementwise, Elementwise]]] = {
+ACTIVATIONS: Final[dict[str, tuple[Callable[[Tensor], Tensor], ...]]] = {
     "softplus": (F.softplus, torch.sigmoid),
     "tanh": (torch.tanh, lambda x: 1.0 - torch.tanh(x).square()),
 }

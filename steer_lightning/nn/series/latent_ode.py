@@ -75,7 +75,6 @@ class LatentDecoder(Block):
             stretched = (rates * times.diff(dim=1)).cumsum(1)
             elapsed = torch.cat([elapsed[:, :1], stretched], dim=1)
         end = float(elapsed.detach().max())
-        n_draws, n_samples, n_latents = z0.shape
         if not end > 0:  # one time for each sample
             return z0[:, :, None].expand(-1, -1, times.shape[1], -1)
         ends = default_times(z0, 0.0, end)
@@ -83,8 +82,8 @@ class LatentDecoder(Block):
         solution = self.solve_at(
             self.vector_field, z0.flatten(0, 1), ends, nominal=nominal, dense=True
         )
-        z: Tensor = solution.at(elapsed.repeat(n_draws, 1))
-        return z.view(n_draws, n_samples, times.shape[1], n_latents)
+        z: Tensor = solution.at(elapsed.repeat(len(z0), 1))
+        return z.view(*z0.shape[:2], *z.shape[1:])
 
 
 class LatentODE(nn.Module):
