@@ -83,16 +83,16 @@ def test_regularisers_are_sums_over_the_blocks(monkeypatch, data_at):
 
     def transport(*args, **settings):
         carried = original(*args, **settings)
-        parts.append(torch.stack([carried.kinetic, carried.jacobian]))
+        parts.append(torch.stack(carried[2:]))
         return carried
 
     original = CNF.transport
     monkeypatch.setattr(CNF, "transport", transport)
-    carried = flow.transport(images(3, (1, 8, 8)), regularize=True)
+    found = torch.stack(flow.transport(images(3, (1, 8, 8)), regularize=True)[2:])
     assert len(parts) == len(flow.blocks)
-    torch.testing.assert_close(torch.stack([carried.kinetic, carried.jacobian]), sum(parts))
-    assert carried.kinetic.shape == carried.jacobian.shape == (3,)
-    assert bool((sum(parts) > 1e-3).all())
+    assert found.shape == (2, 3)
+    assert bool((found > 1e-3).all())
+    torch.testing.assert_close(found, sum(parts))
 
 
 @pytest.mark.parametrize("solver", [FixedGridSolver("rk4", 2), TorchdiffeqSolver()], ids=repr)
