@@ -55,7 +55,8 @@ def exact_divergence(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor,
         = \sum_d \frac{\partial f_d}{\partial y_d}
     """
     value, jacobian = exact_jacobian(vector_field, t, y)
-    return value, jacobian.diagonal(dim1=0, dim2=2).sum(1)
+    # Autocast may have lowered the network's precision: the sum keeps y's.
+    return value, jacobian.diagonal(dim1=0, dim2=2).sum(1, dtype=y.dtype)
 
 
 def jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

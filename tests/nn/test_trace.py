@@ -20,6 +20,16 @@ def test_a_fields_own_way_is_taken():
     assert torch.equal(exact_divergence(Own(), torch.tensor(0.0), y)[1], torch.full((3,), 4.0))
 
 
+def test_an_exact_divergence_under_autocast_is_summed_in_the_precision_of_the_state():
+    field, y = nn.Linear(64, 64), torch.ones(1, 64)
+    with torch.no_grad():
+        field.weight.copy_(torch.eye(64) * (1.0 + 2.0**-7))  # exact in bfloat16, their sum is not
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value, divergence = exact_divergence(lambda t, y: field(y), torch.tensor(0.0), y)
+    assert value.dtype == torch.bfloat16
+    assert divergence.item() == 64.5
+
+
 def test_the_mean_over_all_signs_is_the_trace():
     t, y = torch.tensor(0.3).double(), torch.linspace(-1.0, 1.0, 8).double().view(1, 2, 2, 2)
     field = lively(ConvFlowField(2, (3,)).double())
