@@ -83,14 +83,9 @@ class Movable(nn.Module, ABC):
         return self.history.last()[0]
 
     def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
-        """Put a draw in force until the next call or :meth:`reset`.
+        """Put a draw in force until the next call or :meth:`reset`, after :meth:`check`.
 
-        Args:
-            draw: The draw.
-            root: Leave the nominal end time in force while this module is in eval mode.
-
-        Raises:
-            ValueError: If the draw does not fit the horizon.
+        While ``root`` is in eval mode the nominal end time stays in force.
         """
         self.check(draw)
         self.history.put(draw, root)

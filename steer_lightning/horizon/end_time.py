@@ -56,7 +56,16 @@ class Draw(Protocol):
         """Whether every sample of the batch gets an end time of its own."""
 
     def offsets(self, gaps: Tensor, batch_size: int | None, *, clip: bool) -> Tensor | None:
-        """Offsets of the ends of intervals with the given lengths; ``None`` leaves them alone."""
+        """Offsets ``T - t1`` of the ends of intervals; ``None`` leaves them alone.
+
+        Args:
+            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``, float64 on the CPU.
+            batch_size: Number of samples, for a draw for each.
+            clip: Cut offsets that reach ``t0`` instead of raising a ``ValueError``.
+
+        Returns:
+            Offsets, shape ``(N,)``, or ``(B, N)`` with one for each sample.
+        """
 
 
 @dataclass(frozen=True)
@@ -118,20 +127,7 @@ class EndTimeDraw:
         return b
 
     def offsets(self, gaps: Tensor, batch_size: int | None, *, clip: bool) -> Tensor | None:
-        """Draw the offsets ``T - t1`` of the ends of intervals.
-
-        Args:
-            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``, float64 on the CPU.
-            batch_size: Number of samples, for ``scope="sample"``.
-            clip: Cut ``b`` to ``(1 - epsilon) |gap|`` instead of raising.
-
-        Returns:
-            Offsets, shape ``(N,)``, or ``(B, N)`` with ``scope="sample"``; ``None`` if every
-            half-width is zero, so that ``b = 0`` changes nothing, not even the last bit.
-
-        Raises:
-            ValueError: If ``b`` reaches ``t0`` and ``clip`` is off, or the batch size is missing.
-        """
+        """``None`` if every half-width is zero: ``b = 0`` changes nothing, not the last bit."""
         b = self.half_widths(gaps, clip=clip)
         if not bool((b > 0).any()):
             return None

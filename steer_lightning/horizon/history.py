@@ -24,13 +24,6 @@ class DrawHistory:
     A backward pass may solve or evaluate again, in an adjoint or a checkpoint, when another draw
     or none is in force. What it repeats has the draw of its forward pass: autograd numbers its
     nodes in the order they are made, and the number of the node that runs tells which that was.
-
-    Example:
-        >>> from steer_lightning.horizon.end_time import FixedOffset
-        >>> history = DrawHistory()
-        >>> history.put(FixedOffset(0.5))
-        >>> history.current()
-        FixedOffset(offset=0.5, per_sample=False)
     """
 
     def __init__(self) -> None:

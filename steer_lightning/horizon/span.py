@@ -57,8 +57,7 @@ class SpanHorizon(Horizon):
         eval_end_time: float | None = None,
     ) -> None:
         super().__init__()
-        given: tuple[object, ...] = (t0, t1)
-        if any(isinstance(end, Tensor) for end in given):
+        if any(isinstance(end, Tensor) for end in (t0, t1)):
             raise TypeError(
                 "Expected t0 and t1 to be numbers, but got a tensor. A block of this library "
                 "learns its end time with learn_t1=True; that of somebody else's solve cannot be "
@@ -100,7 +99,6 @@ class SpanHorizon(Horizon):
         draw.offsets(torch.tensor([self.t1 - self.t0], dtype=torch.float64), 1, clip=False)
 
     def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
-        """Put a draw in force; see ``Movable.perturb``."""
         super().perturb(draw, root)
         if not draw.per_sample:
             self._offsets(draw, None)

@@ -45,12 +45,7 @@ class TimeWarp(NamedTuple):
         if not isinstance(self.rate, Tensor) and self.rate == 1.0:
             return dy
         if isinstance(dy, tuple):
-            return tuple(_along_batch(self.rate, part) * part for part in dy)
-        return _along_batch(self.rate, dy) * dy
-
-
-def _along_batch(rate: float | Tensor, y: Tensor) -> float | Tensor:
-    """View a rate of shape ``(B,)`` so that it broadcasts along axis 0 of ``y``."""
-    if isinstance(rate, Tensor) and rate.ndim:
-        return rate.view(-1, *(1,) * (y.ndim - 1))
-    return rate
+            return tuple(map(self.scale, dy))
+        if isinstance(self.rate, Tensor) and self.rate.ndim:  # along axis 0
+            return self.rate.view(-1, *(1,) * (dy.ndim - 1)) * dy
+        return self.rate * dy

@@ -12,11 +12,9 @@ from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import TorchdiffeqSolver
 from tests.helpers.models import StubSolver
 from tests.helpers.problems import CosineField, LinearField, OscillatorField, initial_state, times
-from tests.helpers.solving import solve
+from tests.helpers.solving import TIGHT, check_solution, gradient_modes, gradients, solve
 
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 GRIDS = [(0.0, 0.3, 1.0, 1.2), (1.2, 1.0, 0.3, 0.0), (-1.0, 2.0)]
-gradient_modes = pytest.mark.parametrize("gradient", ["autograd", "adjoint"])
 
 
 def perturbed(**settings):
@@ -33,11 +31,6 @@ def interval_by_interval(field, y0, starts, ends):
     return torch.stack(ys)
 
 
-def gradients(ys, *inputs):
-    weights = torch.linspace(0.5, 1.0, ys.numel(), dtype=ys.dtype).reshape_as(ys)
-    return torch.autograd.grad((ys * weights).sum(), inputs)
-
-
 @gradient_modes
 @pytest.mark.parametrize(("grid", "b"), [(GRIDS[0], "auto"), (GRIDS[1], 0.25), (GRIDS[2], "auto")])
 @pytest.mark.parametrize("field_class", [CosineField, LinearField])
@@ -46,12 +39,7 @@ def test_each_interval_runs_from_its_own_time_to_its_own_end(gradient, grid, fie
     horizon = perturbed(b=b)
     ends = horizon.end_times(t_eval)
     ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
-    expected = interval_by_interval(field, y0, t_eval[:-1], ends)
-    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
-    params = list(field.parameters())
-    torch.testing.assert_close(
-        gradients(ys, y0, *params), gradients(expected, y0, *params), rtol=1e-5, atol=1e-5
-    )
+    check_solution(field, y0, ys, interval_by_interval(field, y0, t_eval[:-1], ends), 1e-6)
 
 
 def test_a_field_without_time_takes_one_smooth_solve():
@@ -92,37 +80,26 @@ def test_end_times_for_each_sample(gradient, field_class):
     assert ends.shape == (4, 2)
     ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
     singles = [interval_by_interval(field, y0[i : i + 1], t_eval[:-1], ends[i]) for i in range(4)]
-    expected = torch.cat(singles, dim=1)
-    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
-    params = list(field.parameters())
-    torch.testing.assert_close(
-        gradients(ys, y0, *params), gradients(expected, y0, *params), rtol=1e-5, atol=1e-5
-    )
+    check_solution(field, y0, ys, torch.cat(singles, dim=1), 1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_ends_stay_within_the_half_width_of_each_interval(grid):
-    t_eval, epsilon, b = times(*grid), 0.1, 0.2
+@pytest.mark.parametrize("b", ["auto", 0.2])
+def test_ends_stay_within_the_half_width_of_each_interval(grid, b):
+    t_eval, epsilon = times(*grid), 0.1
+    limit = (1 - epsilon) * t_eval.diff().abs()
+    if b != "auto":
+        limit = limit.clamp(max=b)
     for key in range(50):
-        for draw_b in ("auto", b):
-            ends = perturbed(b=draw_b, epsilon=epsilon, key=key).end_times(t_eval)
-            limit = (1 - epsilon) * t_eval.diff().abs()
-            if draw_b != "auto":
-                limit = limit.clamp(max=b)
-            assert bool(((ends - t_eval[1:]).abs() <= limit + 1e-12).all())
+        ends = perturbed(b=b, epsilon=epsilon, key=key).end_times(t_eval)
+        assert bool(((ends - t_eval[1:]).abs() <= limit + 1e-12).all())
 
 
 def test_the_same_draw_gives_the_same_ends_when_asked_again():
     horizon, t_eval = perturbed(), times(0.0, 0.3, 1.0)
     first = horizon.end_times(t_eval)
     assert torch.equal(horizon.end_times(t_eval), first)
-    results = [
-        solve(horizon, TorchdiffeqSolver(), CosineField(), initial_state(), t_eval).ys
-        for _ in range(2)
-    ]
-    assert torch.equal(*results)
-    horizon.perturb(EndTimeDraw("auto", key=6))
-    assert not torch.equal(horizon.end_times(t_eval), first)
+    assert not torch.equal(perturbed(key=6).end_times(t_eval), first)
     assert len(((first - t_eval[:-1]) / t_eval.diff()).unique()) == 2
 
 
@@ -135,6 +112,9 @@ def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     assert stub.fields == [field]
     assert stub.t_evals[0] is t_eval
     assert torch.equal(horizon.end_times(t_eval), t_eval[1:])
+    horizon.solved = False
+    assert horizon.rates(OWN, OWN_LENGTHS) is None
+    assert horizon.solved is (draw is not None)
 
 
 @pytest.mark.parametrize("field_class", [CosineField, LinearField])
@@ -165,13 +145,13 @@ def test_a_grid_has_no_times_of_its_own():
     solver, field, y0 = TorchdiffeqSolver(), CosineField(), initial_state()
     with pytest.raises(ValueError, match="Expected `t_eval` with a GridHorizon"):
         solve(GridHorizon(), solver, field, y0)
+    block, message = (
+        ODEBlock(field, horizon=GridHorizon()),
+        "Expected no `t_start` or `t_end` with",
+    )
     for name in ("t_start", "t_end"):
-        with pytest.raises(
-            ValueError, match="Expected no `t_start` or `t_end` with a GridHorizon"
-        ):
-            ODEBlock(field, horizon=GridHorizon())(
-                y0, times(0.0, 1.0), **{name: times(*[2.0] * 3)}
-            )
+        with pytest.raises(ValueError, match=message):
+            block(y0, times(0.0, 1.0), **{name: times(2.0, 2.0, 2.0)})
 
 
 @pytest.mark.parametrize("t_eval", [(0.0, 1.0, 1.0), (0.0, 2.0, 1.0), (0.0,)])
@@ -223,10 +203,8 @@ def test_samples_of_other_grids_have_ends_of_their_own(scope, reverse):
 @pytest.mark.parametrize("b", ["auto", 0.2])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_stretches_stay_within_the_half_width_of_each_interval(b, reverse):
-    epsilon, gaps = (
-        0.1,
-        torch.stack([times(0.25, 0.75, 0.5), times(2.0, 0.0, 0.0), times(0.0, 0.0, 0.0)]),
-    )
+    epsilon = 0.1
+    gaps = torch.stack([times(0.25, 0.75, 0.5), times(2.0, 0.0, 0.0), times(0.0, 0.0, 0.0)])
     if reverse:
         gaps[0] = gaps[0].flip(0)
     limit = (1 - epsilon) * gaps
@@ -254,27 +232,12 @@ def test_intervals_are_numbered_as_they_are_unrolled_and_the_far_end_moves(rever
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 def test_the_same_draw_stretches_alike_when_asked_again(scope):
-    horizon = perturbed(scope=scope)
-    for series, lengths in ((OWN, OWN_LENGTHS), shared()):
-        first = horizon.rates(series, lengths)
-        assert torch.equal(horizon.rates(series, lengths), first)
-        assert torch.equal(perturbed(scope=scope).rates(series, lengths), first)
-        assert not torch.equal(perturbed(scope=scope, key=6).rates(series, lengths), first)
-    state = torch.random.get_rng_state()
-    horizon.rates(OWN, OWN_LENGTHS)
+    horizon, state = perturbed(scope=scope), torch.random.get_rng_state()
+    for series in ((OWN, OWN_LENGTHS), shared()):
+        first = horizon.rates(*series)
+        assert torch.equal(horizon.rates(*series), first)
+        assert not torch.equal(perturbed(scope=scope, key=6).rates(*series), first)
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0)])
-def test_nothing_is_stretched_without_an_offset(draw):
-    horizon = GridHorizon()
-    if draw is not None:
-        horizon.perturb(draw)
-    assert horizon.rates(OWN, OWN_LENGTHS) is None
-    assert horizon.solved is (draw is not None)
-    horizon = perturbed()
-    horizon.reset()
-    assert horizon.rates(OWN, OWN_LENGTHS) is None
 
 
 @pytest.mark.parametrize("draw", [EndTimeDraw("auto"), FixedOffset(0.1)])
