@@ -2,11 +2,13 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
-from steer_lightning.penalties.base import Penalty, derivative_along, mean_square, over_span
+from steer_lightning.penalties.base import Penalty, integrated_square
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.problem import VectorField
 from steer_lightning.utils.schedule import Schedule
 
 
@@ -39,5 +41,10 @@ class Acceleration(Penalty):
     def value(self, probed: Probed) -> Tensor:
         derivative = field = probed.vector_field
         for _ in range(self.order - 1):
-            derivative = derivative_along(derivative, field)
-        return over_span(probed.length, mean_square(derivative(probed.t[0], probed.y[0])))
+            derivative = _derivative(derivative, field)
+        return integrated_square(derivative(probed.t[0], probed.y[0]), probed)
+
+
+def _derivative(g: VectorField, field: VectorField) -> VectorField:
+    """The function ``d/dt g(t, y(t))`` along the solutions of ``y' = field(t, y)``."""
+    return lambda t, y: torch.func.jvp(g, (t, y), (torch.ones_like(t), field(t, y)))[1]

@@ -24,31 +24,25 @@ class AttachedProbe:
 
     Args:
         field: The module that is passed to ``odeint``; called as ``f(t, y, ...)``.
-        path: Its name, for messages.
     """
 
-    steps = False
-
-    def __init__(self, field: nn.Module, path: str) -> None:
+    def __init__(self, field: nn.Module) -> None:
         self.field = field
-        self.path = path
-        self.seen: list[Probed] = []
-        self._active = False
         self._handle = field.register_forward_hook(_Keep(self), with_kwargs=True)
+        self.start(None)
         watch_solves()
 
     def start(self, key: int | None) -> None:
         """A batch begins; ``None`` looks at nothing."""
-        self.seen = []
         self._active = key is not None
         self._n_evaluations = 0
         self._kept: tuple[Any, ...] | None = None
         self._key = key
         self._chance = torch.Generator().manual_seed(stream_key(key, "reservoir"))
 
-    def stop(self) -> None:
+    def detach(self) -> None:
+        """Take the hook off."""
         self._handle.remove()
-        self._active = False
 
     def keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep an evaluation, perhaps."""
@@ -57,8 +51,7 @@ class AttachedProbe:
         self._n_evaluations += 1
         if float(torch.rand((), generator=self._chance)) * self._n_evaluations < 1.0:
             solve = solve_in_progress()
-            times = None if solve is None else solve.times
-            self._kept = args, kwargs, times
+            self._kept = args, kwargs, None if solve is None else solve.times
 
     def collect(self) -> list[Probed]:
         """What was kept in this batch, as far as it was not collected yet."""
@@ -66,25 +59,24 @@ class AttachedProbe:
             return []
         args, kwargs, times = self._kept
         self._kept, self._n_evaluations = None, 0
-        named = dict(zip(("t", "y"), args, strict=False)) | kwargs
+        beside = dict(zip(("t", "y"), args, strict=False)) | kwargs
         # A solver's first step, and so its times, may have a graph: no part of a penalty.
-        t, state = named["t"].detach(), named["y"]
+        t, state = beside.pop("t").detach(), beside.pop("y")
         t = t.reshape(()) if t.numel() == 1 else t
         y = first_part(state)
-        ends = (t, t + 1.0) if times is None else times[[0, -1]].to(y.device, y.real.dtype)
-        length = 1.0 if times is None else float((ends[1] - ends[0]).abs())
+        t0, t1 = (t, t + 1.0) if times is None else times[[0, -1]].to(y.device, y.real.dtype)
+        length = 1.0 if times is None else float((t1 - t0).abs())
 
         def field(t: Tensor, y: Tensor) -> Tensor:
             whole = (y, *state[1:]) if isinstance(state, tuple) else y
             self._active = False  # what a penalty evaluates is no evaluation of the solver
             with nominal(self.field):
-                found = self.field(t, whole, *args[2:], **{**kwargs_beside})
+                found = self.field(t, whole, *args[2:], **beside)
             self._active = True
             return first_part(found)
 
-        kwargs_beside = {name: value for name, value in kwargs.items() if name not in ("t", "y")}
         generator = torch.Generator(y.device).manual_seed(stream_key(self._key, "noise"))
-        return [Probed(field, (t,), (y,), (ends[0], ends[1]), (y, y), length, generator)]
+        return [Probed(field, (t,), (y,), (t0, t1), (y, y), length, generator)]
 
 
 class _Keep:

@@ -1,12 +1,10 @@
 """What all penalties have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from steer_lightning.nn.probes import Probed, Time
+from steer_lightning.nn.probes import Probed
 from steer_lightning.solvers import Solver
 from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.schedule import Schedule
@@ -58,29 +56,9 @@ class Penalty(Shown, ABC):
         """The penalty of one solve, a mean over the batch, shape ``()``."""
 
 
-def mean_square(x: Tensor) -> Tensor:
-    """Mean over the dimensions of each sample, shape ``(B,)``."""
-    return x.square().flatten(1).mean(1)
+def integrated_square(x: Tensor, probed: Probed) -> Tensor:
+    """Integral over the span of the mean square of ``x``, shape ``(B, ...)``, at a uniform time.
 
-
-def over_span(length: Time, rates: Tensor) -> Tensor:
-    """One-point estimate of an integral over the span, averaged over the batch.
-
-    Args:
-        length: Of the span, a number or ``(B,)``.
-        rates: Integrand at a uniform time, shape ``(B,)``.
+    A one-point estimate, averaged over the batch.
     """
-    return (length * rates).mean()
-
-
-def derivative_along(
-    g: Callable[[Tensor, Tensor], Tensor], field: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function ``d/dt g(t, y(t))`` along the solutions of ``y' = field(t, y)``."""
-
-    def derivative(t: Tensor, y: Tensor) -> Tensor:
-        tangents = (torch.ones_like(t), field(t, y))
-        found: Tensor = torch.func.jvp(g, (t, y), tangents)[1]
-        return found
-
-    return derivative
+    return (probed.length * x.square().flatten(1).mean(1)).mean()

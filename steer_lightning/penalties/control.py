@@ -14,7 +14,7 @@ from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
 from steer_lightning.penalties.trajectory_polynomial import TrajectoryPolynomial
 from steer_lightning.steering.contexts import agreed_seed
-from steer_lightning.steering.targets import find_field
+from steer_lightning.steering.targets import find_field, plain_path
 from steer_lightning.utils.seeding import stream_key
 
 _ACTIVE: WeakKeyDictionary[nn.Module, "Penalizing"] = WeakKeyDictionary()
@@ -23,14 +23,7 @@ _ACTIVE: WeakKeyDictionary[nn.Module, "Penalizing"] = WeakKeyDictionary()
 class Penalizing:
     """The penalties of one model, and what its solves have shown of a step.
 
-    Args:
-        model: Any model; its blocks are found by type.
-        penalties: What to add to the loss.
-        vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``.
-
-    Raises:
-        ValueError: If there is nothing to look at, a path leads nowhere, a name is given twice, or
-            a penalty needs what a solver, or an attached field, does not have.
+    Arguments are those of :func:`penalize`; a ``ValueError`` says what does not fit.
     """
 
     def __init__(
@@ -55,7 +48,7 @@ class Penalizing:
         self._attached: dict[str, AttachedProbe] = {}
         if vector_fields is None:
             self._blocks = {
-                path.replace("_orig_mod.", "") or "model": block
+                plain_path(path) or "model": block
                 for path, block in model.named_modules()
                 if isinstance(block, Block)
             }
@@ -63,7 +56,7 @@ class Penalizing:
         else:
             fields = {path: find_field(model, path) for path in vector_fields}
             self._check_attached(list(fields))
-            self._attached = {p or "model": AttachedProbe(f, p) for p, f in fields.items()}
+            self._attached = {p or "model": AttachedProbe(f) for p, f in fields.items()}
         _ACTIVE[model] = self
 
     def _check_blocks(self) -> None:
@@ -99,17 +92,19 @@ class Penalizing:
                     f"which are not seen. LocalError(form='one_step') takes any."
                 )
 
-    def start(self, *, seed: int, step: int, weights: dict[str, float], rank: int = 0) -> None:
+    def start(self, *, seed: int, step: int, weights: dict[str, float]) -> None:
         """A training step begins; where all weights are zero nothing is looked at."""
+        self.stop()
         self.values, self._weights = {}, {n: w for n, w in weights.items() if w > 0.0}
         used = [p for p in self.penalties if p.name in self._weights]
+        if not used:
+            return
+        n_times = max(penalty.n_times for penalty in used)
+        steps = any(penalty.needs_steps for penalty in used)
         for path, block in self._blocks.items():
-            key = stream_key("probe", seed, step, path, rank)
-            steps = any(penalty.needs_steps for penalty in used)
-            n_times = max((penalty.n_times for penalty in used), default=0)
-            block.probing = Probing(n_times, steps, key) if used else None
+            block.probing = Probing(n_times, steps, _key(seed, step, path))
         for path, probe in self._attached.items():
-            probe.start(stream_key("probe", seed, step, path, rank) if used else None)
+            probe.start(_key(seed, step, path))
 
     def take(self) -> Tensor:
         """The weighted sum of what was seen since the last call, connected to its solves.
@@ -122,7 +117,7 @@ class Penalizing:
                 seen += block.probing.seen
                 block.probing.seen = []
         for probe in self._attached.values():
-            seen += probe.collect() if self._weights else []
+            seen += probe.collect()
         total = torch.zeros(())
         for penalty in self.penalties:
             if penalty.name in self._weights and seen:
@@ -138,11 +133,7 @@ class Penalizing:
         return logged | {f"penalty/{n}_weight": w for n, w in self._weights.items()}
 
     def check_seen(self, where: str) -> None:
-        """Raise if penalties are wanted and no solve was seen and taken.
-
-        Raises:
-            ValueError: Says how this comes about.
-        """
+        """Raise a ``ValueError`` if penalties are wanted and no solve was seen and taken."""
         if self._weights and not self.values:
             raise ValueError(
                 f"No solve of {list(self._blocks) or list(self._attached)} was seen {where}, so "
@@ -161,7 +152,7 @@ class Penalizing:
         """Leave the model as it was found."""
         self.stop()
         for probe in self._attached.values():
-            probe.stop()
+            probe.detach()
         _ACTIVE.pop(self.model, None)
 
     def table(self) -> str:
@@ -169,6 +160,10 @@ class Penalizing:
         where = ", ".join(self._blocks or self._attached)
         lines = [f"{penalty.name}: {penalty.weight}" for penalty in self.penalties]
         return "\n".join([f"Penalties on {where}, with their weights:", *lines])
+
+
+def _key(seed: int, step: int, path: str) -> int:
+    return stream_key("probe", seed, step, path, 0)  # the last one for a rank: equal on all
 
 
 def penalty(model: nn.Module) -> Tensor:

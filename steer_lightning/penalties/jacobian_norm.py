@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
-from steer_lightning.penalties.base import Penalty, mean_square, over_span
+from steer_lightning.penalties.base import Penalty, integrated_square
 
 
 class JacobianNorm(Penalty):
@@ -25,4 +25,4 @@ class JacobianNorm(Penalty):
         t, y = probed.t[0], probed.y[0]
         e = torch.empty_like(y).normal_(generator=probed.generator)
         product = torch.func.vjp(lambda x: probed.vector_field(t, x), y)[1](e)[0]
-        return over_span(probed.length, mean_square(product))
+        return integrated_square(product, probed)

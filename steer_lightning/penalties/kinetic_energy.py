@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
-from steer_lightning.penalties.base import Penalty, mean_square, over_span
+from steer_lightning.penalties.base import Penalty, integrated_square
 
 
 class KineticEnergy(Penalty):
@@ -19,5 +19,4 @@ class KineticEnergy(Penalty):
     """
 
     def value(self, probed: Probed) -> Tensor:
-        speed = probed.vector_field(probed.t[0], probed.y[0])
-        return over_span(probed.length, 0.5 * mean_square(speed))
+        return 0.5 * integrated_square(probed.vector_field(probed.t[0], probed.y[0]), probed)

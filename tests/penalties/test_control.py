@@ -1,6 +1,7 @@
 """Penalties of a step: in every block, in somebody else's model, without a trace elsewhere."""
 
 import copy
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -59,10 +60,9 @@ def block(solver, **settings):
     return model, lambda: model(torch.linspace(-1.0, 1.0, 6).reshape(3, 2), t_eval)
 
 
-def flow(cls, *args, shape=(2,), **settings):
-    model = cls(*args, **settings)
-    x = torch.linspace(-1.0, 1.0, 3 * torch.Size(shape).numel()).reshape(3, *shape)
-    noise = torch.Generator()
+def flow(**settings):
+    model, noise = CNF(ConcatSquashField(2, (4,)), (2,), **settings), torch.Generator()
+    x = torch.linspace(-1.0, 1.0, 6).reshape(3, 2)
     return model, lambda: model.log_prob(x, generator=noise.manual_seed(0))
 
 
@@ -74,10 +74,8 @@ CASES = {
     "torchdiffeq": lambda: block(TorchdiffeqSolver("dopri5", 1e-4, 1e-4)),
     "adjoint": lambda: block(TorchdiffeqSolver("dopri5", 1e-4, 1e-4, gradient="adjoint")),
     "grid": lambda: block(AdaptiveSolver(), horizon=GridHorizon()),
-    "cnf": lambda: flow(CNF, ConcatSquashField(2, (4,)), (2,)),
-    "hutchinson, learned end": lambda: flow(
-        CNF, ConcatSquashField(2, (4,)), (2,), trace_estimator="hutchinson", learn_t1=True
-    ),
+    "cnf": flow,
+    "hutchinson, learned end": lambda: flow(trace_estimator="hutchinson", learn_t1=True),
     "latent": latent,
 }
 
@@ -116,72 +114,38 @@ def test_no_bit_of_what_a_block_returns_changes_and_all_parameters_learn(case, s
             assert bool((p.grad != 0).any()), name
 
 
+@contextmanager
+def looking(model, *penalties, step=0, vector_fields=None):
+    """A step in which all penalties weigh one."""
+    penalizing = Penalizing(model, penalties, vector_fields)
+    penalizing.start(seed=0, step=step, weights={p.name: 1.0 for p in penalties})
+    yield penalizing
+    penalizing.release()
+
+
 def test_probes_lie_inside_the_drawn_span():
     model, _ = block(AdaptiveSolver())
     for step in range(20):
-        penalizing = Penalizing(model, [TrajectoryPolynomial(1.0)])
-        penalizing.start(seed=0, step=step, weights={"trajectory_polynomial": 1.0})
-        with steer(model, 0.9, step=step, seed=0) as ends:
+        with (
+            looking(model, TrajectoryPolynomial(1.0), step=step),
+            steer(model, 0.9, step=step, seed=0) as ends,
+        ):
             model(torch.ones(3, 2))
-        (probed,) = model.probing.seen
-        end = ends["steer/horizon/end_time"]
+            (probed,) = model.probing.seen
+            end = ends["steer/horizon/end_time"]
         assert probed.length == pytest.approx(end)
         assert 0.0 < float(probed.t[0]) < float(probed.t[1]) < end
-        penalizing.release()
 
 
 def test_each_sample_has_its_own_probe_times_under_its_own_end():
     model = ODEBlock(CosineField(), AdaptiveSolver("dopri5", 1e-9, 1e-9))
     y0 = torch.ones(3, 1, dtype=torch.float64)
-    penalizing = Penalizing(model, [KineticEnergy(1.0)])
-    penalizing.start(seed=0, step=0, weights={"kinetic_energy": 1.0})
-    with steer(model, 0.5, step=0, seed=0, scope="sample"):
+    with looking(model, KineticEnergy(1.0)), steer(model, 0.5, step=0, seed=0, scope="sample"):
         model(y0)
-    (probed,) = model.probing.seen
+        (probed,) = model.probing.seen
     assert probed.t[0].shape == probed.length.shape == (3,)
     expected = CosineField().exact(y0, 0.0, probed.t[0])
     torch.testing.assert_close(probed.y[0], expected, rtol=1e-7, atol=1e-7)
-    penalizing.release()
-
-
-@pytest.mark.parametrize("call", [odeint, odeint_adjoint])
-@pytest.mark.parametrize("steered", [False, True])
-def test_an_evaluation_of_a_foreign_solve_is_seen_as_it_was(call, steered):
-    class Foreign(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.func = CosineField()
-
-        def forward(self, y0):
-            times = torch.tensor([0.5, 2.0], dtype=torch.float64)
-            return call(self.func, y0, times, rtol=1e-9, atol=1e-9)[-1]
-
-    model, y0 = Foreign(), torch.linspace(0.5, 2.0, 3, dtype=torch.float64)[:, None]
-    for step in range(5):
-        penalties = [KineticEnergy(1.0), Acceleration(2.0), JacobianNorm(0.5)]
-        penalties.append(LocalError(1.0, "one_step"))
-        penalizing = Penalizing(model, penalties, ["func"])
-        weights = {p.name: p.weight.at(step=0, epoch=0) for p in penalties}
-        penalizing.start(seed=0, step=step, weights=weights)
-        with steer(model, 0.5 if steered else 0.0, step=step, seed=0, vector_fields=["func"]):
-            model(y0)
-        (probe,) = penalizing._attached.values()
-        (probed,) = probe.collect()
-        t, y, a = probed.t[0], probed.y[0].detach(), model.func.a.detach()
-        assert probed.length == pytest.approx(1.5)
-        torch.testing.assert_close(y, model.func.exact(y0, 0.5, t), rtol=0.3, atol=0.0)
-        assert probed.y[0].requires_grad is (call is odeint) or float(t) == 0.5
-        f = a * torch.cos(t) * y
-        kinetic = 1.5 * 0.5 * f.square().mean()
-        torch.testing.assert_close(penalties[0].value(probed).detach(), kinetic)
-        second = a * torch.cos(t) * f - a * torch.sin(t) * y
-        torch.testing.assert_close(
-            penalties[1].value(probed).detach(), 1.5 * second.square().mean()
-        )
-        penalizing.release()
-        model(y0)
-    hooks = model.func._forward_hooks.values()  # those of `steer` stay
-    assert not any(type(hook).__module__.endswith("penalties.attached") for hook in hooks)
 
 
 def by_torchdiffeq(call):
@@ -217,36 +181,38 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("library", FOREIGN)
-def test_a_foreign_models_penalties_are_those_of_our_block_at_the_same_time_and_state(library):
+@pytest.mark.parametrize(
+    ("library", "b"), [*((name, 0.0) for name in FOREIGN), *((n, 0.5) for n in list(FOREIGN)[:2])]
+)
+def test_a_foreign_models_penalties_are_those_of_our_block_at_the_same_time_and_state(library, b):
     model, path = FOREIGN[library]()
     field, y0 = model.get_submodule(path), torch.linspace(0.5, 2.0, 3).double()[:, None]
+    block = ODEBlock(field, t_span=(0.5, 2.0))
     penalties = [*POINTS[:3], LocalError(1.0, "one_step")]
-    for step in range(3):
-        penalizing = Penalizing(model, penalties, [path])
-        penalizing.start(seed=0, step=step, weights={p.name: 1.0 for p in penalties})
-        model(y0)
-        (probed,) = penalizing._attached[path].collect()
+    for step in range(5):
+        paths = {"step": step, "vector_fields": [path]}
+        with looking(model, *penalties, **paths) as penalizing:
+            with steer(model, b, seed=0, **paths) if b else nullcontext():
+                model(y0)
+            (probed,) = penalizing._attached[path].collect()
         t, y, length = probed.t[0], probed.y[0].detach(), probed.length
-        ends = tuple(torch.tensor(x, dtype=torch.float64) for x in (0.5, 2.0))
+        ends = probed.ends  # torchdyn's own solvers tell none
         if library.startswith("torchdiffeq"):
             assert length == pytest.approx(1.5)
-        else:  # its own solvers tell no span
-            ends = probed.ends
-        block = ODEBlock(field, t_span=(0.5, 2.0))
+            ends = tuple(torch.tensor(x, dtype=torch.float64) for x in (0.5, 2.0))
+            torch.testing.assert_close(y, field.exact(y0, 0.5, t), rtol=0.3, atol=0.0)
+            assert probed.y[0].requires_grad is (library == "torchdiffeq") or float(t) == 0.5
         for p in penalties:
-            streams = [torch.Generator().manual_seed(7) for _ in range(2)]
             found, expected = (
-                p.value(Probed(f, (t,), (y,), ends, (y, y), length, stream))
-                for f, stream in zip(
-                    (probed.vector_field, block.vector_field), streams, strict=True
-                )
+                p.value(Probed(f, (t,), (y,), ends, (y, y), length, torch.Generator()))
+                for f in (probed.vector_field, block.vector_field)
             )
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
             gradients = [torch.autograd.grad(x, field.a)[0] for x in (found, expected)]
             torch.testing.assert_close(*gradients, rtol=1e-12, atol=0.0)
             assert float(gradients[0]) != 0.0
-        penalizing.release()
+    hooks = field._forward_hooks.values()  # those of `steer` stay
+    assert not any(type(hook).__module__.endswith("penalties.attached") for hook in hooks)
 
 
 def test_an_ode_rnn_is_refused_but_for_one_evaluation_of_its_field():
@@ -276,7 +242,7 @@ def test_an_ode_rnn_is_refused_but_for_one_evaluation_of_its_field():
             penalty(model)
 
 
-@pytest.mark.parametrize("compiled", ["field", "solver"])
+@pytest.mark.parametrize("compiled", ["field", "solver", "model"])
 def test_compiled_parts_show_the_same(compiled, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     x, found = torch.linspace(-1.0, 1.0, 6).double().reshape(3, 2), []
@@ -285,9 +251,10 @@ def test_compiled_parts_show_the_same(compiled, monkeypatch):
         solver = AdaptiveSolver(compile=on and compiled == "solver")
         compiling = {"compile": on} if compiled == "field" else {}
         model = CNF(ConcatSquashField(2, (4,)), (2,), solver, **compiling).double()
-        with penalize(model, [*POINTS, *STEPS], step=0, seed=0):
+        whole = torch.compile(model) if on and compiled == "model" else model
+        with penalize(whole, [*POINTS, *STEPS], step=0, seed=0):
             model.log_prob(x)
-            total = penalty(model)
+            total = penalty(whole)
         found.append([total, *torch.autograd.grad(total, list(model.parameters()))])
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-9)
 
@@ -298,7 +265,7 @@ def test_every_evaluation_of_a_step_is_kept_as_often_as_any_other():
             return y
 
     field, counts = Field(), [0] * 4
-    probe = AttachedProbe(field, "field")
+    probe = AttachedProbe(field)
     for step in range(400):
         probe.start(step)
         for t in range(4):
@@ -391,8 +358,7 @@ def test_states_and_solvers_that_cannot_be_read_are_refused():
 def test_an_image_flow_of_several_scales():
     torch.manual_seed(0)
     flow = MultiScaleCNF((1, 8, 8), lambda channels: ConvFlowField(channels, (2,)))
-    x = torch.rand(2, 1, 8, 8)
     with penalize(flow, POINTS, step=0, seed=0):
-        plain = flow.log_prob(x, generator=torch.Generator().manual_seed(0))
+        plain = flow.log_prob(torch.rand(2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
         assert float(penalty(flow)) > 0.0
     assert plain.isfinite().all()

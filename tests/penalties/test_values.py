@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad, solve_ivp
+from scipy.integrate import RK45, quad, solve_ivp
 from torch import nn
 from torch.autograd.functional import jacobian
 
@@ -120,29 +120,15 @@ def test_probe_times_are_uniform_inside_the_span_and_sorted():
     assert torch.equal(Probing(2, key=3).times(times), found[3])
 
 
-# Dormand and Prince's fifth-order weights and those of the embedded method, as fractions.
-A = [
-    [],
-    [1 / 5],
-    [3 / 40, 9 / 40],
-    [44 / 45, -56 / 15, 32 / 9],
-    [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
-    [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
-    [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
-]
-C = [0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1]
-EMBEDDED = [5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40]
-
-
 def error_by_hand(f, t, y, h, tol, k1=None):
-    """Embedded error of one step, RMS in units of the tolerance."""
+    """Embedded error of one step of dopri5, by scipy's weights, in units of the tolerance."""
     ks = [f(t, y) if k1 is None else k1]
-    for c, row in zip(C[1:], A[1:], strict=True):
+    for c, row in zip(RK45.C[1:].tolist(), RK45.A[1:].tolist(), strict=True):
         ks.append(f(t + c * h, y + h * sum(a * k for a, k in zip(row, ks, strict=False))))
-    y_next = y + h * sum(a * k for a, k in zip(A[-1], ks, strict=False))
-    low = y + h * sum(b * k for b, k in zip(EMBEDDED, ks, strict=True))
-    scale = tol + tol * torch.maximum(y.abs(), y_next.abs())
-    return ((y_next - low) / scale).square().mean().sqrt()
+    y_next = y + h * sum(b * k for b, k in zip(RK45.B.tolist(), ks, strict=True))
+    ks.append(f(t + h, y_next))
+    error = h * sum(e * k for e, k in zip(RK45.E.tolist(), ks, strict=True))
+    return (error / (tol + tol * torch.maximum(y.abs(), y_next.abs()))).square().mean().sqrt()
 
 
 def of_block(which, solver, field=None, y0=None, seed=0):
