@@ -4,18 +4,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-from steer_lightning.solvers.error_controlled import ErrorControlledSolver
+from steer_lightning.solvers.error_controlled import ErrorControlledSolver, Method
+from steer_lightning.solvers.rosenbrock import RosenbrockMethod
 from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK
-from steer_lightning.solvers.rosenbrock_step import RosenbrockMethod, check_dimension
 from steer_lightning.solvers.runge_kutta import Time, evaluate
-from steer_lightning.solvers.stepping import Method
 from steer_lightning.solvers.stiffness import StiffnessWatch
 from steer_lightning.solvers.tableaus import ADAPTIVE
 from steer_lightning.solvers.work import Stepper, Work
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import VectorField
-
-MAX_DIMENSION = 256  # of a state that an implicit method may take over
 
 
 class AdaptiveSolver(ErrorControlledSolver):
@@ -93,21 +90,14 @@ class AdaptiveSolver(ErrorControlledSolver):
     def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
         tableau = ADAPTIVE[self.method]
         stepper = Stepper(vector_field, tableau, work, self.compile, checkpoint=self.checkpoint)
-        on_stiff: Callable[[float, float, float], Method | None] | None = None
-        if self.stiff == "warn" and not self._warned:
-            on_stiff = self._warn
-        elif self.stiff == "switch":
-            check_dimension(y0, MAX_DIMENSION)
-            implicit = RosenbrockMethod(
-                vector_field, ROSENBROCK["rodas5p"], work, y0, self.checkpoint
-            )
-
-            def on_stiff(t: float, h: float, rate: float) -> Method:
-                return implicit
-
-        controlled = getattr(vector_field, "controlled_parts", None)
-        watch = StiffnessWatch(tableau, controlled) if on_stiff else None
-        return _ExplicitMethod(stepper, watch, on_stiff)
+        if self.stiff == "ignore" or (self.stiff == "warn" and self._warned):
+            return _ExplicitMethod(stepper)
+        watch = StiffnessWatch(tableau, getattr(vector_field, "controlled_parts", None))
+        if self.stiff == "warn":
+            return _ExplicitMethod(stepper, watch, self._warn)
+        rodas5p = ROSENBROCK["rodas5p"]
+        implicit = RosenbrockMethod(vector_field, rodas5p, work, y0, self.checkpoint)
+        return _ExplicitMethod(stepper, watch, lambda *_: implicit)
 
     def _warn(self, t: float, h: float, rate: float) -> None:
         self._warned = True
@@ -135,30 +125,25 @@ class _ExplicitMethod(Method):
         self,
         stepper: Stepper,
         watch: StiffnessWatch | None = None,
-        on_stiff: Callable[[float, float, float], Method | None] | None = None,
+        on_stiff: Callable[[float, float, float], Method | None] = lambda *_: None,
     ) -> None:
-        self.tableau = self._tableau = stepper.tableau
-        self.error_order = stepper.tableau.order
+        self.tableau = stepper.tableau
         self._stepper = stepper
         self._watch = watch
         self._on_stiff = on_stiff
         self._slope: Any = None
 
     def slope(self, t: Time, y: Any) -> Any:
-        """The field where the first step starts."""
         self._stepper.work.spend(1, t)
         self._slope = evaluate(self._stepper.vector_field, t, y)
         return self._slope
 
     def step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
-        """State at ``end``, and the stages."""
         return self._stepper(start, end, y, self._slope)
 
     def accept(self, t: float, h: float, stages: list[Any]) -> Method:
-        """Keep the last stage; look at the stiffness."""
         self._slope = stages[-1]
         if self._watch is None or not self._watch.is_stiff(h, stages):
             return self
         rate, self._watch = self._watch.rate, None
-        assert self._on_stiff is not None
         return self._on_stiff(t, h, rate) or self

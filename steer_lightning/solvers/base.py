@@ -37,10 +37,8 @@ class SolveStats:
     Example:
         >>> stats = SolveStats(nfe_forward=14, accepted=2)
         >>> stats.reset()
-        >>> stats
-        SolveStats(nfe_forward=0, nfe_backward=0, accepted=0, rejected=0, accepted_backward=0, \
-rejected_backward=0, jacobians=0, jacobians_backward=0, factorizations=0, \
-factorizations_backward=0)
+        >>> stats == SolveStats()
+        True
     """
 
     nfe_forward: int = 0
@@ -60,18 +58,15 @@ factorizations_backward=0)
             setattr(self, count.name, count.default)
 
     def count_evaluation(self, phase: Phase, n: int = 1) -> None:
-        name = f"nfe_{phase}"
-        setattr(self, name, getattr(self, name) + n)
+        setattr(self, f"nfe_{phase}", getattr(self, f"nfe_{phase}") + n)
 
     def count_step(self, phase: Phase, *, accepted: bool) -> None:
         self._count("accepted" if accepted else "rejected", phase)
 
     def count_jacobian(self, phase: Phase) -> None:
-        """Count one Jacobian of the vector field."""
         self._count("jacobians", phase)
 
     def count_factorization(self, phase: Phase) -> None:
-        """Count one factorisation of the linear systems of a step."""
         self._count("factorizations", phase)
 
     def _count(self, name: str, phase: Phase) -> None:
@@ -162,21 +157,11 @@ class Solver(Shown, ABC):
         dense: bool = False,
         **options: Any,
     ) -> tuple[Solution, Any]:
-        """Solve, and read the states at further times, which changes no state that is returned.
+        """:meth:`solve`, and the states at further times, shape ``(P, *y0.shape)``.
 
-        Args:
-            vector_field: See :meth:`solve`, as for the rest.
-            y0: Initial state.
-            t_eval: Times.
-            probes: Further times strictly inside the interval, in its order, shape ``(P,)``.
-            dense: Keep the steps in the solution.
-            **options: Passed on.
-
-        Returns:
-            The solution, and the states at ``probes``, shape ``(P, *y0.shape)``.
-
-        Raises:
-            ValueError: If the solver cannot be read between its steps.
+        Those, ``probes`` of shape ``(P,)``, lie strictly inside the interval, in its order, and
+        change no state of the solution. A solver that cannot be read between its steps raises a
+        ``ValueError``.
         """
         solution = self.solve(vector_field, y0, t_eval, dense=True, **options)
         return solution, solution.at(probes)

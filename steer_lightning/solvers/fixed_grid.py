@@ -84,7 +84,7 @@ class FixedGridSolver(Solver):
         step = Stepper(
             vector_field, tableau, work, self.compile, self.cuda_graphs, self.checkpoint
         )
-        knots = self._knots(t_eval)
+        knots: Any = self._knots(t_eval)
         states, stages, slope = [y0], [], None
         for start, end in pairwise(knots):
             y, ks = step(start, end, states[-1], slope)
@@ -95,10 +95,9 @@ class FixedGridSolver(Solver):
         work.stats.accepted += len(knots) - 1
         steps = None
         if dense:
-            ends: Any = knots
             moves = t_eval.requires_grad
-            ends = torch.stack(ends) if moves else torch.tensor(ends, dtype=torch.float64)
-            steps = Steps(tableau, ends.to("cpu", torch.float64), states, stages)
+            ends = torch.stack(knots) if moves else torch.tensor(knots, dtype=torch.float64)
+            steps = Steps([tableau] * len(stages), ends.to("cpu", torch.float64), states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 
     def _knots(self, t_eval: Tensor) -> list[Time]:

@@ -30,17 +30,13 @@ class ForeignSolve:
     times: Tensor | None
 
 
-class _Stack(threading.local):
-    def __init__(self) -> None:
-        self.solves: list[ForeignSolve] = []
-
-
-_STACK = _Stack()
+_THREAD = threading.local()
 
 
 def solve_in_progress() -> ForeignSolve | None:
     """The innermost of torchdiffeq's solves that this runs in, once they are watched."""
-    return _STACK.solves[-1] if _STACK.solves else None
+    solve: ForeignSolve | None = getattr(_THREAD, "solve", None)
+    return solve
 
 
 @cache
@@ -50,8 +46,7 @@ def watch_solves() -> None:
     Nothing public of torchdiffeq tells; no other place touches what it keeps to itself. What a
     solve computes stays as it is.
     """
-    adaptive = AdaptiveStepsizeODESolver, AdaptiveStepsizeEventODESolver, FixedGridODESolver
-    for solver in adaptive:
+    for solver in (AdaptiveStepsizeODESolver, AdaptiveStepsizeEventODESolver, FixedGridODESolver):
         for name in ("integrate", "integrate_until_event"):
             if name in vars(solver):
                 setattr(solver, name, _watched(vars(solver)[name], name == "integrate"))
@@ -60,11 +55,12 @@ def watch_solves() -> None:
 def _watched(loop: Callable[..., Any], has_end: bool) -> Callable[..., Any]:
     @wraps(loop)
     def run(solver: Any, t: Tensor, *args: Any) -> Any:
-        _STACK.solves.append(ForeignSolve(_as_asked(solver.func, t) if has_end else None))
+        outer = solve_in_progress()
+        _THREAD.solve = ForeignSolve(_as_asked(solver.func, t) if has_end else None)
         try:
             return loop(solver, t, *args)
         finally:
-            _STACK.solves.pop()
+            _THREAD.solve = outer
 
     return run
 
@@ -81,14 +77,8 @@ def _as_asked(func: nn.Module, t: Tensor) -> Tensor:
 def as_solver_error(error: Exception, phase: str) -> SolverError | None:
     """An exception as the failure of a solve, if one of these libraries raised it itself.
 
-    They say that a solve failed by ``AssertionError``, ``RuntimeError`` or ``ValueError``.
-
-    Args:
-        error: As caught.
-        phase: ``"forward"`` or ``"backward"``.
-
-    Returns:
-        What to raise or to note in its place; ``None`` if the error is of another kind.
+    They say that a solve failed by ``AssertionError``, ``RuntimeError`` or ``ValueError``. An
+    error of another kind gives ``None``.
 
     Example:
         >>> from torchdiffeq import odeint

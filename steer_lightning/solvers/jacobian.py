@@ -1,6 +1,5 @@
 """The Jacobian of a vector field, for each sample."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from steer_lightning.solvers.runge_kutta import Time, as_time, evaluate
 from steer_lightning.utils.problem import VectorField, parts
 
 _Rows = Callable[[Tensor, Tensor], Tensor]
+_func: Any = torch.func  # whose types leave open how many values come back
 
 
 class Layout:
@@ -18,22 +18,13 @@ class Layout:
 
     Args:
         y: State, a tensor or a tuple of tensors, batch along axis 0.
-
-    Example:
-        >>> layout = Layout((torch.zeros(3, 2, 2), torch.ones(3)))
-        >>> layout.pack((torch.zeros(3, 2, 2), torch.ones(3))).shape
-        torch.Size([3, 5])
     """
 
     def __init__(self, y: Any) -> None:
         self.like = y
         self.n_samples = len(first) if (first := parts(y)[0]).ndim else 1
         self.widths = [part.numel() // self.n_samples for part in parts(y)]
-
-    @property
-    def dimension(self) -> int:
-        """Numbers in the state of one sample."""
-        return sum(self.widths)
+        self.dimension = sum(self.widths)  # of one sample
 
     def pack(self, y: Any) -> Tensor:
         """The state as ``(B, D)``."""
@@ -66,28 +57,15 @@ class Linearization(NamedTuple):
 
 
 def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Linearization:
-    r"""Value, Jacobian and derivative in time of a field, by one call of it.
+    r"""Value, Jacobian and derivative in time of a field, samples apart, by one call of it.
 
     Reverse mode along all coordinates at once; forward mode where tensors are saved through hooks,
     as in a checkpoint. A field that has a method ``jacobian(t, y)`` is asked for
     :math:`\partial f_i / \partial y_j`, shape ``(B, D, D)``; one that says ``autonomous = True``
     for nothing in time.
 
-    Args:
-        vector_field: ``f(t, y)``, which treats the samples of a batch apart.
-        t: Time.
-        y: State.
-        layout: Of ``y``.
-
     Raises:
         ValueError: If the field's own Jacobian has another shape.
-
-    Example:
-        >>> y = torch.ones(3, 2)
-        >>> found = linearize(lambda t, y: t * y, 2.0, y, Layout(y))
-        >>> found.jacobian[0], found.drift[0]
-        (tensor([[2., 0.],
-                [0., 2.]]), tensor([1., 1.]))
     """
     autonomous = bool(getattr(vector_field, "autonomous", False))
     own = getattr(vector_field, "jacobian", None)
@@ -107,7 +85,7 @@ def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Lin
         jacobian = jacobian.to(flat.dtype)
         if autonomous:
             return Linearization(f(time, flat), jacobian, None)
-        slope, drift = _jvp(lambda time: f(time, flat), (time,), (torch.ones_like(time),))
+        slope, drift = _func.jvp(lambda time: f(time, flat), (time,), (torch.ones_like(time),))
         return Linearization(slope, jacobian, drift)
 
     # Reverse mode is the faster one, but does not run under hooks. mypy knows no such function.
@@ -120,7 +98,7 @@ def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Lin
 def _reverse(f: _Rows, time: Tensor, flat: Tensor, autonomous: bool) -> Linearization:
     """Along all rows of the result at once."""
     n_samples, dim = flat.shape
-    slope, pull = _vjp(f, time, flat)
+    slope, pull = _func.vjp(f, time, flat)
     if dim == 1:
         rows = pull(torch.ones_like(slope))[1][None]
     else:
@@ -132,7 +110,7 @@ def _reverse(f: _Rows, time: Tensor, flat: Tensor, autonomous: bool) -> Lineariz
         return Linearization(slope, jacobian, None)
     # What a cotangent gives in time, for all samples together, is linear in it: its derivative is
     # that of each.
-    _, pull_time = _vjp(lambda v: pull(v)[0], torch.zeros_like(slope))
+    _, pull_time = _func.vjp(lambda v: pull(v)[0], torch.zeros_like(slope))
     (drift,) = pull_time(torch.ones_like(time))
     return Linearization(slope, jacobian, drift)
 
@@ -145,28 +123,9 @@ def _forward(f: _Rows, time: Tensor, flat: Tensor, autonomous: bool) -> Lineariz
     unit = torch.eye(dim, dtype=flat.dtype, device=flat.device)
     directions = torch.cat([unit, unit.new_zeros(1, dim)])
 
-    def along(clock: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        return _jvp(f, (time, flat), (clock, direction.expand_as(flat)))
+    def along(clock: Tensor, direction: Tensor) -> Any:
+        return _func.jvp(f, (time, flat), (clock, direction.expand_as(flat)))
 
     slopes, columns = torch.func.vmap(along)(clocks, directions)
     drift = None if autonomous else columns[-1]
     return Linearization(slopes[0], columns[:-1].permute(1, 2, 0), drift)
-
-
-def _vjp(f: Any, *primals: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-    value, pull = torch.func.vjp(f, *primals)  # type: ignore[misc]  # a third only with has_aux
-    return value, pull
-
-
-def _jvp(
-    f: Any, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    value: Tensor
-    tangent: Tensor
-    value, tangent = torch.func.jvp(f, primals, tangents)  # type: ignore[misc]  # without has_aux
-    return value, tangent
-
-
-def kept_bytes(layout: Layout, dtype: torch.dtype) -> int:
-    """Bytes of the matrices and their factors that one step keeps for its gradient."""
-    return 2 * layout.n_samples * layout.dimension**2 * math.ceil(torch.finfo(dtype).bits / 8)

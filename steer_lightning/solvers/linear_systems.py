@@ -14,14 +14,6 @@ class LinearSystems:
 
     A gradient is one more solve, with the factors that are there already. Systems that cannot be
     solved give solutions that are not finite.
-
-    Args:
-        matrix: The matrices.
-
-    Example:
-        >>> systems = LinearSystems(torch.tensor([[[2.0, 0.0], [0.0, 4.0]]]))
-        >>> systems.solve(torch.ones(1, 2))
-        tensor([[0.5000, 0.2500]])
     """
 
     def __init__(self, matrix: Tensor) -> None:

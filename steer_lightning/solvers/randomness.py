@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from steer_lightning.solvers.base import SolveStats
 from steer_lightning.solvers.runge_kutta import evaluate
-from steer_lightning.utils.problem import VectorField
+from steer_lightning.utils.problem import VectorField, first_part, parts
 
 Report = Callable[[SolveStats | None, VectorField, str], None]
 
@@ -76,7 +76,7 @@ def suspects(vector_field: VectorField) -> list[nn.Module]:
 @contextmanager
 def _undisturbed(modules: list[nn.Module], y: Any) -> Iterator[None]:
     """Put back what an evaluation in training changes besides its value."""
-    device = (y[0] if isinstance(y, tuple) else y).device
+    device = first_part(y).device
     buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
     generators = [
         (g, g.get_state()) for m in modules for g in vars(m).values()
@@ -104,7 +104,7 @@ def _undisturbed(modules: list[nn.Module], y: Any) -> Iterator[None]:
 
 
 def _copies(dy: Any) -> list[Tensor]:
-    return [part.detach().clone() for part in (dy if isinstance(dy, tuple) else (dy,))]
+    return [part.detach().clone() for part in parts(dy)]
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

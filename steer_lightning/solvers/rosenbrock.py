@@ -2,13 +2,20 @@
 
 from typing import Any, Literal
 
-from steer_lightning.solvers.error_controlled import ErrorControlledSolver
-from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK
-from steer_lightning.solvers.rosenbrock_step import RosenbrockMethod, check_dimension
-from steer_lightning.solvers.stepping import Method
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
+
+from steer_lightning.solvers.error_controlled import ErrorControlledSolver, Method
+from steer_lightning.solvers.jacobian import Layout, Linearization, linearize
+from steer_lightning.solvers.linear_systems import LinearSystems
+from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK, RosenbrockTableau
+from steer_lightning.solvers.runge_kutta import Time, advance, evaluate
 from steer_lightning.solvers.work import Work
 from steer_lightning.utils.checks import check_choice
-from steer_lightning.utils.problem import VectorField
+from steer_lightning.utils.problem import VectorField, parts
+
+MAX_DIMENSION = 256
 
 
 class RosenbrockSolver(ErrorControlledSolver):
@@ -67,7 +74,7 @@ class RosenbrockSolver(ErrorControlledSolver):
         max_nfe: int | None = 10_000,
         first_step: float | Literal["auto", "previous"] = "auto",
         checkpoint: bool = False,
-        max_dimension: int = 256,
+        max_dimension: int = MAX_DIMENSION,
     ) -> None:
         check_choice("method", method, ROSENBROCK)
         super().__init__(rtol, atol, max_nfe, first_step)
@@ -78,5 +85,120 @@ class RosenbrockSolver(ErrorControlledSolver):
         self.max_dimension = max_dimension
 
     def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
-        check_dimension(y0, self.max_dimension)
-        return RosenbrockMethod(vector_field, ROSENBROCK[self.method], work, y0, self.checkpoint)
+        tableau = ROSENBROCK[self.method]
+        return RosenbrockMethod(
+            vector_field, tableau, work, y0, self.checkpoint, self.max_dimension
+        )
+
+
+class RosenbrockMethod(Method):
+    """Takes Rosenbrock steps of a vector field.
+
+    The Jacobian at a step's start is kept until the step is accepted; each try has one
+    factorisation, which serves all its stages and their gradients.
+
+    Raises:
+        TypeError: If the state is complex.
+        ValueError: If a sample has more than ``max_dimension`` numbers.
+    """
+
+    tableau: RosenbrockTableau
+
+    def __init__(
+        self,
+        vector_field: VectorField,
+        tableau: RosenbrockTableau,
+        work: Work,
+        y0: Any,
+        checkpoint: bool,
+        max_dimension: int = MAX_DIMENSION,
+    ) -> None:
+        self.vector_field = vector_field
+        self.tableau = tableau
+        self.work = work
+        self.layout = Layout(y0)
+        self.checkpoint = checkpoint
+        self._here: Linearization | None = None
+        _check_dimension(y0, self.layout, max_dimension)
+
+    def slope(self, t: Time, y: Any) -> Any:
+        return self.layout.unpack(self._linearize(t, y).slope)
+
+    def step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
+        if not (self.checkpoint and torch.is_grad_enabled()):
+            return self._step(start, end, y)
+        # What was found outside of the checkpoint would be kept outside of it.
+        result: tuple[Any, list[Any]] = recompute_in_backward(
+            self._whole_step, start, end, y, use_reentrant=False
+        )
+        return result
+
+    def accept(self, t: float, h: float, stages: list[Any]) -> Method:
+        self._here = None
+        return self
+
+    def _linearize(self, t: Time, y: Any) -> Linearization:
+        if self._here is None:
+            self.work.spend(1, t)
+            self.work.stats.count_jacobian(self.work.phase)
+            self._here = linearize(self.vector_field, t, y, self.layout)
+        return self._here
+
+    def _whole_step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
+        self._here = None
+        found = self._step(start, end, y)
+        self._here = None
+        return found
+
+    def _step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
+        here, tableau, layout, h = (
+            self._linearize(start, y),
+            self.tableau,
+            self.layout,
+            end - start,
+        )
+        self.work.spend(len(tableau.c) - 1, start)
+        self.work.stats.count_factorization(self.work.phase)
+        unit = torch.eye(layout.dimension, dtype=here.slope.dtype, device=here.slope.device)
+        systems = LinearSystems(unit / tableau.gamma - h * here.jacobian)
+        rows: list[Tensor] = []
+        stages: list[Any] = []
+        for c, d, a, coupling in zip(
+            tableau.c, tableau.d, tableau.a, tableau.coupling, strict=True
+        ):
+            if rows:
+                t = end if c == 1.0 else start + c * h
+                slope = evaluate(self.vector_field, t, advance(y, h, a, stages))
+                right = layout.pack(slope)
+            else:
+                right = here.slope
+            right = advance(right, 1.0, coupling, rows)
+            if here.drift is not None and d != 0.0:
+                right = right + (h * d) * here.drift
+            rows.append(systems.solve(right))
+            stages.append(layout.unpack(rows[-1]))
+        return advance(y, h, tableau.b, stages), stages
+
+
+def _check_dimension(y0: Any, layout: Layout, max_dimension: int) -> None:
+    """Refuse a state that no Jacobian can be kept of."""
+    first = parts(y0)[0]
+    if any(part.is_complex() for part in parts(y0)):
+        raise TypeError(
+            f"Expected a real state for an implicit method, which solves linear systems with the "
+            f"Jacobian, but got {first.dtype}. Give it real and imaginary parts, or use "
+            f"AdaptiveSolver or FixedGridSolver."
+        )
+    if layout.dimension > max_dimension:
+        # The matrices and their factors, which a step keeps for its gradient.
+        size = 2.0 * layout.n_samples * layout.dimension**2 * first.element_size()
+        units = ["bytes", "KiB", "MiB", "GiB"]
+        while size >= 1024 and len(units) > 1:
+            size, units = size / 1024, units[1:]
+        raise ValueError(
+            f"Expected a state of at most max_dimension = {max_dimension} numbers a sample for an "
+            f"implicit method, which solves a linear system of that size, but got "
+            f"{layout.dimension}: for {layout.n_samples} samples each step would keep "
+            f"{size:.3g} {units[0]} of Jacobians and factors. Use an explicit solver, "
+            f"AdaptiveSolver or FixedGridSolver, or raise max_dimension."
+        )

@@ -18,7 +18,6 @@ class RosenbrockTableau(NamedTuple):
     with the Jacobian :math:`J` and the derivative in time at the start of the step.
 
     Args:
-        order: Order of the solution.
         error_order: Power of :math:`h` that the error estimate falls with.
         gamma: :math:`\gamma`.
         c: Stage times in units of a step.
@@ -34,7 +33,6 @@ class RosenbrockTableau(NamedTuple):
         Hairer and Wanner, *Solving ODEs II*, Section IV.7.
     """
 
-    order: int
     error_order: int
     gamma: float
     c: Row
@@ -78,7 +76,6 @@ def _stiffly_accurate(
     ]
     columns[0] = tuple(x + y for x, y in zip(columns[0], b, strict=True))
     return RosenbrockTableau(
-        order=order,
         error_order=order,
         gamma=gamma,
         c=(*c, *[1.0] * (n - len(c))),
@@ -95,7 +92,6 @@ def _stiffly_accurate(
 # estimate compares with a solution of order 3. Here for stages that absorb the products J k.
 _S: Final = math.sqrt(2.0)
 ROSENBROCK23: Final = RosenbrockTableau(
-    order=2,
     error_order=3,
     gamma=1.0 - 0.5 * _S,
     c=(0.0, 0.5, 1.0),

@@ -11,13 +11,6 @@ class StepMemory:
 
     Attributes:
         steps: Nominal start and length of the first step, by direction (1 or -1).
-
-    Example:
-        >>> import torch
-        >>> memory, nominal = StepMemory(), torch.tensor([0.0, 1.0])
-        >>> memory.keep(0.25, nominal, nominal)
-        >>> memory.recall(1.5 * nominal, nominal)
-        0.375
     """
 
     def __init__(self) -> None:

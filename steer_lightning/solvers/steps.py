@@ -1,6 +1,8 @@
 """The accepted steps of a solve: states between them, and what they tell of the field."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.problem import has_float64, parts
 
 
+@dataclass(eq=False, repr=False)
 class Steps:
     """The steps of a Runge-Kutta or Rosenbrock solve, with their stages.
 
@@ -20,33 +23,29 @@ class Steps:
     constants.
 
     Args:
-        tableau: The method, with an interpolant.
-        knots: Ends of the ``N`` steps, shape ``(N + 1,)``, in the direction of the solve.
+        tableaus: Method of each of the ``N`` steps, with an interpolant.
+        knots: Ends of the steps, shape ``(N + 1,)``, in the direction of the solve.
         states: State at each of them.
         stages: Stages of each step.
         tolerances: ``(rtol, atol)`` of an adaptive solve.
         controlled: Leading parts that set the step size; all if ``None``.
     """
 
-    def __init__(
-        self,
-        tableau: Tableau | RosenbrockTableau,
-        knots: Tensor,
-        states: Sequence[Any],
-        stages: Sequence[Sequence[Any]],
-        tolerances: tuple[float, float] | None = None,
-        controlled: int | None = None,
-    ) -> None:
-        self.tableau = tableau
-        self.knots = knots
-        self.states = list(states)
-        self.stages = list(stages)
-        self.tolerances = tolerances
-        self.controlled = controlled
-        self._polynomials: tuple[Tensor, ...] | None = None
+    tableaus: Sequence[Tableau | RosenbrockTableau]
+    knots: Tensor
+    states: Sequence[Any]
+    stages: Sequence[Sequence[Any]]
+    tolerances: tuple[float, float] | None = None
+    controlled: int | None = None
+    _polynomials: tuple[Tensor, ...] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.stages)
+
+    @property
+    def tableau(self) -> Tableau | RosenbrockTableau:
+        """Method of the first step."""
+        return self.tableaus[0]
 
     @property
     def lengths(self) -> list[float]:
@@ -84,9 +83,7 @@ class Steps:
         return tuple(found) if isinstance(state, tuple) else found[0]
 
     def error_estimates(self) -> Tensor:
-        """Error of each step in units of the tolerance, shape ``(N,)``; at most one.
-
-        See ``error_ratio`` in ``solvers/runge_kutta.py`` for the formula.
+        """Error of each step in units of the tolerance, shape ``(N,)``; see ``error_ratio``.
 
         Raises:
             ValueError: If the method has no embedded estimate.
@@ -94,16 +91,17 @@ class Steps:
         References:
             Pal et al., *Opening the blackbox*, ICML 2021, which penalises it.
         """
-        if self.tableau.error is None or self.tolerances is None:
-            raise ValueError(
-                "Expected an adaptive method, which estimates the error of its steps."
+        ratios, both_ends = [], zip(self.states, self.states[1:], strict=False)
+        for tableau, (y, y_next), ks, h in zip(
+            self.tableaus, both_ends, self.stages, self.lengths, strict=True
+        ):
+            if tableau.error is None or self.tolerances is None:
+                raise ValueError(
+                    "Expected an adaptive method, which estimates the error of its steps."
+                )
+            ratios.append(
+                error_ratio(y, y_next, ks, h, tableau.error, self.tolerances, self.controlled)
             )
-        ratios = [
-            error_ratio(y, y_next, ks, h, self.tableau.error, self.tolerances, self.controlled)
-            for y, y_next, ks, h in zip(
-                self.states, self.states[1:], self.stages, self.lengths, strict=False
-            )
-        ]
         return torch.stack(ratios)
 
     def stiffness_estimates(self) -> Tensor:
@@ -120,19 +118,18 @@ class Steps:
         References:
             Hairer and Wanner, *Solving ODEs II*, Section IV.2; Pal et al., *Opening the blackbox*.
         """
-        if not isinstance(self.tableau, Tableau):
-            raise ValueError(
-                "Expected an explicit method: a Rosenbrock method's stages are no slopes."
-            )
-        *_, before, last = self.tableau.c
-        if not before == last == 1.0:
-            raise ValueError(
-                "Expected a method that evaluates the end of a step twice, as dopri5 and tsit5 do."
-            )
-        rates = [
-            stiffness_rate(self.tableau, h, ks, self.controlled)
-            for ks, h in zip(self.stages, self.lengths, strict=True)
-        ]
+        rates = []
+        for tableau, ks, h in zip(self.tableaus, self.stages, self.lengths, strict=True):
+            if not isinstance(tableau, Tableau):
+                raise ValueError(
+                    "Expected an explicit method: a Rosenbrock method's stages are no slopes."
+                )
+            if tableau.c[-2:] != (1.0, 1.0):
+                raise ValueError(
+                    "Expected a method that evaluates the end of a step twice, as dopri5 and "
+                    "tsit5 do."
+                )
+            rates.append(stiffness_rate(tableau, h, ks, self.controlled))
         return torch.stack(rates)
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,60 +153,44 @@ class Steps:
     def _coefficients(self) -> tuple[Tensor, ...]:
         """Of each part the polynomials in a step's own time, shape ``(N, B, P + 1, D)``."""
         if self._polynomials is None:
-            assert self.tableau.interpolant is not None
-            columns = list(zip(*self.tableau.interpolant, strict=True))
-            starts = zip(*map(parts, self.states[:-1]), strict=True)
-            stages = [zip(*map(parts, ks), strict=True) for ks in zip(*self.stages, strict=True)]
-            by_part = zip(*stages, strict=True)
-            self._polynomials = tuple(
-                self._polynomial(torch.stack(ys), [torch.stack(k) for k in ks], columns)
-                for ys, ks in zip(starts, by_part, strict=True)
-            )
+            pieces, start, lengths = [], 0, self.knots.diff()
+            for tableau, run in groupby(self.tableaus):
+                n = slice(start, start := start + len(list(run)))
+                pieces.append(_of_one(tableau, lengths[n], self.states[n], self.stages[n]))
+            self._polynomials = tuple(map(_joined, zip(*pieces, strict=True)))
         return self._polynomials
 
-    def _polynomial(
-        self, y: Tensor, stages: list[Tensor], columns: list[tuple[float, ...]]
-    ) -> Tensor:
+
+def _of_one(
+    tableau: Tableau | RosenbrockTableau,
+    lengths: Tensor,
+    states: Sequence[Any],
+    stages: Sequence[Sequence[Any]],
+) -> list[Tensor]:
+    """Polynomials of steps of one method, part by part, from the states where they start."""
+    assert tableau.interpolant is not None
+    columns = list(zip(*tableau.interpolant, strict=True))
+    found = []
+    for part in range(len(parts(states[0]))):
+        y = torch.stack([parts(y)[part] for y in states])
         shape = (len(y), _batch_size(y[0]), -1)
-        y, stages = y.reshape(shape), [k.reshape(shape) for k in stages]
-        h = self.knots.diff().to(y.device, y.real.dtype)[:, None, None]
+        ks = [
+            torch.stack([parts(k)[part] for k in column]).reshape(shape)
+            for column in zip(*stages, strict=True)
+        ]
+        h = lengths.to(y.device, y.real.dtype)[:, None, None]
         # Not a matrix product, whose precision autocast and TF32 lower.
-        powers = [h * combine(stages, weights) for weights in columns]
-        return torch.stack([y, *powers], dim=2)
+        powers = [h * combine(ks, weights) for weights in columns]
+        found.append(torch.stack([y.reshape(shape), *powers], dim=2))
+    return found
 
 
-class JoinedSteps(Steps):
-    """The steps of several methods, one after another.
-
-    Args:
-        pieces: Steps of each, in the direction of the solve.
-    """
-
-    def __init__(self, pieces: Sequence[Steps]) -> None:
-        super().__init__(
-            pieces[0].tableau,
-            torch.cat([pieces[0].knots, *(piece.knots[1:] for piece in pieces[1:])]),
-            [*pieces[0].states, *(y for piece in pieces[1:] for y in piece.states[1:])],
-            [ks for piece in pieces for ks in piece.stages],
-            pieces[0].tolerances,
-            pieces[0].controlled,
-        )
-        self.pieces = list(pieces)
-
-    def error_estimates(self) -> Tensor:
-        """Error of each step in units of the tolerance; see :meth:`Steps.error_estimates`."""
-        return torch.cat([piece.error_estimates() for piece in self.pieces])
-
-    def stiffness_estimates(self) -> Tensor:
-        """Estimates of each step, if all methods have them; see :class:`Steps`."""
-        return torch.cat([piece.stiffness_estimates() for piece in self.pieces])
-
-    def _coefficients(self) -> tuple[Tensor, ...]:
-        """Of each part the polynomials of all pieces, with zeros for the powers that one lacks."""
-        if self._polynomials is None:
-            by_part = zip(*(piece._coefficients() for piece in self.pieces), strict=True)
-            self._polynomials = tuple(_of_one_degree(pieces) for pieces in by_part)
-        return self._polynomials
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Polynomials of several methods, with zeros for the powers that one lacks."""
+    if len(pieces) == 1:
+        return pieces[0]
+    n_powers = max(p.shape[2] for p in pieces)
+    return torch.cat([F.pad(p, (0, 0, 0, n_powers - p.shape[2])) for p in pieces])
 
 
 def stiffness_rate(
@@ -221,11 +202,6 @@ def stiffness_rate(
     rise = rms(torch.cat([(k[-1] - k[-2]).flatten() for k in pairs]))
     run = rms(torch.cat([combine(k[:-1], weights, h).flatten() for k in pairs]))
     return rise / torch.where(run > 0, run, torch.inf)
-
-
-def _of_one_degree(polynomials: Sequence[Tensor]) -> Tensor:
-    n_powers = max(p.shape[2] for p in polynomials)
-    return torch.cat([F.pad(p, (0, 0, 0, n_powers - p.shape[2])) for p in polynomials])
 
 
 def _batch_size(y: Tensor) -> int:

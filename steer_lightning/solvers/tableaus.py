@@ -34,6 +34,11 @@ class Tableau(NamedTuple):
     stable: float | None = None
 
     @property
+    def error_order(self) -> int:
+        """Power of :math:`h` that the error estimate falls with."""
+        return self.order
+
+    @property
     def first_same_as_last(self) -> bool:
         """Whether the last stage is the first one of the next step."""
         return len(self.a[-1]) > 0 and (*self.a[-1], 0.0) == self.b

@@ -1,7 +1,7 @@
 """torchdiffeq behind our contract: every method by name, counted, bounded, with typed errors."""
 
 import warnings
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, Literal
 
 import torch
@@ -159,18 +159,14 @@ class TorchdiffeqSolver(Solver):
                 f"torchdiffeq's {self.method!r} would take other steps. Use AdaptiveSolver, "
                 f"FixedGridSolver, or an adaptive method."
             )
-        order = torch.cat([t_eval, probes.to(t_eval)]).argsort(
-            descending=bool(t_eval[-1] < t_eval[0])
-        )
-        merged = torch.cat([t_eval, probes.to(t_eval)])[order]
-        solution = self.solve(vector_field, y0, merged, dense=dense, **options)
-        place = order.argsort()
-        given, further = place[: len(t_eval)], place[len(t_eval) :]
+        every = torch.cat([t_eval, probes.to(t_eval)])
+        order = every.argsort(descending=bool(t_eval[-1] < t_eval[0]))
+        solution = self.solve(vector_field, y0, every[order], dense=dense, **options)
+        given, further = order.argsort().tensor_split([len(t_eval)])
         ys = solution.ys
-        at = [tuple(y[i] for y in parts(ys)) for i in (given, further)]
         if not isinstance(ys, tuple):
-            return solution._replace(ys=at[0][0]), at[1][0]
-        return solution._replace(ys=at[0]), at[1]
+            return solution._replace(ys=ys[given]), ys[further]
+        return solution._replace(ys=tuple(y[given] for y in ys)), tuple(y[further] for y in ys)
 
     def _options(self, vector_field: VectorField, y0: Any) -> dict[str, Any]:
         """The user's options, before those that the field and the device ask for."""
@@ -180,7 +176,7 @@ class TorchdiffeqSolver(Solver):
                 defaults["dtype"] = torch.float32
             controlled = getattr(vector_field, "controlled_parts", None)
             if controlled is not None and controlled < len(parts(y0)):
-                defaults["norm"] = _LeadingNorm(controlled)
+                defaults["norm"] = partial(_leading_norm, controlled)
         return {**defaults, **self.options}
 
 
@@ -252,12 +248,7 @@ class _CountedField:
         self.work.stats.count_step(self.work.phase, accepted=False)
 
 
-class _LeadingNorm:
-    """torchdiffeq's norm of a tuple, the largest root mean square, of its first parts alone."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __call__(self, parts: tuple[Tensor, ...]) -> Tensor:
-        # Not a maximum of tensors: its gradient of zero times the root's infinite one is NaN.
-        return max(part.abs().square().mean().sqrt() for part in parts[: self.n])
+def _leading_norm(n: int, parts: tuple[Tensor, ...]) -> Tensor:
+    """The largest root mean square of the first parts, as torchdiffeq has it of all."""
+    # Not a maximum of tensors: its gradient of zero times the root's infinite one is NaN.
+    return max(part.abs().square().mean().sqrt() for part in parts[:n])

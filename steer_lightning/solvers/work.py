@@ -1,5 +1,6 @@
 """The work of one solve: its evaluations, counted and bounded, and its steps."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,24 +66,16 @@ class Work:
         )
 
 
+@dataclass
 class Stepper:
     """Takes Runge-Kutta steps of a vector field."""
 
-    def __init__(
-        self,
-        vector_field: VectorField,
-        tableau: Tableau,
-        work: Work,
-        compile: bool = False,
-        cuda_graphs: bool = False,
-        checkpoint: bool = False,
-    ) -> None:
-        self.vector_field = vector_field
-        self.tableau = tableau
-        self.work = work
-        self.compile = compile
-        self.cuda_graphs = cuda_graphs
-        self.checkpoint = checkpoint
+    vector_field: VectorField
+    tableau: Tableau
+    work: Work
+    compile: bool = False
+    cuda_graphs: bool = False
+    checkpoint: bool = False
 
     def __call__(
         self, start: Time, end: Time, y: Any, first_stage: Any | None = None

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.errors import SolverError
 from steer_lightning.utils.patching import WrappedMethods
-from steer_lightning.utils.problem import VectorField, trainable_tensors
+from steer_lightning.utils.problem import VectorField, parts, trainable_tensors
 
 
 @contextmanager
@@ -20,14 +20,10 @@ def wrapped_solves(
     wrapper: Callable[..., Any],
     where: Callable[[Solver], bool] = lambda solver: True,
 ) -> Iterator[None]:
-    """Wrap the method ``solve`` of the solvers in a model, and unwrap it.
+    """Wrap the method ``solve`` of a model's solvers, those in containers too, and unwrap it.
 
-    They may hold them in lists, tuples and dicts.
-
-    Args:
-        model: Any model.
-        wrapper: Called as ``wrapper(solve, vector_field, y0, t_eval, **options)``.
-        where: Whether to wrap a solver.
+    Called in its place is ``wrapper(solve, vector_field, y0, t_eval, **options)``, for the
+    solvers that ``where`` says.
     """
     solvers = {
         id(value): WrappedMethods(value)
@@ -76,16 +72,6 @@ def solve_enclosed(
     An exception breaks a backward pass off, and with it a reduction of gradients over processes in
     which other ranks wait. Values, and gradients that do not fail, are those of ``solve``;
     ``failed`` is called in the backward pass with the error of an adjoint.
-
-    Example:
-        >>> from functools import partial
-        >>> from steer_lightning.nn import MLPField, ODEBlock
-        >>> from steer_lightning.solvers import TorchdiffeqSolver
-        >>> block = ODEBlock(MLPField(1, (4,)), TorchdiffeqSolver(gradient="adjoint", rtol=1e-9))
-        >>> errors = []
-        >>> block.solver.max_nfe = 100
-        >>> with wrapped_solves(block, partial(solve_enclosed, errors.append), has_adjoint):
-        ...     block(torch.ones(1, 1)).sum().backward()
     """
     stats = SolveStats() if stats is None else stats
     if not torch.is_grad_enabled():
@@ -93,12 +79,11 @@ def solve_enclosed(
         return solution
     is_tuple = isinstance(y0, tuple)
 
-    def run(t_eval: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-        y0 = parts if is_tuple else parts[0]
-        ys = solve(vector_field, y0, t_eval, stats=stats, **options).ys
-        return tuple(ys) if is_tuple else (ys,)
+    def run(t_eval: Tensor, *y0: Tensor) -> tuple[Tensor, ...]:
+        state = y0 if is_tuple else y0[0]
+        return parts(solve(vector_field, state, t_eval, stats=stats, **options).ys)
 
-    cut = (t_eval, *(y0 if is_tuple else (y0,)))
+    cut = (t_eval, *parts(y0))
     ys = _Enclosed.apply(run, failed, len(cut), *cut, *trainable_tensors(vector_field))
     return Solution(ys if is_tuple else ys[0], stats)
 
