@@ -28,9 +28,6 @@ def test_context_is_added_on_the_way_up_and_the_first_to_know_stays():
         f"{error.args[0]} Where: block 'flow', t = 0.5, NFE = 7, rtol = 0.001, atol = 0.0001, "
         f"training, batch 0, rank 0."
     )
-
-
-def test_a_name_that_is_no_context_is_refused():
     with pytest.raises(TypeError, match=r"Expected names among \['atol', .* but got 'blok'"):
         NonFiniteStateError(0.5, "forward").with_context(blok="flow")
 
@@ -54,10 +51,8 @@ def test_errors_of_one_tree_travel_between_processes_without_the_counts(error):
 
 
 def test_repeated_failures_name_the_first_and_the_last():
-    error = RepeatedFailureError(3, "A.", "B.")
-    assert isinstance(error, SolverError)
     with pytest.raises(SolverError, match=r"3 training .* The first, A\. The last, B\. .*raise"):
-        raise error
+        raise RepeatedFailureError(3, "A.", "B.")
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,7 @@ from steer_lightning.nn import MLPField
 from steer_lightning.solvers.jacobian import Layout, linearize
 from steer_lightning.solvers.linear_systems import LinearSystems
 from tests.helpers.models import RecordingField, seeded
-from tests.helpers.problems import (
-    CosineField,
-    LinearField,
-    initial_state,
-    jacobians,
-    times,
-)
+from tests.helpers.problems import CosineField, LinearField, initial_state, jacobians, times
 from tests.helpers.stiff import solve
 
 
@@ -35,16 +29,9 @@ def test_a_tuple_is_linearized_as_one_vector():
     layout = Layout(state)
     assert (layout.n_samples, layout.dimension) == (3, 3)
     assert all(map(torch.equal, layout.unpack(layout.pack(state)), state))
-    found = linearize(Mixed(), 0.4, state, layout)
-
-    class Flat(nn.Module):
-        def forward(self, t, y):
-            return layout.pack(Mixed()(t, layout.unpack(y)))
-
-    t = times(0.4)[0]
-    torch.testing.assert_close(found.slope, Flat()(t, layout.pack(state)))
+    found, t, flat = linearize(Mixed(), 0.4, state, layout), times(0.4)[0], layout.pack(state)
+    torch.testing.assert_close(found.slope, layout.pack(Mixed()(t, state)))
     one = Layout((state[0][:1], state[1][:1]))
-    flat = layout.pack(state)
     for i in range(3):
         expected = torch.autograd.functional.jacobian(
             lambda row: one.pack(Mixed()(t, one.unpack(row))), flat[i : i + 1]
@@ -57,25 +44,26 @@ def test_a_tuple_is_linearized_as_one_vector():
 @pytest.mark.parametrize("time_dependent", [False, True])
 def test_the_jacobian_of_a_network_is_that_of_reverse_mode(time_dependent):
     field = seeded(MLPField, 2, (5,), time_dependent=time_dependent).double()
-    recording = RecordingField(field)
-    found = linearize(recording, 0.4, initial_state(), Layout(initial_state()))
+    recording, y, t = (
+        RecordingField(field),
+        initial_state(),
+        times(0.4)[0],
+    )  # it hides `autonomous`
+    timed = linearize(recording, 0.4, y, Layout(y))
     assert len(recording.times) == 1
-    t = times(0.4)[0]
-    torch.testing.assert_close(found.jacobian, jacobians(field, t, initial_state()))
-    torch.testing.assert_close(found.slope, field(t, initial_state()))
+    plain = linearize(field, 0.4, y, Layout(y))
     # Under hooks, by forward mode.
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-        forward = linearize(field, 0.4, initial_state(), Layout(initial_state()))
-    torch.testing.assert_close(forward.slope, found.slope)
-    torch.testing.assert_close(forward.jacobian, found.jacobian)
-    assert (forward.drift is None) == field.autonomous
+        forward = linearize(field, 0.4, y, Layout(y))
+    for found in (timed, plain, forward):
+        torch.testing.assert_close(found.jacobian, jacobians(field, t, y))
+        torch.testing.assert_close(found.slope, field(t, y))
+    assert (plain.drift is None) == (forward.drift is None) == field.autonomous
     if time_dependent:
-        torch.testing.assert_close(forward.drift, found.drift)
+        torch.testing.assert_close(forward.drift, timed.drift)
+        torch.testing.assert_close(plain.drift, timed.drift)
     else:
-        assert float(found.drift.abs().max()) == 0.0
-    alone = linearize(field, 0.4, initial_state(), Layout(initial_state()))
-    assert (alone.drift is None) == field.autonomous
-    torch.testing.assert_close(alone.jacobian, found.jacobian)
+        assert float(timed.drift.abs().max()) == 0.0
 
 
 class OwnJacobian(CosineField):

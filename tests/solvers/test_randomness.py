@@ -27,6 +27,16 @@ class Noisy(nn.Module):
         return torch.randn_like(y) + noise
 
 
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, t, y):
+        self.calls += 1
+        return y
+
+
 DIFFER = "two evaluations at one point differ"
 BUFFERS = "every evaluation changes its buffers"
 POINT = (torch.tensor(0.3), torch.linspace(-1.0, 1.0, 10).reshape(5, 2))
@@ -42,6 +52,7 @@ POINT = (torch.tensor(0.3), torch.linspace(-1.0, 1.0, 10).reshape(5, 2))
         (Layered(nn.Dropout(0.3), nn.BatchNorm1d(8)), DIFFER, [nn.Dropout, nn.BatchNorm1d]),
         (Layered(nn.utils.spectral_norm(nn.Linear(8, 8))), DIFFER, []),
         (Noisy(), DIFFER, []),
+        (Counts(), BUFFERS, []),
         (Layered(nn.Dropout(0.0)), None, []),
         (Layered(nn.Dropout(0.3)).eval(), None, []),
         (Layered(nn.BatchNorm1d(8)).eval(), None, []),
@@ -63,45 +74,31 @@ def test_recurrent_layers_and_attention_have_dropout_of_their_own():
     assert suspects(nn.GRU(2, 2)) == suspects(lambda t, y: y) == []
 
 
-def test_a_function_and_a_tuple_are_looked_at_too():
+def test_functions_and_tuples_are_looked_at_too_and_nan_is_not_taken_for_noise():
     t, y = POINT
     assert randomness(lambda t, y: (y[0], torch.rand(3)), t, (y, y)) == DIFFER
     assert randomness(lambda t, y: (y[0], y[1]), t, (y, y)) is None
-
-
-def test_nan_is_not_taken_for_noise():
-    t, y = POINT
     y = y.clone()
     y[0] = float("nan")
     assert randomness(MLPField(2, (8,)), t, y) is None
     assert randomness(lambda t, y: y * float("inf"), t, y) is None
 
 
-def test_counts_that_grow_with_every_call_are_buffers_too():
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
-
-        def forward(self, t, y):
-            self.calls += 1
-            return y
-
-    field = Counts()
-    assert randomness(field, *POINT) == BUFFERS
-    assert field.calls == 0
-
-
 @pytest.mark.parametrize(
-    "field", [Layered(nn.Dropout(0.3), nn.BatchNorm1d(8)), Noisy()], ids=["layers", "noise"]
+    ("field", "expected"),
+    [
+        (Layered(nn.Dropout(0.3), nn.BatchNorm1d(8)), DIFFER),
+        (Noisy(), DIFFER),
+        (Counts(), BUFFERS),
+    ],
+    ids=["layers", "noise", "counts"],
 )
-def test_nothing_is_disturbed(field):
+def test_nothing_is_disturbed(field, expected):
     buffers = {name: buffer.clone() for name, buffer in field.named_buffers()}
-    generator = getattr(field, "generator", torch.Generator())
-    stats, handles = SolveStats(nfe_forward=5), []
-    handles.append(field.register_forward_hook(_CountCall(stats)))
+    generator, stats = getattr(field, "generator", torch.Generator()), SolveStats(nfe_forward=5)
+    field.register_forward_hook(_CountCall(stats))
     before, own = torch.get_rng_state(), generator.get_state()
-    assert randomness(field, *POINT) == DIFFER
+    assert randomness(field, *POINT) == expected
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(generator.get_state(), own)
     assert all(torch.equal(b, buffers[name]) for name, b in field.named_buffers())

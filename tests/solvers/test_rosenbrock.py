@@ -1,6 +1,5 @@
 """The implicit solver: its orders, its stability, and what it refuses."""
 
-import copy
 import math
 
 import pytest
@@ -11,17 +10,11 @@ from torch import nn
 from steer_lightning.solvers import (
     AdaptiveSolver,
     NFEBudgetExceededError,
-    NonFiniteStateError,
     RosenbrockSolver,
     SolverError,
 )
 from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK
-from tests.helpers.problems import (
-    CosineField,
-    LinearField,
-    initial_state,
-    times,
-)
+from tests.helpers.problems import CosineField, initial_state, times
 from tests.helpers.stiff import Pull, Swing, prothero_robinson, solve, two_scales
 
 every_method = pytest.mark.parametrize("method", ROSENBROCK)
@@ -49,29 +42,16 @@ def one_step(method, field, y0, t, h):
 
 @every_method
 @pytest.mark.parametrize("timed", [False, True])
-def test_order_of_the_solution_and_of_the_error_estimate(method, timed):
-    field, y0, errors, estimates = Swing(timed), initial_state(), [], []
+def test_order_of_the_solution_of_the_interpolant_and_of_the_error_estimate(method, timed):
+    field, y0, errors = Swing(timed), initial_state(), []
     for h in (0.04, 0.02):
-        solution = one_step(method, field, y0, 0.8, h)
-        exact = AdaptiveSolver("tsit5", 1e-13, 1e-13).solve(field, y0, times(0.8, 0.8 + h)).ys
-        errors.append((solution.ys[-1] - exact[-1]).detach().abs().max())
-        estimates.append(solution.steps.error_estimates()[0].detach())
-    order = float((errors[0] / errors[1]).log2())
-    assert order == pytest.approx(ORDERS[method] + 1, abs=0.3)
-    order = float((estimates[0] / estimates[1]).log2())
-    assert order == pytest.approx(ROSENBROCK[method].error_order, abs=0.4)
-
-
-@every_method
-def test_order_of_the_interpolant(method):
-    field, y0, errors = Swing(), initial_state(), []
-    for h in (0.1, 0.05):
-        t = times(0.3 + 0.4 * h)
-        found = one_step(method, field, y0, 0.3, h).at(t)[0]
-        exact = AdaptiveSolver("tsit5", 1e-13, 1e-13).solve(field, y0, times(0.3, float(t))).ys
-        errors.append((found - exact[-1]).detach().abs().max())
-    order = float((errors[0] / errors[1]).log2())
-    assert order == pytest.approx(DENSE_ORDERS[method] + 1, abs=0.4)
+        solution, t = one_step(method, field, y0, 0.8, h), times(0.8, 0.8 + 0.4 * h, 0.8 + h)
+        exact = AdaptiveSolver("tsit5", 1e-13, 1e-13).solve(field, y0, t).ys
+        inside, end = (solution.at(t) - exact)[1:].detach().abs().amax((1, 2))
+        errors.append(torch.stack([end, inside, solution.steps.error_estimates()[0].detach()]))
+    found = (errors[0] / errors[1]).log2().tolist()
+    order, dense, estimate = ORDERS[method], DENSE_ORDERS[method], ROSENBROCK[method].error_order
+    assert found == pytest.approx([order + 1, dense + 1, estimate], abs=0.4)
 
 
 @every_method
@@ -118,32 +98,16 @@ def problem(request):
 @pytest.mark.parametrize(
     ("method", "tolerance"),
     [
-        ("rodas5p", 1e-4),
-        ("rodas5p", 1e-6),
-        ("rodas5p", 1e-8),
-        ("rodas4", 1e-4),
-        ("rodas4", 1e-6),
+        *(("rodas5p", tolerance) for tolerance in (1e-4, 1e-6, 1e-8)),
+        *(("rodas4", tolerance) for tolerance in (1e-4, 1e-6)),
         ("rosenbrock23", 1e-4),
     ],
 )
 def test_stiff_problems_are_solved_to_tolerance_as_by_scipy(problem, method, tolerance):
     field, y0, t1, sizes, expected = problem
-    settings = {"method": method, "tolerance": tolerance, "atol": 1e-4 * tolerance}
-    found = solve(field, y0, 0.0, t1, **settings).ys[-1, 0]
+    atol = 1e-4 * tolerance
+    found = solve(field, y0, 0.0, t1, method=method, tolerance=tolerance, atol=atol).ys[-1, 0]
     assert float(((found - expected) / sizes).abs().max()) < 30.0 * tolerance
-
-
-@every_method
-@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0), (-1.0, 0.5)])
-@pytest.mark.parametrize("field_class", [CosineField, LinearField])
-def test_closed_forms_in_both_directions(method, ends, field_class):
-    tolerance = 1e-6 if method == "rosenbrock23" else 1e-8
-    field, y0 = field_class(), initial_state()
-    solution = solve(field, y0, *ends, method=method, tolerance=tolerance, dense=True)
-    for t in (ends[1], 0.3 * ends[0] + 0.7 * ends[1]):
-        expected = field.exact(y0, ends[0], t)
-        atol = 1e-3 if method == "rosenbrock23" else 3e-7
-        torch.testing.assert_close(solution.at(times(t))[0], expected, rtol=0.0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -155,27 +119,6 @@ def test_samples_of_very_different_stiffness(method, dtype):
     expected = field.exact(y0, torch.ones((), dtype=dtype))
     torch.testing.assert_close(solution.ys[-1], expected, rtol=0.0, atol=1e-3)
     assert solution.stats.accepted < 400
-
-
-@pytest.mark.parametrize("first_step", [0.01, "auto", "previous"])
-def test_the_first_step_is_the_one_asked_for(first_step):
-    solver = RosenbrockSolver(first_step=first_step)
-    for suggested in (None, 0.02):
-        solution = solver.solve(
-            CosineField(), initial_state(), times(0.0, 1.0), dense=True, first_step=suggested
-        )
-        known = suggested or (first_step if isinstance(first_step, float) else None)
-        if known is not None:
-            assert solution.steps.lengths[0] == pytest.approx(known)
-    assert solver.remembers == (first_step == "previous")
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_refused(bad):
-    y0 = initial_state()
-    y0[1, 1] = bad
-    with pytest.raises(NonFiniteStateError, match="NaN or infinite at t = 0 in the forward solve"):
-        solve(CosineField(), y0, 0.0, 1.0)
 
 
 def test_a_solution_that_ends_is_an_error_of_the_step():
@@ -216,18 +159,3 @@ def test_a_complex_state_is_refused():
     y0 = torch.ones(2, 1, dtype=torch.complex128)
     with pytest.raises(TypeError, match=r"Expected a real state .* but got torch.complex128"):
         solve(Large(), y0, 0.0, 1.0)
-
-
-def test_its_stages_are_no_slopes():
-    steps = solve(CosineField(), initial_state(), 0.0, 1.0, dense=True).steps
-    with pytest.raises(ValueError, match="Expected an explicit method"):
-        steps.stiffness_estimates()
-
-
-def test_a_copy_of_a_solver_solves_as_it_does():
-    solver = copy.deepcopy(RosenbrockSolver("rodas4", 1e-6, 1e-6))
-    found = [
-        s.solve(CosineField(), initial_state(), times(0.0, 1.0)).ys
-        for s in (solver, RosenbrockSolver("rodas4", 1e-6, 1e-6))
-    ]
-    assert torch.equal(*found)

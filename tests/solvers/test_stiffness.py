@@ -6,15 +6,8 @@ import warnings
 import pytest
 import torch
 
-from steer_lightning.solvers import (
-    AdaptiveSolver,
-    RosenbrockSolver,
-)
-from tests.helpers.problems import (
-    CosineField,
-    initial_state,
-    times,
-)
+from steer_lightning.solvers import AdaptiveSolver, RosenbrockSolver
+from tests.helpers.problems import CosineField, initial_state, times
 from tests.helpers.stiff import Pull, two_scales
 
 

@@ -16,6 +16,7 @@ from steer_lightning.solvers import (
 )
 from steer_lightning.solvers.wrapping import has_adjoint, solve_enclosed, wrapped_solves
 from tests.helpers.models import StubSolver
+from tests.helpers.problems import OscillatorField, initial_state
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -38,20 +39,14 @@ def test_a_wrapped_solver_is_still_itself(shared):
     assert all("solve" not in vars(solver) for solver in solvers)
 
 
-@pytest.mark.parametrize(
-    "hold", [list, tuple, lambda xs: dict(enumerate(xs)), lambda xs: [xs]], ids=range(4)
-)
+@pytest.mark.parametrize("hold", [list, tuple, lambda xs: dict(enumerate(xs)), lambda xs: [xs]])
 def test_solvers_in_containers_are_found(hold):
-    model, found = nn.Module(), []
-    model.solvers = hold([StubSolver(), StubSolver()])
+    model, solvers, found = nn.Module(), [StubSolver(), StubSolver()], []
+    model.solvers = hold(solvers)
     with wrapped_solves(model, lambda solve, *args, **options: found.append(solve)):
-        for solver in model.solvers if hold in (list, tuple) else _leaves(model.solvers):
+        for solver in solvers:
             solver.solve(None, None, None)
     assert len(found) == 2
-
-
-def _leaves(solvers):
-    return list(solvers.values()) if isinstance(solvers, dict) else solvers[0]
 
 
 def test_solvers_are_chosen_and_come_back_after_an_exception():
@@ -67,18 +62,6 @@ def test_solvers_are_chosen_and_come_back_after_an_exception():
         block(torch.ones(1, 2))
     assert found == [False]
     assert "solve" not in vars(adjoint)
-
-
-class Pair(nn.Module):
-    """A state of two parts."""
-
-    def __init__(self):
-        super().__init__()
-        self.field = MLPField(2, (5,))
-
-    def forward(self, t, y):
-        a, b = y
-        return self.field(t, a), b * t
 
 
 class Stubborn(nn.Module):
@@ -108,35 +91,25 @@ def gradients(solve, field, parts, t_eval, stats=None):
     return [*ys, *torch.autograd.grad(loss, inputs)]
 
 
-@pytest.mark.parametrize("field_class", [Pair, MLPField])
-def test_without_a_failure_nothing_changes(field_class):
-    torch.manual_seed(0)
-    field = Pair() if field_class is Pair else MLPField(2, (5,))
-    parts = [torch.randn(3, 2) for _ in range(2 if field_class is Pair else 1)]
+@pytest.mark.parametrize(("field", "n_parts"), [(OscillatorField(), 2), (MLPField(2, (5,)), 1)])
+def test_without_a_failure_nothing_changes(field, n_parts):
+    states = [initial_state(dtype=p.dtype) for p in field.parameters()][:1] * n_parts
     t_eval, solver = torch.tensor([0.0, 0.4, 1.0]), TorchdiffeqSolver(gradient="adjoint")
     expected_stats, stats = SolveStats(), SolveStats()
-    expected = gradients(solver.solve, field, parts, t_eval, expected_stats)
+    expected = gradients(solver.solve, field, states, t_eval, expected_stats)
     enclosed = partial(solve_enclosed, unused, solver.solve)
-    found = gradients(enclosed, field, parts, t_eval, stats)
+    found = gradients(enclosed, field, states, t_eval, stats)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert stats == expected_stats
     assert stats.nfe_backward > 0
 
 
-def test_without_gradients_it_is_a_plain_solve():
+def test_constants_get_no_gradient_and_without_gradients_it_is_a_plain_solve():
+    field, y0, t_eval = MLPField(2, (5,)), torch.ones(1, 2), torch.tensor([0.0, 1.0])
     solver = TorchdiffeqSolver(gradient="adjoint")
     with torch.no_grad():
-        ys = solve_enclosed(
-            unused, solver.solve, MLPField(2, (5,)), torch.ones(1, 2), torch.tensor([0.0, 1.0])
-        ).ys
-    assert ys.grad_fn is None
-
-
-def test_constants_get_no_gradient():
-    field, y0 = MLPField(2, (5,)), torch.ones(1, 2)
-    solver = TorchdiffeqSolver(gradient="adjoint")
-    solution = solve_enclosed(unused, solver.solve, field, y0, torch.tensor([0.0, 1.0]))
-    solution.ys.sum().backward()
+        assert solve_enclosed(unused, solver.solve, field, y0, t_eval).ys.grad_fn is None
+    solve_enclosed(unused, solver.solve, field, y0, t_eval).ys.sum().backward()
     assert y0.grad is None
     assert all(p.grad is not None for p in field.parameters())
 
