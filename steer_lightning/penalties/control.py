@@ -12,7 +12,6 @@ from steer_lightning.nn.probes import Probed, Probing
 from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
-from steer_lightning.penalties.trajectory_polynomial import TrajectoryPolynomial
 from steer_lightning.steering.contexts import agreed_seed
 from steer_lightning.steering.targets import find_field, plain_path
 from steer_lightning.utils.seeding import stream_key
@@ -85,7 +84,7 @@ class Penalizing:
 
     def _check_attached(self, paths: list[str]) -> None:
         for penalty in self.penalties:
-            if penalty.needs_steps or isinstance(penalty, TrajectoryPolynomial):
+            if penalty.needs_steps or penalty.n_times > 1:
                 raise ValueError(
                     f"Expected a penalty of one evaluation for the attached vector fields "
                     f"{paths}, but {penalty.name} needs the solver's steps or several states, "

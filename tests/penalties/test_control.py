@@ -47,6 +47,10 @@ POINTS = [KineticEnergy(1.0), JacobianNorm(1.0), Acceleration(1.0), TrajectoryPo
 STEPS = [LocalError(1.0), Stiffness(1.0)]
 
 
+class AtThreeTimes(KineticEnergy):
+    n_times = 3
+
+
 def latent():
     model = LatentODE(1, 2, 3, "rnn", 4, (4,), (4,))
     t, x = torch.tensor([0.0, 0.4, 1.0]), torch.ones(3, 1)
@@ -310,6 +314,7 @@ def test_penalties_that_weigh_nothing_look_at_nothing():
         (ForeignModel(), POINTS, None, "ForeignModel has none. Name the modules"),
         (ForeignModel(), STEPS, ["func"], "local_error needs the solver's steps"),
         (ForeignModel(), POINTS[-1:], ["func"], "trajectory_polynomial needs the solver's"),
+        (ForeignModel(), [AtThreeTimes(1.0)], ["func"], "at_three_times needs .* several states"),
         (ForeignModel(), POINTS[:1], ["fun"], "Did you mean 'func'"),
     ],
 )
