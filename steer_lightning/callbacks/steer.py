@@ -11,7 +11,6 @@ from steer_lightning.callbacks.counted import CountedDraws, plain
 from steer_lightning.horizon.end_time import Distribution, HalfWidth, Scope
 from steer_lightning.steering.attach import Span
 from steer_lightning.steering.control import Steering, SteerSettings
-from steer_lightning.steering.targets import as_paths
 from steer_lightning.utils.schedule import Schedule
 
 
@@ -77,14 +76,7 @@ class SteerCallback(CountedDraws):
         horizons: Sequence[str] | None = None,
     ) -> None:
         self.settings = SteerSettings(
-            b,
-            as_paths("vector_fields", vector_fields),
-            t0,
-            t1,
-            epsilon,
-            distribution,
-            scope,
-            as_paths("horizons", horizons),
+            b, vector_fields, t0, t1, epsilon, distribution, scope, horizons
         )
         super().__init__(seed, plain(self.settings))
         self._steering: Steering | None = None

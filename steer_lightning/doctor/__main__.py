@@ -19,7 +19,10 @@ PLUG_IN = "datamodules.intact"
 def diagnose(data_dir: Path) -> Iterator[Finding]:
     """Look at everything; what raises becomes a finding itself."""
     yield from guarded("packages", check_packages)
-    yield from guarded("devices", _check_devices)
+    # Imported only there, as torch may be what is broken.
+    yield from guarded(
+        "devices", lambda: import_module("steer_lightning.doctor.devices").check_devices()
+    )
     yield from guarded("C++ compiler", lambda: [check_compiler()])
     yield from guarded("data", partial(check_data, data_dir))
 
@@ -32,18 +35,10 @@ def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
         yield Finding(name, "fault", f"could not be looked at ({in_words(error)}).")
 
 
-def _check_devices() -> Iterable[Finding]:
-    # Not at the top: torch may be what is broken.
-    from steer_lightning.doctor.devices import check_devices
-
-    return check_devices()
-
-
 def check_data(data_dir: Path) -> Iterable[Finding]:
     """Findings about the data sets in a folder, where their modules, not in the wheel, are."""
     try:
-        check: Callable[[Path], Iterable[Finding]]
-        check = import_module(PLUG_IN).check_data
+        found: Iterable[Finding] = import_module(PLUG_IN).check_data(data_dir)
     except ModuleNotFoundError as error:
         if error.name != PLUG_IN.partition(".")[0]:
             raise
@@ -52,7 +47,7 @@ def check_data(data_dir: Path) -> Iterable[Finding]:
             "installed package. Run the doctor there."
         )
         return [Finding("data", "note", sentence)]
-    return check(data_dir)
+    return found
 
 
 def report(finding: Finding) -> str:

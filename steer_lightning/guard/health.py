@@ -1,7 +1,7 @@
 """Warnings before a solve fails: of steps that shrink, and of fields that are random."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -13,7 +13,6 @@ from steer_lightning.solvers import SolveStats
 from steer_lightning.solvers.randomness import solve_probed, suspects
 from steer_lightning.solvers.wrapping import wrapped_solves
 from steer_lightning.steering.targets import find_stats
-from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import VectorField
 
 RandomFields = Literal["warn", "raise", "ignore"]
@@ -85,53 +84,26 @@ class StepWatch:
         return None
 
 
-class FieldCheck:
-    """Looks once whether the vector fields of a model have one value at one point.
+def look_at_fields(model: nn.Module, reaction: RandomFields) -> AbstractContextManager[None]:
+    """A context that says of each field solved inside whether it has one value at one point.
 
     Args:
-        reaction: ``"warn"``, ``"raise"`` or ``"ignore"``.
-
-    Raises:
-        ValueError: If ``reaction`` is unknown; inside :meth:`watching` if a field is random and
-            the reaction is to raise.
+        model: The model whose solvers are watched.
+        reaction: ``"warn"``; ``"raise"``, a ``ValueError``; or ``"ignore"``, which does not look.
     """
+    if reaction == "ignore":
+        return nullcontext()
+    reported: set[str] = set()
 
-    def __init__(self, reaction: RandomFields) -> None:
-        check_choice("random_fields", reaction, ("warn", "raise", "ignore"))
-        self.reaction = reaction
-        self._pending = False
-
-    def arm(self) -> None:
-        """Look at the next batch."""
-        self._pending = self.reaction != "ignore"
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Look at every field that is solved inside, if this is the first time."""
-        if not self._pending:
-            yield
+    def report(stats: SolveStats | None, vector_field: VectorField, trouble: str) -> None:
+        paths = {module: path for path, module in model.named_modules()}
+        blocks = {id(own): repr(path) for path, own in find_stats(model).items()}
+        block = blocks.get(id(stats), "that keeps no counts")
+        name = _name(vector_field, paths)
+        if block + name in reported:
             return
-        self._pending = False
-        with wrapped_solves(model, partial(solve_probed, _Report(model, self.reaction))):
-            yield
-
-
-class _Report:
-    """Says once of each block what is wrong with its field."""
-
-    def __init__(self, model: nn.Module, reaction: RandomFields) -> None:
-        self.paths = {module: path for path, module in model.named_modules()}
-        self.blocks = {id(stats): repr(path) for path, stats in find_stats(model).items()}
-        self.reaction = reaction
-        self.reported: set[str] = set()
-
-    def __call__(self, stats: SolveStats | None, vector_field: VectorField, trouble: str) -> None:
-        block = self.blocks.get(id(stats), "that keeps no counts")
-        name = self._name(vector_field)
-        if block + name in self.reported:
-            return
-        self.reported.add(block + name)
-        layers = [f"{type(m).__name__} {self.paths.get(m, '')!r}" for m in suspects(vector_field)]
+        reported.add(block + name)
+        layers = [f"{type(m).__name__} {paths.get(m, '')!r}" for m in suspects(vector_field)]
         message = (
             f"The vector field of block {block}, {name}, defines no ODE: {trouble}. Suspected: "
             f"{', '.join(layers) or 'noise that its forward draws'}. An adaptive solver shrinks "
@@ -139,14 +111,17 @@ class _Report:
             f"layers out of the field or keep them in eval mode (.eval()); draw noise once for a "
             f"solve, before it, and keep it in the field."
         )
-        if self.reaction == "raise":
+        if reaction == "raise":
             raise ValueError(message)
         rank_zero_warn(message)
 
-    def _name(self, vector_field: VectorField) -> str:
-        """Type and path of a field, or of what a wrapper around it wraps."""
-        if isinstance(vector_field, nn.Module):
-            for module in vector_field.modules():
-                if module in self.paths:
-                    return f"{type(module).__name__} {self.paths[module]!r}"
-        return getattr(vector_field, "__name__", type(vector_field).__name__)
+    return wrapped_solves(model, partial(solve_probed, report))
+
+
+def _name(vector_field: VectorField, paths: Mapping[nn.Module, str]) -> str:
+    """Type and path of a field, or of what a wrapper around it wraps."""
+    if isinstance(vector_field, nn.Module):
+        for module in vector_field.modules():
+            if module in paths:
+                return f"{type(module).__name__} {paths[module]!r}"
+    return getattr(vector_field, "__name__", type(vector_field).__name__)

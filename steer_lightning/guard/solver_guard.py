@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -15,10 +15,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.guard.agreement import can_agree, is_ddp
 from steer_lightning.guard.evaluation import GuardedEvaluation
-from steer_lightning.guard.health import FieldCheck, RandomFields, StepWatch
-from steer_lightning.guard.refusals import refuse_undroppable
+from steer_lightning.guard.health import RandomFields, StepWatch, look_at_fields
 from steer_lightning.guard.search import guard_search
-from steer_lightning.guard.training import GuardedTraining
+from steer_lightning.guard.training import GuardedTraining, refuse_undroppable
 from steer_lightning.solvers import RepeatedFailureError, SolverError
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
@@ -85,14 +84,15 @@ class SolverGuard(Shown, Callback):
         random_fields: RandomFields = "warn",
     ) -> None:
         check_choice("policy", policy, ("raise", "skip"))
+        check_choice("random_fields", random_fields, ("warn", "raise", "ignore"))
         if max_consecutive < 1:
             raise ValueError(f"Expected `max_consecutive` >= 1, but got {max_consecutive}.")
         self.policy = policy
         self.max_consecutive = max_consecutive
         self.save_batches = save_batches
+        self.random_fields = random_fields
         self.skipped = 0
         self._steps = StepWatch(min_dt, max_rejected)
-        self._fields = FieldCheck(random_fields)
         self._training: GuardedTraining | None = None
         self._evaluation: GuardedEvaluation | None = None
         self._search: WrappedMethods | None = None
@@ -103,7 +103,6 @@ class SolverGuard(Shown, Callback):
 
     min_dt = property(attrgetter("_steps.min_dt"))
     max_rejected = property(attrgetter("_steps.max_rejected"))
-    random_fields = property(attrgetter("_fields.reaction"))
 
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}
@@ -125,15 +124,16 @@ class SolverGuard(Shown, Callback):
             refuse_undroppable(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        looks = iter([look_at_fields(pl_module, self.random_fields)])  # at the first batch alone
+
         @contextmanager
         def around() -> Iterator[None]:
             self._steps.start()
-            with self._fields.watching(pl_module):
+            with next(looks, nullcontext()):
                 yield
 
         skips = self.policy == "skip"
         self._failures = []
-        self._fields.arm()
         self._steps.start_epoch(pl_module)  # a resume in mid-epoch has no start of its own
         self._training = GuardedTraining(
             trainer,

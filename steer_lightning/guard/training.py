@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
@@ -16,6 +17,30 @@ from steer_lightning.solvers.wrapping import has_adjoint, solve_enclosed, wrappe
 from steer_lightning.utils.patching import WrappedMethods
 
 DROPPED = "solver_dropped"  # in the outputs of a batch whose forward pass failed
+
+
+def refuse_undroppable(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raise where training batches cannot be dropped, on all ranks and before any step."""
+    asked = "SolverGuard(policy='skip')"
+    if trainer.world_size > 1 and not can_agree(trainer, pl_module):
+        raise MisconfigurationException(
+            f"Expected DistributedDataParallel (strategy='ddp') without synchronised batch norm "
+            f"for {asked} on {trainer.world_size} processes, but got the strategy "
+            f"{type(trainer.strategy).__name__} with {type(pl_module).__name__}: its ranks meet "
+            f"inside the training step, where one whose solve failed would be missing. Use "
+            f"strategy='ddp' and layers that do not synchronise, or policy='raise'."
+        )
+    if not pl_module.automatic_optimization:
+        raise MisconfigurationException(
+            f"Expected automatic optimisation with {asked}, but {type(pl_module).__name__} "
+            f"optimises by hand: which of its steps belong to a failed solve is for its own "
+            f"training_step to know. Catch SolverError there, and use policy='raise'."
+        )
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+        raise MisconfigurationException(
+            f"Expected an optimiser that evaluates once a step with {asked}, but got LBFGS: a "
+            f"later evaluation may fail when the weights have moved already. Use policy='raise'."
+        )
 
 
 class GuardedTraining:

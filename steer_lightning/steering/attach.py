@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,14 +52,16 @@ class AttachedHorizon(Movable):
         self._thread = 0  # of the last forward pass
         self._warp: tuple[Draw, TimeWarp | None] | None = None
         self._callers: list[str] = []  # modules around the field that got a time and run now
+        # Methods and no closures, so that a model with hooks can be pickled.
         self._handles = [
-            field.register_forward_pre_hook(_MapTime(self), with_kwargs=True),
-            field.register_forward_hook(_ScaleDerivative(self)),
+            field.register_forward_pre_hook(self._map_time, with_kwargs=True),
+            field.register_forward_hook(self._scale_derivative),
         ]
-        for name, module in ({} if around is None else around).items():
+        for name, module in (around or {}).items():
+            enter = partial(self._enter_around, name)
             self._handles += [
-                module.register_forward_pre_hook(_Enter(self._callers, name), with_kwargs=True),
-                module.register_forward_hook(_Leave(self._callers), always_call=True),
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(self._leave_around, always_call=True),
             ]
         watch_solves()
 
@@ -102,8 +105,34 @@ class AttachedHorizon(Movable):
         nominal = float("nan") if self.span is None else self.span[1]
         return {"end_time": nominal if self.drawn is None else self.drawn}
 
-    def enter(self, t: Any) -> Any:
-        """Actual time for the time a foreign solver passes."""
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _map_time(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Pre-hook: replaces ``t``."""
+        t = self._actual(args[0] if args else kwargs.get("t"))
+        if args:
+            return (t, *args[1:]), kwargs
+        return args, {**kwargs, "t": t} if "t" in kwargs else kwargs
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _scale_derivative(self, module: nn.Module, args: Any, dy: Any) -> Any:
+        """Post-hook: turns what the field returns into a derivative in nominal time."""
+        draw = self.history.current()
+        warp = None if draw is None else self._warp_of(draw)
+        return dy if warp is None else _scale(warp, dy)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _enter_around(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Pre-hook of a module around the field: notes whether it got a time, to be solved."""
+        t = args[0] if args else kwargs.get("t")
+        is_time = isinstance(t, Tensor) and t.ndim == 0 and t.is_floating_point()
+        self._callers.append(name if is_time else "")
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _leave_around(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._callers.pop()
+
+    def _actual(self, t: Any) -> Any:
+        """Actual time for the time that a foreign solver passes."""
         draw = self.current_draw()
         node = running_node()
         if node is None:
@@ -129,12 +158,6 @@ class AttachedHorizon(Movable):
             self._watch(t)
         warp = self._warp_of(draw)
         return t if warp is None else warp.actual(t)
-
-    def leave(self, dy: Any) -> Any:
-        """Derivative in nominal time."""
-        draw = self.history.current()
-        warp = None if draw is None else self._warp_of(draw)
-        return dy if warp is None else _scale(warp, dy)
 
     def warn_of_doubts(self) -> None:
         """Say once what a batch has shown that is probably not meant."""
@@ -234,56 +257,6 @@ def _near(t: float, t0: float, t1: float) -> float | None:
     """The end of a span that a time lies at."""
     ends = (end for end in (t0, t1) if abs(t - end) <= 1e-5 * abs(t1 - t0) + 1e-6 * abs(end))
     return next(ends, None)
-
-
-class _MapTime:
-    """Pre-hook: replaces ``t``. An object, so that a model with hooks can be pickled."""
-
-    def __init__(self, horizon: AttachedHorizon) -> None:
-        self.horizon = horizon
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        time = self.horizon.enter(args[0] if args else kwargs.get("t"))
-        if args:
-            return (time, *args[1:]), kwargs
-        return args, {**kwargs, "t": time} if "t" in kwargs else kwargs
-
-
-class _ScaleDerivative:
-    """Post-hook: scales what the field returns."""
-
-    def __init__(self, horizon: AttachedHorizon) -> None:
-        self.horizon = horizon
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self.horizon.leave(output)
-
-
-class _Enter:
-    """Pre-hook of a module around the field: notes that it got a time, and so may be solved."""
-
-    def __init__(self, callers: list[str], name: str) -> None:
-        self.callers = callers
-        self.name = name
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        t = args[0] if args else kwargs.get("t")
-        is_time = isinstance(t, Tensor) and t.ndim == 0 and t.is_floating_point()
-        self.callers.append(self.name if is_time else "")
-
-
-class _Leave:
-    """Post-hook of a module around the field."""
-
-    def __init__(self, callers: list[str]) -> None:
-        self.callers = callers
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.callers.pop()
 
 
 def _scale(warp: TimeWarp, dy: Any) -> Any:

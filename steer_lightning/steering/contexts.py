@@ -11,7 +11,7 @@ from steer_lightning.horizon import Horizon, SpanHorizon
 from steer_lightning.horizon.base import moved
 from steer_lightning.horizon.end_time import Distribution, FixedOffset, HalfWidth, Scope
 from steer_lightning.steering.control import Steering, SteerSettings
-from steer_lightning.steering.targets import as_paths, attached_horizons
+from steer_lightning.steering.targets import attached_horizons
 from steer_lightning.utils.schedule import Schedule
 
 _CONTEXTS = itertools.count()
@@ -106,16 +106,7 @@ def steer(
         >>> 0.5 < end_times["steer/horizon/end_time"] < 1.5
         True
     """
-    settings = SteerSettings(
-        b,
-        as_paths("vector_fields", vector_fields),
-        t0,
-        t1,
-        epsilon,
-        distribution,
-        scope,
-        as_paths("horizons", horizons),
-    )
+    settings = SteerSettings(b, vector_fields, t0, t1, epsilon, distribution, scope, horizons)
     steering = Steering(model, settings, owner=f"steer(step={step}) #{next(_CONTEXTS)}")
     try:
         steering.perturb(

@@ -1,20 +1,16 @@
 """The horizons of a model under one set of settings: found, claimed, moved, put back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.horizon.base import Movable
-from steer_lightning.horizon.end_time import (
-    Distribution,
-    EndTimeDraw,
-    HalfWidth,
-    Scope,
-)
+from steer_lightning.horizon.end_time import Distribution, EndTimeDraw, HalfWidth, Scope
 from steer_lightning.steering.attach import AttachedHorizon, Span
 from steer_lightning.steering.targets import (
+    as_paths,
     attach,
     find_field,
     find_horizons,
@@ -33,17 +29,19 @@ class SteerSettings:
     """
 
     b: HalfWidth | Schedule
-    vector_fields: tuple[str, ...] | None = None
+    vector_fields: Sequence[str] | None = None
     t0: float | None = None
     t1: float | None = None
     epsilon: float | Schedule = 1e-3
     distribution: Distribution = "uniform"
     scope: Scope = "batch"
-    horizons: tuple[str, ...] | None = None
+    horizons: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, paths in (("vector_fields", self.vector_fields), ("horizons", self.horizons)):
-            if paths is not None and not paths:
+        for name in ("vector_fields", "horizons"):
+            paths = as_paths(name, getattr(self, name))
+            object.__setattr__(self, name, paths)
+            if paths == ():
                 raise ValueError(
                     f"Expected `{name}` to name at least one module, but got an empty list. "
                     f"Leave it out to take every horizon in the model."
@@ -220,23 +218,21 @@ class Steering:
             ValueError: Names the horizon and the ways this comes about.
         """
         for path, horizon in self.horizons.items():
-            foreign = isinstance(horizon, AttachedHorizon)
             if isinstance(horizon, AttachedHorizon):
                 horizon.warn_of_doubts()
-            if horizon.solved or (foreign_only and not foreign):
-                continue
-            if foreign:
+                if not horizon.solved:
+                    raise ValueError(
+                        f"The vector field {path!r} was not called {where}, so STEER had no "
+                        f"effect. Name the module that you pass to odeint. A closure, a direct "
+                        f"call of `.forward`, or a model compiled around the field before "
+                        f"training cannot be attached: pass the module itself, call it, compile "
+                        f"the field and not the model around it."
+                    )
+            elif not (horizon.solved or foreign_only):
                 raise ValueError(
-                    f"The vector field {path!r} was not called {where}, so STEER had no effect. "
-                    f"Name the module that you pass to odeint. A closure, a direct call of "
-                    f"`.forward`, or a model compiled around the field before training cannot be "
-                    f"attached: pass the module itself, call it, compile the field and not the "
-                    f"model around it."
+                    f"The horizon {path!r} was not solved {where}, so STEER had no effect on it. "
+                    f"Solve through the block that holds it, in the training step."
                 )
-            raise ValueError(
-                f"The horizon {path!r} was not solved {where}, so STEER had no effect on it. "
-                f"Solve through the block that holds it, in the training step."
-            )
 
     def table(self) -> str:
         """Each horizon with its span, ``b`` and scope, as text."""

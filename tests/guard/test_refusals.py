@@ -7,7 +7,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from steer_lightning.guard import SolverGuard
-from steer_lightning.guard.refusals import refuse_undroppable
+from steer_lightning.guard.training import refuse_undroppable
 from steer_lightning.solvers import NonFiniteStateError
 from tests.helpers.faults import FaultyModel, loader
 from tests.helpers.models import ForeignModel, seeded, tiny_loader, tiny_trainer
