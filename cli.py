@@ -72,12 +72,10 @@ MISSPELT = re.compile(
     r"(?:[Oo]ption|no attribute|invalid choice:) '([\w.]+)'|unrecognized arguments: --([\w.]+)"
     r"|(?:import path string|Got value): ([\w.]+)"
 )
-
-
 # What is left of a message about a value that is of no use at all.
 BARE = re.compile(r'(Parser key "[\w.]+":)( Given value: .*)?')
-# A penalty's weight in short.
-WEIGHT = re.compile(r"^(--penalties\.\w+)(?==[-+\d.])")
+# A penalty's weight in short, in arguments with NUL between them.
+WEIGHT = re.compile(r"(?<![^\0])(--penalties\.\w+)(?=[=\0][-+\d.])")
 
 
 @dataclass
@@ -103,11 +101,7 @@ class OneLineParser(LightningArgumentParser):
     def parse_args(self, args: Any = None, **settings: Any) -> Any:
         """Parse, with penalties' weights in short."""
         given = sys.argv[1:] if args is None else args
-        pairs = zip(given, [*given[1:], ""], strict=True)
-        full = [
-            f"{x}.weight" if "=" not in x and WEIGHT.match(f"{x}={after}") else
-            WEIGHT.sub(r"\1.weight", x) for x, after in pairs
-        ]  # fmt: skip
+        full = WEIGHT.sub(r"\1.weight", "\0".join(given)).split("\0") if given else given
         return super().parse_args(full, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

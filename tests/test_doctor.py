@@ -1,26 +1,24 @@
 """The doctor finds what is wrong and says it in words."""
 
 import math
-import os
 import re
-import subprocess
 import sys
 from importlib import import_module, metadata
-from pathlib import Path
 
 import pytest
 import torch
 from packaging.requirements import Requirement
 
-import steer_lightning
 from steer_lightning.doctor import Finding, devices, installation
 from steer_lightning.doctor import __main__ as doctor
 from steer_lightning.doctor.installation import check_package, requirements
 from steer_lightning.solvers import TorchdiffeqSolver
+from tests.helpers.alone import run_alone
 from tests.helpers.mnist_files import write_mnist
 
 NMS = RuntimeError("operator torchvision::nms does not exist")
 CPU = torch.device("cpu")
+TORCH = metadata.version("torch")
 
 
 def by_name(findings):
@@ -59,20 +57,7 @@ def test_nothing_is_wrong_with_what_runs_these_tests(tmp_path, capsys):
 
 
 def test_the_package_alone_has_a_doctor(tmp_path):
-    """As installed: the wheel holds no datamodules, and the current folder neither."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "steer_lightning").symlink_to(Path(steer_lightning.__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-m", "steer_lightning.doctor"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    words = " ".join(done.stdout.split())
+    words = " ".join(run_alone(tmp_path, "steer_lightning.doctor").split())
     assert "data not looked at: the data sets' modules are part of the repository" in words
 
 
@@ -85,8 +70,8 @@ def test_a_torchvision_that_does_not_fit_is_named_and_the_rest_is_looked_at(
     words = " ".join(printed.split())
     assert "FAULT torchvision" in words
     assert "cannot be imported (RuntimeError: operator torchvision::nms does not exist)" in words
-    torch_version, version = metadata.version("torch"), metadata.version("torchvision")
-    assert f"torch {torch_version} and torchvision {version} are builds that do not fit" in words
+    version = metadata.version("torchvision")
+    assert f"torch {TORCH} and torchvision {version} are builds that do not fit" in words
     assert "`pip install --force-reinstall torch torchvision`" in words
     assert "ok solve on cpu" in words
     assert "faults: 1, notes: " in words
@@ -100,24 +85,35 @@ def test_any_other_import_that_fails_is_a_fault(monkeypatch):
     assert "`pip install --force-reinstall scipy`" in found.sentence
 
 
+WANTED = "`pip install 'no-such-thing>=2'`."
+
+
 @pytest.mark.parametrize(
-    ("extra", "state", "sentence"),
+    ("asked", "extra", "state", "sentence"),
     [
-        (None, "fault", "not installed, but steer_lightning does not work without it"),
-        ("tasks", "note", "not installed. The command line and the experiments need it"),
+        (
+            "no-such-thing>=2",
+            None,
+            "fault",
+            f"not installed, but steer_lightning does not work without it: {WANTED}",
+        ),
+        (
+            "no-such-thing>=2",
+            "tasks",
+            "note",
+            f"not installed. The command line and the experiments need it: {WANTED}",
+        ),
+        (
+            "torch>=1000",
+            None,
+            "fault",
+            f"{TORCH}, but >=1000 is needed: `pip install 'torch>=1000'`.",
+        ),
     ],
 )
-def test_what_is_missing_is_a_fault_only_if_it_is_needed(extra, state, sentence):
-    found = check_package(Requirement("no-such-thing>=2"), extra)
-    assert found.state == state
-    assert found.sentence == f"{sentence}: `pip install 'no-such-thing>=2'`."
-
-
-def test_a_version_that_is_too_old_is_a_fault():
-    version = metadata.version("torch")
-    assert check_package(Requirement("torch>=1000")) == Finding(
-        "torch", "fault", f"{version}, but >=1000 is needed: `pip install 'torch>=1000'`."
-    )
+def test_what_is_missing_or_too_old_is_a_fault_if_it_is_needed(asked, extra, state, sentence):
+    requirement = Requirement(asked)
+    assert check_package(requirement, extra) == Finding(requirement.name, state, sentence)
 
 
 def test_requirements_are_those_of_the_metadata(monkeypatch):

@@ -74,20 +74,26 @@ def run_task(case, folder, ckpt_path=None, *callbacks, num_workers=0, **settings
     return state(module), log.logged, copies.n
 
 
+def goes_on(run, whole):
+    """Check that a run ends as another does and logs the same; gives what it has logged."""
+    (found, rest, _), (expected, logged, _) = run, whole
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert rest == logged[len(logged) - len(rest) :]
+    return rest
+
+
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_task_goes_on_from_every_checkpoint(name, tmp_path):
     """Weights, moments, end times, noise, evaluations, metrics; after steps and after checks."""
-    expected, logged, n = run_task(CASES[name], tmp_path)
+    whole = _, logged, n = run_task(CASES[name], tmp_path)
     log = [("train", 1), ("train", 2), ("val", 2), ("train", 3)]
     log += [(when, step + 3) for when, step in log]
     assert [(when, step) for when, step, _ in logged] == log
     steps = [1, 2, 3, 3, 4, 5, 6, 6]  # after a step, a check, a step, an epoch
     assert n == len(steps)
     for i, step in enumerate(steps, start=1):
-        found, rest, _ = run_task(CASES[name], tmp_path / str(i), tmp_path / f"{i}.ckpt")
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), i
-        assert rest == logged[len(logged) - len(rest) :], i
-        assert len(rest) == sum(at > step for _, at in log), i
+        run = run_task(CASES[name], tmp_path / str(i), tmp_path / f"{i}.ckpt")
+        assert len(goes_on(run, whole)) == sum(at > step for _, at in log), i
 
 
 class Halving:
@@ -121,31 +127,27 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_goes_on_from_every_checkpoint(name, tmp_path):
     settings = SCHEDULES[name]
-    expected, logged, n = run_task(scheduled(), tmp_path, **settings)
+    whole = *_, n = run_task(scheduled(), tmp_path, **settings)
     assert n >= 6
     for i in range(1, n):
         path = tmp_path / f"{i}.ckpt"
-        found, rest, _ = run_task(scheduled(), tmp_path / str(i), path, **settings)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), i
-        assert rest == logged[len(logged) - len(rest) :], i
+        goes_on(run_task(scheduled(), tmp_path / str(i), path, **settings), whole)
 
 
-@pytest.mark.parametrize("steps", [2, 3, 4, 6])
-def test_a_run_that_reached_max_steps_goes_on_to_more(steps, tmp_path):
+def test_a_run_that_reached_max_steps_goes_on_to_more(tmp_path):
     settings = SCHEDULES["checks across epochs"]
-    expected, logged, _ = run_task(scheduled(), tmp_path / "whole", **settings)
-    run_task(scheduled(), tmp_path, **{**settings, "max_steps": steps})
-    found, rest, _ = run_task(scheduled(), tmp_path / "more", tmp_path / "last.ckpt", **settings)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert rest == [entry for entry in logged if entry[1] > steps]
+    whole = run_task(scheduled(), tmp_path / "whole", **settings)
+    for steps in (2, 3, 4, 6):
+        folder = tmp_path / str(steps)
+        run_task(scheduled(), folder, **{**settings, "max_steps": steps})
+        more = run_task(scheduled(), folder / "more", folder / "last.ckpt", **settings)
+        assert goes_on(more, whole) == [entry for entry in whole[1] if entry[1] > steps]
 
 
 def test_a_resume_with_workers(tmp_path):
-    expected, logged, _ = run_task(CASES["latent ode"], tmp_path)
+    whole = run_task(CASES["latent ode"], tmp_path)
     path = tmp_path / "2.ckpt"
-    found, rest, _ = run_task(CASES["latent ode"], tmp_path / "rest", path, num_workers=2)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert rest == logged[-len(rest) :]
+    goes_on(run_task(CASES["latent ode"], tmp_path / "rest", path, num_workers=2), whole)
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path):
@@ -165,22 +167,15 @@ run_task(CASES["latent ode"], Path({str(tmp_path)!r}), None, Kill())
     done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     case = CASES["latent ode"]
-    found, rest, _ = run_task(case, tmp_path / "rest", tmp_path / "last.ckpt")
-    expected, logged, _ = run_task(case, tmp_path / "whole")
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert rest == logged[-len(rest) :]
-    assert rest[0][:2] == ("train", 5)
+    run = run_task(case, tmp_path / "rest", tmp_path / "last.ckpt")
+    assert goes_on(run, run_task(case, tmp_path / "whole"))[0][:2] == ("train", 5)
 
 
-def test_a_position_of_another_epoch_is_not_taken():
-    loader = ResumableLoader([1, 2, 3], batch_size=1)
-    loader.load_state_dict({"epoch": 7, "batches": 2})
+@pytest.mark.parametrize(
+    "position", [{"epoch": 7, "batches": 2}, None], ids=["of another epoch", "at the end"]
+)
+def test_a_position_that_is_no_place_to_go_on_from_skips_nothing(position):
+    loader, again = (ResumableLoader([1, 2, 3], batch_size=1) for _ in range(2))
     assert len(list(loader)) == 3
-
-
-def test_a_position_at_the_end_of_an_epoch_does_not_skip_the_next():
-    loader = ResumableLoader([1, 2, 3], batch_size=1)
-    assert len(list(loader)) == 3
-    again = ResumableLoader([1, 2, 3], batch_size=1)
-    again.load_state_dict(loader.state_dict())
+    again.load_state_dict(position or loader.state_dict())
     assert len(list(again)) == 3

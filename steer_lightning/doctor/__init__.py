@@ -24,11 +24,6 @@ class Finding(NamedTuple):
 
 
 def in_words(error: BaseException) -> str:
-    r"""The kind of an error and the first line of its text.
-
-    Example:
-        >>> in_words(ValueError("too short\nby far"))
-        'ValueError: too short'
-    """
+    """The kind of an error and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

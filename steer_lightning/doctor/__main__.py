@@ -51,12 +51,7 @@ def check_data(data_dir: Path) -> Iterable[Finding]:
 
 
 def report(finding: Finding) -> str:
-    """A finding as lines of text.
-
-    Example:
-        >>> print(report(Finding("scipy", "note", "not installed.")))
-        note   scipy              not installed.
-    """
+    """A finding as lines of text."""
     state = finding.state.upper() if finding.state == "fault" else finding.state
     head = f"{state:6} {finding.name:18} "
     return textwrap.fill(

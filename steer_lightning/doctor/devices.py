@@ -70,12 +70,7 @@ def check_solves(device: torch.device) -> Iterator[Finding]:
 def wrong_solve(
     device: torch.device, dtype: torch.dtype, gradient: Literal["autograd", "adjoint"]
 ) -> str | None:
-    """Describe what is wrong with a solve of ``y' = -a y``; ``None`` if nothing is.
-
-    Example:
-        >>> wrong_solve(torch.device("cpu"), torch.float64, "adjoint") is None
-        True
-    """
+    """Describe what is wrong with a solve of ``y' = -a y``; ``None`` if nothing is."""
     a, t1, tolerance, allowed = 0.7, 1.5, *TOLERANCES[dtype]
     where = f"dopri5 in {_names([dtype])} by {gradient}"
     remedy = (

@@ -20,12 +20,7 @@ PURPOSES: Final = {
 
 
 def requirements() -> list[tuple[Requirement, str | None]]:
-    """Packages that the metadata asks for, with their extra, tools of developers left out.
-
-    Example:
-        >>> "torchdiffeq" in [requirement.name for requirement, _ in requirements()]
-        True
-    """
+    """Packages that the metadata asks for, with their extra, tools of developers left out."""
     found: list[tuple[Requirement, str | None]] = []
     for requirement in map(Requirement, metadata.requires("steer-lightning") or []):
         marker = requirement.marker

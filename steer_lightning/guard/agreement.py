@@ -18,11 +18,6 @@ def is_ddp(strategy: object) -> bool:
     """Whether a strategy is DDP, of ``pytorch_lightning`` or ``lightning.pytorch``.
 
     DeepSpeed's strategy is a subclass of it, but its ranks meet elsewhere.
-
-    Example:
-        >>> from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
-        >>> is_ddp(DDPStrategy()), is_ddp(SingleDeviceStrategy("cpu"))
-        (True, False)
     """
     names = ("pytorch_lightning.strategies", "lightning.pytorch.strategies")
     return any(
@@ -36,9 +31,8 @@ def is_ddp(strategy: object) -> bool:
 def can_agree(trainer: Trainer, module: LightningModule) -> bool:
     """Whether there are ranks that could all hear of a failure in one of them in training.
 
-    A rank whose solve fails leaves out what its training step would have done next. Under DDP
-    the ranks meet after the step, in the backward pass; where they meet inside it (manual
-    optimisation, synchronised batch norm, sharded parameters), it is too late.
+    Under DDP the ranks meet after the step, in the backward pass. Where they meet inside it
+    (manual optimisation, synchronised batch norm, sharded parameters), a failed one is missing.
     """
     return (
         trainer.world_size > 1
@@ -51,17 +45,10 @@ def can_agree(trainer: Trainer, module: LightningModule) -> bool:
 def agree(
     trainer: Trainer, error: SolverError | None, memories: StepMemories | None = None
 ) -> SolverError | None:
-    """Tell all ranks of a failure on one; all ranks must call it.
+    """Tell all ranks, which must all call it, the error of the lowest rank that has one.
 
-    While nothing fails anywhere this is one reduction.
-
-    Args:
-        trainer: The trainer.
-        error: What failed on this rank.
-        memories: First steps of the next batch, which take part in the reduction.
-
-    Returns:
-        The error of the lowest rank that has one.
+    While nothing fails anywhere this is one reduction, in which the first steps of the next
+    batch, ``memories``, take part.
     """
     device = trainer.strategy.root_device
     told_fine = torch.tensor([float(error is None)], dtype=torch.float64, device=device)

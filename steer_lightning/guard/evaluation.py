@@ -19,8 +19,6 @@ class GuardedEvaluation:
     at once.
 
     Args:
-        trainer: The trainer.
-        module: The module to wrap.
         place: Called with an error on the rank where it happened.
     """
 
@@ -45,10 +43,9 @@ class GuardedEvaluation:
             self.end()
 
     def end(self) -> None:
-        """Raise on all ranks what failed on one; all ranks must call it.
+        """Raise on all ranks, which must all call it, what failed on one.
 
-        At the end of an evaluation too, for loaders that are shorter than known, or of no known
-        length: an error is never lost.
+        At the end of an evaluation too: a loader may have fewer batches than known.
         """
         error, self._error = agree(self.trainer, self._error), None
         if error is not None:

@@ -85,11 +85,9 @@ class StepWatch:
 
 
 def look_at_fields(model: nn.Module, reaction: RandomFields) -> AbstractContextManager[None]:
-    """A context that says of each field solved inside whether it has one value at one point.
+    """A context that says of each field solved inside if it has not one value at one point.
 
-    Args:
-        model: The model whose solvers are watched.
-        reaction: ``"warn"``; ``"raise"``, a ``ValueError``; or ``"ignore"``, which does not look.
+    It warns, raises a ``ValueError`` or does not look, by the reaction.
     """
     if reaction == "ignore":
         return nullcontext()

@@ -56,8 +56,6 @@ class GuardedTraining:
     training step, and again after the backward pass, which no failure breaks off.
 
     Args:
-        trainer: The trainer.
-        module: The module to wrap.
         around: Makes a context to be entered for each batch, around its training step.
         place: Called with each error on the rank where it happened.
         failed: Called once for each failed batch, on all ranks; may raise to end the training.
@@ -74,9 +72,9 @@ class GuardedTraining:
         module: LightningModule,
         around: Callable[[], AbstractContextManager[Any]],
         place: Callable[[SolverError], None],
-        failed: Callable[[SolverError], None] | None = None,
+        failed: Callable[[SolverError], None] | None,
         *,
-        drops: bool = True,
+        drops: bool,
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -164,7 +162,6 @@ class GuardedTraining:
         self._note(failure)
 
     def _note(self, error: SolverError) -> None:
-        """A solve failed on this rank."""
         self.place(error)
         self._error = self._error or error
 

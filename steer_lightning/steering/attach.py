@@ -31,8 +31,7 @@ class AttachedHorizon(Movable):
         path: Its name, for messages.
         span: Fixed and moved end of what the model solves; taken from the first of torchdiffeq's
             solves under a draw if not given.
-        around: The modules that contain the field, by name: none of them may be the field that
-            is solved.
+        around: The modules that contain the field, by name: none of them may be solved itself.
     """
 
     def __init__(
@@ -80,13 +79,11 @@ class AttachedHorizon(Movable):
         return {**super().__getstate__(), "_solve": None, "_callers": []}
 
     def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
-        """Put a draw in force; see :meth:`Movable.perturb`."""
         super().perturb(draw, root)
         if self.span is not None:
             self._warp_of(draw)
 
     def check(self, draw: Draw) -> None:
-        """Raise if ``b`` reaches ``t0``, or if each sample is to get an end time."""
         if draw.per_sample:
             raise ValueError(
                 f"Expected scope='batch' or 'rank' for the attached vector field {self.path!r}, "
@@ -97,7 +94,6 @@ class AttachedHorizon(Movable):
             draw.offsets(self._gap(), None, clip=False)
 
     def describe(self) -> str:
-        """The span in words."""
         return "that of the first solve" if self.span is None else f"[{self._ends()}]"
 
     def in_force(self) -> dict[str, float]:

@@ -67,8 +67,8 @@ def steer(
 
     Args:
         model: Any model, in training mode; not Fabric's wrapper around it.
-        b: Half-width of the end-time interval; ``"auto"`` for ``(1 - epsilon)`` of each; or a
-            :class:`~steer_lightning.utils.schedule.Schedule`.
+        b: Half-width of the end-time interval, in units of time; ``"auto"`` for ``(1 - epsilon)``
+            of each; or a :class:`~steer_lightning.utils.schedule.Schedule`.
         step: Count of training steps: another step, another draw.
         epoch: Count of epochs, for a schedule that follows it.
         vector_fields: Dotted paths of what the model passes to ``odeint``, ``""`` for itself; its

@@ -155,9 +155,6 @@ class Steering:
             seed: Seed of the draws.
             step: Count of draws.
             rank: Of this process.
-
-        Raises:
-            ValueError: If the model is in eval mode, where nothing moves.
         """
         if not self.root.training:
             raise ValueError(
@@ -213,9 +210,6 @@ class Steering:
             where: Where it should have been, for the message.
             foreign_only: Check attached vector fields alone: a horizon of this library takes part
                 in every solve of its block.
-
-        Raises:
-            ValueError: Names the horizon and the ways this comes about.
         """
         for path, horizon in self.horizons.items():
             if isinstance(horizon, AttachedHorizon):

@@ -37,11 +37,6 @@ def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict
 
     Raises:
         ValueError: If the model, or one of those parts, has no horizon.
-
-    Example:
-        >>> from steer_lightning.nn import LatentODE
-        >>> list(find_horizons(LatentODE(n_features=1), within=["encoder"]))
-        ['encoder.rnn.horizon']
     """
     horizons = {
         plain_path(path) or "model": module
@@ -66,13 +61,7 @@ def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict
 
 
 def find_stats(model: nn.Module) -> dict[str, SolveStats]:
-    """The counts of a model's blocks, of whatever has ``stats``, by path.
-
-    Example:
-        >>> from steer_lightning.nn import MLPField, ODEBlock
-        >>> list(find_stats(nn.Sequential(ODEBlock(MLPField(2, (8,))))))
-        ['0']
-    """
+    """The counts of a model's blocks, of whatever has ``stats``, by path."""
     return {
         plain_path(path) or "model": module.stats
         for path, module in model.named_modules()
@@ -101,11 +90,7 @@ def attached_horizons(module: nn.Module, inside: bool = True) -> list[AttachedHo
 
 
 def find_field(model: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path; the model itself for the empty one.
-
-    Raises:
-        ValueError: If the path leads nowhere.
-    """
+    """The module at a dotted path, the model for the empty one; a ``ValueError`` if none is."""
     known = dict(model.named_modules(remove_duplicate=False))
     if path not in known:
         try:
@@ -120,11 +105,7 @@ def find_field(model: nn.Module, path: str) -> nn.Module:
 
 
 def attach(model: nn.Module, path: str, span: Span | None) -> AttachedHorizon:
-    """The horizon of a named vector field; the one it has, if that is of the same span.
-
-    Raises:
-        ValueError: If the path leads nowhere.
-    """
+    """The horizon of a named vector field; the one it has, if that is of the same span."""
     field = find_field(model, path)
     horizon = _ATTACHED.get(field)
     if horizon is not None and horizon.attached:
@@ -132,8 +113,8 @@ def attach(model: nn.Module, path: str, span: Span | None) -> AttachedHorizon:
             return horizon
         horizon.detach()
     names = path.split(".") if path else []
-    outer = [".".join(names[:n]) for n in range(len(names))]
-    around = {name: find_field(model, name) for name in outer}
+    outer = (".".join(names[:n]) for n in range(len(names)))
+    around = {name: model.get_submodule(name) for name in outer}
     horizon = AttachedHorizon(field, path or "model", span, around)
     _ATTACHED[field] = horizon
     return horizon

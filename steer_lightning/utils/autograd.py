@@ -26,24 +26,12 @@ def backward_pass() -> int:
 
 
 def next_node() -> int:
-    """Number of the autograd node that this thread makes next; they count up.
-
-    Example:
-        >>> before = next_node()
-        >>> y = torch.ones(1, requires_grad=True) + 1.0
-        >>> y.grad_fn._sequence_nr() == before
-        True
-    """
+    """Number of the autograd node that this thread makes next; they count up."""
     return torch._C._autograd._get_sequence_nr()
 
 
 def running_node() -> Node | None:
-    """The node whose backward runs now; ``None`` outside a backward pass.
-
-    Example:
-        >>> running_node() is None
-        True
-    """
+    """The node whose backward runs now; ``None`` outside a backward pass."""
     if torch.compiler.is_compiling() or not in_backward():
         return None
     node = torch._C._current_autograd_node()

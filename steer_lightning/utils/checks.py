@@ -12,14 +12,7 @@ from steer_lightning.utils.problem import first_part
 
 
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
-    """Check that a name is one of those known, and list the near ones if it is not.
-
-    Example:
-        >>> check_choice("method", "rk5", ["rk4"])
-        Traceback (most recent call last):
-        ...
-        ValueError: Expected `method` to be one of ['rk4'], but got 'rk5'. Did you mean 'rk4'?
-    """
+    """Raise a ``ValueError`` that lists near names unless a name is one of those known."""
     known = list(choices)
     if value in known:
         return

@@ -18,14 +18,6 @@ def replacing(path: Path) -> Iterator[Path]:
     Any number of processes may write the same file at once: the last one stays, and nobody ever
     sees a part of a file. Missing folders are made. A killed process leaves its temporary file,
     whose name starts with a dot.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder, "a")) as temporary:
-        ...         _ = temporary.write_text("whole")
-        ...     [path.name for path in Path(folder).iterdir()]
-        ['a']
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -62,11 +54,6 @@ def check_whole(path: Path) -> None:
 
 
 def load_plain(path: str | Path) -> Any:
-    """Read tensors and plain values from ``torch.save``, without running code from the file.
-
-    Unlike :func:`torch.load`, it compares the checksums that the file holds, so that no flipped
-    bit goes unseen; files from before PyTorch 1.6 have none. A broken file raises any kind of
-    exception.
-    """
+    """Read tensors and plain values from a whole file of ``torch.save``; no code in it runs."""
     check_whole(Path(path))
     return torch.load(path, map_location="cpu", weights_only=True)

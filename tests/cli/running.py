@@ -18,56 +18,38 @@ QUIET = [
 ]
 
 
+def of(class_path, **init_args):
+    return {"class_path": class_path, "init_args": init_args}
+
+
 def toy_config(**changes):
+    field = of("steer_lightning.nn.ConcatSquashField", dim=2, hidden=[8])
+    flow = of("steer_lightning.nn.CNF", event_shape=[2], vector_field=field)
+    sizes = {"n_train": 16, "n_val": 8, "n_test": 8, "batch_size": 8}
     return {
-        "trainer": {
-            "max_epochs": 2,
-            "callbacks": [{"class_path": "steer_lightning.callbacks.NFEMonitor"}],
-        },
+        "trainer": {"max_epochs": 2, "callbacks": [of("steer_lightning.callbacks.NFEMonitor")]},
         "steer": {"b": 0.5},
         "checkpoint": {"monitor": "val/nll"},
-        "model": {
-            "class_path": "steer_lightning.modules.CNFModule",
-            "init_args": {
-                "flow": {
-                    "class_path": "steer_lightning.nn.CNF",
-                    "init_args": {
-                        "event_shape": [2],
-                        "vector_field": {
-                            "class_path": "steer_lightning.nn.ConcatSquashField",
-                            "init_args": {"dim": 2, "hidden": [8]},
-                        },
-                    },
-                }
-            },
-        },
-        "data": {
-            "class_path": "datamodules.ToyDensityDataModule",
-            "init_args": {"n_train": 16, "n_val": 8, "n_test": 8, "batch_size": 8},
-        },
+        "model": of("steer_lightning.modules.CNFModule", flow=flow),
+        "data": of("datamodules.ToyDensityDataModule", **sizes),
         **changes,
     }
 
 
 def mnist_config():
-    node = {
-        "class_path": "steer_lightning.nn.ODEBlock",
-        "init_args": {
-            "vector_field": {
-                "class_path": "steer_lightning.nn.ConvField",
-                "init_args": {"channels": 1, "filters": 2},
-            }
-        },
-    }
-    head = {
-        "class_path": "torch.nn.Linear",
-        "init_args": {"in_features": 784, "out_features": 10},
-    }
+    field = of("steer_lightning.nn.ConvField", channels=1, filters=2)
+    head = of("torch.nn.Linear", in_features=784, out_features=10)
+    node = of("steer_lightning.nn.ODEBlock", vector_field=field)
     return toy_config(
         checkpoint={},
-        model={"class_path": "ClassifierModule", "init_args": {"block": node, "head": head}},
-        data={"class_path": "MNISTDataModule", "init_args": {"data_dir": "mnist"}},
+        model=of("ClassifierModule", block=node, head=head),
+        data=of("MNISTDataModule", data_dir="mnist"),
     )
+
+
+def callbacks(main, kind):
+    """Those of a kind that a run of the command line has."""
+    return [callback for callback in main.trainer.callbacks if isinstance(callback, kind)]
 
 
 def write(config, name="config.yaml"):

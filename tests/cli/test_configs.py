@@ -11,7 +11,7 @@ from reproduce.catalogue import EXPERIMENTS
 from reproduce.experiments import Variant
 from reproduce.runs import Run, Settings
 from steer_lightning import SteerCallback
-from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, NETWORK, QUIET
+from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, NETWORK, QUIET, callbacks
 from tests.helpers.every_data_set import write_every_data_set
 
 NAMES = [str(p.relative_to(CONFIGS).with_suffix("")) for p in sorted(CONFIGS.glob("*/*.yaml"))]
@@ -99,4 +99,4 @@ def test_runs_with_steer(name, data_dir, tmp_path):
         assert math.isfinite(metrics[f"{stage}/{monitor}"])
         assert metrics[f"{stage}/nfe_forward"] > 0
     assert any(key.startswith("steer/") for key in found["val"])
-    assert len([c for c in main.trainer.callbacks if isinstance(c, SteerCallback)]) == 1
+    assert len(callbacks(main, SteerCallback)) == 1

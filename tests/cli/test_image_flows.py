@@ -1,6 +1,5 @@
 """Training, testing and sampling of an image flow from the command line."""
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,17 +133,3 @@ def test_averaged_weights_are_validated_and_saved(run, folder):
     again.model.load_state_dict(second["current_model_state"])
     (raw,) = again.trainer.validate(again.model, again.datamodule, verbose=False)
     assert raw["val/bits_per_dim"] != validated
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (f"{FLOW}.event_shape=[1,28,28]", "of shape (B, 1, 28, 28), but got (10, 1, 14, 14)"),
-        (f"{DATA}.pixels=unit", "give them with `--data.pixels=uint8`"),
-        (f"{FLOW}.alpha=0.5", "Expected `alpha` in [0, 0.5), but got 0.5"),
-    ],
-)
-def test_bad_values_end_before_training(change, message, run, folder):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        run("fit", STEER, change)
-    assert not list(folder.rglob("*.ckpt"))

@@ -16,21 +16,20 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 
 import cli
 from steer_lightning.callbacks import LastCheckpoint
-from tests.cli.running import QUIET, toy_config, write
+from tests.cli.running import QUIET, callbacks, of, toy_config, write
 
-MONITOR = {"class_path": "NFEMonitor"}
-PLOT = {"class_path": "FlowPlot", "init_args": {"every_n_checks": 1}}
+MONITOR, PLOT = of("NFEMonitor"), of("FlowPlot", every_n_checks=1)
 
 
 def fit_and_test(arguments=(), finish=lambda: None, **trainer):
     """Train, and test the weights by a second command; gives the Trainers of both."""
     trainer = {"max_epochs": 1, "callbacks": [MONITOR], "log_every_n_steps": 1, **trainer}
     config = write(toy_config(steer=None, trainer=trainer))
-    fit = cli.main(["fit", "--config", config, *arguments, *QUIET]).trainer
-    (last,) = (c.path for c in fit.callbacks if isinstance(c, LastCheckpoint))
+    fitted = cli.main(["fit", "--config", config, *arguments, *QUIET])
+    (last,) = (c.path for c in callbacks(fitted, LastCheckpoint))
     finish()
     again = ["test", "--config", config, "--ckpt_path", str(last), *arguments, *QUIET]
-    return fit, cli.main(again).trainer
+    return fitted.trainer, cli.main(again).trainer
 
 
 def test_tensorboards_table_sorts_by_settings_and_metrics(folder):
@@ -80,8 +79,7 @@ def table(logs, sort_by):
 def test_weights_and_biases_has_scalars_and_plots_of_fit_and_test(folder, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    settings = {"project": "toy", "offline": True, "save_dir": "logs"}
-    logger = {"class_path": "WandbLogger", "init_args": settings}
+    logger = of("WandbLogger", project="toy", offline=True, save_dir="logs")
     more = {"finish": wandb.finish, "logger": logger, "callbacks": [MONITOR, PLOT]}
     fit, test = fit_and_test(["--steer.b=0.25"], **more)
     wandb.finish()
@@ -135,7 +133,7 @@ def wandb_records(path):
 def test_mlflow_has_scalars_and_plots_of_fit_and_test(folder, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    logger = {"class_path": "MLFlowLogger", "init_args": {"save_dir": "logs"}}
+    logger = of("MLFlowLogger", save_dir="logs")
     fit, test = fit_and_test(["--steer.b=0.25"], logger=logger, callbacks=[MONITOR, PLOT])
     assert test.logger.run_id == fit.logger.run_id
     run = folder / "logs" / fit.logger.experiment_id / fit.logger.run_id

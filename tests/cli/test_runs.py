@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 
 import cli
 from steer_lightning.callbacks import SolverProgressBar
-from tests.cli.running import QUIET, toy_config, write
+from steer_lightning.modules import CNFModule
+from tests.cli.running import FLOW, QUIET, callbacks, toy_config, write
 
 # What Lightning and PyTorch say in every run.
 IDLE = "LeafSpec", "`weights_only` was not set", "Tip: For seamless cloud logging"
@@ -19,22 +21,50 @@ def run(command, *arguments, b=0.5):
     return cli.main([command, "--config", config, *arguments, *QUIET]).trainer
 
 
-def test_validate_test_and_predict_write_beside_their_training_run(folder, caplog, recwarn):
-    fit = run("fit", "--trainer.callbacks+=FlowPlot")
+def test_validate_test_and_predict_go_on_beside_their_training_run(folder, caplog, recwarn):
+    config, plot = write(toy_config(steer={"b": 0.25})), "--trainer.callbacks+=FlowPlot"
+    fit = cli.main(["fit", "--config", config, plot, *QUIET])
     said = caplog.text + "".join(str(warning.message) for warning in recwarn)
-    assert "STEER moves these end times" in said
+    assert "flow.horizon  [0, 1]  0.25  uniform       batch" in said
     assert not any(words in said for words in IDLE)
-    place = folder / fit.log_dir
+    place = folder / "logs/run_steer/version_0"
+    names = {p.name for p in (place / "checkpoints").iterdir()}
+    assert len(names - {"last.ckpt"}) == 1
+    keys = {"train/nll", "val/nll", "train/nfe_forward", "val/nfe_forward"}
+    assert keys | {"steer/flow.horizon/end_time"} <= set(fit.trainer.callback_metrics)
+
+    # STEER's settings are kept, and the model is still built from its own.
+    last = place / "checkpoints/last.ckpt"
+    saved = torch.load(last, weights_only=True)["callbacks"]["HyperparameterLog"]["steer"]
+    assert (saved["b"], saved["scope"]) == (0.25, "batch")
+    assert isinstance(CNFModule.load_from_checkpoint(last, weights_only=True), CNFModule)
+    assert yaml.safe_load((place / "config.yaml").read_text())["steer"]["init_args"]["b"] == 0.25
+
+    def go_on(command, config, *more):
+        given = ["--config", str(config), "--ckpt_path", str(last), plot, *more]
+        return cli.main([command, *given, *QUIET])
+
     trained = {*place.rglob("*")}
-    last = Path(fit.log_dir, "checkpoints", "last.ckpt")
-    for command in ("validate", "test", "predict"):
-        trainer = run(command, "--ckpt_path", str(last), "--trainer.callbacks+=FlowPlot")
-        assert folder / trainer.log_dir == place
+    mains = [go_on(command, config) for command in ("validate", "predict", "test")]
+    assert {folder / main.trainer.log_dir for main in mains} == {place}
     written = {*place.rglob("*")} - trained
     plots = (f"flow_{name}.{ending}" for name in ("val", "test") for ending in ("png", "svg"))
     configs = (f"config_{command}.yaml" for command in ("validate", "test", "predict"))
     assert {p.name for p in written if "tfevents" not in p.name} == {"plots", *plots, *configs}
     assert [p.name for p in place.parent.iterdir()] == ["version_0"]
+
+    tested = mains[-1]
+    assert tested.model is not fit.model
+    expected = fit.trainer.test(fit.model, fit.datamodule, verbose=False)[0]["test/nll"]
+    again = go_on("test", place / "config.yaml")  # the run's own record is enough to run it again
+    for main in (tested, again):
+        assert main.trainer.callback_metrics["test/nll"].item() == expected
+    with pytest.raises(
+        ValueError,
+        match=r"same network as CNFModule has now.* The configs differ in "
+        r"flow\.vector_field\.hidden \(was \[8\], is \[9\]\)\. Run it with the config\.yaml",
+    ):
+        go_on("test", config, f"{FLOW}.vector_field.init_args.hidden=[9]")
 
 
 def test_without_a_logger_all_lies_in_the_folder_of_the_run(folder):
@@ -80,5 +110,4 @@ def test_no_run_overwrites_the_config_of_another(folder):
 def test_one_progress_bar_where_one_is_wanted(arguments, expected):
     config = write(toy_config())
     main = cli.main(["--config", config, "--trainer.accelerator=cpu", *arguments], run=False)
-    bars = [type(callback) for callback in main.trainer.callbacks]
-    assert [bar for bar in bars if issubclass(bar, ProgressBar)] == expected
+    assert [type(bar) for bar in callbacks(main, ProgressBar)] == expected

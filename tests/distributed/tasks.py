@@ -20,7 +20,7 @@ from steer_lightning.nn.series import make_series
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from steer_lightning.solvers.base import Solver
 from steer_lightning.utils.seeding import stream
-from tests.helpers.models import lively
+from tests.helpers.models import lively, tiny_trainer
 from tests.modules.cases import CASES
 
 N = 13  # 7 and 6 samples for two ranks: four batches of two and three of them
@@ -127,21 +127,9 @@ class Samples(TensorDataModule):
 
 def make_trainer(folder, *callbacks: Callback, n_ranks: int = 1, **settings: Any) -> Trainer:
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
-    return Trainer(
-        **{
-            "accelerator": "cpu",
-            "devices": n_ranks,
-            "strategy": "auto" if n_ranks == 1 else strategy,
-            "precision": "64-true",
-            "callbacks": list(callbacks),
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": folder,
-            **settings,
-        }
-    )
+    ranks = {"devices": n_ranks, "strategy": "auto" if n_ranks == 1 else strategy}
+    own = {"precision": "64-true", "default_root_dir": folder, **ranks, **settings}
+    return tiny_trainer(*callbacks, **own)
 
 
 class SameNoise(TorchFunctionMode):
@@ -187,7 +175,6 @@ class KeepsGradients(Callback):
 
     def __init__(self) -> None:
         self.gradients: dict[str, torch.Tensor] = {}
-        self.end_times: list[float] = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if not self.gradients:

@@ -33,7 +33,7 @@ from steer_lightning.solvers import AdaptiveSolver, SolveStats
 from steer_lightning.utils.schedule import Schedule
 from tests.cli.running import CONFIGS, DATA, FLOW, QUIET
 from tests.distributed import guard_runs, tasks
-from tests.helpers.models import ClockField, OwnModel, seeded, tiny_data
+from tests.helpers.models import ClockField, OwnModel, seeded, tiny_data, tiny_loader
 from tests.modules.cases import CASES
 from tests.test_resume import run_task
 
@@ -62,12 +62,18 @@ def all_evaluations() -> dict[str, Any]:
     return found
 
 
+def fit_clock(*callbacks: Callback, model: LightningModule | None = None, max_epochs: int = 2):
+    """Fit a model that tells its end times, on four batches of which each rank has two."""
+    model = seeded(OwnModel) if model is None else model
+    settings = {"n_ranks": 2, "max_epochs": max_epochs, "precision": 32}
+    tasks.make_trainer(FOLDER, *callbacks, **settings).fit(model, tiny_loader(8, batch_size=2))
+    return model
+
+
 def end_times(scope: str, seed: int | None = None) -> tuple[list[float], int | None]:
     """End times of two epochs of training, and the seed they were drawn with."""
-    callback, model = SteerCallback(b=0.5, scope=scope, seed=seed), seeded(OwnModel)
-    trainer = tasks.make_trainer(FOLDER, callback, n_ranks=2, max_epochs=2, precision=32)
-    trainer.fit(model, torch.utils.data.DataLoader(tiny_data(8), batch_size=2))
-    return model.ends, callback.seed
+    callback = SteerCallback(b=0.5, scope=scope, seed=seed)
+    return fit_clock(callback).ends, callback.seed
 
 
 def all_end_times() -> dict[str, Any]:
@@ -98,11 +104,8 @@ class SeesTimes(KineticEnergy):
 def probe_times() -> dict[str, Any]:
     """Probe times of two epochs, the seed they were drawn with, and the weights after them."""
     torch.manual_seed(100 + RANK)
-    sees, model = SeesTimes(), seeded(OwnModel)
-    callback = PenaltyCallback(sees)
-    trainer = tasks.make_trainer(FOLDER, callback, n_ranks=2, max_epochs=2, precision=32)
-    trainer.fit(model, torch.utils.data.DataLoader(tiny_data(8), batch_size=2))
-    weights = [p.detach() for p in model.parameters()]
+    callback = PenaltyCallback(sees := SeesTimes())
+    weights = [p.detach() for p in fit_clock(callback).parameters()]
     return {"times": sees.times, "seed": callback.seed, "weights": weights}
 
 
@@ -211,10 +214,7 @@ def first_steps(*callbacks: Callback) -> dict[str, Any]:
     model = seeded(OwnModel)
     model.block.solver = AdaptiveSolver("tsit5", 1e-8, 1e-8, first_step="previous")
     model.block.vector_field = Faster()
-    trainer = tasks.make_trainer(
-        FOLDER, *callbacks, Listening(), n_ranks=2, max_epochs=1, precision=32
-    )
-    trainer.fit(model, torch.utils.data.DataLoader(tiny_data(8), batch_size=2))
+    fit_clock(*callbacks, Listening(), model=model, max_epochs=1)
     return {"own": own, "agreed": agreed}
 
 

@@ -25,26 +25,26 @@ class Manual(FaultyModel):
         optimizer.step()
 
 
-def test_manual_optimisation():
-    with pytest.raises(
-        MisconfigurationException,
-        match=r"automatic optimisation with SolverGuard\(policy='skip'\), but Manual .*Catch",
-    ):
-        tiny_trainer(SolverGuard("skip")).fit(seeded(Manual), loader("none"))
+class Closures(FaultyModel):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model_class", "message"),
+    [
+        (Manual, r"automatic optimisation with SolverGuard\(policy='skip'\), but Manual .*Catch"),
+        (Closures, r"evaluates once a step .* got LBFGS"),
+    ],
+)
+def test_optimisation_that_cannot_drop_a_batch(model_class, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        tiny_trainer(SolverGuard("skip")).fit(seeded(model_class), loader("none"))
 
 
 def test_manual_optimisation_may_raise_with_the_place():
     with pytest.raises(NonFiniteStateError, match=r"block 'block'.*epoch 0, batch 1, rank 0\."):
         tiny_trainer(SolverGuard()).fit(seeded(Manual), loader("none", "nan"))
-
-
-def test_lbfgs():
-    class Closures(FaultyModel):
-        def configure_optimizers(self):
-            return torch.optim.LBFGS(self.parameters())
-
-    with pytest.raises(MisconfigurationException, match=r"evaluates once a step .* got LBFGS"):
-        tiny_trainer(SolverGuard("skip")).fit(seeded(Closures), loader("none"))
 
 
 @pytest.mark.parametrize("strategy_class", [FSDPStrategy, DDPStrategy])

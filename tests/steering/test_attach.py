@@ -8,16 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from torch.utils.checkpoint import checkpoint
-from torchdiffeq import odeint, odeint_adjoint
+from torchdiffeq import odeint
 
 from steer_lightning import steer
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
-from tests.helpers.attaching import TIGHT, attached
+from tests.helpers.attaching import TIGHT, attached, both_calls
 from tests.helpers.models import RecordingField
 from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
-
-both_calls = pytest.mark.parametrize("call", [odeint, odeint_adjoint])
 
 
 @both_calls
@@ -101,31 +98,6 @@ def test_further_arguments_pass_through_and_time_may_be_a_keyword():
     torch.testing.assert_close(field(t=t, y=y, context=context, gain=4.0), expected)
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs", "error", "message"),
-    [
-        ((), {"input": torch.ones(1, 2)}, TypeError, r"as f\(t, y, ...\) .* but got no time"),
-        ((0.0,), {}, TypeError, "but got a time of type float. Name the module that is passed"),
-        ((torch.ones(3, 2),), {}, ValueError, r"got t = a tensor of shape \(3, 2\). Name the mod"),
-    ],
-)
-def test_a_module_that_is_no_vector_field_is_refused_under_a_draw(args, kwargs, error, message):
-    class Module(nn.Module):
-        def forward(self, input):
-            return torch.zeros(3, 2)
-
-    module = Module()
-    horizon = attached(module)
-    module(*args, **kwargs)
-    horizon.perturb(FixedOffset(0.3))
-    if kwargs or isinstance(args[0], float):
-        with pytest.raises(error, match=f"'flow.func'.*{message}"):
-            module(*args, **kwargs)
-    else:  # a state of ones could be the end time t1 = 1: any other cannot
-        with pytest.raises(error, match=message):
-            module(2.0 * args[0])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_dtypes_of_time_and_derivative_are_kept(dtype):
     class Field(nn.Module):
@@ -138,25 +110,6 @@ def test_the_dtypes_of_time_and_derivative_are_kept(dtype):
     assert field(torch.tensor(0.0, dtype=dtype), torch.ones(2, dtype=dtype)).dtype == dtype
     half = field(torch.tensor(0.0, dtype=dtype), torch.ones(2, dtype=torch.bfloat16))
     assert half.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_inside_the_step_sees_the_same_end_time(use_reentrant):
-    field, y0 = CosineField(), initial_state().requires_grad_()
-    attached(field, 0.4)
-
-    def loss(y0):
-        return odeint(field, y0, times(0.0, 1.0), **TIGHT)[-1].square().sum()
-
-    plain = torch.autograd.grad(loss(y0), (y0, field.a))
-    checkpoint(loss, y0, use_reentrant=use_reentrant).backward()
-    torch.testing.assert_close((y0.grad, field.a.grad), plain)
-
-
-def test_without_a_draw_the_field_may_be_called_anywhere():
-    field = CosineField()
-    attached(field)
-    field(torch.tensor(7.0), initial_state())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
@@ -185,14 +138,16 @@ def test_detach_takes_the_hooks_off():
     assert torch.equal(odeint(field, y0, times(0.0, 1.0)), before)
 
 
-def test_a_foreign_field_takes_no_end_time_for_each_sample():
-    with pytest.raises(ValueError, match=r"'flow.func', but got 'sample'.*ODEBlock"):
-        attached(CosineField()).perturb(EndTimeDraw(0.5, scope="sample"))
-
-
-def test_b_must_fit_the_declared_span():
-    with pytest.raises(ValueError, match=r"\|t1 - t0\| = 0.5, .*but got b = 0.5"):
-        attached(CosineField(), t0=0.5, t1=1.0).perturb(EndTimeDraw(0.5))
+@pytest.mark.parametrize(
+    ("scope", "message"),
+    [
+        ("sample", r"'flow.func', but got 'sample'.*ODEBlock"),
+        ("batch", r"\|t1 - t0\| = 0.5, .*but got b = 0.5"),
+    ],
+)
+def test_a_draw_that_does_not_fit_is_refused(scope, message):
+    with pytest.raises(ValueError, match=message):
+        attached(CosineField(), t0=0.5, t1=1.0).perturb(EndTimeDraw(0.5, scope=scope))
 
 
 def test_compiled_fields_follow_the_end_time():

@@ -24,6 +24,12 @@ def end_of(model):
     return float(model(tiny_data())[0, 1].detach())
 
 
+def drawn(model, b=0.5, step=0, seed=1, **settings):
+    """The end time of a block in one step."""
+    with steer(model, b, step=step, seed=seed, **settings) as ends:
+        return ends["steer/block.horizon/end_time"]
+
+
 @both
 def test_inside_the_block_the_end_moves_and_after_it_no_bit_has_changed(model_class, where, name):
     model, x = seeded(model_class), tiny_data()
@@ -76,11 +82,8 @@ def test_without_a_seed_torchs_own_decides():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         torch.rand(3)
-        with steer(model, b=0.5, step=0) as from_torch:
-            pass
-    with steer(model, b=0.5, step=0, seed=5) as given:
-        pass
-    assert from_torch == given
+        from_torch = drawn(model, seed=None)
+    assert from_torch == drawn(model, seed=5)
 
 
 def test_horizons_of_one_model_are_drawn_apart():
@@ -92,11 +95,8 @@ def test_horizons_of_one_model_are_drawn_apart():
 
 @pytest.mark.parametrize(("scope", "same"), [("batch", True), ("rank", False)])
 def test_the_scope_decides_whether_ranks_agree(scope, same):
-    model, found = seeded(OwnModel), []
-    for rank in range(2):
-        with steer(model, b=0.5, step=0, seed=1, scope=scope, rank=rank) as ends:
-            found.append(dict(ends))
-    assert (found[0] == found[1]) is same
+    first, second = (drawn(seeded(OwnModel), scope=scope, rank=rank) for rank in range(2))
+    assert (first == second) is same
 
 
 def test_an_end_time_for_each_sample():
@@ -113,20 +113,15 @@ def test_an_end_time_for_each_sample():
 def test_b_follows_a_schedule(unit):
     model, b = seeded(OwnModel), Schedule(0.5, 0.0, 4, unit=unit)
     for at in range(6):
-        with steer(model, b, step=at if unit == "step" else 3, epoch=at, seed=1) as decaying:
-            decayed = decaying["steer/block.horizon/end_time"]
-        with steer(model, 0.5, step=at if unit == "step" else 3, seed=1) as full:
-            offset = full["steer/block.horizon/end_time"] - 1.0
-        assert decayed - 1.0 == pytest.approx(max(0.0, 1.0 - at / 4) * offset, abs=1e-12)
+        step = at if unit == "step" else 3
+        decayed, full = drawn(model, b, step, epoch=at) - 1.0, drawn(model, step=step) - 1.0
+        assert decayed == pytest.approx(max(0.0, 1.0 - at / 4) * full, abs=1e-12)
 
 
 def test_the_normal_distribution_is_another_draw():
-    ends = []
-    for distribution in ("uniform", "normal"):
-        with steer(seeded(OwnModel), 0.5, step=0, seed=1, distribution=distribution) as found:
-            ends.append(found["steer/block.horizon/end_time"])
-    assert ends[0] != ends[1]
-    assert 0.5 <= ends[1] <= 1.5
+    uniform, normal = (drawn(seeded(OwnModel), distribution=d) for d in ("uniform", "normal"))
+    assert uniform != normal
+    assert 0.5 <= normal <= 1.5
 
 
 @both
@@ -241,13 +236,9 @@ def test_a_sweep_over_the_end_time_moves_every_span_and_puts_it_back(offset):
         assert end_of(model) == pytest.approx(1.0 + offset, abs=1e-5)
         assert torch.equal(model(x), before) is (offset == 0.0)
     assert torch.equal(model(x), before)
-
-
-def test_a_sweep_within_a_training_step_gives_the_step_its_end_back():
-    model = seeded(OwnModel)
-    with steer(model, b=0.5, step=0, seed=1) as ends:
-        with end_time_offset_at(model, 0.25):
-            assert end_of(model) == pytest.approx(1.25, abs=1e-5)
+    with steer(model, b=0.5, step=0, seed=1) as ends:  # within a training step
+        with end_time_offset_at(model, offset):
+            assert end_of(model) == pytest.approx(1.0 + offset, abs=1e-5)
         assert end_of(model) == pytest.approx(ends["steer/block.horizon/end_time"], abs=1e-5)
 
 

@@ -13,88 +13,61 @@ from steer_lightning.steering.control import Steering, SteerSettings
 from steer_lightning.utils.schedule import Schedule
 from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
 
-CASES = {
-    "own": (OwnModel, {}, "steer/block.horizon/end_time"),
-    "foreign": (ForeignModel, {"vector_fields": ["func"]}, "steer/func/end_time"),
-}
-both = pytest.mark.parametrize(("model_class", "where", "name"), CASES.values(), ids=list(CASES))
+
+def refused(message, model, error=ValueError, **settings):
+    """Steering raises an error, within the block or at its end."""
+    with (
+        pytest.raises(error, match=message),
+        steer(model, **{"b": 0.5, "step": 0, **settings}),
+    ):
+        pass
 
 
-def test_a_module_known_by_two_paths_may_be_named_by_either():
+def test_a_field_may_be_known_by_two_paths_or_be_the_model_itself():
     model = nn.Module()
     model.func = ClockField()
     model.flow = nn.Sequential(model.func)
-    for path in ("func", "flow.0"):
-        with steer(model, b=0.5, step=0, vector_fields=[path]) as ends:
-            assert list(ends) == [f"steer/{path}/end_time"]
+    for root, path in ((model, "func"), (model, "flow.0"), (model.func, "")):
+        with steer(root, b=0.5, step=0, vector_fields=[path]) as ends:
             odeint(model.func, tiny_data(), torch.tensor([0.0, 1.0]))
+            assert list(ends) == [f"steer/{path or 'model'}/end_time"]
 
 
 def test_a_field_that_is_not_called_inside_the_block_is_refused():
-    model = seeded(ForeignModel)
-    with (
-        pytest.raises(ValueError, match=r"'func' was not called inside `with steer\(...\)`"),
-        steer(model, b=0.5, step=0, vector_fields=["func"]),
-    ):
-        pass
+    message = r"'func' was not called inside `with steer\(...\)`"
+    refused(message, seeded(ForeignModel), vector_fields=["func"])
+
+
+TWICE = r"T would move twice. Keep one of the two"
 
 
 def test_a_field_inside_a_steered_block_is_refused():
     model = seeded(OwnModel)
-    with (
-        steer(model, b=0.5, step=0),
-        pytest.raises(ValueError, match=r"T would move twice. Keep one of the two"),
-        steer(model, b=0.5, step=0, vector_fields=["block.vector_field"]),
-    ):
-        pass
+    with steer(model, b=0.5, step=0):
+        refused(TWICE, model, vector_fields=["block.vector_field"])
 
 
 def test_a_field_inside_an_attached_field_is_refused_and_nobody_keeps_hooks():
     model = nn.Sequential(nn.Sequential(ClockField()))
-    for paths in (["0", "0.0"], ["0.0", "0"]):
-        with (
-            pytest.raises(ValueError, match=r"T would move twice. Keep one of the two"),
-            steer(model, b=0.5, step=0, vector_fields=paths),
-        ):
-            pass
     for outer, inner in (("0", "0.0"), ("0.0", "0")):
+        refused(TWICE, model, vector_fields=[outer, inner])
         first = Steering(model, SteerSettings(0.5, (outer,)), owner="first")
-        with pytest.raises(ValueError, match=r"T would move twice. Keep one of the two"):
-            Steering(model, SteerSettings(0.5, (inner,)), owner="second")
+        refused(TWICE, model, vector_fields=[inner])
         first.release(detach=True)
-    with (
-        pytest.raises(ValueError, match=r"to be one of .* got '0.x'"),
-        steer(model, b=0.5, step=0, vector_fields=["0.0", "0.x"]),
-    ):
-        pass
+    refused(r"to be one of .* got '0.x'", model, vector_fields=["0.0", "0.x"])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_wrapped_model_of_fabric_is_refused():
     model = Fabric(accelerator="cpu", devices=1).setup(seeded(OwnModel))
-    with (
-        pytest.raises(TypeError, match=r"_FabricModule, Fabric's wrapper .* Give the unwrapped"),
-        steer(model, b=0.5, step=0),
-    ):
-        pass
+    refused(r"_FabricModule, Fabric's wrapper .* Give the unwrapped", model, TypeError)
 
 
-def test_the_model_itself_may_be_the_field():
-    field = ClockField()
-    with steer(field, b=0.5, step=0, vector_fields=[""]) as ends:
-        odeint(field, tiny_data(), torch.tensor([0.0, 1.0]))
-        assert list(ends) == ["steer/model/end_time"]
-
-
-def test_an_unknown_path_lists_the_near_ones():
+def test_what_is_not_in_the_model_is_refused():
     model = nn.ModuleDict({"flow": seeded(ForeignModel)})
-    with (
-        pytest.raises(
-            ValueError, match=r"`vector_fields` .*'flow.fnc'\. Did you mean 'flow.func'.*nn.Module"
-        ),
-        steer(model, b=0.5, step=0, vector_fields=["flow.fnc"]),
-    ):
-        pass
+    near = r"`vector_fields` .*'flow.fnc'\. Did you mean 'flow.func'.*nn.Module"
+    refused(near, model, vector_fields=["flow.fnc"])
+    refused(r"model with horizons, but ModuleDict has none.*flow.func", model)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +75,10 @@ def test_an_unknown_path_lists_the_near_ones():
     [
         ({"b": -0.5}, "Expected `b` to be 'auto' or finite and >= 0, but got -0.5"),
         ({"b": 1.0}, r"\|t1 - t0\| = 1, .* but got b = 1"),
-        ({"b": 0.5, "vector_fields": []}, "name at least one module, but got an empty list"),
+        ({"vector_fields": []}, "`vector_fields` to name at least one module, but got an empty"),
+        ({"horizons": []}, "`horizons` to name at least one module, but got an empty list"),
+        ({"horizons": "encoder"}, "Expected `horizons` to be a list of dotted paths, but got the"),
+        ({"horizons": ["a"], "vector_fields": ["f"]}, "one of `vector_fields` and `horizons`"),
         ({"b": 0.5, "vector_fields": "func"}, r"the string 'func'\. Write \['func'\]"),
         ({"b": Schedule(-0.1, 0.5, 3)}, "schedule of `b` that is never negative"),
         ({"b": Schedule(0.0, 1.0, 3)}, r"\|t1 - t0\| = 1, .* but got b = 1"),
@@ -117,8 +93,7 @@ def test_an_unknown_path_lists_the_near_ones():
 )
 def test_bad_settings_are_refused(settings, message):
     model = seeded(OwnModel)
-    with pytest.raises(ValueError, match=message), steer(model, step=0, **{"b": 0.5, **settings}):
-        pass
+    refused(message, model, **settings)
     with steer(model, b=0.5, step=0):  # the refusal left no owner behind
         pass
 
@@ -135,16 +110,6 @@ def test_what_auto_leaves_free_may_grow_to_the_whole_interval():
     for step in (1, 2):
         with steer(block, "auto", step=step, epsilon=epsilon, seed=0):
             assert torch.equal(block(y0, t_eval), nominal) is (step == 2)
-
-
-def test_a_model_without_horizons_is_refused():
-    with (
-        pytest.raises(
-            ValueError, match=r"model with horizons, but ForeignModel has none.*flow.func"
-        ),
-        steer(seeded(ForeignModel), b=0.5, step=0),
-    ):
-        pass
 
 
 def test_check_solved_names_what_was_left_out():

@@ -8,15 +8,13 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torchdiffeq import odeint, odeint_adjoint
+from torchdiffeq import odeint
 
 from steer_lightning import nominal, steer
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.steering.attach import AttachedHorizon
 from tests.helpers.attaching import TIGHT, attached
 from tests.helpers.problems import CosineField, initial_state, times
-
-both_calls = pytest.mark.parametrize("call", [odeint, odeint_adjoint])
 
 
 @pytest.mark.parametrize("t_eval", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.5, 2.0)])

@@ -58,16 +58,3 @@ def test_state_keys_tell_parts_apart():
     assert (
         SteerCallback(0.1, horizons=["a"]).state_key == SteerCallback(9, horizons=["a"]).state_key
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"horizons": []}, "Expected `horizons` to name at least one module, but got an empty"),
-        ({"horizons": "encoder"}, "Expected `horizons` to be a list of dotted paths, but got the"),
-        ({"horizons": ["a"], "vector_fields": ["f"]}, "one of `vector_fields` and `horizons`"),
-    ],
-)
-def test_bad_horizons_raise(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SteerCallback(0.1, **arguments)

@@ -110,8 +110,7 @@ class Copies(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
         self.copies.append(self.copied(pl_module))
 
-    def on_validation_batch_end(self, trainer, pl_module, *_):
-        self.copies.append(self.copied(pl_module))
+    on_validation_batch_end = on_train_batch_end
 
 
 @each_copy
