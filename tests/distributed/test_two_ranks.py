@@ -303,22 +303,19 @@ def test_failures_in_a_row_end_all_ranks(runs):
         assert len(found["steps"]) == 2
 
 
-def test_an_evaluation_of_unknown_length_loses_no_error(runs):
-    for found in both(runs, "unknown length"):
-        assert found["error"][0] == "NFEBudgetExceededError"
-
-
 def test_the_failed_rank_says_so_at_once(runs, printed):
     """Should something else keep the others from hearing of it."""
     assert "[rank 1] NFEBudgetExceededError: The forward solve needs more" in printed
     assert "[rank 0]" not in printed
 
 
-@pytest.mark.parametrize("batch_idx", [0, 1])
-@pytest.mark.parametrize("end", ["validation in fit", "validate", "test"])
-def test_evaluation_ends_all_ranks(runs, end, batch_idx):
-    name = end if batch_idx else f"first of {end}"
-    stage = "test" if end == "test" else "validation"
+ENDS = ("validation in fit", "validate", "test")
+
+
+@pytest.mark.parametrize("name", [*ENDS, *(f"first of {end}" for end in ENDS), "unknown length"])
+def test_evaluation_ends_all_ranks(runs, name):
+    stage = "test" if name.endswith("test") else "validation"
+    batch_idx = 0 if name.startswith("first") else 1
     for found in both(runs, name):
         error, message, rank, found_idx = found["error"]
         assert error == "NFEBudgetExceededError"

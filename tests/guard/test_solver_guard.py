@@ -56,14 +56,6 @@ def test_other_exceptions_pass_and_the_model_is_put_back():
     assert untouched(model)
 
 
-def test_a_method_set_on_the_instance_is_put_back():
-    model = seeded(FaultyModel)
-    own = model.training_step
-    model.training_step = own
-    fit(SolverGuard("skip"), "none", model=model)
-    assert vars(model)["training_step"] == own
-
-
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 def test_the_batch_is_saved_on_request(tmp_path, policy):
     guard, faults = SolverGuard(policy, save_batches=True), ("none", "nan", "none")
