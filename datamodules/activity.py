@@ -27,11 +27,10 @@ from steer_lightning.utils.checks import check_choice
 class HumanActivityDataModule(SeriesDataModule):
     r"""Positions of four tags on a moving person, and at each time one of seven activities.
 
-    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` of windows of a recording, with a
-    label at each time, shape ``(B, T)``. Its 12 values are the coordinates x, y, z, in metres and
-    not scaled, of the tags at the left ankle, the right ankle, the chest and the belt; nearly
-    always one tag alone is observed. What is observed is also to be predicted: ``target_mask``
-    equals ``mask``.
+    A sample is a window of a recording, with a label at each time. Its 12 values are the
+    coordinates x, y, z, in metres and not scaled, of the tags at the left ankle, the right ankle,
+    the chest and the belt; nearly always one tag alone is observed. What is observed is also to be
+    predicted: ``target_mask`` equals ``mask``.
 
     Times are rounded to 10 ms, count from the start of a window, and are divided by the duration
     of the longest training window, so that others may end past 1. The eleven labels of the file
@@ -57,7 +56,6 @@ class HumanActivityDataModule(SeriesDataModule):
         val_size: Windows to validate on; with ``split="recording"`` as many recordings as give so
             many windows.
         download: Download the file if it is missing.
-        seed: Key of the split and the order.
 
     Raises:
         ValueError: If an argument is outside its range, or the file is broken.
@@ -75,7 +73,6 @@ class HumanActivityDataModule(SeriesDataModule):
         (12, 7)
     """
 
-    folder_name = "person_activity"
     n_features = 3 * len(TAGS)
     num_classes = len(CLASSES)
 

@@ -3,8 +3,8 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sized
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -50,14 +50,16 @@ def check_at_least(minimum: int, **arguments: int | None) -> None:
             )
 
 
-class TensorData(Dataset[BatchT], Generic[BatchT]):
-    r"""Tensors with a common first axis; a batch is one indexing operation for each tensor.
+class TensorData(Dataset[BatchT]):
+    r"""Chosen samples of tensors with a common first axis; a batch is one indexing operation each.
 
-    Use it with ``collate_fn=keep_batch``: a loader gets whole batches, fast without workers.
+    Use it with ``collate_fn=keep_batch``: a loader gets whole batches, fast without workers. Two
+    splits of the same tensors share their memory.
 
     Args:
         tensors: A tuple or named tuple of tensors, each of shape ``(N, ...)``. Batches have the
             same type.
+        chosen: Which samples belong to this set, shape ``(M,)``, int64; ``None`` means all.
 
     Raises:
         ValueError: If the tensors differ in length.
@@ -69,7 +71,7 @@ class TensorData(Dataset[BatchT], Generic[BatchT]):
         (torch.Size([3, 2]), tensor([0, 1, 2]))
     """
 
-    def __init__(self, tensors: BatchT) -> None:
+    def __init__(self, tensors: BatchT, chosen: Tensor | None = None) -> None:
         lengths = [len(tensor) for tensor in tensors]
         if len(set(lengths)) != 1:
             raise ValueError(
@@ -77,9 +79,10 @@ class TensorData(Dataset[BatchT], Generic[BatchT]):
                 "Pass at least one tensor, and index all of them by the same samples."
             )
         self.tensors = tensors
+        self.chosen = torch.arange(lengths[0]) if chosen is None else chosen
 
     def __len__(self) -> int:
-        return len(self.tensors[0])
+        return len(self.chosen)
 
     def __getitem__(self, index: int) -> BatchT:
         return self.select(index)
@@ -89,17 +92,17 @@ class TensorData(Dataset[BatchT], Generic[BatchT]):
 
     def select(self, index: int | list[int]) -> BatchT:
         """Index every tensor, by one index or a batch's; a subclass may convert what it stores."""
+        chosen = self.chosen[index]
         make: Any = getattr(self.tensors, "_make", tuple)
-        batch: BatchT = make(tensor[index] for tensor in self.tensors)
+        batch: BatchT = make(tensor[chosen] for tensor in self.tensors)
         return batch
 
 
 class ResumableLoader(DataLoader[Any]):
     """A loader that goes on in the middle of an epoch, and begins only when a batch is asked for.
 
-    Lightning saves and restores its ``state_dict``: how many batches of which epoch were read, and
-    the sampler's seed. The order of an epoch must depend on that seed and its number alone, as a
-    sampler's with ``set_epoch`` does.
+    Lightning saves and restores its ``state_dict``. The order of an epoch must depend on the
+    sampler's seed and the epoch's number alone, as a sampler's with ``set_epoch`` does.
 
     Workers wait for the first batch, since Lightning creates the iterator of a run's first epoch
     before it tells the sampler the epoch.
@@ -163,12 +166,11 @@ class TensorDataModule(LightningDataModule, ABC):
         seed: Key of splits, draws and, together with the run's seed, shuffling.
 
     Attributes:
-        folder_name: Usual name of the folder ``data_dir``; ``None`` without files.
         cache_name: Usual name of the folder ``cache_dir``; ``None`` where nothing is cached.
 
     Raises:
-        ValueError: If a size is smaller than 1, ``num_workers`` is negative or a split is empty;
-            when it is loaded, if a split has fewer samples than there are ranks.
+        ValueError: If an argument is outside its range or a split is empty; when it is loaded, if
+            a split has fewer samples than there are ranks.
 
     Example:
         >>> class Line(TensorDataModule):
@@ -181,7 +183,6 @@ class TensorDataModule(LightningDataModule, ABC):
     """
 
     sampler_class: ClassVar[type[DistributedSampler[Any]]] = DistributedSampler
-    folder_name: ClassVar[str | None] = None
     cache_name: ClassVar[str | None] = None
 
     def __init__(
@@ -198,17 +199,17 @@ class TensorDataModule(LightningDataModule, ABC):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._datasets: dict[Split, Dataset[Any]] = {}
+        self._datasets: dict[Split, TensorData[Any]] = {}
 
     @abstractmethod
-    def build(self, split: Split) -> Dataset[Any]:
-        """Build one split, a sized dataset that yields whole batches as :class:`TensorData`."""
+    def build(self, split: Split) -> TensorData[Any]:
+        """Build one split."""
 
     def setup(self, stage: str | None = None) -> None:
         for split in _SPLITS[stage]:
             if split not in self._datasets:
                 dataset = self.build(split)
-                if len(cast(Sized, dataset)) == 0:
+                if len(dataset) == 0:
                     raise ValueError(
                         f"Expected the {split} set of {type(self).__name__} to hold at least one "
                         "sample, but got an empty one. Raise its size or check the data."
@@ -244,7 +245,7 @@ class TensorDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Any]:
         dataset = self._dataset(split)
-        n_samples, (n_ranks, rank) = len(cast(Sized, dataset)), self._ranks()
+        n_samples, (n_ranks, rank) = len(dataset), self._ranks()
         if n_ranks == 1:
             return self._loader(dataset, self.eval_batch_size)
         if n_samples == 1:  # means over ranks that read the same are right too
@@ -257,7 +258,7 @@ class TensorDataModule(LightningDataModule, ABC):
         sampler = UnrepeatedDistributedSampler(dataset, n_ranks, rank, shuffle=False)
         return self._loader(dataset, self.eval_batch_size, sampler)
 
-    def _dataset(self, split: Split) -> Dataset[Any]:
+    def _dataset(self, split: Split) -> TensorData[Any]:
         if split not in self._datasets:
             raise RuntimeError(
                 f"Expected the {split} set of {type(self).__name__} to be built before it is "
@@ -267,7 +268,7 @@ class TensorDataModule(LightningDataModule, ABC):
 
     def _loader(
         self,
-        dataset: Dataset[Any],
+        dataset: TensorData[Any],
         batch_size: int,
         sampler: DistributedSampler[Any] | None = None,
     ) -> DataLoader[Any]:

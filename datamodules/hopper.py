@@ -16,10 +16,9 @@ from steer_lightning.utils.checks import check_choice
 class MuJoCoHopperDataModule(SeriesDataModule):
     r"""Falls of a simulated hopper: 7 positions and 7 velocities at 100 times, some observed.
 
-    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` without labels. At a point either
-    all of the 14 values are observed or none. All trajectories have the same times, the number of
-    a point over the number of points. A fifth of the trajectories is the test set; the validation
-    set is split off the rest.
+    At a point either all of the 14 values are observed or none; there are no labels. All
+    trajectories have the same times, the number of a point over the number of points. Values are
+    scaled over all points, observed or not.
 
     - ``task="interpolate"``: of each trajectory, ``observed_fraction`` of the points, chosen at
       random, are observed, and all points are to be predicted.
@@ -27,14 +26,10 @@ class MuJoCoHopperDataModule(SeriesDataModule):
       ``observed_fraction`` is observed, chosen at random, and the points after that part are to
       be predicted; the unobserved points of the first part are neither.
 
-    Which points are observed is drawn once for each trajectory, keyed by ``seed``; the public
-    code of latent ODEs draws anew in each epoch. It also simulates 200 points: to interpolate, it
-    cuts 100 of them at random (``n_simulated=200``); to extrapolate, it observes the first third
-    of all 200 (``n_points=200, window=0.33``).
-
-    Values are scaled to [0, 1] by the range of the training samples, over all their points. With
-    ``normalise_by="released"`` a mean squared error is four times as large: compare published
-    errors with those.
+    Which points are observed is drawn once for each trajectory; the public code of latent ODEs
+    draws anew in each epoch. It also simulates 200 points: to interpolate, it cuts 100 of them at
+    random (``n_simulated=200``); to extrapolate, it observes the first third of all 200
+    (``n_points=200, window=0.33``).
 
     Trajectories are simulated once, 10,000 of them in about half a minute, and kept in
     ``cache_dir``; this needs dm_control, reading the file does not. They differ slightly between
@@ -51,12 +46,12 @@ class MuJoCoHopperDataModule(SeriesDataModule):
             in (0, 1]; rounded to whole points, at least one.
         window: Share of the points in the first part, in (0, 1), for ``task="extrapolate"``;
             rounded to whole points.
-        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`: that of
-            the training samples, of all, or as in the public code of latent ODEs.
+        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`. As
+            ``"released"`` a mean squared error is four times as large: compare published errors
+            with those.
         seed: Key of the split, the order and the observed points; not of the trajectories.
 
     Raises:
-        ValueError: If an argument is outside its range.
         ModuleNotFoundError: If there is no file of trajectories and dm_control is not installed.
         OSError: If the file cannot be written.
 

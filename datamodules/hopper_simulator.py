@@ -67,12 +67,8 @@ def load_hopper(cache_dir: str | Path, n_trajectories: int, n_points: int) -> Te
     trajectories differ slightly. Where dm_control is not installed, a file of any versions
     is taken, the last by name, and its name printed. Nothing in a file is run.
 
-    Returns:
-        Positions, then velocities, shape ``(n_trajectories, n_points, 14)``, float32.
-
-    Raises:
-        ModuleNotFoundError: If there is no file and dm_control is not installed.
-        OSError: If the file cannot be written.
+    Returns and raises what :func:`simulate_hopper` does, and ``OSError`` if the file cannot be
+    written.
     """
     settings = f"hopper-{n_trajectories}x{n_points}-seed{SEED}"
     try:

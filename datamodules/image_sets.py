@@ -28,9 +28,9 @@ OFFICIAL = {
 class MNISTDataModule(ImageDataModule):
     r"""Handwritten digits, 10 classes: 60,000 images to train and validate on, 10,000 to test on.
 
-    Images have the shape ``(B, 1, H, W)``. The folder holds ``MNIST/raw`` with the four unpacked
-    files. Checksums are compared of files as long as MNIST's own: part of MNIST is taken as it is,
-    if its headers fit. See :class:`ImageDataModule` for the arguments.
+    The folder holds ``MNIST/raw`` with the four unpacked files. Checksums are compared of files as
+    long as MNIST's own: part of MNIST is taken as it is, if its headers fit. See
+    :class:`ImageDataModule` for the arguments.
 
     References:
         LeCun et al., *Gradient-based learning applied to document recognition*, 1998.
@@ -100,9 +100,8 @@ class MNISTDataModule(ImageDataModule):
 class CIFAR10DataModule(ImageDataModule):
     r"""Small colour photographs, 10 classes: 50,000 to train and validate on, 10,000 to test on.
 
-    Images have the shape ``(B, 3, H, W)``. The files, those of the Python version, are pickles:
-    torchvision opens them once their checksums are right. See :class:`ImageDataModule` for the
-    arguments.
+    The files, those of the Python version, are pickles: torchvision opens them once their
+    checksums are right. See :class:`ImageDataModule` for the arguments.
 
     References:
         Krizhevsky, *Learning multiple layers of features from tiny images*, 2009.
@@ -150,8 +149,8 @@ class CIFAR10DataModule(ImageDataModule):
 class SVHNDataModule(ImageDataModule):
     r"""Digits of house numbers, 10 classes: 73,257 to train and validate on, 26,032 to test on.
 
-    Images have the shape ``(B, 3, H, W)``. Labels are the digits themselves (the files have 10 for
-    digit 0). The file of extra images is not used. See :class:`ImageDataModule` for the arguments.
+    Labels are the digits themselves (the files have 10 for digit 0). The file of extra images is
+    not used. See :class:`ImageDataModule` for the arguments.
 
     References:
         Netzer et al., *Reading digits in natural images with unsupervised feature learning*, NIPS

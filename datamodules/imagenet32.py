@@ -1,9 +1,8 @@
 """Downsampled ImageNet, 32x32, as a LightningDataModule that holds all images in memory."""
 
 import zipfile
-from collections.abc import Sized
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,21 +71,20 @@ def _incomplete(path: Path, error: Exception) -> str:
 class ImageNet32DataModule(ImageDataModule):
     r"""ImageNet at 32x32, 1000 classes: about 1.28 million images to train, 50,000 to test on.
 
-    Images have the shape ``(B, 3, H, W)``, labels are in 0 to 999 (the files' own less 1). The
-    test set is the official validation file. ``data_dir`` holds ``train_data_batch_1.npz`` to
-    ``train_data_batch_10.npz`` and ``val_data.npz``. Training images take 3.9 GB in each process
-    that trains. There is no download, since the site asks for a login.
+    Labels are in 0 to 999 (the files' own less 1). The test set is the official validation file.
+    ``data_dir`` holds ``train_data_batch_1.npz`` to ``train_data_batch_10.npz`` and
+    ``val_data.npz``. Training images take 3.9 GB in each process that trains. There is no
+    download, since the site asks for a login.
 
     Two versions of this data set are in use, of different images, and likelihoods on them cannot
-    be compared. So ``variant`` has no default: say which one the files are. It is checked by
-    counting the images before any is read, printed by ``setup``, and belongs beside every result.
+    be compared. So ``variant`` has no default. It is checked by counting the images before any is
+    read, printed by ``setup``, and belongs beside every result.
 
     Args:
         variant: ``"official"`` for the files of image-net.org: 1,281,167 training and 50,000 test
             images. ``"withdrawn"`` for the older set of the PixelRNN paper, no longer offered
             there: 1,281,149 and 49,999 images. It came as PNG images without labels; write them
             to the same files with any label.
-        data_dir: Folder of the files; ``None`` means ``data/imagenet32``.
 
     Raises:
         ValueError: If an argument is outside its range, a file is broken, or the number of
@@ -140,7 +138,7 @@ class ImageNet32DataModule(ImageDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        sizes = [f"{len(cast(Sized, data)):,} {split}" for split, data in self._datasets.items()]
+        sizes = [f"{len(data):,} {split}" for split, data in self._datasets.items()]
         rank_zero_info(f"ImageNet 32x32, variant {self.variant!r}: {', '.join(sizes)} images")
 
     def check_files(self) -> None:

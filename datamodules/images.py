@@ -26,12 +26,6 @@ class EpochSampler(DistributedSampler[Any]):
     """The order of a ``DistributedSampler``, with the epoch beside each index.
 
     So the epoch of a sample does not depend on when a worker started or how far ahead it reads.
-
-    Example:
-        >>> sampler = EpochSampler(range(3), num_replicas=1, rank=0, shuffle=False)
-        >>> sampler.set_epoch(7)
-        >>> list(sampler)
-        [(7, 0), (7, 1), (7, 2)]
     """
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -41,13 +35,12 @@ class EpochSampler(DistributedSampler[Any]):
 class ImageData(TensorData[tuple[Tensor, Tensor]]):
     r"""Chosen images of a file, kept as bytes and turned into floats batch by batch.
 
-    Two splits of one file share its memory. Use it with ``collate_fn=keep_batch``, and with
-    :class:`EpochSampler` where images are mirrored; plain indices are those of epoch 0.
+    Use :class:`EpochSampler` where images are mirrored; plain indices are those of epoch 0.
 
     Args:
         images: All images of the file, shape ``(N, C, H, W)``, uint8.
         labels: Their classes, shape ``(N,)``, int64.
-        chosen: Which images belong to this split, shape ``(M,)``, int64; ``None`` means all.
+        chosen: Which images belong to this split, see :class:`~datamodules.base.TensorData`.
         pixels: ``"unit"`` divides by 255; ``"uint8"`` leaves whole numbers from 0 to 255.
         window: Side of the square windows that are averaged, a divisor of ``H`` and ``W``. With
             ``pixels="uint8"`` averages are rounded to whole numbers, halves to the even one.
@@ -71,25 +64,20 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
         window: int = 1,
         flip_seed: int | None = None,
     ) -> None:
-        super().__init__((images, labels))
-        self.chosen = torch.arange(len(images)) if chosen is None else chosen
+        super().__init__((images, labels), chosen)
         self.pixels = pixels
         self.window = window
         self.flip_seed = flip_seed
         self._mirrored: tuple[int, Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.chosen)
 
     def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> tuple[Tensor, Tensor]:
         pairs = [index if isinstance(index, tuple) else (0, index) for index in indices]
         return self.select([index for _, index in pairs], epoch=pairs[0][0])
 
     def select(self, index: int | list[int], epoch: int = 0) -> tuple[Tensor, Tensor]:
-        chosen = self.chosen[index]
-        images, labels = (tensor[chosen] for tensor in self.tensors)
+        images, labels = super().select(index)
         if self.flip_seed is not None:
-            mirrored = self.mirrored(epoch)[chosen]
+            mirrored = self.mirrored(epoch)[self.chosen[index]]
             images = torch.where(mirrored[..., None, None, None], images.flip(-1), images)
         x = images.float()
         if self.pixels == "unit":
@@ -114,16 +102,14 @@ class ImageDataModule(TensorDataModule):
     r"""Base of image sets that fit in memory: a subclass names, checks, fetches and reads files.
 
     A batch is a tuple ``(images, labels)``: images, shape ``(B, C, H, W)``, float32, and labels,
-    shape ``(B,)``, int64. The validation set is split from the training files, keyed by ``seed``;
-    the test files are never part of it. Files are kept as bytes, in one copy for training and
-    validation. The folder is only written to when ``download`` is true and a file is missing or
-    broken; the MD5 of every file is compared with the published one before any is opened.
+    shape ``(B,)``, int64. The test files are never part of the validation set. Files are kept as
+    bytes, in one copy for training and validation. The folder is only written to when ``download``
+    is true and a file is missing or broken; the MD5 of every file is compared with the published
+    one before any is opened.
 
     Args:
         data_dir: Folder of the files, in torchvision's layout; ``None`` means the folder of the
             data set's name in ``data``.
-        batch_size: Images in a training batch.
-        eval_batch_size: Images in any other batch; ``None`` means ``batch_size``.
         val_size: Images split off the training files for validation. With 0 none is, as
             published: the test set is validated on, and a checkpoint that is chosen by validation
             is then chosen by the test.
@@ -137,11 +123,11 @@ class ImageDataModule(TensorDataModule):
         horizontal_flip: Mirror each training image left to right with probability 1/2, anew in
             each epoch, keyed by ``seed``, the epoch and the image's number. Not for digits.
         download: Download missing or broken files.
-        num_workers: Loader processes.
         seed: Key of the split, the order and the mirror images.
 
     Attributes:
         title: Name of the data set, for messages.
+        folder_name: Name of the folder that ``data_dir`` usually is.
         layout: Names of what ``data_dir`` has to hold, for messages.
 
     Raises:
@@ -167,6 +153,7 @@ class ImageDataModule(TensorDataModule):
     """
 
     title: ClassVar[str]
+    folder_name: ClassVar[str]
     layout: ClassVar[str]
     native_shape: ClassVar[tuple[int, int, int]]
     num_classes: ClassVar[int]

@@ -21,11 +21,9 @@ class PeriodicDataModule(SeriesDataModule):
         y(t) = z_0 + \sin(2 \pi f t) \;(+\; t) + \text{noise}, \qquad
         f \sim \mathcal{U}(0.4,\, 0.8)
 
-    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` without labels. The first time is
-    0, the others are uniform on ``[0, t_end]``; neither times nor values are scaled. Of each
-    trajectory ``n_observed`` points, chosen at random, are observed, and all are to be predicted,
-    with their noise. The first point has no noise. A fifth of the trajectories is the test set;
-    the validation set is split off the rest.
+    The first time is 0, the others are uniform on ``[0, t_end]``; neither times nor values are
+    scaled, and there are no labels. Of each trajectory ``n_observed`` points, chosen at random,
+    are observed, and all are to be predicted, with their noise. The first point has no noise.
 
     Args:
         n_trajectories: Trajectories in all.
@@ -40,10 +38,6 @@ class PeriodicDataModule(SeriesDataModule):
         noise: ``"gaussian"`` has mean 0 and the standard deviation ``noise_scale``; ``"uniform"``
             lies between 0 and ``noise_scale``, as in the public code of latent ODEs.
         noise_scale: Size of the noise.
-        seed: Key of the trajectories, the split and the order.
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.5.

@@ -36,9 +36,8 @@ def _take(check: Callable[[Path], object], path: Path) -> dict[str, bytes]:
 class PhysioNetDataModule(SeriesDataModule):
     r"""Intensive care, 48 hours of 4,000 patients: 41 parameters, and who died in hospital.
 
-    A batch is a :class:`~steer_lightning.nn.series.SeriesBatch` with a label for each patient, 1
-    for a death in hospital (13.85 %). What is observed is also to be predicted: ``target_mask``
-    equals ``mask``. Times are in [0, 1], 1 being 48 hours.
+    Each patient has a label, 1 for a death in hospital (13.85 %). What is observed is also to be
+    predicted: ``target_mask`` equals ``mask``. Times are in [0, 1], 1 being 48 hours.
 
     Parameters are the 4 of admission (age, sex, height, type of the unit), observed at time 0, and
     37 that are measured on the way, weight among them; their order is
@@ -48,21 +47,18 @@ class PhysioNetDataModule(SeriesDataModule):
     temperatures below zero and a pH of 735 are in the data. A record with no observation is
     dropped with a warning.
 
-    Values are scaled to [0, 1] by the range of the training samples, so that others may lie
-    outside; see ``normalise_by``. The files are read anew by each run, in seconds, and only
-    written to when ``download`` is true and one is missing. We know of no official checksum, so
-    they are checked by their structure: 4,000 readable records and as many outcomes.
+    The files are read anew by each run, in seconds, and only written to when ``download`` is true
+    and one is missing. We know of no official checksum, so they are checked by their structure:
+    4,000 readable records and as many outcomes.
 
     Args:
         data_dir: Folder that holds ``set-a.tar.gz``, or the unpacked folder ``set-a``, and
             ``Outcomes-a.txt``.
         time_bin: Width of a time bin in hours. Times in the files are whole minutes, and 0.016
             keeps them apart.
-        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`: that of
-            the training samples, of all, or as in the public code of latent ODEs.
-        keep_unknown: Take -1 for a value like any other, as that code does.
+        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`.
+        keep_unknown: Take -1 for a value like any other, as the public code of latent ODEs does.
         download: Download missing files.
-        seed: Key of the split and the order.
 
     Raises:
         ValueError: If an argument is outside its range, or a file is broken.
@@ -81,7 +77,6 @@ class PhysioNetDataModule(SeriesDataModule):
         (41, 2)
     """
 
-    folder_name = "physionet2012"
     n_features = len(PARAMETERS)
     num_classes = 2
 

@@ -33,25 +33,17 @@ def min_max(values: Tensor, seen: Tensor, train: Tensor, by: NormaliseBy) -> Ten
         >>> min_max(values, seen, torch.tensor([0]), by="train").flatten()
         tensor([0.0000, 1.0000, 0.5000, 0.0000])
     """
-    features = values.shape[-1]
-    cell = seen.flatten().nonzero().squeeze(1)
-    feature, x = cell % features, values.flatten()[cell]
-    low, high = _range(x, feature, features)
+    low, high = _range(values, seen)
     if by == "train":
-        is_train = torch.zeros(len(values), dtype=torch.bool)
-        is_train[train] = True
-        chosen = is_train[cell // values[0].numel()]
-        train_low, train_high = _range(x[chosen], feature[chosen], features)
+        train_low, train_high = _range(values[train], seen[train])
         known = train_low <= train_high
         low, high = torch.where(known, train_low, low), torch.where(known, train_high, high)
     divisor = high if by == "released" else high - low
     divisor = torch.where(divisor == 0, 1.0, divisor)
-    scaled = (x - low[feature]) / divisor[feature]
-    return values.new_zeros(values.numel()).scatter(0, cell, scaled).view_as(values)
+    return torch.where(seen, (values - low) / divisor, 0.0)
 
 
-def _range(x: Tensor, feature: Tensor, features: int) -> tuple[Tensor, Tensor]:
+def _range(values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of each feature; infinite and reversed if it has none."""
-    low = x.new_full((features,), torch.inf).scatter_reduce(0, feature, x, "amin")
-    high = x.new_full((features,), -torch.inf).scatter_reduce(0, feature, x, "amax")
-    return low, high
+    low = torch.where(seen, values, torch.inf).amin((0, 1))
+    return low, torch.where(seen, values, -torch.inf).amax((0, 1))

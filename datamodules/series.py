@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +16,7 @@ _CHECKED_AT_ONCE = 1000
 class SeriesData(TensorData[SeriesBatch]):
     r"""Chosen samples of a store of padded series; a batch is cut to its longest sample.
 
-    The splits of one store share its memory. Use it with ``collate_fn=keep_batch``.
-
-    Args:
-        series: All samples, padded to the longest one; its masks may be bool, to save memory.
-        chosen: Which samples belong to this split, shape ``(M,)``, int64; ``None`` means all.
+    The masks of the store may be bool, to save memory; those of a batch are floating.
 
     Example:
         >>> from steer_lightning.nn.series import make_series
@@ -32,13 +27,6 @@ class SeriesData(TensorData[SeriesBatch]):
         >>> batch.times.shape, batch.mask.dtype
         (torch.Size([2, 3]), torch.float32)
     """
-
-    def __init__(self, series: SeriesBatch, chosen: Tensor | None = None) -> None:
-        super().__init__(series)
-        self.chosen = torch.arange(len(series.lengths)) if chosen is None else chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
 
     def select(self, index: int | list[int]) -> SeriesBatch:
         series, chosen = self.tensors, self.chosen[index]
@@ -60,7 +48,8 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
 
     A fifth of the groups (rounded, at least one) is the test set, which does not depend on
     ``val_size``. Of the other groups, as many as give at least ``val_size`` samples are the
-    validation set; with ``val_size=0`` the test set is, and all others train.
+    validation set; with ``val_size=0`` the test set is, and all others train; ``ValueError`` if
+    none are left.
 
     Args:
         groups: Group of each sample, shape ``(N,)``, int64; all different to split single samples.
@@ -70,16 +59,12 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
     Returns:
         Indices of the samples of each split, int64.
 
-    Raises:
-        ValueError: If nothing is left to train on.
-
     Example:
         >>> parts = split_samples(torch.arange(100), val_size=8, seed=0)
         >>> {split: len(samples) for split, samples in parts.items()}
         {'train': 72, 'val': 8, 'test': 20}
     """
-    inverse, numbers = np.unique(groups.numpy(), return_inverse=True, return_counts=True)[1:]
-    group, counts = torch.from_numpy(inverse), torch.from_numpy(numbers)
+    _, group, counts = torch.unique(groups, return_inverse=True, return_counts=True)
     n_groups = len(counts)
     order = torch.randperm(n_groups, generator=seeded_generator(seed, "split"))
     n_test = max(1, round(_TEST_SHARE * n_groups))
@@ -115,11 +100,7 @@ def full_series(
 def choose_points(
     n_samples: int, n_points: int, n_chosen: int, generator: torch.Generator
 ) -> Tensor:
-    """Choose points of each sample at random, every subset being equally likely.
-
-    Returns:
-        True at the chosen points, shape ``(n_samples, n_points)``, bool.
-    """
+    """Choose points of each sample, all subsets equally likely: flags, shape ``(N, T)``, bool."""
     return torch.rand(n_samples, n_points, generator=generator).argsort(dim=1) < n_chosen
 
 
@@ -127,22 +108,15 @@ class SeriesDataModule(TensorDataModule):
     r"""Base of series with a time grid for each sample: a subclass only loads and scales them.
 
     A batch is a :class:`~steer_lightning.nn.series.SeriesBatch`, padded to its own longest sample.
-    A fifth of the samples is the test set, and the validation set is split off the rest; both are
-    keyed by ``seed``. Each split is checked once against the contract of series.
+    A fifth of the samples is the test set, and the validation set is split off the rest. Each
+    split is checked once against the contract of series.
 
     Args:
-        batch_size: Samples in a training batch.
-        eval_batch_size: Samples in any other batch; ``None`` means ``batch_size``.
         val_size: Samples to validate on; at least so many where whole groups are split. With 0
             nothing is split off, as published: the test set is validated on, and a checkpoint
             that is chosen by validation is then chosen by the test.
         limit_train: Keep this many training samples after the split; ``None`` keeps all. Neither
             the other sets nor any scaling depend on it.
-        num_workers: Loader processes.
-        seed: Key of the split, the order and what else is drawn.
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     Example:
         >>> from steer_lightning.nn.series import make_series

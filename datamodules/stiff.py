@@ -1,16 +1,14 @@
 """The stiff ordinary differential equation of the STEER paper, solved in closed form."""
 
 import math
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
 from steer_lightning.utils.checks import check_choice
 
-_START_TIMES = ("uniform", "uniform_and_zero", "grid", "log_uniform")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -91,14 +89,9 @@ class StiffODEDataModule(TensorDataModule):
             ``interval`` from 0 on, as the code released with the paper: 118 of ``15 / 119``.
             ``"log_uniform"`` draws uniformly in the logarithm on
             ``[0.01 / r, t_end - interval]``, so that every time scale gets its share, and 0.
-        batch_size: Pieces in a training batch.
         test_t_end: End of the test trajectory.
         n_test: Number of equidistant test times, both ends included.
         dtype: Precision of the batches.
-        seed: Key of the start times and the order.
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.4.
@@ -133,7 +126,8 @@ class StiffODEDataModule(TensorDataModule):
                 "Expected 0 < interval < t_end, both finite, but got "
                 f"interval={interval} and t_end={t_end}. Shorten `interval` or raise `t_end`."
             )
-        check_choice("start_times", start_times, _START_TIMES)
+        kinds = ("uniform", "uniform_and_zero", "grid", "log_uniform")
+        check_choice("start_times", start_times, kinds)
         if start_times == "grid" and n_starts * interval > t_end * (1.0 + 1e-9):
             raise ValueError(
                 "Expected n_starts * interval <= t_end for start times on a grid, but got "
@@ -163,7 +157,7 @@ class StiffODEDataModule(TensorDataModule):
         self.n_test = n_test
         self.dtype = DTYPES[dtype]
 
-    def build(self, split: Split) -> Dataset[Any]:
+    def build(self, split: Split) -> TensorData[Any]:
         if split == "train":
             u = torch.rand(
                 self.n_starts, generator=seeded_generator(self.seed, "train"), dtype=torch.float64
@@ -183,15 +177,17 @@ class StiffODEDataModule(TensorDataModule):
             return TensorData(StiffBatch(*(tensor.to(self.dtype) for tensor in pieces)))
         t = torch.linspace(0.0, self.test_t_end, self.n_test, dtype=torch.float64)
         y = stiff_solution(t, self.r).unsqueeze(-1)
-        whole = OneTrajectory([StiffTrajectory(t.to(self.dtype), y.to(self.dtype))])
-        return cast(Dataset[Any], whole)
+        return OneTrajectory(StiffTrajectory(t.to(self.dtype), y.to(self.dtype)))
 
 
-class OneTrajectory(list[StiffTrajectory]):
+class OneTrajectory(TensorData[StiffTrajectory]):
     """A set with one item: neither batches nor ranks cut the trajectory."""
 
-    def __getitems__(self, indices: list[int]) -> StiffTrajectory:
-        return self[0]
+    def __len__(self) -> int:
+        return 1
+
+    def select(self, index: int | list[int]) -> StiffTrajectory:
+        return self.tensors
 
 
 def _check_rate(r: float) -> None:

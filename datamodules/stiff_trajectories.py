@@ -1,14 +1,13 @@
 """Trajectories of stiff systems, to learn their fields from."""
 
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least
 from datamodules.stiff import DTYPES, OneTrajectory, StiffBatch, StiffTrajectory
@@ -41,12 +40,7 @@ class StiffSystemDataModule(TensorDataModule):
         gaps: Length of a piece, in gaps between neighbouring points.
         repeats: How often each piece comes in an epoch.
         n_test: Points of the test trajectory, the start not counted.
-        batch_size: Pieces in a training batch.
         dtype: Precision of the batches.
-        seed: Key of the order.
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     References:
         Kim et al., *Stiff neural ordinary differential equations*, Chaos 31, 2021; Hairer and
@@ -89,11 +83,11 @@ class StiffSystemDataModule(TensorDataModule):
         self.n_test = n_test
         self.dtype = DTYPES[dtype]
 
-    def build(self, split: Split) -> Dataset[Any]:
+    def build(self, split: Split) -> TensorData[Any]:
         n_points = self.n_points if split == "train" else self.n_test
         whole = StiffTrajectory(*(x.to(self.dtype) for x in trajectory(self.system, n_points)))
         if split != "train":
-            return cast(Dataset[Any], OneTrajectory([whole]))
+            return OneTrajectory(whole)
         first = torch.arange(n_points + 1 - self.gaps).repeat(self.repeats)
         last = first + self.gaps
         t, y = whole

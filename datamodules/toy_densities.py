@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from datamodules.base import check_at_least
 from steer_lightning.utils.checks import check_choice
 
 TWO_PI = 2.0 * math.pi
-
 
 Draw = Callable[[int, torch.Generator | None], Tensor]
 
@@ -42,31 +40,6 @@ class KnownDensity(Density, ABC):
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Evaluate the log-density, in nats, shape ``(...)``, at points, shape ``(..., D)``."""
-
-    def quadrature(self, n: int) -> tuple[Tensor, Tensor]:
-        r"""Cut the support of a one-dimensional density into nodes, by the midpoint rule.
-
-        Returns:
-            Nodes, shape ``(n, 1)``, and probabilities ``p(x_i) dx``, shape ``(n,)``, float64.
-
-        Raises:
-            ValueError: If the density is not one-dimensional or ``n`` is smaller than 1.
-
-        Example:
-            >>> nodes, probabilities = get_density("mixture1d").quadrature(1000)
-            >>> round(float(probabilities.sum()), 9)
-            1.0
-        """
-        if self.dim != 1:
-            raise ValueError(
-                f"Expected a one-dimensional density for quadrature, but got {self.dim} "
-                "dimensions. Estimate from samples instead."
-            )
-        check_at_least(1, n=n)
-        low, high = self.support
-        width = (high - low) / n
-        nodes = low + width * (torch.arange(n, dtype=torch.float64).unsqueeze(-1) + 0.5)
-        return nodes, self.log_prob(nodes).exp() * width
 
 
 class MixtureDensity(KnownDensity):
@@ -212,10 +185,6 @@ def get_density(name: str) -> Density:
 
     References:
         ``mixture1d`` is that of Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Figure 3.
-
-    Example:
-        >>> get_density("8gaussians").dim
-        2
     """
     check_choice("density", name, DENSITIES)
     return DENSITIES[name]()

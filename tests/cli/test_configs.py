@@ -12,7 +12,7 @@ from reproduce.experiments import Variant
 from reproduce.runs import Run, Settings
 from steer_lightning import SteerCallback
 from tests.cli.running import CONFIGS, DATA, FLOW, MODEL, NETWORK, QUIET, callbacks
-from tests.helpers.every_data_set import write_every_data_set
+from tests.helpers.data_sets import write_every_data_set
 
 NAMES = [str(p.relative_to(CONFIGS).with_suffix("")) for p in sorted(CONFIGS.glob("*/*.yaml"))]
 SMOKE = {variant.config for make in EXPERIMENTS.values() for variant in make("smoke").variants}

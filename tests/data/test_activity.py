@@ -9,6 +9,7 @@ from datamodules import activity_recordings
 from datamodules.activity import HumanActivityDataModule
 from datamodules.activity_recordings import (
     CLASSES,
+    FILE_NAME,
     TAGS,
     Recording,
     find_file,
@@ -17,8 +18,10 @@ from datamodules.activity_recordings import (
 )
 from steer_lightning.nn.series import check_series
 from tests.helpers.activity_files import LABELS, row, tiny_rows, write_activity
+from tests.helpers.data_sets import DATA_SETS, same
 from tests.helpers.http_server import serving
 
+module = DATA_SETS["person_activity"].build
 CLASS_OF_LABEL = torch.tensor([c for c, labels in enumerate(CLASSES.values()) for _ in labels])
 
 
@@ -26,11 +29,6 @@ CLASS_OF_LABEL = torch.tensor([c for c, labels in enumerate(CLASSES.values()) fo
 def folder(tmp_path) -> Path:
     write_activity(tmp_path)
     return tmp_path
-
-
-def module(folder: Path, **arguments) -> HumanActivityDataModule:
-    sizes = {"window": 20, "stride": 10, "val_size": 4, "batch_size": 8}
-    return HumanActivityDataModule(str(folder), **(sizes | arguments))
 
 
 @pytest.mark.parametrize("split", ["window", "recording"])
@@ -42,7 +40,8 @@ def test_batches(folder, split):
     sizes = {"window": [40, 4, 11], "recording": [33, 11, 11]}[split]
     loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
     assert [len(loader.dataset) for loader in loaders] == sizes
-    for loader in loaders:
+    points: list[set[tuple[int, int]]] = [set(), set(), set()]
+    for loader, seen in zip(loaders, points, strict=True):
         for batch in loader:
             check_series(batch)
             assert batch.values.shape[1:] == (20, data.n_features)
@@ -56,24 +55,11 @@ def test_batches(folder, split):
             number = (x + y // 10) % len(LABELS)
             assert torch.equal(batch.labels, CLASS_OF_LABEL[number])
             torch.testing.assert_close(batch.times, (torch.arange(20.0) / 19).expand_as(x))
-
-
-def points(loader) -> set[tuple[int, int]]:
-    """Recording and row of every point of a set."""
-    return {
-        (int(x), int(y))
-        for batch in loader
-        for x, y, _ in batch.values.unflatten(2, (4, 3)).sum(2).flatten(0, 1).tolist()
-    }
-
-
-def test_random_windows_share_points_and_recordings_do_not(folder):
-    for split, shared in (("window", True), ("recording", False)):
-        data = module(folder, split=split)
-        data.setup()
-        train, test = points(data.train_dataloader()), points(data.test_dataloader())
-        assert bool(train & test) is shared
-        assert bool({x for x, _ in train} & {x for x, _ in test}) is shared
+            seen.update(zip(x.flatten().tolist(), y.flatten().tolist(), strict=True))
+    train, _, test = points
+    shared = split == "window"  # Random windows overlap, recordings do not.
+    assert bool(train & test) is shared
+    assert bool({x for x, _ in train} & {x for x, _ in test}) is shared
 
 
 def test_times_are_scaled_by_the_longest_training_window(tmp_path):
@@ -86,11 +72,7 @@ def test_times_are_scaled_by_the_longest_training_window(tmp_path):
     seen = set()
     for seed in range(5):
         data = module(tmp_path, window=5, stride=5, val_size=1, split="recording", seed=seed)
-        data.setup()
-        ends = [
-            data.build(split).tensors.times[data.build(split).chosen][:, -1]
-            for split in ("train", "val", "test")
-        ]
+        ends = [data.build(split)[:].times[:, -1] for split in ("train", "val", "test")]
         assert float(ends[0].max()) == 1.0
         # Recording k lasts 4 k seconds; all are divided by the longest of training.
         everything = torch.cat(ends)
@@ -105,9 +87,7 @@ def test_recordings_without_a_whole_window_are_left_out(tmp_path):
     rows = tiny_rows(6, 60) + [row("E05", ticks=300_000 * i) for i in range(19)]
     write_activity(tmp_path, rows)
     assert len(module(tmp_path).load()[0].lengths) == 6 * 5
-    with pytest.raises(
-        ValueError, match=r"Expected a recording of 61 points or more in .* has 60"
-    ):
+    with pytest.raises(ValueError, match=r"a recording of 61 points or more in .* has 60"):
         module(tmp_path, window=61).setup()
 
 
@@ -152,8 +132,7 @@ def test_order_of_rows_and_recordings_is_no_matter(tmp_path):
     rows = tiny_rows(3, 30)
     first, other = merged(tmp_path / "a", *rows), merged(tmp_path / "b", *rows[::-1])
     assert list(first) == list(other) == ["A01", "A02", "A03"]
-    for name in first:
-        assert all(torch.equal(a, b) for a, b in zip(first[name], other[name], strict=True))
+    assert all(same(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +150,7 @@ def test_broken_rows_raise(tmp_path, broken, message):
 
 
 def test_the_file_is_found(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"ConfLongDemo_JSI\.txt, but .* Set `--data.downl"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"_JSI\.txt, but .* Set `--data.downl"):
         find_file(tmp_path, None)
     first = write_activity(tmp_path, name="ConfLongDemo_JSI.first600.txt")
     assert find_file(tmp_path, None) == first
@@ -197,8 +174,7 @@ def zip_bytes(*names: str, content: str) -> bytes:
 
 
 TEXT = "\n".join(tiny_rows()) + "\n"
-NAME = "ConfLongDemo_JSI.txt"
-ZIPPED = zip_bytes("README", f"data/{NAME}", content=TEXT)
+ZIPPED = zip_bytes("README", f"data/{FILE_NAME}", content=TEXT)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +182,14 @@ ZIPPED = zip_bytes("README", f"data/{NAME}", content=TEXT)
     [
         (ZIPPED, 600, None),
         (ZIPPED, 601, "Expected 601 rows in the downloaded .*, but got 600"),
-        (zip_bytes(NAME, content=TEXT.replace("lying", "flying")), 600, "one of the labels"),
+        (zip_bytes(FILE_NAME, content=TEXT.replace("lying", "flying")), 600, "one of the labels"),
         (ZIPPED[:-50], 600, "to be a zip archive, but got"),
         (zip_bytes("other.txt", content=TEXT), 600, "to hold one ConfLongDemo_JSI.txt of at most"),
-        (zip_bytes(NAME, f"../{NAME}", content=TEXT), 600, "to hold one ConfLongDemo_JSI.txt of"),
+        (
+            zip_bytes(FILE_NAME, f"../{FILE_NAME}", content=TEXT),
+            600,
+            f"to hold one {FILE_NAME} of",
+        ),
     ],
 )
 def test_download_in_prepare_data_only(tmp_path, monkeypatch, content, n_rows, message):
@@ -228,8 +208,8 @@ def test_download_in_prepare_data_only(tmp_path, monkeypatch, content, n_rows, m
         else:
             with pytest.raises((OSError, ValueError), match=message):
                 data.prepare_data()
-    assert [path.name for path in folder.iterdir()] == ([NAME] if message is None else [])
-    assert not (tmp_path / NAME).exists()
+    assert [path.name for path in folder.iterdir()] == ([FILE_NAME] if message is None else [])
+    assert not (tmp_path / FILE_NAME).exists()
 
 
 @pytest.mark.real_data

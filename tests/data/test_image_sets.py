@@ -11,21 +11,16 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST, SVHN
 
 from datamodules import image_sets
-from datamodules.image_sets import (
-    OFFICIAL,
-    CIFAR10DataModule,
-    MNISTDataModule,
-    SVHNDataModule,
-)
+from datamodules.image_sets import OFFICIAL, CIFAR10DataModule, MNISTDataModule, SVHNDataModule
 from datamodules.images import ImageDataModule
-from tests.helpers.cifar_files import META_NAME, pack_cifar10, write_cifar10
-from tests.helpers.data_sets import DATA_SETS
+from tests.helpers.data_sets import DATA_SETS, everything
 from tests.helpers.http_server import serving
+from tests.helpers.image_files import CIFAR_META, pack_cifar10, write_cifar10, write_svhn
 from tests.helpers.mnist_files import accept_mnist, idx_bytes, write_mnist
-from tests.helpers.svhn_files import write_svhn
 
 CLASSES = {"mnist": MNISTDataModule, "cifar10": CIFAR10DataModule, "svhn": SVHNDataModule}
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+NO_IDX = f"{IMAGES} to be an uncompressed IDX file of bytes, .* Set `--data.d"
 
 
 @pytest.fixture(params=CLASSES)
@@ -43,24 +38,12 @@ def module(name: str, folder: Path, **arguments) -> ImageDataModule:
     return DATA_SETS[name].build(folder, **arguments)
 
 
-def everything(loader) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*loader, strict=True)
-    return torch.cat(images), torch.cat(labels)
-
-
-def as_torchvision(name: str, folder: Path) -> tuple[Tensor, list[int]]:
-    """Images and labels of the test set."""
-    to_tensor = torchvision.transforms.PILToTensor()
-    if name == "svhn":
-        reference = SVHN(str(folder), "test", transform=to_tensor)
-    else:
-        cls = {"mnist": MNIST, "cifar10": CIFAR10}[name]
-        reference = cls(str(folder), train=False, transform=to_tensor)
-    return torch.stack([image for image, _ in reference]), [label for _, label in reference]
-
-
 def test_test_set_is_the_test_file_as_torchvision_gives_it(name, folder):
-    expected, numbers = as_torchvision(name, folder)
+    cls = {"mnist": MNIST, "cifar10": CIFAR10, "svhn": SVHN}[name]
+    part = "test" if name == "svhn" else False
+    reference = cls(str(folder), part, transform=torchvision.transforms.PILToTensor())
+    expected = torch.stack([image for image, _ in reference])
+    numbers = [label for _, label in reference]
     for pixels, values in (("uint8", expected.float()), ("unit", expected.float() / 255.0)):
         data = module(name, folder, pixels=pixels)
         data.setup("test")
@@ -88,12 +71,12 @@ def test_training_files_are_split_with_their_labels(name, folder):
 
 def test_a_file_that_the_archive_lacks_raises(tmp_path, monkeypatch):
     DATA_SETS["cifar10"].write(monkeypatch, tmp_path)
-    (tmp_path / CIFAR10.base_folder / META_NAME).unlink()
+    (tmp_path / CIFAR10.base_folder / CIFAR_META).unlink()
     archive = pack_cifar10(tmp_path)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
     with serving({CIFAR10.filename: archive}) as address:
         monkeypatch.setattr(CIFAR10, "url", f"{address}{CIFAR10.filename}")
-        with pytest.raises(FileNotFoundError, match=f"{META_NAME}, but it does not exist"):
+        with pytest.raises(FileNotFoundError, match=f"{CIFAR_META}, but it does not exist"):
             module("cifar10", tmp_path, download=True).prepare_data()
 
 
@@ -109,10 +92,8 @@ def test_the_official_checksums_and_addresses(tmp_path, monkeypatch, name, write
     write(tmp_path)
     if name == "mnist":  # Files as long as the official ones have to be those.
         accept_mnist(monkeypatch, tmp_path)
-        sizes = {
-            file: (size, OFFICIAL[file][1]) for file, (size, _) in image_sets.OFFICIAL.items()
-        }
-        monkeypatch.setattr(image_sets, "OFFICIAL", sizes)
+        own = {file: (size, OFFICIAL[file][1]) for file, (size, _) in image_sets.OFFICIAL.items()}
+        monkeypatch.setattr(image_sets, "OFFICIAL", own)
     with pytest.raises(ValueError, match=message):
         module(name, tmp_path).prepare_data()
     assert CIFAR10.url.startswith("https://")
@@ -139,26 +120,13 @@ def uint8(*shape: int) -> Tensor:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        *(
-            (
-                IMAGES,
-                content,
-                f"{IMAGES} to be an uncompressed IDX file of bytes, .* Set `--data.d",
-            )
-            for content in (
-                idx_bytes(uint8(40, 28, 28)) + b"xyz",
-                b"\x1f\x8b\x08\x00rest",
-                b"\x00\x00\x08\x00" + bytes(100),
-                b"\x00\x00\x08\x03\x00\x00",
-                b"\x00\x00\x0d" + idx_bytes(uint8(40, 28, 28))[3:],
-            )
-        ),
+        (IMAGES, idx_bytes(uint8(40, 28, 28)) + b"xyz", NO_IDX),
+        (IMAGES, b"\x1f\x8b\x08\x00rest", NO_IDX),
+        (IMAGES, b"\x00\x00\x08\x00" + bytes(100), NO_IDX),
+        (IMAGES, b"\x00\x00\x08\x03\x00\x00", NO_IDX),
+        (IMAGES, b"\x00\x00\x0d" + idx_bytes(uint8(40, 28, 28))[3:], NO_IDX),
         (LABELS, idx_bytes(uint8(39)), "got .40, 28, 28. and 39 labels"),
-        (
-            LABELS,
-            idx_bytes(torch.arange(40).to(torch.uint8) % 11),
-            "0 to 9, but .* labels up to 10",
-        ),
+        (LABELS, idx_bytes(torch.full((40,), 10).to(torch.uint8)), "0 to 9, but .* up to 10"),
         (IMAGES, idx_bytes(uint8(40, 32, 32)), "got .40, 32, 32. and 40 lab"),
         (LABELS, idx_bytes(uint8(40, 1)), "should have 1 dimension"),
         (IMAGES, idx_bytes(uint8(40, 784)), "should have 3 dimension"),

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import keep_batch
 from datamodules.images import EpochSampler, ImageData, ImageDataModule
+from tests.helpers.data_sets import everything, same
 from tests.helpers.models import tiny_trainer
 
 
@@ -40,19 +42,15 @@ class Noise(ImageDataModule):
         return images, torch.arange(len(images)) % 10
 
 
-def everything(loader, epoch: int | None = None) -> tuple[Tensor, Tensor]:
-    if epoch is not None:
-        loader.sampler.set_epoch(epoch)
-    images, labels = zip(*loader, strict=True)
-    return torch.cat(images), torch.cat(labels)
-
-
 def training(epoch: int = 0, **arguments) -> tuple[Tensor, Tensor]:
     """An epoch of training images in the order of their numbers, and those numbers."""
     data = Noise(pixels="uint8", **arguments)
     data.setup("fit")
-    images, _ = everything(data.train_dataloader(), epoch)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    images, labels = everything(loader)
     numbers = images[:, 0, 0, 0].long()
+    assert torch.equal(labels, numbers % 10)
     order = numbers.argsort()
     return images[order], numbers[order]
 
@@ -82,20 +80,20 @@ def test_epoch_sampler_is_a_distributed_sampler_with_the_epoch(epoch):
 
 def test_unit_and_uint8_pixels():
     images = noise(train=True)
-    labels = torch.arange(len(images))
     for pixels, expected in (("unit", images.float() / 255.0), ("uint8", images.float())):
-        got, got_labels = ImageData(images, labels, pixels=pixels).select([4, 2])
+        got, labels = ImageData(images, torch.arange(60), pixels=pixels).select([4, 2])
         assert torch.equal(got, expected[[4, 2]])
-        assert (got.dtype, got_labels.tolist()) == (torch.float32, [4, 2])
+        assert (got.dtype, labels.tolist()) == (torch.float32, [4, 2])
 
 
 @pytest.mark.parametrize("window", [2, 4, 8])
 def test_smaller_images_are_averages_and_whole_in_uint8(window):
     images = noise(train=True)
-    labels = torch.zeros(len(images), dtype=torch.int64)
     exact = F.avg_pool2d(images.double(), window)
-    unit, _ = ImageData(images, labels, window=window).select(list(range(60)))
-    whole, _ = ImageData(images, labels, pixels="uint8", window=window).select(list(range(60)))
+    unit, whole = (
+        ImageData(images, torch.zeros(60), pixels=pixels, window=window).select(list(range(60)))[0]
+        for pixels in ("unit", "uint8")
+    )
     torch.testing.assert_close(unit.double(), exact / 255.0, atol=1e-6, rtol=0)
     assert torch.equal(whole.double(), exact.round())
     assert 0.0 <= float(whole.min()) < float(whole.max()) <= 255.0
@@ -119,10 +117,8 @@ def test_one_image_has_no_batch_axis_and_iteration_ends():
 
 def test_split_is_disjoint_complete_and_keyed_by_seed():
     def split(seed: int) -> tuple[set[int], set[int]]:
-        data = Noise(seed=seed, pixels="uint8")
-        data.setup("fit")
-        loaders = (data.train_dataloader(), data.val_dataloader())
-        train, val = (set(everything(loader)[0][:, 0, 0, 0].tolist()) for loader in loaders)
+        data = Noise(seed=seed)
+        train, val = (set(data.build(part).chosen.tolist()) for part in ("train", "val"))
         assert (len(train), len(val)) == (48, 12)
         assert train | val == set(range(60))
         return train, val
@@ -131,24 +127,16 @@ def test_split_is_disjoint_complete_and_keyed_by_seed():
     assert split(0) != split(1)
 
 
-def test_mirror_images_keep_the_set_of_images_and_their_labels():
-    data = Noise(pixels="uint8", horizontal_flip=True)
-    data.setup("fit")
-    images, labels = everything(data.train_dataloader())
-    numbers = images[:, 0, 0, 0].long()
-    assert torch.equal(labels, numbers % 10)
-    assert numbers.sort().values.tolist() == training()[1].tolist()
-
-
-def test_mirror_images_are_keyed_by_seed_and_epoch():
-    flags = {
-        (seed, epoch): mirrored(*training(epoch, seed=seed, horizontal_flip=True))
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert torch.equal(flags[0, 1], mirrored(*training(1, horizontal_flip=True)))
-    assert len({tuple(each.tolist()) for each in flags.values()}) == 4
+def test_mirror_images_are_the_same_set_keyed_by_seed_and_epoch():
     assert not mirrored(*training(1)).any()
+    flags = set()
+    for seed, epoch in itertools.product((0, 1), repeat=2):
+        images, numbers = training(epoch, seed=seed, horizontal_flip=True)
+        again = training(epoch, seed=seed, horizontal_flip=True)[0]
+        assert torch.equal(again, images)
+        assert torch.equal(numbers, training(seed=seed)[1])
+        flags.add(tuple(mirrored(images, numbers).tolist()))
+    assert len(flags) == 4
 
 
 def test_half_of_the_images_are_mirrored():
@@ -200,8 +188,7 @@ class Recorder(LightningModule):
 
 
 def fit(folder: Path, num_workers: int, max_epochs: int, ckpt_path=None) -> dict[int, Tensor]:
-    model = Recorder()
-    trainer = tiny_trainer(max_epochs=max_epochs, limit_val_batches=0)
+    model, trainer = Recorder(), tiny_trainer(max_epochs=max_epochs, limit_val_batches=0)
     data = Noise(horizontal_flip=True, num_workers=num_workers)
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     trainer.save_checkpoint(folder / f"{max_epochs}.ckpt")
@@ -221,10 +208,8 @@ def test_workers_and_a_resume_change_nothing(tmp_path):
 def test_without_a_validation_set_the_test_set_is_validated_on_and_all_others_train():
     data = Noise(val_size=0)
     data.setup()
-    images = {name: torch.cat([x for x, _ in getattr(data, f"{name}_dataloader")()])
-              for name in ("train", "val", "test")}  # fmt: skip
-    assert len(images["train"]) == 60
-    assert torch.equal(images["val"], images["test"])
+    assert len(everything(data.train_dataloader())[0]) == 60
+    assert same(everything(data.val_dataloader()), everything(data.test_dataloader()))
 
 
 def test_validation_must_leave_something_to_train_on():

@@ -15,7 +15,7 @@ from tests.helpers.data_sets import DATA_SETS, DOWNLOADED, all_batches, same
 from tests.helpers.http_server import serving
 
 # Files that get their name in `prepare_data`.
-RENAMES = {"mnist": 4, "cifar10": 7, "svhn": 2, "physionet": 2, "activity": 1}
+RENAMES = {"mnist": 4, "cifar10": 7, "svhn": 2, "physionet2012": 2, "person_activity": 1}
 
 
 def started(function: Callable[[], object]) -> BaseProcess:
@@ -34,26 +34,22 @@ def ended(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Files below a folder that have their names."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    relative = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    return {name: content for name, content in relative.items() if not temporary(name)}
-
-
-def temporary(name: str) -> bool:
-    return any(part.startswith(".") for part in Path(name).parts)
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Files below a folder, but for temporary ones: a name on their way starts with a dot."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if "/." not in f"/{name}"}
 
 
 @pytest.fixture
-def source(tmp_path) -> Path:
-    return tmp_path / "source"
+def served(request, tmp_path, monkeypatch):
+    """A data set, its complete files on the server, and an empty folder to download them to."""
+    DATA_SETS[request.param].write(monkeypatch, tmp_path / "source")
+    return DATA_SETS[request.param], tmp_path / "source", tmp_path / "data"
 
 
-@pytest.mark.parametrize("name", DOWNLOADED)
-def test_two_processes_download_at_once(tmp_path, monkeypatch, source, name):
-    data_set, folder = DATA_SETS[name], tmp_path / "data"
-    data_set.write(monkeypatch, source)
+@pytest.mark.parametrize("served", DOWNLOADED, indirect=True)
+def test_two_processes_download_at_once(served, monkeypatch):
+    data_set, source, folder = served
     data = data_set.build(folder, download=True)
     # No file is sent to its end before both processes have asked for it.
     with serving(data_set.pack(source), hold=Barrier(2)) as address:
@@ -61,17 +57,18 @@ def test_two_processes_download_at_once(tmp_path, monkeypatch, source, name):
         processes = [started(data.prepare_data) for _ in range(2)]
         assert [ended(process) for process in processes] == [0, 0]
     assert contents(folder) == contents(source)
-    assert not [path for path in folder.rglob("*") if temporary(path.name)]
+    assert not [*folder.rglob(".*")]
     expected = all_batches(data_set.build(source))
     assert same(all_batches(data_set.build(folder)), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "n"), [(name, n) for name, last in RENAMES.items() for n in sorted({0, last - 1})]
+    ("served", "n"),
+    [(name, n) for name, last in RENAMES.items() for n in sorted({0, last - 1})],
+    indirect=["served"],
 )
-def test_a_process_killed_before_a_rename_loses_nothing(tmp_path, monkeypatch, source, name, n):
-    data_set, folder = DATA_SETS[name], tmp_path / "data"
-    data_set.write(monkeypatch, source)
+def test_a_process_killed_before_a_rename_loses_nothing(served, monkeypatch, n):
+    data_set, source, folder = served
     data = data_set.build(folder, download=True)
     replace, calls = os.replace, []
 

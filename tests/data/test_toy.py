@@ -11,17 +11,13 @@ from datamodules.toy_densities import DENSITIES, MixtureDensity
 def test_batches(name):
     data = ToyDensityDataModule(name, n_train=250, n_val=30, n_test=20)
     data.setup()
-    x, weight = next(iter(data.train_dataloader()))
-    assert x.shape == (100, data.density.dim)
-    assert x.dtype == weight.dtype == torch.float32
-    assert torch.equal(weight, torch.ones(100))
-    for loader, n in [
-        (data.train_dataloader(), 250),
-        (data.val_dataloader(), 30),
-        (data.test_dataloader(), 20),
-        (data.predict_dataloader(), 20),
-    ]:
-        assert sum(len(x) for x, _ in loader) == n
+    sizes = {"train": [100, 100, 50], "val": [30], "test": [20], "predict": [20]}
+    for split, expected in sizes.items():
+        batches = list(getattr(data, f"{split}_dataloader")())
+        assert [x.shape for x, _ in batches] == [(n, data.density.dim) for n in expected]
+        for x, weight in batches:
+            assert x.dtype == weight.dtype == torch.float32
+            assert torch.equal(weight, torch.ones(len(x)))
 
 
 def test_weighted_mean_is_the_cross_entropy():
@@ -42,15 +38,14 @@ def test_weighted_mean_is_the_cross_entropy():
 
 
 def test_quadrature_changes_the_test_set_only():
-    sampled = ToyDensityDataModule("mixture1d", n_train=30, n_val=20, n_test=10)
-    nodes = ToyDensityDataModule(
-        "mixture1d", n_train=30, n_val=20, n_test=10, test_points="quadrature"
+    sampled, nodes = (
+        ToyDensityDataModule("mixture1d", n_train=30, n_val=20, n_test=500, test_points=kind)
+        for kind in ("samples", "quadrature")
     )
-    for data in (sampled, nodes):
-        data.setup()
-    for loader in ("train_dataloader", "val_dataloader"):
-        (a, _), (b, _) = (next(iter(getattr(data, loader)())) for data in (sampled, nodes))
-        assert torch.equal(a, b)
-    x, weight = next(iter(nodes.predict_dataloader()))
+    for split in ("train", "val"):
+        assert torch.equal(sampled.build(split)[:][0], nodes.build(split)[:][0])
+    x, weight = nodes.build("test")[:]
     assert (x[1:] > x[:-1]).all()
     assert float(weight.mean()) == pytest.approx(1.0, abs=1e-6)
+    entropy = -(weight * nodes.density.log_prob(x)).mean()  # of the paper's mixture
+    assert float(entropy) == pytest.approx(2.281, abs=5e-4)

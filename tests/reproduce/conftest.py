@@ -1,6 +1,6 @@
 import pytest
 
-from tests.helpers.every_data_set import write_every_data_set
+from tests.helpers.data_sets import write_every_data_set
 
 
 @pytest.fixture(autouse=True)
