@@ -1,4 +1,5 @@
 import itertools
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -9,12 +10,7 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.base import (
-    ResumableLoader,
-    Split,
-    TensorData,
-    TensorDataModule,
-)
+from datamodules.base import ResumableLoader, Split, TensorData, TensorDataModule
 from tests.helpers.models import tiny_trainer
 
 FIRST = {"train": 0, "val": 100, "test": 200}
@@ -57,20 +53,11 @@ def test_each_stage_alone_builds_what_it_needs(stage, built):
     data = Numbers()
     data.setup(stage)
     assert data.built == built
-    loaders = {
-        "train": data.train_dataloader,
-        "val": data.val_dataloader,
-        "test": data.test_dataloader,
-    }
     for split in built:
-        assert sorted(values(loaders[split]())) == [FIRST[split] + i for i in range(10)]
-
-
-def test_a_split_is_built_once():
-    data = Numbers()
-    for stage in ("fit", "validate", "test", "predict", "fit"):
-        data.setup(stage)
-    assert data.built == ["train", "val", "test"]
+        loader = getattr(data, f"{split}_dataloader")()
+        assert sorted(values(loader)) == [FIRST[split] + i for i in range(10)]
+    data.setup()
+    assert sorted(data.built) == ["test", "train", "val"]  # each once
 
 
 def test_batches_keep_their_type_and_sizes():
@@ -96,10 +83,10 @@ def test_order_depends_on_seeds_and_epoch_alone(monkeypatch):
     assert order(0, 0, 0) == order(0, 0, 0)
     keys = list(itertools.product((0, 1), repeat=3))
     assert len({tuple(order(*key)) for key in keys}) == len(keys)
-    loader = Numbers(seed=0)
-    loader.setup("fit")
+    data = Numbers(seed=0)
+    data.setup("fit")
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
-    saved = loader.train_dataloader().state_dict()["seed"]
+    saved = data.train_dataloader().state_dict()["seed"]
     assert order(0, 0, 2, {"seed": saved}) == order(0, 0, 1)  # a resumed run keeps its order
 
 
@@ -125,14 +112,10 @@ def on_rank(rank: int, world_size: int, n: int = 10) -> Numbers:
     return data
 
 
-def test_ranks_share_an_epoch_without_overlap():
-    parts = [values(on_rank(rank, 2).train_dataloader()) for rank in range(2)]
-    assert sorted(parts[0] + parts[1]) == list(range(10))
-
-
-def test_ranks_take_as_many_training_steps_and_repeat_samples_for_it():
-    parts = [values(on_rank(rank, 3).train_dataloader()) for rank in range(3)]
-    assert [len(part) for part in parts] == [4, 4, 4]
+@pytest.mark.parametrize(("n_ranks", "n_steps"), [(2, 5), (3, 4)])
+def test_ranks_share_an_epoch_and_repeat_no_more_than_equal_steps_need(n_ranks, n_steps):
+    parts = [values(on_rank(rank, n_ranks).train_dataloader()) for rank in range(n_ranks)]
+    assert [len(part) for part in parts] == [n_steps] * n_ranks
     assert {x for part in parts for x in part} == set(range(10))
 
 
@@ -147,29 +130,21 @@ def test_ranks_evaluate_every_sample_once(split, n):
     assert all(isinstance(loader.sampler, UnrepeatedDistributedSampler) for loader in loaders)
 
 
-def test_a_set_of_one_sample_is_evaluated_by_every_rank():
-    assert [values(on_rank(rank, 3, 1).val_dataloader()) for rank in range(3)] == [[100.0]] * 3
-
-
-def test_fewer_samples_than_ranks_raise_on_all_of_them():
+def test_one_sample_is_evaluated_by_every_rank_and_too_few_raise_on_all_of_them():
+    message = r"a sample for each of the 3 ranks in the val set of Numbers.* got 2"
     for rank in range(3):
-        with pytest.raises(
-            ValueError, match=r"a sample for each of the 3 ranks in the val set of Numbers.* got 2"
-        ):
+        assert values(on_rank(rank, 3, 1).val_dataloader()) == [100.0]
+        with pytest.raises(ValueError, match=message):
             on_rank(rank, 3, 2).val_dataloader()
 
 
-@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
-def test_memory_is_pinned_for_a_cuda_trainer_only(device, pinned):
+@pytest.mark.parametrize("cuda", [True, False])
+def test_memory_is_pinned_for_a_cuda_trainer_or_without_one_where_there_is_cuda(monkeypatch, cuda):
     data = on_rank(0, 1)
-    data.trainer.strategy.root_device = torch.device(device)
-    assert data.pin_memory is pinned
-
-
-def test_without_a_trainer_memory_is_pinned_where_there_is_cuda(monkeypatch):
-    for available in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert Numbers().pin_memory is available
+    data.trainer.strategy.root_device = torch.device("cuda" if cuda else "cpu")
+    assert data.pin_memory is cuda
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert Numbers().pin_memory is cuda
 
 
 class Recorder(LightningModule):
@@ -178,20 +153,13 @@ class Recorder(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
-        self.seen: dict[str, list[float]] = {"train": [], "val": [], "test": [], "predict": []}
+        self.seen: dict[str, list[float]] = defaultdict(list)
 
     def training_step(self, batch, batch_idx):
-        self.seen["train"] += batch.x.tolist()
+        self.seen[self.trainer.state.stage] += batch.x.tolist()
         return (self.weight * batch.x).mean()
 
-    def validation_step(self, batch, batch_idx):
-        self.seen["val"] += batch.x.tolist()
-
-    def test_step(self, batch, batch_idx):
-        self.seen["test"] += batch.x.tolist()
-
-    def predict_step(self, batch, batch_idx):
-        self.seen["predict"] += batch.x.tolist()
+    validation_step = test_step = predict_step = training_step
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -206,7 +174,7 @@ def test_trainer_runs_every_stage_and_reshuffles_each_epoch():
     first, second = model.seen["train"][:10], model.seen["train"][10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    assert model.seen["val"] == [100.0 + i for i in range(10)] * 2
+    assert model.seen["validate"] == [100.0 + i for i in range(10)] * 2
     assert model.seen["test"] == model.seen["predict"] == [200.0 + i for i in range(10)]
 
 

@@ -23,10 +23,10 @@ def test_columns(end, tail):
 
 
 def test_without_a_header():
-    t = CSVColumns({"a.txt": b"1,2\n3,4\n"}, ("a", "b"), has_header=False)
+    t = CSVColumns({"a.txt": b"x,2\n3,4\n"}, ("a", "b"), has_header=False)
     assert t.numbers("b").tolist() == [2.0, 4.0]
     with pytest.raises(ValueError, match=r"Expected a finite number .* as a in line 1 of a\.txt"):
-        CSVColumns({"a.txt": b"x,2\n"}, ("a", "b"), has_header=False).numbers("a")
+        t.numbers("a")
 
 
 @pytest.mark.parametrize(
@@ -42,17 +42,13 @@ def test_without_a_header():
     ],
 )
 def test_lines_of_other_lengths_raise(lines):
-    with pytest.raises(
-        ValueError, match=r"Expected 3 fields of UTF-8 between commas in line 3 of a\.txt"
-    ):
+    with pytest.raises(ValueError, match=r"3 fields of UTF-8 between commas in line 3 of a\.txt"):
         table(*lines)
 
 
 @pytest.mark.parametrize("value", ["", "x", "1.2.3", "7_3", "nan", "inf", "-inf", "1e300"])
 def test_what_is_no_finite_number_raises(value):
-    message = (
-        rf"number of size up to 3.4e\+38 as Value in line 3 of a\.txt, but got '{value}'\. Get"
-    )
+    message = rf"size up to 3.4e\+38 as Value in line 3 of a\.txt, but got '{value}'\. Get"
     with pytest.raises(ValueError, match=message):
         table("0,a,1", f"0,a,{value}", "0,b,nan").numbers("Value")
 

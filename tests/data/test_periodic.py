@@ -16,13 +16,10 @@ def everything(**arguments) -> SeriesBatch:
 def residual(series: SeriesBatch, with_trend: bool) -> torch.Tensor:
     """Rest of each trajectory after the best offset and frequency, shape (N, T)."""
     t, y = series.times.double(), series.values.squeeze(-1).double()
-    if with_trend:
-        y = y - t
     frequency = torch.linspace(0.4, 0.8, 4001, dtype=torch.float64)
     rest = []
-    for times, values in zip(t, y, strict=True):
-        waves = torch.sin(2 * math.pi * frequency[:, None] * times)
-        left = values - waves
+    for times, values in zip(t, y - t if with_trend else y, strict=True):
+        left = values - torch.sin(2 * math.pi * frequency[:, None] * times)
         left = left - left[:, :1]  # The first point has neither wave nor noise.
         rest.append(left[left.square().mean(1).argmin()])
     return torch.stack(rest)
@@ -65,13 +62,10 @@ def test_times(shared):
         assert float(times.mean()) == pytest.approx(2.5 * 99 / 100, abs=0.05)
 
 
-def test_equal_times_are_drawn_again():
+def test_equal_times_are_drawn_again_until_they_cannot_differ():
     # Of so many numbers in float32, two are equal in most grids.
     times = everything(n_trajectories=3, n_points=8000, n_observed=9, shared_times=False).times
     assert times.diff(dim=1).min() > 0.0
-
-
-def test_times_that_cannot_differ_raise():
     with pytest.raises(ValueError, match=r"Expected 100 times on \[0, 1e-44\] that differ in flo"):
         everything(t_end=1e-44)
 
@@ -79,7 +73,7 @@ def test_times_that_cannot_differ_raise():
 def test_half_of_the_points_is_observed_and_all_are_targets():
     data = PeriodicDataModule()
     data.setup()
-    batches = [batch for loader in (data.train_dataloader(),) for batch in loader]
+    batches = list(data.train_dataloader())
     assert [len(batch.times) for batch in batches] == [50] * 14 + [20]
     for batch in batches:
         check_series(batch)

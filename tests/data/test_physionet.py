@@ -7,29 +7,24 @@ from datamodules import physionet
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.physionet_records import PARAMETERS
 from steer_lightning.nn.series import check_series
+from tests.helpers.data_sets import DATA_SETS
 from tests.helpers.http_server import serving
 from tests.helpers.physionet_files import (
     FIRST_ID,
-    accept_physionet,
-    archive_bytes,
     outcomes_bytes,
     tiny_records,
     write_physionet,
 )
 
+DATA_SET = DATA_SETS["physionet2012"]
+module = DATA_SET.build
 HR = PARAMETERS.index("HR")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    accept_physionet(monkeypatch)
-    write_physionet(tmp_path / "data")
+    DATA_SET.write(monkeypatch, tmp_path)
     return tmp_path
-
-
-def module(folder: Path, **arguments) -> PhysioNetDataModule:
-    sizes = {"val_size": 8, "batch_size": 8}
-    return PhysioNetDataModule(str(folder / "data"), **(sizes | arguments))
 
 
 def content(folder: Path) -> dict[Path, int]:
@@ -41,12 +36,8 @@ def test_batches(folder, stage):
     data = module(folder)
     data.prepare_data()
     data.setup(stage)
-    loader = {
-        "fit": data.train_dataloader,
-        "validate": data.val_dataloader,
-        "test": data.test_dataloader,
-        "predict": data.predict_dataloader,
-    }[stage]()
+    split = {"fit": "train", "validate": "val"}.get(stage, stage)
+    loader = getattr(data, f"{split}_dataloader")()
     assert len(loader.dataset) == (24 if stage == "fit" else 8)
     for batch in loader:
         check_series(batch)
@@ -75,24 +66,20 @@ def test_patients_keep_their_labels_and_values(folder):
 
 @pytest.mark.parametrize("form", ["archive", "folder"])
 def test_missing_files_are_downloaded_in_prepare_data_only(folder, monkeypatch, form):
-    target, source = folder / "new", tiny_records(40)
-    write_physionet(target / "data", form=form)
-    (target / "data" / "Outcomes-a.txt").unlink()
+    target = folder / "new"
+    write_physionet(target, form=form)
+    (target / "Outcomes-a.txt").unlink()
     if form == "archive":
-        (target / "data" / "set-a.tar.gz").unlink()
-    contents = {
-        "set-a.tar.gz": archive_bytes(source),
-        "Outcomes-a.txt": outcomes_bytes({number: number % 2 for number in source}),
-    }
-    with serving(contents) as address:
+        (target / "set-a.tar.gz").unlink()
+    with serving(DATA_SET.pack(folder)) as address:
         monkeypatch.setattr(physionet, "URL", address)
         with pytest.raises(FileNotFoundError, match="but it does not exist"):
             module(target).prepare_data()
         with pytest.raises(FileNotFoundError, match="but it does not exist"):
             module(target, download=True).setup("fit")
         module(target, download=True).prepare_data()
-    names = {"archive": {"set-a.tar.gz"}, "folder": {"set-a"}}[form]
-    assert {path.name for path in (target / "data").iterdir()} == names | {"Outcomes-a.txt"}
+    records = {"archive": "set-a.tar.gz", "folder": "set-a"}[form]
+    assert {path.name for path in target.iterdir()} == {records, "Outcomes-a.txt"}
     module(target).setup()
 
 
@@ -100,7 +87,7 @@ def test_dropped_records_are_named_once_a_run(folder):
     records = tiny_records(40)
     for number in (FIRST_ID + 3, FIRST_ID + 8):
         records[number] = b"Time,Parameter,Value\n00:00,Weight,-1\n"
-    write_physionet(folder / "data", records)
+    write_physionet(folder, records)
     for _ in range(2):
         data = module(folder)
         data.prepare_data()
@@ -111,9 +98,7 @@ def test_dropped_records_are_named_once_a_run(folder):
 
 
 def test_a_set_of_one_label_warns(folder):
-    (folder / "data" / "Outcomes-a.txt").write_bytes(
-        outcomes_bytes(dict.fromkeys(tiny_records(40), 1))
-    )
+    (folder / "Outcomes-a.txt").write_bytes(outcomes_bytes(dict.fromkeys(tiny_records(40), 1)))
     message = "Expected both labels in the test set, but all 8 are 1: the area under the curve"
     with pytest.warns(UserWarning, match=message):
         module(folder).setup("test")

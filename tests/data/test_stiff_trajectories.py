@@ -9,24 +9,17 @@ from datamodules.stiff_systems import lienard, robertson
 from datamodules.stiff_trajectories import SYSTEMS, trajectory
 from steer_lightning.solvers import RosenbrockSolver
 
-every_system = pytest.mark.parametrize("system", SYSTEMS)
 
-
-def built(**arguments):
-    data = StiffSystemDataModule(**arguments)
-    data.setup()
-    return data
-
-
-@every_system
-def test_reference_against_our_own_solver(system):
-    make = {"robertson": robertson, "van_der_pol": lienard}[system]
-    t, y = trajectory(system, 40)
+@pytest.mark.parametrize(
+    ("name", "system", "tolerance"),
+    [("robertson", robertson(), 1e-6), ("van_der_pol", lienard(), 1e-3)],  # times of its jumps
+)
+def test_reference_against_our_own_solver(name, system, tolerance):
+    t, y = trajectory(name, 40)
     solver = RosenbrockSolver(rtol=1e-8, atol=1e-12, max_nfe=None)
-    scale = torch.tensor(make().scale, dtype=torch.float64)
+    scale = torch.tensor(system.scale, dtype=torch.float64)
     with torch.no_grad():
-        found = solver.solve(make().vector_field, (y[0] * scale)[None], t).ys[:, 0] / scale
-    tolerance = 1e-6 if system == "robertson" else 1e-3  # the times of its jumps
+        found = solver.solve(system.vector_field, (y[0] * scale)[None], t).ys[:, 0] / scale
     torch.testing.assert_close(found, y, rtol=0.0, atol=tolerance)
     assert y.dtype == t.dtype == torch.float64
     assert float(y.abs().max()) < 1.01
@@ -51,10 +44,10 @@ def test_points_of_van_der_pol_lie_equally_along_the_curve():
 
 @pytest.mark.parametrize(("gaps", "repeats"), [(1, 1), (3, 2)])
 def test_pieces_run_from_point_to_point(gaps, repeats):
-    data = built(n_points=8, gaps=gaps, repeats=repeats, batch_size=4)
-    batches = list(data.train_dataloader())
-    assert all(isinstance(batch, StiffBatch) for batch in batches)
-    t_start, y_start, t_end, y_end = map(torch.cat, zip(*batches, strict=True))
+    data = StiffSystemDataModule(n_points=8, gaps=gaps, repeats=repeats)
+    batch = data.build("train")[:]
+    assert isinstance(batch, StiffBatch)
+    t_start, y_start, t_end, y_end = batch
     t, y = trajectory("robertson", 8)
     assert len(t_start) == (9 - gaps) * repeats
     first, last = torch.searchsorted(t, t_start), torch.searchsorted(t, t_end)
@@ -65,9 +58,10 @@ def test_pieces_run_from_point_to_point(gaps, repeats):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@every_system
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_evaluation_is_one_trajectory(system, dtype):
-    data = built(system=system, n_points=5, n_test=7, dtype=dtype)
+    data = StiffSystemDataModule(system=system, n_points=5, n_test=7, dtype=dtype)
+    data.setup()
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         (batch,) = loader
         assert isinstance(batch, StiffTrajectory)
