@@ -57,11 +57,9 @@ class Recording(NamedTuple):
 
 
 def find_file(data_dir: str | Path, file_name: str | None) -> Path:
-    """Find the file of the data set, see :class:`~datamodules.activity.HumanActivityDataModule`.
+    """Find the file, see :class:`~datamodules.activity.HumanActivityDataModule`.
 
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If several could be meant.
+    ``FileNotFoundError`` if there is none, ``ValueError`` if several could be meant.
     """
     path = Path(data_dir, file_name or FILE_NAME)
     if path.exists():
@@ -100,13 +98,11 @@ def merge_rows(table: CSVColumns) -> dict[str, Recording]:
     mean is taken, and of several labels that of the last row.
 
     Args:
-        table: Rows of :func:`read_rows`, in any order.
+        table: Rows of :func:`read_rows`, in any order; ``ValueError`` if a time or position is no
+            number, or a tag or label is unknown.
 
     Returns:
         Each recording by its name, in the order of the names.
-
-    Raises:
-        ValueError: If a time or position is no number, or a tag or label is unknown.
     """
     rows = pd.DataFrame(
         {

@@ -125,8 +125,9 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         resume, self._resume = self._resume, None
-        here = resume is not None and resume["epoch"] == self._epoch
-        skip = resume["batches"] % len(self) if resume is not None and here else 0
+        skip = 0
+        if resume is not None and resume["epoch"] == self._epoch:
+            skip = resume["batches"] % len(self)
         # Read and thrown away: the batches that workers hold follow the sampler.
         for self._read, batch in enumerate(super().__iter__(), start=1):
             if self._read > skip:

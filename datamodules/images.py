@@ -41,18 +41,10 @@ class ImageData(TensorData[tuple[Tensor, Tensor]]):
         images: All images of the file, shape ``(N, C, H, W)``, uint8.
         labels: Their classes, shape ``(N,)``, int64.
         chosen: Which images belong to this split, see :class:`~datamodules.base.TensorData`.
-        pixels: ``"unit"`` divides by 255; ``"uint8"`` leaves whole numbers from 0 to 255.
-        window: Side of the square windows that are averaged, a divisor of ``H`` and ``W``. With
-            ``pixels="uint8"`` averages are rounded to whole numbers, halves to the even one.
+        pixels: Range of the values, see :class:`ImageDataModule`.
+        window: Side of the square windows that are averaged, a divisor of ``H`` and ``W``.
         flip_seed: Mirror each image left to right with probability 1/2, keyed by this seed, the
             epoch and the image's number in the file; ``None`` mirrors none.
-
-    Example:
-        >>> images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
-        >>> x, label = ImageData(images, torch.tensor([3]), pixels="uint8", window=2)[0]
-        >>> x
-        tensor([[[ 2.,  4.],
-                 [10., 12.]]])
     """
 
     def __init__(
@@ -137,15 +129,12 @@ class ImageDataModule(TensorDataModule):
 
     Example:
         >>> class Noise(ImageDataModule):
-        ...     title, folder_name, layout = "Noise", "noise", "nothing"
-        ...     native_shape = (3, 8, 8)
-        ...     num_classes = 2
+        ...     native_shape, num_classes = (3, 8, 8), 2
         ...
         ...     def read(self, train):
-        ...         generator = torch.Generator().manual_seed(int(train))
-        ...         images = torch.randint(256, (20, 3, 8, 8), generator=generator)
-        ...         return images.to(torch.uint8), torch.arange(20) % 2
-        >>> data = Noise(batch_size=4, val_size=5, image_size=4, pixels="uint8")
+        ...         images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
+        ...         return images, torch.arange(20) % 2
+        >>> data = Noise("no folder", batch_size=4, val_size=5, image_size=4, pixels="uint8")
         >>> data.setup("fit")
         >>> images, labels = next(iter(data.train_dataloader()))
         >>> images.shape, bool((images == images.round()).all())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datamodules.activity_recordings import N_ROWS, find_file, merge_rows, read_rows
 from datamodules.image_sets import CIFAR10DataModule, MNISTDataModule, SVHNDataModule
-from datamodules.imagenet32 import ImageNet32DataModule
+from datamodules.imagenet32 import ImageNet32DataModule, Variant
 from datamodules.images import ImageDataModule
 from datamodules.physionet_records import N_RECORDS, read_records
 from steer_lightning.doctor import Finding
@@ -18,13 +18,7 @@ _BY_HAND = "It is downloaded by hand, after a login at image-net.org."
 def check_data(data_dir: Path) -> Iterator[Finding]:
     """Look for every data set that has files, in the folder of the name that the configs use.
 
-    What is not there is noted, and what is broken or incomplete is a fault.
-
-    Args:
-        data_dir: Folder of the data sets.
-
-    Yields:
-        One finding for each data set.
+    What is not there or partial is noted, and what is broken or incomplete is a fault.
     """
     for name, check in CHECKS.items():
         folder = data_dir / name
@@ -46,12 +40,13 @@ def _images(data_module: Callable[[str], ImageDataModule], folder: Path) -> str:
 
 
 def _imagenet32(folder: Path) -> str:
+    variant: Variant = "official"
     try:
-        ImageNet32DataModule("official", str(folder)).check_files()
+        ImageNet32DataModule(variant, str(folder)).check_files()
     except ValueError:
-        ImageNet32DataModule("withdrawn", str(folder)).check_files()
-        return "all files, with as many images as the variant 'withdrawn'"
-    return "all files, with as many images as the variant 'official'"
+        variant = "withdrawn"
+        ImageNet32DataModule(variant, str(folder)).check_files()
+    return f"all files, with as many images as the variant {variant!r}"
 
 
 def _physionet(folder: Path) -> str:

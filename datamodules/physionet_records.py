@@ -60,12 +60,10 @@ def find_records(data_dir: str | Path) -> tuple[Path, Path]:
 def read_archive(path: Path) -> dict[int, bytes]:
     r"""Read each record of ``set-a.tar.gz``, by its number, in memory; nothing is extracted.
 
-    Every member has to be the folder ``set-a`` or a file ``set-a/<RecordID>.txt``: a name that
-    leads elsewhere, a link or a device is refused.
-
     Raises:
-        ValueError: If the archive is broken or truncated, holds anything else, or does not hold
-            4,000 records.
+        ValueError: If the archive is broken or truncated, does not hold 4,000 records, or holds
+            more than the folder ``set-a`` and files ``set-a/<RecordID>.txt`` in it: a name that
+            leads elsewhere, a link or a device is refused.
     """
     contents: dict[int, bytes] = {}
     try:
@@ -108,8 +106,7 @@ def _counted(contents: dict[int, bytes], path: Path) -> dict[int, bytes]:
 def read_outcomes(path: Path) -> dict[int, int]:
     """Read ``Outcomes-a.txt``: 1 for a death in hospital, else 0, by number of the record.
 
-    Raises:
-        ValueError: If the file is broken, or does not hold 4,000 different records.
+    ``ValueError`` if the file is broken, or does not hold 4,000 different records.
     """
     table = CSVColumns({str(path): read_file(path)}, _OUTCOMES)
     ids = table.numbers("RecordID", largest=1e9).astype(np.int64).tolist()
@@ -153,8 +150,8 @@ def bin_records(
 ) -> dict[str, Tensor]:
     r"""Round times to bins of ``time_bin`` hours and average what falls into one.
 
-    A bin in which nothing is observed is left out. The value -1 of a descriptor means that it is
-    unknown. A record with no observation at all is dropped.
+    A bin or a record in which nothing is observed is left out. The value -1 of a descriptor means
+    that it is unknown.
 
     Args:
         contents: Content of each record's file, by number.
@@ -167,14 +164,6 @@ def bin_records(
         ``times``, shape ``(M,)``, in [0, 1], 1 being 48 hours; ``values`` and ``mask``, shape
         ``(M, 41)``, for the records one after the other; ``lengths`` and ``labels``, shape
         ``(N,)``; ``dropped``, the numbers of records with no observation.
-
-    Example:
-        >>> text = b"Time,Parameter,Value\n00:00,Age,54\n00:00,Height,-1\n00:07,HR,73\n"
-        >>> record = bin_records({1: text}, {1: 0}, 0.016, "set-a")
-        >>> record["times"] * 48
-        tensor([0.0000, 0.1120])
-        >>> record["mask"].sum(1)
-        tensor([1, 1])
     """
     numbers = np.array(list(contents))
     files = {f"{source}: {number}.txt": content for number, content in contents.items()}

@@ -26,12 +26,6 @@ def min_max(values: Tensor, seen: Tensor, train: Tensor, by: NormaliseBy) -> Ten
 
     Returns:
         Scaled values, zero where nothing is seen.
-
-    Example:
-        >>> values = torch.tensor([[[2.0], [4.0]], [[3.0], [0.0]]])
-        >>> seen = torch.tensor([[[True], [True]], [[True], [False]]])
-        >>> min_max(values, seen, torch.tensor([0]), by="train").flatten()
-        tensor([0.0000, 1.0000, 0.5000, 0.0000])
     """
     low, high = _range(values, seen)
     if by == "train":

@@ -58,11 +58,6 @@ def split_samples(groups: Tensor, val_size: int, seed: int) -> dict[Split, Tenso
 
     Returns:
         Indices of the samples of each split, int64.
-
-    Example:
-        >>> parts = split_samples(torch.arange(100), val_size=8, seed=0)
-        >>> {split: len(samples) for split, samples in parts.items()}
-        {'train': 72, 'val': 8, 'test': 20}
     """
     _, group, counts = torch.unique(groups, return_inverse=True, return_counts=True)
     n_groups = len(counts)
@@ -175,10 +170,9 @@ class SeriesDataModule(TensorDataModule):
             self._store = self.scale(series, parts["train"]), parts
         series, parts = self._store
         data = SeriesData(series, parts[split][: self.limit_train if split == "train" else None])
-        for start in range(0, len(data), _CHECKED_AT_ONCE):
-            part = range(start, min(start + _CHECKED_AT_ONCE, len(data)))
+        for part in torch.arange(len(data)).split(_CHECKED_AT_ONCE):
             try:
-                check_series(data.select(list(part)))
+                check_series(data.select(part.tolist()))
             except (TypeError, ValueError) as error:
                 raise type(error)(
                     f"Expected the {split} set of {type(self).__name__} to keep the contract of "

@@ -46,16 +46,10 @@ def stiff_solution(t: Tensor, r: float) -> Tensor:
 
     Args:
         t: Times, any shape, floating.
-        r: Rate of the fast part, which is also the stiffness ratio; positive.
+        r: Rate of the fast part; ``ValueError`` if it is not positive and finite.
 
     Returns:
         Solution at ``t``, shape, dtype and device of ``t``.
-
-    Raises:
-        ValueError: If ``r`` is not positive and finite.
-
-    References:
-        Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.4.
 
     Example:
         >>> stiff_solution(torch.tensor([0.0, 1.0]), r=1000.0)

@@ -1,4 +1,5 @@
 import zipfile
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -192,22 +193,16 @@ ZIPPED = zip_bytes("README", f"data/{FILE_NAME}", content=TEXT)
         ),
     ],
 )
-def test_download_in_prepare_data_only(tmp_path, monkeypatch, content, n_rows, message):
+def test_what_is_downloaded_is_checked(tmp_path, monkeypatch, content, n_rows, message):
     monkeypatch.setattr(activity_recordings, "N_ROWS", n_rows)
     folder = tmp_path / "new"
     data = module(folder, download=True)
+    assert activity_recordings.URL.startswith("https://archive.ics.uci.edu/")
+    wrong = nullcontext() if message is None else pytest.raises(ValueError, match=message)
     with serving({"a.zip": content}) as address:
-        assert activity_recordings.URL.startswith("https://archive.ics.uci.edu/")
         monkeypatch.setattr(activity_recordings, "URL", f"{address}a.zip")
-        for step in (module(folder).prepare_data, data.setup):
-            with pytest.raises(FileNotFoundError, match=r"Set `--data\.download true`, or"):
-                step()
-        if message is None:
+        with wrong:
             data.prepare_data()
-            data.setup()
-        else:
-            with pytest.raises((OSError, ValueError), match=message):
-                data.prepare_data()
     assert [path.name for path in folder.iterdir()] == ([FILE_NAME] if message is None else [])
     assert not (tmp_path / FILE_NAME).exists()
 

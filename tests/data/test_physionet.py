@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import physionet
 from datamodules.physionet import PhysioNetDataModule
 from datamodules.physionet_records import PARAMETERS
 from steer_lightning.nn.series import check_series
@@ -31,14 +30,13 @@ def content(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
 
 
-@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
-def test_batches(folder, stage):
+@pytest.mark.parametrize(("split", "n"), [("train", 24), ("val", 8), ("test", 8)])
+def test_batches(folder, split, n):
     data = module(folder)
     data.prepare_data()
-    data.setup(stage)
-    split = {"fit": "train", "validate": "val"}.get(stage, stage)
+    data.setup()
     loader = getattr(data, f"{split}_dataloader")()
-    assert len(loader.dataset) == (24 if stage == "fit" else 8)
+    assert len(loader.dataset) == n
     for batch in loader:
         check_series(batch)
         assert batch.values.shape == (8, batch.lengths.max(), data.n_features)
@@ -64,22 +62,14 @@ def test_patients_keep_their_labels_and_values(folder):
     torch.testing.assert_close(last, (numbers - low) / (high - low))
 
 
-@pytest.mark.parametrize("form", ["archive", "folder"])
-def test_missing_files_are_downloaded_in_prepare_data_only(folder, monkeypatch, form):
+def test_outcomes_are_downloaded_beside_an_unpacked_folder(folder, monkeypatch):
     target = folder / "new"
-    write_physionet(target, form=form)
+    write_physionet(target, form="folder")
     (target / "Outcomes-a.txt").unlink()
-    if form == "archive":
-        (target / "set-a.tar.gz").unlink()
     with serving(DATA_SET.pack(folder)) as address:
-        monkeypatch.setattr(physionet, "URL", address)
-        with pytest.raises(FileNotFoundError, match="but it does not exist"):
-            module(target).prepare_data()
-        with pytest.raises(FileNotFoundError, match="but it does not exist"):
-            module(target, download=True).setup("fit")
+        DATA_SET.move(monkeypatch, address)
         module(target, download=True).prepare_data()
-    records = {"archive": "set-a.tar.gz", "folder": "set-a"}[form]
-    assert {path.name for path in target.iterdir()} == {records, "Outcomes-a.txt"}
+    assert {path.name for path in target.iterdir()} == {"set-a", "Outcomes-a.txt"}
     module(target).setup()
 
 

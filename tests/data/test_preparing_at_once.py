@@ -48,12 +48,15 @@ def served(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("served", DOWNLOADED, indirect=True)
-def test_two_processes_download_at_once(served, monkeypatch):
+def test_two_processes_download_at_once_and_setup_never_does(served, monkeypatch):
     data_set, source, folder = served
     data = data_set.build(folder, download=True)
     # No file is sent to its end before both processes have asked for it.
     with serving(data_set.pack(source), hold=Barrier(2)) as address:
         data_set.move(monkeypatch, address)
+        for step in (data.setup, data_set.build(folder).prepare_data):
+            with pytest.raises(FileNotFoundError, match="but it does not exist"):
+                step()
         processes = [started(data.prepare_data) for _ in range(2)]
         assert [ended(process) for process in processes] == [0, 0]
     assert contents(folder) == contents(source)

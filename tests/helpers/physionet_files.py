@@ -45,11 +45,6 @@ def tar_bytes(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def archive_bytes(records: Mapping[int, bytes]) -> bytes:
-    """Pack records as the official archive does."""
-    return tar_bytes({f"set-a/{number}.txt": content for number, content in records.items()})
-
-
 def outcomes_bytes(deaths: Mapping[int, int]) -> bytes:
     """Encode the file of outcomes."""
     lines = [f"{number},6,1,5,-1,{death}" for number, death in deaths.items()]
@@ -64,14 +59,13 @@ def write_physionet(
     """Write records, and outcomes of which every other is a death, into ``data_dir``."""
     if isinstance(records, int):
         records = tiny_records(records)
-    data_dir.mkdir(parents=True, exist_ok=True)
+    (data_dir if form == "archive" else data_dir / "set-a").mkdir(parents=True, exist_ok=True)
+    files = {f"set-a/{number}.txt": content for number, content in records.items()}
     if form == "archive":
-        (data_dir / "set-a.tar.gz").write_bytes(archive_bytes(records))
+        (data_dir / "set-a.tar.gz").write_bytes(tar_bytes(files))
     else:
-        folder = data_dir / "set-a"
-        folder.mkdir()
-        for number, content in records.items():
-            (folder / f"{number}.txt").write_bytes(content)
+        for name, content in files.items():
+            (data_dir / name).write_bytes(content)
     deaths = {number: number % 2 for number in records}
     (data_dir / "Outcomes-a.txt").write_bytes(outcomes_bytes(deaths))
 
