@@ -46,9 +46,9 @@ class MuJoCoHopperDataModule(SeriesDataModule):
             in (0, 1]; rounded to whole points, at least one.
         window: Share of the points in the first part, in (0, 1), for ``task="extrapolate"``;
             rounded to whole points.
-        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`. As
-            ``"released"`` a mean squared error is four times as large: compare published errors
-            with those.
+        normalise_by: Whose range scales values: that of the training samples, of all, or as
+            released, see :func:`~datamodules.scaling.min_max`; a mean squared error is then four
+            times as large, as published ones are.
         seed: Key of the split, the order and the observed points; not of the trajectories.
 
     Raises:

@@ -115,7 +115,6 @@ class ImageDataModule(TensorDataModule):
         horizontal_flip: Mirror each training image left to right with probability 1/2, anew in
             each epoch, keyed by ``seed``, the epoch and the image's number. Not for digits.
         download: Download missing or broken files.
-        seed: Key of the split, the order and the mirror images.
 
     Attributes:
         title: Name of the data set, for messages.

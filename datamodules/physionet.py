@@ -56,7 +56,8 @@ class PhysioNetDataModule(SeriesDataModule):
             ``Outcomes-a.txt``.
         time_bin: Width of a time bin in hours. Times in the files are whole minutes, and 0.016
             keeps them apart.
-        normalise_by: Whose range scales values, see :func:`~datamodules.scaling.min_max`.
+        normalise_by: Whose range scales values: that of the training samples, of all, or as
+            released, see :func:`~datamodules.scaling.min_max`.
         keep_unknown: Take -1 for a value like any other, as the public code of latent ODEs does.
         download: Download missing files.
 
