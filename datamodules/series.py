@@ -170,7 +170,7 @@ class SeriesDataModule(TensorDataModule):
             self._store = self.scale(series, parts["train"]), parts
         series, parts = self._store
         data = SeriesData(series, parts[split][: self.limit_train if split == "train" else None])
-        for part in torch.arange(len(data)).split(_CHECKED_AT_ONCE):
+        for part in torch.split(torch.arange(len(data)), _CHECKED_AT_ONCE):
             try:
                 check_series(data.select(part.tolist()))
             except (TypeError, ValueError) as error:

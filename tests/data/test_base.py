@@ -63,8 +63,11 @@ def test_each_stage_alone_builds_what_it_needs(stage, built):
 def test_batches_keep_their_type_and_sizes():
     data = Numbers(batch_size=4, eval_batch_size=3)
     data.setup()
-    train = list(data.train_dataloader())
+    loader = data.train_dataloader()
+    train = list(loader)
     assert [len(batch.x) for batch in train] == [4, 4, 2]
+    loader.load_state_dict({"epoch": 0, "batches": 2})
+    assert values(loader) == train[2].x.tolist()
     assert [len(batch.x) for batch in data.val_dataloader()] == [3, 3, 3, 1]
     assert all(isinstance(batch, Pair) and torch.equal(batch.y, 2 * batch.x) for batch in train)
 
