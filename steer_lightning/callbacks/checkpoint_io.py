@@ -1,4 +1,4 @@
-"""Plugins of the Trainer."""
+"""Checkpoint files that are never cut short."""
 
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint.
-
-        Args:
-            checkpoint: State of module and trainer.
-            path: The file; missing folders are made.
-            storage_options: For remote paths, by Lightning.
+        """Write a checkpoint; missing folders are made.
 
         Raises:
             TypeError: If there are storage options, which Lightning does not take here either.

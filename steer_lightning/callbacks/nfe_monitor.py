@@ -1,6 +1,8 @@
 """Function evaluations of the solvers, logged."""
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ class NFEMonitor(Shown, Callback):
         self.steps = steps
         self._stats: dict[str, SolveStats] = {}
         self._handles: list[Any] = []
-        self._totals: dict[str, int] = {}
+        self._totals: Counter[str] = Counter()
         self._batches = 0
 
     def _find(self, model: nn.Module) -> None:
@@ -58,7 +60,8 @@ class NFEMonitor(Shown, Callback):
             for path in self.vector_fields:
                 check_choice("vector_fields", path, known)
                 self._stats[path] = stats = SolveStats()
-                self._handles.append(known[path].register_forward_hook(_CountCall(stats)))
+                hook = partial(_count_call, stats)  # no closure, so that it can be pickled
+                self._handles.append(known[path].register_forward_hook(hook))
         if not self._stats:
             raise ValueError(
                 f"Expected a model with blocks of steer_lightning.nn, but "
@@ -85,21 +88,16 @@ class NFEMonitor(Shown, Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         counts = self._counts("train", "nfe_forward", "nfe_backward")
-        pl_module.log_dict({name: float(n) for name, n in counts.items()})
-        pl_module.log_dict(
-            {f"train/{name}_epoch": float(counts[f"train/{name}"])
-             for name in ("nfe_forward", "nfe_backward")},
-            on_step=False, on_epoch=True, batch_size=1, sync_dist=True,
-        )  # fmt: skip
+        pl_module.log_dict(counts)
+        totals = {f"{k}_epoch": counts[k] for k in ("train/nfe_forward", "train/nfe_backward")}
+        pl_module.log_dict(totals, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._totals = {}
+        self._totals.clear()
         self._batches = 0
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        stage = "test" if trainer.testing else "val"
-        for name, count in self._counts(stage, "nfe_forward").items():
-            self._totals[name] = self._totals.get(name, 0) + count
+        self._totals.update(self._counts("test" if trainer.testing else "val", "nfe_forward"))
         self._batches += 1
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,11 +123,5 @@ class NFEMonitor(Shown, Callback):
     setup = on_exception = teardown = _release
 
 
-class _CountCall:
-    """Forward hook that counts; an object, so that a model with hooks can be pickled."""
-
-    def __init__(self, stats: SolveStats) -> None:
-        self.stats = stats
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.stats.count_evaluation("backward" if in_backward() else "forward")
+def _count_call(stats: SolveStats, *_: Any) -> None:
+    stats.count_evaluation("backward" if in_backward() else "forward")

@@ -63,22 +63,15 @@ class PenaltyCallback(CountedDraws):
             self._methods.wrap("training_step", self._penalised)
         rank_zero_info(self._penalizing.table())
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert self._penalizing is not None
-        assert self.seed is not None
-        step, epoch = trainer.global_step, trainer.current_epoch
-        weights = {p.name: p.weight.at(step=step, epoch=epoch) for p in self.penalties}
-        self._penalizing.start(seed=self.seed, step=self.next_step(), weights=weights)
+        now = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+        weights = {p.name: p.weight.at(**now) for p in self.penalties}
+        seed, step = self.agreed_seed(trainer), self.next_step()
+        self._penalizing.start(seed=seed, step=step, weights=weights)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert self._penalizing is not None
         dropped = not outputs or (isinstance(outputs, Mapping) and "solver_dropped" in outputs)
@@ -104,7 +97,6 @@ class PenaltyCallback(CountedDraws):
         return {**output, "loss": output["loss"] + self._penalizing.take()}
 
     def release(self) -> None:
-        """Leave the model as it was found."""
         if self._methods is not None:
             self._methods.release()
         if self._penalizing is not None:

@@ -123,23 +123,14 @@ class SteerCallback(CountedDraws):
         self._verified = False
         rank_zero_info(self._steering.table())
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert self._steering is not None
-        assert self.seed is not None
         draw = self.settings.draw_at(trainer.global_step, trainer.current_epoch)
-        self._steering.perturb(
-            draw, seed=self.seed, step=self.next_step(), rank=trainer.global_rank
-        )
+        seed, step = self.agreed_seed(trainer), self.next_step()
+        self._steering.perturb(draw, seed=seed, step=step, rank=trainer.global_rank)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert self._steering is not None
         dropped = isinstance(outputs, Mapping) and "solver_dropped" in outputs
@@ -172,7 +163,6 @@ class SteerCallback(CountedDraws):
     on_train_epoch_end = on_validation_start  # a batch that was skipped had no end of its own
 
     def release(self) -> None:
-        """Leave the model as it was found."""
         if self._steering is not None:
             self._steering.release(detach=True)
             self._steering = None

@@ -11,8 +11,6 @@ from steer_lightning.solvers import SolveStats
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.representation import Shown
 
-TOTALS = ("seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
-
 
 class Check(NamedTuple):
     """A validation: the cost of training until then, and the metrics."""
@@ -42,7 +40,7 @@ class TrainingClock(Shown, Callback):
     """
 
     def __init__(self) -> None:
-        self.totals = dict.fromkeys(TOTALS, 0.0)
+        self.totals = {"seconds": 0.0, "cpu_seconds": 0.0, "nfe_forward": 0.0, "nfe_backward": 0.0}
         self.checks: list[Check] = []
         self._started = (0.0, 0.0)
         self._stats: list[SolveStats] = []
@@ -50,9 +48,7 @@ class TrainingClock(Shown, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stats = list(find_stats(pl_module).values())
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         for stats in self._stats:
             stats.reset()
         _wait_for(pl_module.device)

@@ -1,4 +1,4 @@
-"""Base classes of the tasks: optimiser, hyperparameters, metrics, random streams."""
+"""Base classes of the tasks."""
 
 import inspect
 import warnings
@@ -20,10 +20,6 @@ from steer_lightning.modules.compatibility import check_same_network
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.io import check_whole
 from steer_lightning.utils.seeding import default_seed, stream
-
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-LRInterval = Literal["epoch", "step"]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
 
@@ -70,9 +66,9 @@ class TaskModule(LightningModule):
 
     def __init__(
         self,
-        optimizer: OptimizerFactory = torch.optim.Adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: LRInterval = "epoch",
+        optimizer: Callable[[Iterable[Any]], Optimizer] = torch.optim.Adam,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
         check_choice("lr_interval", lr_interval, ("epoch", "step"))

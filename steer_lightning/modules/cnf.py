@@ -20,9 +20,6 @@ class CNFModule(StochasticTaskModule):
     quadrature points of a known density the exact cross-entropy. ``predict`` gives a dict with
     ``x``, its latent ``z`` and ``log_p``. All of it works under ``inference_mode``.
 
-    Hutchinson's noise comes from a random stream of its own, see
-    :class:`~steer_lightning.modules.base.StochasticTaskModule`.
-
     Args:
         flow: The flow, a :class:`~steer_lightning.nn.CNF` for instance.
         kinetic_weight: Weight of the kinetic energy :math:`K`, see

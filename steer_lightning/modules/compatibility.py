@@ -6,17 +6,13 @@ from typing import Any
 from pytorch_lightning import LightningModule
 
 _MOST = 6  # that a message names of each kind
+_ABSENT = object()
 
 
 def check_same_network(
     module: LightningModule, state_dict: Mapping[str, Any], checkpoint: Mapping[str, Any]
 ) -> None:
     """Check that the weights of a checkpoint are those of a module, by names and shapes.
-
-    Args:
-        module: Module to load into.
-        state_dict: The weights.
-        checkpoint: What else was saved.
 
     Raises:
         ValueError: If they are not; it says how the two configs differ.
@@ -55,9 +51,6 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list
         for name in sorted(before.keys() | after.keys())
         if before.get(name, _ABSENT) != after.get(name, _ABSENT)
     ]
-
-
-_ABSENT = object()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

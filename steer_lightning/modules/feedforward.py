@@ -15,16 +15,7 @@ class FeedforwardModule(TaskModule):
     """Base of the tasks that predict from the solution of an ODE that starts at the input.
 
     A batch is a tuple of inputs ``(B, ...)`` and targets. The stem makes the ODE's initial state
-    of an input; the block's solution, the features, is flattened for the head. Evaluation logs
-    the loss and the task's metrics.
-
-    Args:
-        block: Maps initial states to features: an :class:`~steer_lightning.nn.ODEBlock`, an
-            :class:`~steer_lightning.nn.Augmented` one, or any other module.
-        head: Maps flattened features to outputs.
-        stem: Maps inputs to initial states; the identity if not given.
-        **optimization: Optimiser and schedule, see
-            :class:`~steer_lightning.modules.base.TaskModule`.
+    of an input; the block's solution, the features, is flattened for the head.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Latent ODEs: reconstruct, interpolate and extrapolate irregular series, or classify them."""
+"""Latent ODEs on irregular series."""
 
 from typing import Any, Literal
 
@@ -42,10 +42,6 @@ class LatentODEModule(SeriesModule):
             cross-entropy, optimiser and schedule, see
             :class:`~steer_lightning.modules.series.SeriesModule`. The classifier reads the latent
             state at each time, or the first one of a series.
-
-    Raises:
-        ValueError: If a number is out of range or there is nothing to learn; with the first
-            batch, if it breaks the contract or has other features or labels than the model.
 
     References:
         Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907; Ghosh et al., *STEER*,

@@ -1,4 +1,4 @@
-"""ODE-RNNs: predict each observation of an irregular series from those before, or classify it."""
+"""ODE-RNNs on irregular series."""
 
 from typing import Any
 
@@ -28,10 +28,6 @@ class ODERNNModule(SeriesModule):
             cross-entropy, optimiser and schedule, see
             :class:`~steer_lightning.modules.series.SeriesModule`. The classifier reads the state
             after each time's observation, or the last one of a series.
-
-    Raises:
-        ValueError: If a number is out of range or there is nothing to learn; with the first
-            batch, if it breaks the contract or has other features or labels than the model.
 
     References:
         Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907; Ghosh et al., *STEER*,

@@ -13,15 +13,11 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
-from steer_lightning.callbacks.plots.evaluation import plots_folder, save_plot
+from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.plots.evaluation import save_plot
 from steer_lightning.callbacks.plots.style import in_words, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
-from steer_lightning.solvers import (
-    AdaptiveSolver,
-    RosenbrockSolver,
-    SolverError,
-    TorchdiffeqSolver,
-)
+from steer_lightning.solvers import SolverError
 from steer_lightning.steering.contexts import end_time_offset_at
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
@@ -78,23 +74,8 @@ class EndTimeSweep(Shown, Callback):
         self.t1 = t1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.split != "test":
-            self._check(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.split == "test":
-            self._check(pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.split != "test":
-            loader = trainer.train_dataloader if self.split == "train" else trainer.val_dataloaders
-            self._sweep(trainer, pl_module, loader)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.split == "test":
-            self._sweep(trainer, pl_module, trainer.test_dataloaders)
-
-    def _check(self, pl_module: LightningModule) -> None:
+        if trainer.testing != (self.split == "test"):
+            return
         if not callable(getattr(pl_module, "evaluate", None)):
             raise TypeError(
                 f"Expected a module with a method `evaluate(batch)` that gives its metrics, but "
@@ -105,6 +86,8 @@ class EndTimeSweep(Shown, Callback):
             with end_time_offset_at(pl_module, offset):
                 pass
 
+    on_test_start = on_fit_start
+
     def _end_times(self, pl_module: LightningModule) -> tuple[list[float], list[float]]:
         """End times to evaluate at, and how far from the model's own each of them is."""
         spans = (m.end_time for m in pl_module.modules() if isinstance(m, SpanHorizon))
@@ -113,13 +96,20 @@ class EndTimeSweep(Shown, Callback):
         steps = torch.linspace(-self.b, self.b, self.n_points, dtype=torch.float64)
         return (t1 + steps).tolist(), (t1 - own + steps).tolist()
 
-    def _sweep(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.testing != (self.split == "test"):
+            return
+        loader = {
+            "train": trainer.train_dataloader,
+            "val": trainer.val_dataloaders,
+            "test": trainer.test_dataloaders,
+        }[self.split]
         if loader is None:
             raise ValueError(
                 f"Expected {self.split} batches to sweep over, but got none. Give the Trainer "
                 f"{self.split} data, or EndTimeSweep another split."
             )
-        folder = plots_folder(trainer)
+        folder = run_folder(trainer) / "plots"  # asked for on every rank
         if not trainer.is_global_zero:
             return
         precision = trainer.precision_plugin
@@ -139,16 +129,12 @@ class EndTimeSweep(Shown, Callback):
         names = max(rows, key=len)
         if not names:  # every solve failed, and each has been warned of
             return
-        metrics = {name: [row.get(name, float("nan")) for row in rows] for name in names}
+        metrics = {name: [row.get(name, math.nan) for row in rows] for name in names}
         figure, [axes] = panels(1, len(metrics), (4.2 * len(metrics), 3.2))
+        own = end_times[0] - offsets[0]
         for axis, (name, values) in zip(axes, metrics.items(), strict=True):
             axis.plot(end_times, values, marker="o", ms=3)
-            axis.axvline(
-                end_times[0] - offsets[0],
-                color="grey",
-                ls=":",
-                label="t1, the model's own end time",
-            )
+            axis.axvline(own, color="grey", ls=":", label="t1, the model's own end time")
             axis.set(xlabel="end time of evaluation T", ylabel=in_words(name))
         legend_below(figure)
         path = save_plot(trainer, figure, f"end_time_sweep_{self.split}", folder)
@@ -158,13 +144,15 @@ class EndTimeSweep(Shown, Callback):
             writer.writerows(zip(end_times, *metrics.values(), strict=True))
         rank_zero_info(f"Plot: {path}")
 
+    on_test_end = on_train_end
+
 
 @contextmanager
 def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
     """Lower the budget of every solver in a model."""
-    solvers = {getattr(m, name, None) for m in model.modules() for name in _SOLVERS}
-    bounded = AdaptiveSolver | RosenbrockSolver | TorchdiffeqSolver
-    budgets = {s: s.max_nfe for s in solvers if isinstance(s, bounded)}
+    names = ("solver", "eval_solver")
+    solvers: set[Any] = {getattr(m, name, None) for m in model.modules() for name in names}
+    budgets = {solver: solver.max_nfe for solver in solvers if hasattr(solver, "max_nfe")}
     try:
         for solver, budget in budgets.items():
             solver.max_nfe = max_nfe if budget is None else min(budget, max_nfe)
@@ -172,9 +160,6 @@ def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
     finally:
         for solver, budget in budgets.items():
             solver.max_nfe = budget
-
-
-_SOLVERS = ("solver", "eval_solver")
 
 
 def _mean_metrics(

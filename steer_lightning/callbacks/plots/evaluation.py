@@ -19,11 +19,6 @@ from steer_lightning.nn import CNF
 from steer_lightning.utils.representation import Shown
 
 
-def plots_folder(trainer: Trainer) -> Path:
-    """Where a run's plots go; to be asked for on every rank."""
-    return run_folder(trainer) / "plots"
-
-
 def save_plot(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path:
     """Write a figure as PNG and SVG, and to the loggers, under one name; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +112,7 @@ class EvaluationPlot(Shown, Callback):
         rank_zero_info(f"Plot: {path}")
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> Path:
-        folder = plots_folder(trainer)
+        folder = run_folder(trainer) / "plots"  # asked for on every rank
         if trainer.is_global_zero:
             save_plot(trainer, self.draw(pl_module, self._batch), name, folder)
         self._batch = None
@@ -156,8 +151,7 @@ class FlowPlot(EvaluationPlot):
         points, weight = (batch, None) if isinstance(batch, Tensor) else (*batch[:2], None)[:2]
         weights = None if weight is None else array(weight)
         plot = _plot_flow_1d if flow.event_shape == (1,) else _plot_flow_2d
-        with torch.no_grad():
-            return plot(flow, array(points), weights)
+        return plot(flow, array(points), weights)
 
 
 class StiffPlot(EvaluationPlot):

@@ -117,15 +117,10 @@ class FeaturePlot(EvaluationPlot):
 
 
 def principal_components(x: Tensor, reference: Tensor) -> Tensor:
-    """Coordinates of points along the first two principal components of others.
+    """Coordinates ``(..., 2)`` of points ``(..., D)`` along principal components of a reference.
 
-    Args:
-        x: Points, shape ``(..., D)``.
-        reference: The points whose components are taken, shape ``(N, D)``.
-
-    Returns:
-        Coordinates, shape ``(..., 2)``, the second zero if there is no second component. Signs
-        are chosen so that the largest weight of a component is positive.
+    They are the first two of the reference's points, ``(N, D)``; a second one that is not there
+    gives zero. The largest weight of a component is positive.
     """
     mean = reference.mean(0)
     axes = torch.linalg.svd(reference - mean, full_matrices=False).Vh[:2]

@@ -44,11 +44,8 @@ def panels(
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure with rows of axes that draw in :data:`COLOURS`.
 
-    Args:
-        rows: Number of rows.
-        columns: Number of columns.
-        size: Width and height in inches, a legend not counted.
-        settings: Of :meth:`matplotlib.figure.Figure.subplots`.
+    The size is width and height in inches, a legend not counted; the settings are those of
+    :meth:`matplotlib.figure.Figure.subplots`.
     """
     figure = Figure(figsize=size, layout="constrained")
     with rc_context({"axes.prop_cycle": cycler(color=COLOURS)}):
