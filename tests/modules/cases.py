@@ -37,6 +37,20 @@ from steer_lightning.nn.series import make_series
 from tests.helpers.models import image_flow, lively, tiny_trainer
 
 
+class Points(ToyDensityDataModule):
+    """A few points of the plane."""
+
+    def __init__(self):
+        super().__init__(n_train=32, n_val=20, n_test=20, batch_size=16)
+
+
+class Pieces(StiffODEDataModule):
+    """A few pieces of a stiff ODE's solution."""
+
+    def __init__(self):
+        super().__init__(r=5.0, interval=0.5, n_starts=16, batch_size=8, n_test=5)
+
+
 class Digits(TensorDataModule):
     """Random images with labels; no files."""
 
@@ -107,12 +121,17 @@ def node(name, **init_args):
     return {"class_path": f"steer_lightning.{name}", "init_args": init_args}
 
 
+def linear(n_in, n_out):
+    init_args = {"in_features": n_in, "out_features": n_out}
+    return {"class_path": "torch.nn.Linear", "init_args": init_args}
+
+
 CASES = {
     "cnf": Case(
         CNFModule,
         lambda: {"flow": CNF(ConcatSquashField(2, (8,)), (2,))},
         {},
-        lambda: ToyDensityDataModule(n_train=32, n_val=20, n_test=20, batch_size=16),
+        Points,
         {
             "flow": node(
                 "nn.CNF",
@@ -128,10 +147,7 @@ CASES = {
         Digits,
         {
             "block": node("nn.ODEBlock", vector_field=node("nn.ConvField", channels=1, filters=4)),
-            "head": {
-                "class_path": "torch.nn.Linear",
-                "init_args": {"in_features": 16, "out_features": 3},
-            },
+            "head": linear(16, 3),
             "num_classes": 3,
         },
     ),
@@ -186,17 +202,14 @@ CASES = {
                 block=node("nn.ODEBlock", vector_field=node("nn.MLPField", dim=3, hidden=[8])),
                 n_extra=1,
             ),
-            "head": {
-                "class_path": "torch.nn.Linear",
-                "init_args": {"in_features": 3, "out_features": 1},
-            },
+            "head": linear(3, 1),
         },
     ),
     "stiff": Case(
         StiffODEModule,
         lambda: {"vector_field": MLPField(1, (8,))},
         {"interval": 0.5, "time_input": "released", "window": 7},
-        lambda: StiffODEDataModule(r=5.0, interval=0.5, n_starts=16, batch_size=8, n_test=5),
+        Pieces,
         {
             "vector_field": node("nn.MLPField", dim=1, hidden=[8]),
             "interval": 0.5,

@@ -9,16 +9,12 @@ from pytorch_lightning.tuner import Tuner
 from torch import nn
 
 import cli
-from steer_lightning.modules import (
-    CNFModule,
-    StiffODEModule,
-)
+import steer_lightning.modules as modules
+from steer_lightning.modules import CNFModule
 from steer_lightning.modules.base import StochasticTaskModule
-from steer_lightning.nn import (
-    CNF,
-    ConcatSquashField,
-)
+from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.utils.seeding import stream
+from tests.helpers.watching import RecordRates
 from tests.modules.cases import CASES, steps
 
 
@@ -29,12 +25,11 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-class WatchGradients(Callback):
-    """Collects the parameters without a gradient, and the steps taken."""
+class Watch(Callback):
+    """Steps taken, parameters without a gradient in one of them, and where evaluation ran."""
 
     def __init__(self):
-        self.missing = []
-        self.steps = 0
+        self.steps, self.missing, self.evaluated = 0, [], set()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.steps += 1
@@ -42,50 +37,38 @@ class WatchGradients(Callback):
             name for name, p in pl_module.named_parameters() if p.grad is None or not p.grad.any()
         ]
 
-
-class NeedsInferenceMode(Callback):
-    """Asserts that evaluation runs under inference_mode, with the module in eval mode."""
-
-    def __init__(self):
-        self.seen = []
-
-    def check(self, name, pl_module):
-        assert torch.is_inference_mode_enabled()
-        assert not pl_module.training
-        self.seen.append(name)
-
     def on_validation_batch_start(self, trainer, pl_module, *_):
-        self.check("validate", pl_module)
+        assert torch.is_inference_mode_enabled() or trainer.state.fn == "fit"
+        assert not pl_module.training
+        self.evaluated.add(trainer.state.fn.value)
 
-    def on_test_batch_start(self, trainer, pl_module, *_):
-        self.check("test", pl_module)
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
-    def on_predict_batch_start(self, trainer, pl_module, *_):
-        self.check("predict", pl_module)
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def trained(request):
+    """A case, its module after two steps of training, and what was watched."""
+    case, watch = CASES[request.param], Watch()
+    module = case.build()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    steps(watch).fit(module, case.data())
+    return case, module, watch, before
 
 
 def test_every_module_is_covered():
-    import steer_lightning.modules as modules
-
     assert {case.module.__name__ for case in CASES.values()} == set(modules.__all__)
 
 
-def test_every_parameter_is_trained(case):
-    module, watch = case.build(), WatchGradients()
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    steps(
-        watch,
-    ).fit(module, case.data())
+def test_every_parameter_is_trained(trained):
+    _, module, watch, before = trained
     assert (watch.steps, watch.missing) == (2, [])
     unmoved = [name for name, p in module.named_parameters() if torch.equal(p, before[name])]
     assert unmoved == []
 
 
-def test_evaluation_is_deterministic_and_under_inference_mode(case):
-    module, data, mode = case.build(), case.data(), NeedsInferenceMode()
-    trainer = steps(
-        mode,
-    )
+def test_evaluation_is_deterministic_and_under_inference_mode(trained):
+    case, module, watch, _ = trained
+    trainer, data = module.trainer, case.data()
 
     def everything():
         metrics = (trainer.validate(module, data, verbose=False),
@@ -94,7 +77,7 @@ def test_evaluation_is_deterministic_and_under_inference_mode(case):
 
     metrics, predictions = everything()
     again, predictions_again = everything()
-    assert set(mode.seen) == {"validate", "test", "predict"}
+    assert watch.evaluated == {"fit", "validate", "test", "predict"}
     assert metrics == again
     assert any(key.startswith("val/") for key in metrics[0][0])
     assert any(key.startswith("test/") for key in metrics[1][0])
@@ -103,9 +86,22 @@ def test_evaluation_is_deterministic_and_under_inference_mode(case):
         assert all(torch.equal(x, y) for x, y in parts)
 
 
+def test_checkpoint_of_a_module_built_in_python(trained, tmp_path):
+    case, module, _, _ = trained
+    trainer, data, path = module.trainer, case.data(), tmp_path / "module.ckpt"
+    trainer.save_checkpoint(path)
+    stored = torch.load(path, weights_only=True)["hyper_parameters"]
+    torch.manual_seed(1)
+    loaded = case.module.load_from_checkpoint(path, weights_only=True, **case.objects())
+    assert same_weights(loaded, module)
+    for saved in (stored, loaded.hparams):
+        assert {key: saved[key] for key in case.plain} == case.plain
+    results = [trainer.test(m, data, verbose=False) for m in (module, loaded)]
+    assert results[0] == results[1]
+
+
 def test_evaluate_gives_the_training_loss(case, monkeypatch):
     without = {name: 0.0 for name in case.plain if name in ("kinetic_weight", "jacobian_weight")}
-    module, data = case.build(**without), case.data()
     # Noise is another one in each batch: give all of them the same.
     monkeypatch.setattr(
         StochasticTaskModule, "noise_stream", lambda self, *key: stream("cpu", "one")
@@ -119,39 +115,21 @@ def test_evaluate_gives_the_training_loss(case, monkeypatch):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             losses.append(outputs["loss"].item())
 
-    steps(
-        Record(),
-    ).fit(module, data)
+    steps(Record()).fit(case.build(**without), case.data())
     assert len(losses) == 4
     assert losses[::2] == losses[1::2]
 
 
-def test_checkpoint_of_a_module_built_in_python(case, tmp_path):
-    module, data = case.build(), case.data()
-    trainer = steps()
-    trainer.fit(module, data)
-    path = tmp_path / "module.ckpt"
-    trainer.save_checkpoint(path)
-    stored = torch.load(path, weights_only=True)["hyper_parameters"]
-    assert {key: stored[key] for key in case.plain} == case.plain
-    torch.manual_seed(1)
-    loaded = case.module.load_from_checkpoint(path, weights_only=True, **case.objects())
-    assert same_weights(loaded, module)
-    for key, value in case.plain.items():
-        assert loaded.hparams[key] == value
-    results = [trainer.test(m, data, verbose=False) for m in (module, loaded)]
-    assert results[0] == results[1]
-
-
 def test_checkpoint_of_a_module_built_by_the_cli(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # LightningCLI needs a datamodule from the command line: give it one by class path.
+    schedule = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 3}}
     config = {
         "trainer": {
             "accelerator": "cpu",
             "max_steps": 1,
             "logger": False,
             "limit_val_batches": 1,
+            "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
         },
@@ -160,14 +138,11 @@ def test_checkpoint_of_a_module_built_by_the_cli(case, tmp_path, monkeypatch):
             "init_args": {
                 **case.config,
                 "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}},
-                "lr_scheduler": {
-                    "class_path": "torch.optim.lr_scheduler.StepLR",
-                    "init_args": {"step_size": 3},
-                },
+                "lr_scheduler": schedule,
                 "lr_interval": "step",
             },
         },
-        "data": data_config(case),
+        "data": {"class_path": f"{case.data.__module__}.{case.data.__name__}"},
         "checkpoint": {"dirpath": "checkpoints"},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -181,49 +156,19 @@ def test_checkpoint_of_a_module_built_by_the_cli(case, tmp_path, monkeypatch):
     assert configured["lr_scheduler"]["interval"] == "step"
 
 
-def data_config(case):
-    if case.module is CNFModule:
-        return {
-            "class_path": "datamodules.ToyDensityDataModule",
-            "init_args": {"n_train": 8, "n_val": 8, "batch_size": 8},
-        }
-    if case.module is StiffODEModule:
-        return {
-            "class_path": "datamodules.StiffODEDataModule",
-            "init_args": {"r": 5.0, "interval": 0.5, "n_starts": 8, "n_test": 5},
-        }
-    return {"class_path": f"{case.data.__module__}.{case.data.__name__}"}
-
-
-class RecordRates(Callback):
-    """The learning rate of every step."""
-
-    def __init__(self):
-        self.rates = []
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.rates.append(optimizer.param_groups[0]["lr"])
-
-
-def warming_up():
-    """A flow whose rate of 1e-3 is reached from a quarter of it in two steps."""
-    return CNFModule(
+@pytest.mark.parametrize("as_callback", [False, True])
+def test_lightnings_learning_rate_finder(as_callback, tmp_path):
+    module = CNFModule(  # whose rate of 1e-3 is reached from a quarter of it in two steps
         CNF(ConcatSquashField(2, (4,)), (2,)),
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.25, 1.0, 2),
         lr_interval="step",
     )
-
-
-@pytest.mark.parametrize("as_callback", [False, True])
-def test_lightnings_learning_rate_finder(as_callback, tmp_path):
-    module, record = warming_up(), RecordRates()
-    find = {"num_training": 24, "early_stop_threshold": None}
+    record, data = RecordRates(), CASES["cnf"].data()
     finder = LearningRateFinder(num_training_steps=24, early_stop_threshold=None)
     callbacks = [finder, record] if as_callback else [record]
     trainer = steps(*callbacks, max_steps=4, default_root_dir=tmp_path)
-    data = CASES["cnf"].data()
     if not as_callback:
-        Tuner(trainer).lr_find(module, data, **find)
+        Tuner(trainer).lr_find(module, data, num_training=24, early_stop_threshold=None)
         record.rates.clear()
     trainer.fit(module, data)
     assert module.lr not in (None, 1e-3)
@@ -231,16 +176,8 @@ def test_lightnings_learning_rate_finder(as_callback, tmp_path):
     assert record.rates == pytest.approx([module.lr * factor for factor in factors])
 
 
-def test_default_optimizer_and_a_schedule():
+def test_the_default_optimizer():
     module = CASES["cnf"].build()
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, torch.optim.Adam)
     assert len(optimizer.param_groups[0]["params"]) == len(list(module.parameters()))
-    module = CNFModule(
-        CNF(ConcatSquashField(2, (4,)), (2,)),
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
-    )
-    configured = module.configure_optimizers()
-    assert configured["lr_scheduler"]["scheduler"].optimizer is configured["optimizer"]
-    assert configured["lr_scheduler"]["interval"] == "epoch"

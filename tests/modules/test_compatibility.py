@@ -9,6 +9,7 @@ import torch
 from steer_lightning.modules import ClassifierModule
 from steer_lightning.modules.compatibility import config_differences
 from steer_lightning.nn import ConvField, ODEBlock
+from tests.helpers.models import tiny_trainer
 from tests.modules.cases import Digits
 
 
@@ -21,27 +22,32 @@ def build(filters=4, num_classes=3, hidden=0, **plain):
     )
 
 
-@pytest.fixture
-def path(trainer, tmp_path):
-    trainer.fit_loop.epoch_loop.max_steps = 1
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    trainer, path = tiny_trainer(max_steps=1), tmp_path_factory.mktemp("saved") / "a.ckpt"
     trainer.fit(build(), Digits())
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    return tmp_path / "a.ckpt"
+    trainer.save_checkpoint(path)
+    return path
 
 
-def test_other_shapes(trainer, path):
-    with pytest.raises(
-        ValueError,
-        match=r"same network as ClassifierModule has now, but got other weights: .*"
-        r"block\.vector_field\.conv1\.bias \(4,\) where the model has \(8,\), .*Run it with "
-        r"the config\.yaml",
-    ):
-        trainer.test(build(filters=8), Digits(), ckpt_path=path, weights_only=True)
-
-
-def test_other_layers(trainer, path):
-    with pytest.raises(ValueError, match=r"not in the checkpoint: head\.1\.bias, head\.1\.weight"):
-        trainer.fit(build(hidden=1), Digits(), ckpt_path=path)
+@pytest.mark.parametrize("run", ["fit", "test"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"filters": 8},
+            r"same network as ClassifierModule has now, but got other weights: .*"
+            r"block\.vector_field\.conv1\.bias \(4,\) where the model has \(8,\), .*Run it with "
+            r"the config\.yaml",
+        ),
+        ({"hidden": 1}, r"not in the checkpoint: head\.1\.bias, head\.1\.weight"),
+        ({"num_classes": 4}, r"The configs differ in num_classes \(was 3, is 4\)\. Run it"),
+    ],
+)
+def test_another_network_is_refused_before_it_trains(trainer, path, run, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(trainer, run)(build(**arguments), Digits(), ckpt_path=path, weights_only=True)
+    assert trainer.global_step == 0
 
 
 def test_weights_that_are_gone(trainer, path, tmp_path):
@@ -50,13 +56,6 @@ def test_weights_that_are_gone(trainer, path, tmp_path):
     torch.save(checkpoint, tmp_path / "b.ckpt")
     with pytest.raises(ValueError, match=r"not in the model: old\. Run it with"):
         trainer.test(build(), Digits(), ckpt_path=tmp_path / "b.ckpt")
-
-
-def test_the_configs_are_compared(trainer, path):
-    with pytest.raises(
-        ValueError, match=r"The configs differ in num_classes \(was 3, is 4\)\. Run it"
-    ):
-        trainer.test(build(num_classes=4), Digits(), ckpt_path=path)
 
 
 def flip(content):
@@ -74,15 +73,17 @@ def flip(content):
         (lambda content: b"", "empty or cut short"),
     ],
 )
-def test_a_broken_file_is_named_however_it_is_read(trainer, path, breaking, message):
-    path.write_bytes(breaking(path.read_bytes()))
+def test_a_broken_file_is_named_however_it_is_read(trainer, path, tmp_path, breaking, message):
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(breaking(path.read_bytes()))
     module = build()
+    parts = {"block": module.block, "head": module.head}
     for read in (
-        lambda: trainer.fit(module, Digits(), ckpt_path=path),
-        lambda: trainer.test(module, Digits(), ckpt_path=path),
-        lambda: ClassifierModule.load_from_checkpoint(path, block=module.block, head=module.head),
+        lambda: trainer.fit(module, Digits(), ckpt_path=broken),
+        lambda: trainer.test(module, Digits(), ckpt_path=broken),
+        lambda: ClassifierModule.load_from_checkpoint(broken, **parts),
     ):
-        with pytest.raises(zipfile.BadZipFile, match=f"but {path} is broken: .*{message}"):
+        with pytest.raises(zipfile.BadZipFile, match=f"but {broken} is broken: .*{message}"):
             read()
 
 

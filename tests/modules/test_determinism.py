@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from pytorch_lightning import Callback, seed_everything
+from pytorch_lightning import seed_everything
 
 from steer_lightning import SteerCallback
+from tests.helpers.watching import Log
 from tests.modules.cases import steps
 
 
@@ -23,30 +24,19 @@ def global_state(monkeypatch):
     torch.backends.cudnn.benchmark = benchmark
 
 
-class Record(Callback):
-    """End times in force and everything logged, after each training batch."""
-
-    def __init__(self):
-        self.logged = []
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
-
-
 def run(case, seed=7, **settings):
     """Weights, optimiser state and logs of three steps with validation and test."""
     seed_everything(seed, verbose=False)
     module = case.module(**case.objects(), **case.plain)
-    record, data = Record(), case.data()
-    callbacks = [SteerCallback(b=0.2), record]
+    log, data = Log(), case.data()
     settings = {"max_steps": 3, "val_check_interval": 1, **settings}
-    trainer = steps(*callbacks, **settings)
+    trainer = steps(SteerCallback(b=0.2), log, **settings)
     trainer.fit(module, data)
     metrics = trainer.test(module, data, verbose=False)
     state = dict(module.state_dict())
     for number, moments in trainer.optimizers[0].state_dict()["state"].items():
         state |= {f"{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    return state, record.logged, metrics
+    return state, log.train, metrics
 
 
 def end_times(logged):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pytorch_lightning import Callback
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -12,6 +11,7 @@ from steer_lightning.nn import ODERNN, LatentODE, MLPField, ODEBlock
 from steer_lightning.solvers import TorchdiffeqSolver
 from steer_lightning.solvers.wrapping import wrapped_solves
 from tests.helpers.faults import scaled
+from tests.helpers.watching import Log, weights
 from tests.modules.cases import CASES, steps
 
 LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -86,34 +86,20 @@ class Watch(TorchFunctionMode):
         return wrapped_solves(model, watched)
 
 
-class Losses(Callback):
-    def __init__(self):
-        self.values = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
-        self.values.append(float(outputs["loss"]))
-
-
 def test_networks_alone_compute_in_low_precision(case, precision):
-    module, losses, watch = case.build(), Losses(), Watch()
-    before = [p.detach().clone() for p in module.parameters()]
-    trainer = steps(
-        SteerCallback(b=0.2),
-        losses,
-        limit_val_batches=0,
-        **mixed(precision),
-    )
+    module, log, watch = case.build(), Log(), Watch()
+    before = weights(module)
+    trainer = steps(SteerCallback(b=0.2), log, limit_val_batches=0, **mixed(precision))
     with watch.solves(module), watch:
         trainer.fit(module, case.data())
     assert watch.products == {LOW[precision]}
     assert watch.states == {torch.float32}
     assert watch.times == {torch.float32}
-    assert len(losses.values) == 2
-    assert torch.tensor(losses.values).isfinite().all()
-    for p in module.parameters():
-        assert p.dtype == torch.float32
-        assert p.isfinite().all()
-    assert any(not torch.equal(*pair) for pair in zip(module.parameters(), before, strict=True))
+    assert len(log.losses) == 2
+    assert torch.tensor(log.losses).isfinite().all()
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert weights(module).isfinite().all()
+    assert not torch.equal(weights(module), before)
 
 
 def test_without_autocast_the_watch_sees_float32():

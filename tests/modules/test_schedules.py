@@ -18,12 +18,9 @@ def rates(optimizer, schedule, n):
     return found
 
 
-def test_decays_to_the_floor():
+def test_decays_to_the_floor_and_stays_below_it():
     found = rates(*make(gamma=0.5, min_lr=2e-3), n=5)
     assert found == pytest.approx([1e-2, 5e-3, 2.5e-3, 2e-3, 2e-3])
-
-
-def test_a_rate_below_the_floor_stays():
     assert rates(*make(lr=1e-4, gamma=0.5, min_lr=1e-3), n=3) == [1e-4] * 3
 
 
