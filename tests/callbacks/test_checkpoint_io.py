@@ -1,6 +1,7 @@
 import os
 import resource
 import signal
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -66,21 +67,10 @@ def test_storage_options_are_refused_as_by_lightning(tmp_path):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt", storage_options={"x": 1})
 
 
-def test_a_trainer_saves_by_it(tmp_path, monkeypatch):
-    paths = []
-    save = AtomicCheckpointIO.save_checkpoint
-    monkeypatch.setattr(
-        AtomicCheckpointIO,
-        "save_checkpoint",
-        lambda self, checkpoint, path, storage_options=None: (
-            paths.append(path),
-            save(self, checkpoint, path, storage_options),
-        ),
-    )
-    trainer = tiny_trainer(
-        max_steps=1, plugins=[AtomicCheckpointIO()], enable_checkpointing=True,
-        default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.fit(BoringModel())
-    assert len(paths) == 1
-    assert "state_dict" in torch.load(paths[0], weights_only=True)
+def test_a_trainer_saves_by_it(tmp_path):
+    plugin = AtomicCheckpointIO()
+    settings = {"enable_checkpointing": True, "default_root_dir": tmp_path, "max_steps": 1}
+    with patch.object(plugin, "save_checkpoint", wraps=plugin.save_checkpoint) as save:
+        tiny_trainer(plugins=[plugin], **settings).fit(BoringModel())
+    ((_, path, *_),) = [call.args for call in save.call_args_list]
+    assert "state_dict" in torch.load(path, weights_only=True)

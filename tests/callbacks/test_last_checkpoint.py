@@ -1,16 +1,13 @@
 """The newest state on the disk; that it goes on exactly is in tests/test_resume.py."""
 
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from steer_lightning.callbacks import LastCheckpoint
+from steer_lightning.callbacks import LastCheckpoint, last_checkpoint
 from tests.helpers.models import OwnModel, seeded, tiny_loader, tiny_trainer
 
 
@@ -104,67 +101,57 @@ def test_bad_settings_are_refused():
         LastCheckpoint(0)
 
 
-PROGRAM = """
-import signal
-from pytorch_lightning import Callback
-from steer_lightning.callbacks import LastCheckpoint
-from tests.callbacks.test_last_checkpoint import trainer_in
-from tests.helpers.models import OwnModel, seeded, tiny_loader
-
 class Press(Callback):
+    """Presses Ctrl-C as a batch begins."""
+
+    def __init__(self, batch_idx, times=1):
+        self.batch_idx, self.times = batch_idx, times
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 1:
-            for _ in range({times}):
+        if batch_idx == self.batch_idx:
+            for _ in range(self.times):
                 signal.raise_signal(signal.SIGINT)
 
-# A shell that starts the tests in the background has them ignore Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-trainer = trainer_in({folder!r}, Press(), LastCheckpoint())
-trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
-"""
+
+@pytest.fixture
+def default_ctrl_c():
+    """Python's own, which a shell has its background ignore, and Lightning what comes after it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c(tmp_path, times):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(times=times, folder=str(tmp_path))],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).resolve().parents[2],
-        timeout=120,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == 1, output
-    assert "Ctrl-C: stopping after this batch. Press it again to stop at once." in output
-    path = tmp_path / "checkpoints" / "last.ckpt"
+def test_ctrl_c(tmp_path, times, monkeypatch, default_ctrl_c):
+    said, path = [], tmp_path / "checkpoints" / "last.ckpt"
+    monkeypatch.setattr(last_checkpoint, "rank_zero_info", said.append)
+    trainer = trainer_in(tmp_path, Press(1, times), LastCheckpoint())
+    with pytest.raises(SystemExit, match="1"):  # what Lightning makes of an interruption
+        trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
+    pressed = "\nCtrl-C: stopping after this batch. Press it again to stop at once."
     if times == 2:
+        assert said == [pressed]
         assert not path.exists()
-        return
-    assert f"Stopped. Go on from here with --ckpt_path {path}" in output
-    assert step_of(path) == 2
+    else:
+        assert said == [pressed, f"Stopped. Go on from here with --ckpt_path {path}"]
+        assert step_of(path) == 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 1}])
-def test_it_is_not_written_where_gradients_are_accumulated(tmp_path, settings):
+@pytest.mark.parametrize("validates", [False, True])
+def test_it_is_not_written_where_gradients_are_accumulated(tmp_path, validates, default_ctrl_c):
     """No checkpoint holds them; a run that is interrupted there stops at the window's end."""
-
-    class Press(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if batch_idx == 0:
-                signal.raise_signal(signal.SIGINT)
-
     watch = Watch(tmp_path / "checkpoints" / "last.ckpt")
-    settings = {"accumulate_grad_batches": 2, "num_sanity_val_steps": 0, **settings}
-    trainer = trainer_in(tmp_path, watch, Press(), LastCheckpoint(), **settings)
-    with pytest.raises(SystemExit):  # what Lightning makes of an interruption
-        trainer.fit(
-            seeded(OwnModel), tiny_loader(16), tiny_loader() if len(settings) > 2 else None
-        )
+    settings = {"accumulate_grad_batches": 2, "num_sanity_val_steps": 0}
+    val_loader = None
+    if validates:
+        settings["val_check_interval"], val_loader = 1, tiny_loader()
+    trainer = trainer_in(tmp_path, watch, Press(0), LastCheckpoint(), **settings)
+    with pytest.raises(SystemExit):
+        trainer.fit(seeded(OwnModel), tiny_loader(16), val_loader)
     assert watch.steps == [None, None]
     checkpoint = torch.load(watch.path, weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert (checkpoint["global_step"], progress["processed"]) == (1, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
 
 
 def test_ctrl_c_is_python_s_own_again_afterwards(tmp_path):

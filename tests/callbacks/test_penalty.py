@@ -10,6 +10,7 @@ from steer_lightning.nn import ODEBlock
 from steer_lightning.penalties import Acceleration, KineticEnergy, LocalError
 from steer_lightning.solvers import FixedGridSolver
 from steer_lightning.utils.schedule import Schedule
+from tests.callbacks.kinds import both
 from tests.helpers.models import (
     ClockField,
     ForeignModel,
@@ -20,21 +21,7 @@ from tests.helpers.models import (
     tiny_loader,
     tiny_trainer,
 )
-
-CASES = {"own": (OwnModel, {}), "foreign": (ForeignModel, {"vector_fields": ["func"]})}
-both = pytest.mark.parametrize(("model_class", "where"), CASES.values(), ids=list(CASES))
-
-
-class Reads(pl.Callback):
-    """Keeps what is logged after each batch, and the loss."""
-
-    def __init__(self):
-        self.logged = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
-        loss = float(outputs["loss"]) if outputs else None
-        self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
-        self.logged[-1]["loss"] = loss
+from tests.helpers.watching import Log, weights
 
 
 def train(model, *callbacks, n=8, **settings):
@@ -42,15 +29,11 @@ def train(model, *callbacks, n=8, **settings):
     return model
 
 
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 @both
 def test_the_loss_of_a_step_is_that_of_plain_pytorch(model_class, where):
     penalties = [KineticEnergy(0.5), Acceleration(2.0)]
-    reads = Reads()
-    found = train(seeded(model_class), PenaltyCallback(*penalties, seed=3, **where), reads)
+    log = Log()
+    found = train(seeded(model_class), PenaltyCallback(*penalties, seed=3, **where), log)
     model = seeded(model_class)
     optimizer, losses = model.configure_optimizers(), []
     for step, batch in enumerate(tiny_loader()):
@@ -62,9 +45,9 @@ def test_the_loss_of_a_step_is_that_of_plain_pytorch(model_class, where):
         loss.backward()
         optimizer.step()
     assert torch.equal(weights(found), weights(model))
-    assert [logged["loss"] for logged in reads.logged] == losses
-    assert reads.logged[0]["penalty/kinetic_energy"] > 0.0
-    assert reads.logged[0]["penalty/acceleration_weight"] == 2.0
+    assert log.losses == losses
+    assert log.train[0]["penalty/kinetic_energy"] > 0.0
+    assert log.train[0]["penalty/acceleration_weight"] == 2.0
 
 
 @both
@@ -108,11 +91,11 @@ def test_a_resume_with_another_weight_says_so():
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_weights_follow_steps_of_the_optimiser(accumulated):
-    reads = Reads()
+    log = Log()
     callback = PenaltyCallback(KineticEnergy(Schedule(1.0, 0.0, 2)), seed=0)
-    train(seeded(OwnModel), callback, reads, n=16, accumulate_grad_batches=accumulated)
+    train(seeded(OwnModel), callback, log, n=16, accumulate_grad_batches=accumulated)
     expected = [1.0, 0.5, 0.0, 0.0] if accumulated == 1 else [1.0, 1.0, 0.5, 0.5]
-    found = [logged.get("penalty/kinetic_energy_weight") for logged in reads.logged]
+    found = [logged.get("penalty/kinetic_energy_weight") for logged in log.train]
     assert found[: len([w for w in expected if w])] == [w for w in expected if w]
 
 
@@ -122,10 +105,10 @@ def test_a_dict_is_penalised_and_a_step_that_returns_nothing_is_left_alone():
             loss = self.loss(batch)
             return None if batch_idx else {"loss": loss, "other": 1}
 
-    reads = Reads()
-    train(seeded(Returns), PenaltyCallback(KineticEnergy(1.0)), reads)
-    assert reads.logged[0]["loss"] > float(seeded(OwnModel).loss(tiny_data(8)[:4]))
-    assert reads.logged[1]["loss"] is None
+    log = Log()
+    train(seeded(Returns), PenaltyCallback(KineticEnergy(1.0)), log)
+    assert log.losses[0] > float(seeded(OwnModel).loss(tiny_data(8)[:4]))
+    assert log.losses[1] is None
 
 
 def test_under_manual_optimisation_the_penalty_is_asked_for():

@@ -3,11 +3,10 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torchdiffeq import odeint
 
 from steer_lightning import SteerCallback
-from steer_lightning.callbacks.steer import SteerCallback as TheCallback
+from tests.callbacks.kinds import both
 from tests.helpers.models import (
     ClockField,
     ForeignModel,
@@ -19,13 +18,7 @@ from tests.helpers.models import (
     tiny_loader,
     tiny_trainer,
 )
-
-CASES = {"own": (OwnModel, {}), "foreign": (ForeignModel, {"vector_fields": ["func"]})}
-both = pytest.mark.parametrize(("model_class", "where"), CASES.values(), ids=list(CASES))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+from tests.helpers.watching import Log, weights
 
 
 def is_nominal(model):
@@ -38,39 +31,32 @@ def is_nominal(model):
 # 1. Evaluation is that of the same model without the callback, to the last bit.
 
 
+def look(name):
+    """A hook that looks at the model."""
+
+    def hook(self, trainer, pl_module, *_):
+        self.nominal.setdefault(name, []).append(is_nominal(pl_module))
+
+    return hook
+
+
 class EvaluatedEverywhere(pl.Callback):
-    """Looks at the model wherever evaluation happens."""
+    """Whether the model was nominal, wherever evaluation happens."""
 
     def __init__(self):
         self.nominal = {}
 
-    def look(self, name, model):
-        self.nominal.setdefault(name, []).append(is_nominal(model))
-
-    def on_sanity_check_start(self, trainer, pl_module):
-        self.look("sanity", pl_module)
-
-    def on_validation_batch_end(self, trainer, pl_module, *_):
-        self.look("validate", pl_module)
-
-    def on_test_batch_end(self, trainer, pl_module, *_):
-        self.look("test", pl_module)
-
-    def on_predict_batch_end(self, trainer, pl_module, *_):
-        self.look("predict", pl_module)
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.look("epoch end", pl_module)
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        self.look("batch end", pl_module)
-
-    def on_fit_end(self, trainer, pl_module):
-        self.look("fit end", pl_module)
+    on_sanity_check_start = look("sanity")
+    on_validation_batch_end = look("validate")
+    on_test_batch_end = look("test")
+    on_predict_batch_end = look("predict")
+    on_train_epoch_end = look("epoch end")
+    on_train_batch_end = look("batch end")
+    on_fit_end = look("fit end")
 
 
 @both
-def test_evaluation_within_fit_is_bit_for_bit_nominal(model_class, where):
+def test_evaluation_within_and_after_fit_is_bit_for_bit_nominal(model_class, where):
     model, look = seeded(model_class), EvaluatedEverywhere()
     trainer = tiny_trainer(SteerCallback(0.5, seed=0, **where), look, val_check_interval=1)
     trainer.fit(model, tiny_loader(), tiny_loader())
@@ -82,13 +68,7 @@ def test_evaluation_within_fit_is_bit_for_bit_nominal(model_class, where):
         "epoch end": [True],
         "fit end": [True],
     }
-
-
-@both
-def test_validate_test_and_predict_after_fit_are_bit_for_bit_nominal(model_class, where):
-    model, look = seeded(model_class), EvaluatedEverywhere()
-    trainer = tiny_trainer(SteerCallback(0.5, seed=0, **where), look)
-    trainer.fit(model, tiny_loader())
+    look.nominal.clear()
     model.evaluated.clear()
     trainer.validate(model, tiny_loader(), verbose=False)
     trainer.test(model, tiny_loader(), verbose=False)
@@ -98,9 +78,7 @@ def test_validate_test_and_predict_after_fit_are_bit_for_bit_nominal(model_class
     expected = torch.cat([fresh(batch) for batch in tiny_loader()])
     assert torch.equal(predicted, expected)
     assert torch.equal(torch.cat(model.evaluated), torch.cat([expected] * 2))
-    assert (
-        look.nominal["validate"] == look.nominal["test"] == look.nominal["predict"] == [True] * 2
-    )
+    assert look.nominal == {name: [True] * 2 for name in ("validate", "test", "predict")}
 
 
 @both
@@ -186,23 +164,17 @@ def test_nothing_is_left_behind(model_class, where):
 
 
 @both
-def test_b_zero_trains_bit_for_bit_like_no_callback(model_class, where):
-    plain, steered = seeded(model_class), seeded(model_class)
-    tiny_trainer(max_epochs=2).fit(plain, tiny_loader(), tiny_loader())
-    tiny_trainer(SteerCallback(0.0, **where), max_epochs=2).fit(
-        steered, tiny_loader(), tiny_loader()
-    )
-    assert torch.equal(weights(plain), weights(steered))
-    assert plain.ends == steered.ends
-    for a, b in zip(plain.evaluated, steered.evaluated, strict=True):
-        assert torch.equal(a, b)
+def test_b_zero_trains_bit_for_bit_like_no_callback_and_b_above_does_not(model_class, where):
+    def train(*callbacks):
+        model = seeded(model_class)
+        tiny_trainer(*callbacks, max_epochs=2).fit(model, tiny_loader(), tiny_loader())
+        return model
 
-
-@both
-def test_b_above_zero_does_not(model_class, where):
-    plain, steered = seeded(model_class), seeded(model_class)
-    tiny_trainer().fit(plain, tiny_loader())
-    tiny_trainer(SteerCallback(0.5, seed=0, **where)).fit(steered, tiny_loader())
+    plain, zero = train(), train(SteerCallback(0.0, **where))
+    assert torch.equal(weights(plain), weights(zero))
+    assert plain.ends == zero.ends
+    assert torch.equal(torch.cat(plain.evaluated), torch.cat(zero.evaluated))
+    steered = train(SteerCallback(0.5, seed=0, **where))
     assert not torch.equal(weights(plain), weights(steered))
 
 
@@ -250,11 +222,11 @@ def test_a_blocks_solver_keeps_its_settings_and_is_asked_for_the_moved_end(monke
     assert all(abs(end - 1.0) > 1e-3 for end in model.ends)
 
 
-# 5. What is in force is never in module buffers, nor in checkpoints of the model.
+# 4. What is in force is logged; it is never in buffers, nor in checkpoints of the model.
 
 
 @both
-def test_no_buffer_and_no_entry_of_the_state_dict_appears(model_class, where):
+def test_the_end_time_is_logged_and_not_in_buffers_or_state_dict(model_class, where, monkeypatch):
     class Looks(model_class):
         def training_step(self, batch, batch_idx):
             loss = self.loss(batch)
@@ -262,34 +234,14 @@ def test_no_buffer_and_no_entry_of_the_state_dict_appears(model_class, where):
             assert set(self.state_dict()) == {name for name, _ in self.named_parameters()}
             return loss
 
-    model = seeded(Looks)
-    tiny_trainer(SteerCallback(0.5, seed=0, **where)).fit(model, tiny_loader())
-    assert len(model.ends) == 2
-
-
-# What the user sees.
-
-
-@both
-def test_the_table_is_printed_once_and_the_end_time_is_logged(model_class, where, monkeypatch):
-    class Reads(pl.Callback):
-        seen = ()
-
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            self.seen = (*self.seen, dict(trainer.callback_metrics))
-
-    model, reads, tables = seeded(model_class), Reads(), []
+    model, log, tables = seeded(Looks), Log(), []
     monkeypatch.setattr("steer_lightning.callbacks.steer.rank_zero_info", tables.append)
-    tiny_trainer(SteerCallback(0.5, seed=0, **where), reads).fit(model, tiny_loader())
+    tiny_trainer(SteerCallback(0.5, seed=0, **where), log).fit(model, tiny_loader())
     assert len(tables) == 1
     name = "func" if where else "block.horizon"
     assert tables[0].startswith("STEER moves these end times in training:")
     assert name in tables[0]
     assert ("that of the first solve" if where else "[0, 1]") in tables[0]
-    logged = [float(metrics[f"steer/{name}/end_time"]) for metrics in reads.seen]
+    logged = [metrics[f"steer/{name}/end_time"] for metrics in log.train]
+    assert len(logged) == 2
     assert logged == pytest.approx(model.ends, abs=1e-5)
-
-
-def test_the_package_exports_the_callback():
-    assert SteerCallback is TheCallback
-    assert not isinstance(SteerCallback(0.5), nn.Module)

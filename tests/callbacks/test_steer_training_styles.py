@@ -18,53 +18,41 @@ from tests.helpers.models import (
     tiny_loader,
     tiny_trainer,
 )
+from tests.helpers.watching import weights
 
-ADJOINTS = {
-    "own": (OwnModel, "adjoint", {}),
-    "foreign": (ForeignModel, True, {"vector_fields": ["func"]}),
-}
 both = pytest.mark.parametrize(
-    ("model_class", "adjoint", "where"), ADJOINTS.values(), ids=list(ADJOINTS)
+    ("model_class", "adjoint", "where"),
+    [(OwnModel, "adjoint", {}), (ForeignModel, True, {"vector_fields": ["func"]})],
+    ids=["own", "foreign"],
 )
 
 
-def gradient_by_hand(batches, ends, weights, scale=1.0):
+def gradient_by_hand(batches, ends, w, scale):
     """Of the same loss, through plain solves to the given ends."""
     field = ClockField()
     with torch.no_grad():
-        field.w.copy_(weights)
+        field.w.copy_(w)
     for batch, end in zip(batches, ends, strict=True):
         y = odeint(field, batch, torch.tensor([0.0, end]), rtol=1e-6, atol=1e-6)[-1]
         (scale * (y[:, 0] - 1.0).square().mean()).backward()
     return field.w.grad
 
 
-def parameters_of(model):
-    return next(model.parameters())
-
-
 @both
-def test_one_step_has_the_gradient_of_the_solve_to_T(model_class, adjoint, where):
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_step_has_the_gradient_of_its_solves_to_T(model_class, adjoint, where, accumulated):
+    """With accumulation each micro-batch has a draw of its own."""
     model = seeded(model_class, adjoint)
-    before = parameters_of(model).detach().clone()
-    tiny_trainer(SteerCallback(0.5, seed=0, **where), max_steps=1).fit(model, tiny_loader())
-    expected = gradient_by_hand([tiny_data()[:4]], model.ends, before)
-    found = (before - parameters_of(model).detach()) / 0.1
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
-    nominal = gradient_by_hand([tiny_data()[:4]], [1.0], before)
-    assert not torch.allclose(found, nominal, rtol=1e-2, atol=1e-3)
-
-
-@both
-def test_accumulation_draws_anew_for_each_micro_batch(model_class, adjoint, where):
-    model = seeded(model_class, adjoint)
-    before = parameters_of(model).detach().clone()
+    before, batches = weights(model), tiny_data().split(4)[:accumulated]
     callback = SteerCallback(0.5, seed=0, **where)
-    tiny_trainer(callback, accumulate_grad_batches=2).fit(model, tiny_loader())
-    assert len({round(end, 5) for end in model.ends}) == 2
-    expected = gradient_by_hand(tiny_data().split(4), model.ends, before, scale=0.5)
-    found = (before - parameters_of(model).detach()) / 0.1
+    trainer = tiny_trainer(callback, accumulate_grad_batches=accumulated, max_steps=1)
+    trainer.fit(model, tiny_loader())
+    assert len({round(end, 5) for end in model.ends}) == accumulated
+    expected = gradient_by_hand(batches, model.ends, before, 1.0 / accumulated)
+    found = (before - weights(model)) / 0.1
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    nominal = gradient_by_hand(batches, [1.0] * accumulated, before, 1.0 / accumulated)
+    assert not torch.allclose(found, nominal, rtol=1e-2, atol=1e-3)
 
 
 @both
@@ -148,29 +136,27 @@ def test_mixed_precision(model_class, adjoint, where):
         model = seeded(Mixed, adjoint)
         callback = SteerCallback(0.5, seed=0, **where)
         tiny_trainer(callback, precision=precision, max_epochs=2).fit(model, tiny_loader())
-        results[precision] = (model.ends, parameters_of(model).detach())
-        assert parameters_of(model).dtype == torch.float32
-    (ends, weights), (mixed_ends, mixed_weights) = results.values()
+        results[precision] = (model.ends, weights(model))
+        assert weights(model).dtype == torch.float32
+    (ends, full), (mixed_ends, mixed) = results.values()
     assert mixed_ends == pytest.approx(ends, abs=1e-4)
-    torch.testing.assert_close(mixed_weights, weights, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(mixed, full, rtol=0.1, atol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("model_class", "scope"),
-    [(OwnModel, "batch"), (OwnModel, "sample"), (ForeignModel, "batch")],
+    ("model_class", "settings"),
+    [(OwnModel, {}), (OwnModel, {"scope": "sample"}), (ForeignModel, {"vector_fields": ["func"]})],
 )
-def test_a_solve_in_inference_mode_within_the_step_is_harmless(model_class, scope):
+def test_a_solve_in_inference_mode_within_the_step_is_harmless(model_class, settings):
     class Looks(model_class):
         def training_step(self, batch, batch_idx):
             with torch.inference_mode():
                 self(batch)
             return self.loss(batch)
 
-    settings = {"vector_fields": ["func"]} if model_class is ForeignModel else {}
     runs = [seeded(Looks), seeded(model_class)]
     for model in runs:
-        callback = SteerCallback(0.5, seed=0, scope=scope, **settings)
-        tiny_trainer(callback).fit(model, tiny_loader())
+        tiny_trainer(SteerCallback(0.5, seed=0, **settings)).fit(model, tiny_loader())
     assert runs[0].ends == runs[1].ends
 
 
@@ -189,9 +175,8 @@ def test_half_precision_stays_half_precision_in_a_foreign_field():
             return odeint(self.net, y0, t, method="euler", options=options)[-1]
 
     model = seeded(Half)
-    tiny_trainer(SteerCallback(0.2, ["net"], seed=0), precision="bf16-true").fit(
-        model, tiny_loader()
-    )
+    trainer = tiny_trainer(SteerCallback(0.2, ["net"], seed=0), precision="bf16-true")
+    trainer.fit(model, tiny_loader())
     assert model.net.weight.grad.dtype == torch.bfloat16
 
 

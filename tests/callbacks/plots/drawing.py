@@ -1,7 +1,5 @@
 """Small models with data, a trainer that logs to TensorBoard, and what it left there."""
 
-import torch
-from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -50,32 +48,3 @@ def plots(tmp_path):
     vectors = {name.replace(".png", ".svg") for name in names if name.endswith(".png")}
     assert vectors <= names
     return sorted(names - vectors)
-
-
-class Bare(LightningModule):
-    """A module that has nothing a plot could be drawn of."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch[0]).mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    test_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class CountBatches(Callback):
-    def __init__(self):
-        self.n = 0
-
-    def on_train_batch_start(self, *_):
-        self.n += 1
-
-    on_test_batch_start = on_train_batch_start

@@ -19,6 +19,7 @@ from tests.callbacks.plots.drawing import (
     stiff_data,
     toy_data,
 )
+from tests.helpers.watching import weights
 
 
 @pytest.fixture(autouse=True)
@@ -26,24 +27,29 @@ def seed():
     torch.manual_seed(0)
 
 
-def read_sweep(path):
-    with path.open(newline="") as file:
+def read_sweep(tmp_path, split="test"):
+    with (tmp_path / f"run/v/plots/end_time_sweep_{split}.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     columns = zip(*([float(cell) for cell in row] for row in rows), strict=True)
     return dict(zip(header, map(list, columns), strict=True))
 
 
-def test_sweep_over_test_batches(tmp_path, monkeypatch):
-    module, data = make_cnf(), toy_data(n_test=24, eval_batch_size=8)
-    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, n_points=5, n_batches=3))
+def swept(tmp_path, callback, module, data, **settings):
+    """The numbers of a sweep after a test, and the metrics of the test."""
+    trainer = make_trainer(tmp_path, callback, **settings)
     (plain,) = trainer.test(module, data, verbose=False)
+    return read_sweep(tmp_path), plain
+
+
+@pytest.mark.parametrize("n_batches", [1, 2, 3])
+def test_sweep_over_the_first_test_batches(tmp_path, n_batches):
+    module, data = make_cnf(), toy_data(n_test=24, eval_batch_size=8)
+    sweep, _ = swept(tmp_path, EndTimeSweep(0.5, 5, n_batches), module, data)
     assert plots(tmp_path) == ["end_time_sweep_test.csv", "end_time_sweep_test.png"]
     assert list(images(tmp_path)) == ["end_time_sweep_test"]
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
     assert sweep.keys() == {"end_time", "nll", "nfe_forward"}
     assert sweep["end_time"] == pytest.approx([0.5, 0.75, 1.0, 1.25, 1.5])
-    assert sweep["nll"][2] == pytest.approx(plain["test/nll"], rel=1e-6)
-    x, _ = data.build("test").tensors
+    x = data.build("test").tensors[0][: 8 * n_batches]
     for end_time, nll in zip(sweep["end_time"], sweep["nll"], strict=True):
         shorter = CNF(module.flow.vector_field, (2,), module.flow.solver, t_span=(0.0, end_time))
         assert nll == pytest.approx(-shorter.log_prob(x).mean().item(), rel=1e-5)
@@ -51,22 +57,10 @@ def test_sweep_over_test_batches(tmp_path, monkeypatch):
     assert sweep["nfe_forward"] == [2 * 4] * 5
 
 
-@pytest.mark.parametrize("n_batches", [1, 2])
-def test_sweep_takes_the_first_batches(tmp_path, n_batches):
-    module, data = make_cnf(), toy_data(n_test=24, eval_batch_size=8)
-    make_trainer(tmp_path, EndTimeSweep(0.5, 3, n_batches)).test(module, data, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
-    x, _ = data.build("test").tensors
-    expected = -module.flow.log_prob(x[: 8 * n_batches]).mean()
-    assert sweep["nll"][1] == pytest.approx(expected.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
 def test_sweep_has_the_precision_of_the_test(tmp_path, precision):
     module, data = make_cnf(), toy_data(n_test=24)
-    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 3), precision=precision)
-    (plain,) = trainer.test(module, data, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+    sweep, plain = swept(tmp_path, EndTimeSweep(0.5, 3), module, data, precision=precision)
     assert sweep["nll"][1] == pytest.approx(plain["test/nll"], rel=1e-6)
 
 
@@ -76,9 +70,7 @@ def test_models_of_other_end_times_are_swept_over_one_range(tmp_path, settings):
     flow = CNF(field, (2,), **settings)
     if flow.horizon.learned_t1 is not None:
         nn.init.constant_(flow.horizon.learned_t1, 0.8)
-    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 3, t1=1.0))
-    trainer.test(CNFModule(flow), data, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+    sweep, _ = swept(tmp_path, EndTimeSweep(0.5, 3, t1=1.0), CNFModule(flow), data)
     assert sweep["end_time"] == [0.5, 1.0, 1.5]
     x, _ = data.build("test").tensors
     for end_time, nll in zip(sweep["end_time"], sweep["nll"], strict=True):
@@ -86,24 +78,12 @@ def test_models_of_other_end_times_are_swept_over_one_range(tmp_path, settings):
         assert nll == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_sweep_over_quadrature_points_in_one_batch(tmp_path):
-    module = make_cnf(1)
-    data = toy_data(1, n_test=300, eval_batch_size=300, test_points="quadrature")
-    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 3, n_batches=1))
-    (plain,) = trainer.test(module, data, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
-    assert sweep["nll"][1] == pytest.approx(plain["test/nll"], rel=1e-5)
-
-
 def test_batches_count_by_their_samples_or_their_weights(tmp_path):
     module, x = make_cnf(), torch.randn(20, 2)
     weight = torch.cat([torch.full((8,), 0.1), torch.full((8,), 3.0), torch.zeros(4)])
     for tensors, w in (([x], torch.ones(20)), ([x, weight], weight)):
         loader = DataLoader(TensorDataset(*tensors), batch_size=8)
-        make_trainer(tmp_path, EndTimeSweep(0.5, 3, n_batches=3)).test(
-            module, loader, verbose=False
-        )
-        sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+        sweep, _ = swept(tmp_path, EndTimeSweep(0.5, 3, n_batches=3), module, loader)
         expected = -(w * module.flow.log_prob(x)).sum() / w.sum()
         assert sweep["nll"][1] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -122,12 +102,9 @@ class Whirl(nn.Module):
 @pytest.mark.parametrize("own_budget", [None, 400])
 def test_sweep_leaves_a_gap_where_a_solve_fails(tmp_path, own_budget):
     solver = TorchdiffeqSolver(max_nfe=own_budget)
-    module = CNFModule(CNF(Whirl(), (2,), solver))
-    sweep = EndTimeSweep(0.9, 3, max_nfe=160)
-    trainer = make_trainer(tmp_path, sweep)
+    module, data = CNFModule(CNF(Whirl(), (2,), solver)), toy_data(eval_batch_size=16)
     with pytest.warns(UserWarning, match=r"leaves out T = t1 \+0.9: .* more than max_nfe = 160 "):
-        (plain,) = trainer.test(module, toy_data(eval_batch_size=16), verbose=False)
-    found = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+        found, plain = swept(tmp_path, EndTimeSweep(0.9, 3, max_nfe=160), module, data)
     assert found["end_time"] == pytest.approx([0.1, 1.0, 1.9], abs=1e-12)
     assert found["nll"][1] == pytest.approx(plain["test/nll"], rel=1e-6)
     for name in ("nll", "nfe_forward"):
@@ -143,8 +120,7 @@ def test_sweep_counts_the_evaluations_of_a_batch(tmp_path):
     )
     x, labels = torch.randn(24, 2), torch.arange(24) % 2
     loader = DataLoader(TensorDataset(x, labels), batch_size=8)
-    make_trainer(tmp_path, EndTimeSweep(0.9, 3, n_batches=2)).test(module, loader, verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+    sweep, _ = swept(tmp_path, EndTimeSweep(0.9, 3, n_batches=2), module, loader)
     assert sweep.keys() == {"end_time", "accuracy", "nfe_forward"}
     for end_time, nfe in zip(sweep["end_time"], sweep["nfe_forward"], strict=True):
         block = ODEBlock(Whirl(), TorchdiffeqSolver(), t_span=(0.0, end_time))
@@ -155,23 +131,17 @@ def test_sweep_counts_the_evaluations_of_a_batch(tmp_path):
 
 
 def test_sweep_has_no_count_where_nothing_counts(tmp_path):
-    class Uncounted(CNFModule):
-        def __init__(self, flow):
-            super().__init__(flow)
-            flow.stats = None
-
-    module = Uncounted(make_cnf().flow)
-    make_trainer(tmp_path, EndTimeSweep(0.5, 2)).test(module, toy_data(), verbose=False)
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_test.csv")
+    module = make_cnf()
+    module.flow.stats = None
+    sweep, _ = swept(tmp_path, EndTimeSweep(0.5, 2), module, toy_data())
     assert sweep.keys() == {"end_time", "nll"}
 
 
 def test_sweep_draws_nothing_where_every_solve_fails(tmp_path):
     module = CNFModule(CNF(Whirl(), (2,), TorchdiffeqSolver()))
+    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 3, max_nfe=1))
     with pytest.warns(UserWarning, match=r"leaves out T = t1 \-0.5"):
-        make_trainer(tmp_path, EndTimeSweep(0.5, 3, max_nfe=1)).test(
-            module, toy_data(), verbose=False
-        )
+        trainer.test(module, toy_data(), verbose=False)
     assert plots(tmp_path) == []
 
 
@@ -189,28 +159,30 @@ def test_sweep_belongs_to_one_stage(tmp_path, split):
 
 
 def test_sweep_over_training_pieces(tmp_path):
-    module = make_stiff()
     trainer = make_trainer(tmp_path, EndTimeSweep(0.3, 3, 2, split="train"))
-    trainer.fit(module, stiff_data())
-    sweep = read_sweep(tmp_path / "run/v/plots/end_time_sweep_train.csv")
-    assert sweep.keys() == {
-        "end_time",
-        "loss",
-        "nfe_forward",
-    }  # the loss, where there is nothing else
-    assert sweep["end_time"] == pytest.approx([0.2, 0.5, 0.8])
+    trainer.fit(make_stiff(), stiff_data())
+    sweep = read_sweep(tmp_path, "train")
     # The loss stands there where there is no other metric.
+    assert sweep.keys() == {"end_time", "loss", "nfe_forward"}
+    assert sweep["end_time"] == pytest.approx([0.2, 0.5, 0.8])
     assert all(value > 0.0 for value in sweep["loss"])
 
 
-def test_sweep_leaves_the_model_as_it_was(tmp_path):
-    module, data = make_cnf(), toy_data()
-    callbacks = [SteerCallback(b=0.5), EndTimeSweep(0.5, 4, split="train")]
-    module.train()
-    make_trainer(tmp_path, *callbacks).fit(module, data)
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_sweep_leaves_model_and_random_state_as_they_were(tmp_path, precision):
+    def train(*callbacks):
+        torch.manual_seed(0)
+        module = make_cnf()
+        trainer = make_trainer(tmp_path, SteerCallback(0.5), *callbacks, precision=precision)
+        trainer.fit(module.train(), toy_data())
+        return module, torch.get_rng_state()
+
+    (plain, plain_state), (module, state) = train(), train(EndTimeSweep(0.5, 4, split="train"))
+    assert torch.equal(weights(module), weights(plain))
+    assert torch.equal(state, plain_state)
     assert module.flow.horizon.in_force() == {"end_time": 1.0}
     assert module.training
-    x = torch.randn(3, 2)
+    x = torch.randn(3, 2).to(weights(module))
     fresh = CNF(module.flow.vector_field, (2,), module.flow.solver)
     assert torch.equal(module.flow.log_prob(x), fresh.log_prob(x))
 

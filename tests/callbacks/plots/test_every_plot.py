@@ -4,9 +4,12 @@ import re
 
 import pytest
 import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.demos.boring_classes import BoringModel
 from torch import nn
 from torch.utils.data import DataLoader
 
+from datamodules import PeriodicDataModule
 from steer_lightning.callbacks import (
     EndTimeSweep,
     FeaturePlot,
@@ -15,12 +18,24 @@ from steer_lightning.callbacks import (
     SeriesPlot,
     StiffPlot,
 )
-from steer_lightning.modules import ClassifierModule, ImageFlowModule
-from steer_lightning.nn import CNF, Augmented, ConcatSquashField, MLPField, ODEBlock
+from steer_lightning.modules import (
+    ClassifierModule,
+    ImageFlowModule,
+    LatentODEModule,
+    ODERNNModule,
+)
+from steer_lightning.nn import (
+    CNF,
+    Augmented,
+    ConcatSquashField,
+    LatentODE,
+    MLPField,
+    ODEBlock,
+    ODERNNForecaster,
+)
 from steer_lightning.solvers import FixedGridSolver
 from tests.callbacks.plots.drawing import (
-    Bare,
-    CountBatches,
+    images,
     make_cnf,
     make_stiff,
     make_trainer,
@@ -48,42 +63,70 @@ def image_data():
     return DataLoader(grey, batch_size=4, shuffle=True)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def waves():
+    return PeriodicDataModule(n_trajectories=20, n_points=8, n_observed=4, val_size=4)
+
+
 @pytest.mark.parametrize(
-    ("callbacks", "make", "data"),
+    ("plot", "make", "data"),
     [
-        ([FlowPlot(1), EndTimeSweep(0.5, 3, split="train")], make_cnf, toy_data),
-        ([StiffPlot(1)], make_stiff, stiff_data),
-        ([FeaturePlot(b=0.5, every_n_checks=1)], classifier, labelled),
+        (FlowPlot(1), lambda: make_cnf(1, data_at="t0"), lambda: toy_data(1)),
+        (FlowPlot(1), make_cnf, toy_data),
+        (StiffPlot(2), make_stiff, stiff_data),
+        (FeaturePlot(b=0.5, every_n_checks=1), classifier, labelled),
         (
-            [SampleGrid(1, [1.0], every_n_checks=1)],
+            SampleGrid(2, [1.0], every_n_checks=1),
             lambda: ImageFlowModule(lively(image_flow())),
             image_data,
         ),
+        (
+            SeriesPlot(extend=0.5, n_points=11, every_n_checks=1),
+            lambda: LatentODEModule(LatentODE(1, 2, 3, "rnn", 4, (4,), (4,))),
+            waves,
+        ),
+        (
+            SeriesPlot(extend=0.5, n_points=11, every_n_checks=1),
+            lambda: ODERNNModule(ODERNNForecaster(1, 3, 4, (4,), (4,), 0.5)),
+            waves,
+        ),
     ],
 )
-def test_drawing_changes_neither_weights_nor_random_state(
-    tmp_path, callbacks, make, data, precision
-):
+def test_plots_of_a_run_change_neither_weights_nor_random_state(tmp_path, plot, make, data):
     def train(*callbacks):
         torch.manual_seed(0)
         module, loader = make(), data()
         loaders = (loader, loader) if isinstance(loader, DataLoader) else (loader,)
-        more = {"max_epochs": 2, "logger": False, "precision": precision}
-        make_trainer(tmp_path, *callbacks, **more).fit(module, *loaders)
-        return module.state_dict(), torch.get_rng_state()
+        logger = {} if callbacks else {"logger": False}
+        trainer = make_trainer(tmp_path, *callbacks, max_epochs=2, **logger)
+        trainer.fit(module, *loaders)
+        return module, torch.get_rng_state()
 
-    plain, drawn = train(), train(*callbacks)
-    assert all(torch.equal(plain[0][key], drawn[0][key]) for key in plain[0])
-    assert torch.equal(plain[1], drawn[1])
+    (plain, plain_state), (module, state) = train(), train(plot)
+    found = module.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in plain.state_dict().items())
+    assert torch.equal(state, plain_state)
+    step = module.trainer.global_step
+    make_trainer(tmp_path, plot, precision="64-true").test(module, data(), verbose=False)
+    name = plot.name
+    assert plots(tmp_path) == [f"{name}_test.png", f"{name}_val.png"]
+    assert (tmp_path / f"run/v/plots/{name}_val.png").read_bytes()[:4] == b"\x89PNG"
+    drawn_at = [step // 2, step] if plot.every_n_checks == 1 else [step]
+    assert images(tmp_path) == {f"{name}_val": drawn_at, f"{name}_test": [0]}
 
 
-class Evaluates(Bare):
+class NoBatches(Callback):
+    def on_train_batch_start(self, *_):
+        raise AssertionError("a batch was run")
+
+    on_validation_batch_start = on_test_batch_start = on_train_batch_start
+
+
+class Evaluates(BoringModel):
     def evaluate(self, batch):
         return {"loss": batch[0].mean()}
 
 
-class ThreeDimensional(Bare):
+class ThreeDimensional(BoringModel):
     def __init__(self):
         super().__init__()
         self.flow = CNF(ConcatSquashField(3, (4,)), (3,))
@@ -94,14 +137,14 @@ def no_span():
 
 
 REFUSED = [
-    (FlowPlot, Bare, "Expected a module with a CNF of one or two dimensions as `flow`"),
+    (FlowPlot, BoringModel, "Expected a module with a CNF of one or two dimensions as `flow`"),
     (FlowPlot, ThreeDimensional, "as `flow`, but got ThreeDimensional. Leave FlowPlot out"),
     (FeaturePlot, make_cnf, "a method `trajectories(x, t_eval)` and a block with a span, but"),
     (FeaturePlot, no_span, "and a block with a span, but got ClassifierModule"),
     (SampleGrid, make_cnf, "flow of images (C, H, W) as `flow`, but got CNFModule. Leave Sam"),
-    (SampleGrid, Bare, "flow of images (C, H, W) as `flow`, but got Bare. Leave SampleGrid"),
-    (SeriesPlot, Bare, "method `predict_at(batch, times)`, but Bare has none"),
-    (EndTimeSweep, Bare, "Expected a module with a method `evaluate(batch)`"),
+    (SampleGrid, BoringModel, "flow of images (C, H, W) as `flow`, but got BoringModel. Leave S"),
+    (SeriesPlot, BoringModel, "method `predict_at(batch, times)`, but BoringModel has none"),
+    (EndTimeSweep, BoringModel, "Expected a module with a method `evaluate(batch)`"),
     (EndTimeSweep, Evaluates, "Expected a model with a SpanHorizon, but Evaluates"),
     (EndTimeSweep, make_cnf, "Expected an offset that keeps the end time apart from t0"),
 ]
@@ -119,11 +162,9 @@ REFUSED = [
 def test_wrong_models_are_refused_before_the_first_batch(tmp_path, plot, make, message, stage):
     sweep = {"b": 1.0, "split": "train" if stage == "fit" else "test"}
     callback = plot(**sweep if plot is EndTimeSweep else {})
-    batches = CountBatches()
-    trainer = make_trainer(tmp_path, batches, callback, num_sanity_val_steps=0)
+    trainer = make_trainer(tmp_path, NoBatches(), callback, num_sanity_val_steps=0)
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         getattr(trainer, stage)(make(), toy_data())
-    assert batches.n == 0
     assert plots(tmp_path) == []
 
 
@@ -137,11 +178,7 @@ def test_wrong_models_are_refused_before_the_first_batch(tmp_path, plot, make, m
         (EndTimeSweep, {"b": 0.5, "n_points": 1}, "n_points = 1"),
         (EndTimeSweep, {"b": 0.5, "n_batches": 0}, "n_batches = 0"),
         (EndTimeSweep, {"b": 0.5, "split": "vla"}, "Did you mean 'val'?"),
-        (
-            FeaturePlot,
-            {"b": -0.1},
-            "Expected b >= 0, n_samples >= 3 and n_times >= 2, but got b",
-        ),
+        (FeaturePlot, {"b": -0.1}, "b >= 0, n_samples >= 3 and n_times >= 2, but got b = -0.1"),
         (FeaturePlot, {"b": NAN}, "but got b = nan"),
         (FeaturePlot, {"n_samples": 2}, "n_samples = 2"),
         (FeaturePlot, {"n_times": 1}, "n_times = 1"),

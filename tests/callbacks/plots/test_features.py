@@ -8,7 +8,6 @@ from steer_lightning.callbacks.plots.features import principal_components
 from steer_lightning.modules import ClassifierModule, RegressionModule
 from steer_lightning.nn import Augmented, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
-from tests.callbacks.plots.drawing import images, make_trainer, plots
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +22,6 @@ def make_classifier(t_span=(0.0, 1.0)):
 
 def loader(n=12):
     return DataLoader(TensorDataset(torch.randn(n, 3), torch.arange(n) % 3), batch_size=6)
-
-
-def test_feature_plot(tmp_path):
-    module, data = make_classifier(), loader()
-    trainer = make_trainer(tmp_path, FeaturePlot(b=0.5, every_n_checks=1), max_epochs=2)
-    trainer.fit(module, data, data)
-    trainer.test(module, data, verbose=False)
-    assert plots(tmp_path) == ["features_test.png", "features_val.png"]
-    assert images(tmp_path) == {"features_val": [2, 4], "features_test": [4]}
 
 
 @pytest.mark.parametrize("t_span", [(0.0, 1.0), (2.0, 0.0)])

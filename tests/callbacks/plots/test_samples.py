@@ -8,10 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from steer_lightning.callbacks import SampleGrid, SampleWriter
-from steer_lightning.modules import CNFModule, ImageFlowModule
-from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.modules import ImageFlowModule
 from steer_lightning.solvers import FixedGridSolver
-from tests.callbacks.plots.drawing import images, make_trainer, plots
+from tests.callbacks.plots.drawing import make_cnf, make_trainer, toy_data
 from tests.helpers.models import image_flow, lively
 
 
@@ -28,10 +27,6 @@ class Shrink(nn.Module):
 
 def make_module(**settings):
     return ImageFlowModule(lively(image_flow(**settings)))
-
-
-def make_points():
-    return CNFModule(CNF(ConcatSquashField(2, (4,)), (2,), FixedGridSolver("euler", 1)))
 
 
 def grey_images(n=8):
@@ -71,17 +66,6 @@ def test_noise_depends_on_its_seed_alone():
 def test_images_of_a_wide_base_are_clamped_and_have_the_flows_precision():
     (row,) = SampleGrid(4, [1e3]).rows(make_module(alpha=0.05).double().flow)
     assert (row.min(), row.max(), row.dtype) == (0.0, 1.0, torch.float64)
-
-
-def test_plots_of_a_run(tmp_path):
-    module = make_module()
-    trainer = make_trainer(tmp_path, SampleGrid(2, [1.0], every_n_checks=2), max_epochs=5)
-    trainer.fit(module, loader(), loader())
-    trainer.test(module, loader(), verbose=False)
-    assert plots(tmp_path) == ["samples_test.png", "samples_val.png"]
-    for name in plots(tmp_path):
-        assert imread(tmp_path / "run/v/plots" / name).ndim == 3
-    assert images(tmp_path) == {"samples_val": [4, 8], "samples_test": [10]}
 
 
 def test_plot_shows_every_image_and_label():
@@ -129,7 +113,7 @@ class Flat(ImageFlowModule):
 @pytest.mark.parametrize(
     ("make", "batches", "got"),
     [
-        (make_points, DataLoader(torch.zeros(4, 2), batch_size=4), "CNFModule gave dict"),
+        (make_cnf, toy_data(), "CNFModule gave dict"),
         (lambda: Flat(image_flow()), loader(), "Flat gave Tensor"),
     ],
 )

@@ -2,36 +2,8 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule
 
-from datamodules import PeriodicDataModule
-from steer_lightning.callbacks import SeriesPlot, SteerCallback
-from steer_lightning.modules import LatentODEModule, ODERNNModule
-from steer_lightning.nn import LatentODE, ODERNNForecaster
+from steer_lightning.callbacks import SeriesPlot
 from steer_lightning.nn.series import make_series
-from tests.callbacks.plots.drawing import images, make_trainer, plots
-
-
-def latent_ode():
-    torch.manual_seed(0)
-    return LatentODEModule(LatentODE(1, 2, 3, "rnn", 4, (4,), (4,)))
-
-
-def ode_rnn():
-    torch.manual_seed(0)
-    return ODERNNModule(ODERNNForecaster(1, 3, 4, (4,), (4,), 0.5))
-
-
-def waves():
-    return PeriodicDataModule(n_trajectories=20, n_points=8, n_observed=4, val_size=4)
-
-
-@pytest.mark.parametrize("make", [latent_ode, ode_rnn])
-def test_a_plot_after_validation_and_test(tmp_path, make):
-    callbacks = SeriesPlot(extend=0.5, n_points=11, every_n_checks=1), SteerCallback(b="auto")
-    module, trainer = make(), make_trainer(tmp_path, *callbacks)
-    trainer.fit(module, waves())
-    trainer.test(module, waves(), verbose=False)
-    assert plots(tmp_path) == ["series_test.png", "series_val.png"]
-    assert images(tmp_path) == {"series_val": [1], "series_test": [1]}
 
 
 class Line(LightningModule):
