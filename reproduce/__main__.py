@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from reproduce.catalogue import GROUPS
-from reproduce.experiments import EXPERIMENTS, SCALES, Experiment
+from reproduce.catalogue import EXPERIMENTS, GROUPS
+from reproduce.catalogue.regularizers import TASKS
+from reproduce.experiments import SCALES, Experiment
 from reproduce.pool import execute_all
 from reproduce.publish import publish, write_index
 from reproduce.records import Results, read_records, write_records
-from reproduce.regularizers import TASKS
 from reproduce.report import write_page
 from reproduce.runs import ABSENT, Run, Settings, prepare, time_training
 from steer_lightning.callbacks.plots.style import save_figure

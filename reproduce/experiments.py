@@ -13,31 +13,11 @@ Scale = Literal["smoke", "short", "full", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "short", "full", "paper")
 T = TypeVar("T")
 
-# Parts of a config, on the command line.
-MODEL, DATA, TRAINER = "--model.init_args", "--data.init_args", "--trainer"
-
 
 def pick(scale: Scale, paper: T, short: T, smoke: T, full: T | None = None) -> T:
     """The value that belongs to a scale; that of ``full`` is the paper's unless it is given."""
     full = paper if full is None else full
     return {"paper": paper, "full": full, "short": short, "smoke": smoke}[scale]
-
-
-def options(room: str, **values: object) -> tuple[str, ...]:
-    """Arguments of ``cli.py`` for one part of the config.
-
-    Example:
-        >>> options(DATA, batch_size=4, image_size=16)
-        ('--data.init_args.batch_size=4', '--data.init_args.image_size=16')
-    """
-    return tuple(f"{room}.{name}={value}" for name, value in values.items())
-
-
-# Two optimisation steps, a check after each, one batch everywhere else.
-SMOKE = options(
-    TRAINER, max_epochs=1, max_steps=-1, limit_train_batches=2, val_check_interval=1,
-    limit_val_batches=1, limit_test_batches=1, num_sanity_val_steps=0,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,10 +99,6 @@ class Experiment:
         return tuple(dict.fromkeys(variant for _, variant in self.pairs))
 
 
-# Every experiment by name, in the order of ``all``.
-EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {}
-
-
 def experiment(
     title: str,
     metrics: Iterable[Metric],
@@ -133,14 +109,14 @@ def experiment(
     tables: "Callable[[Experiment, Results], str] | None" = None,
     claims: tuple[Claim, ...] = (),
 ) -> Callable[[Callable[[Scale], Iterable[Comparison]]], Callable[[Scale], Experiment]]:
-    """Register a function of the scale that makes an experiment's comparisons.
+    """Make an experiment at each scale of a function of the scale that makes its comparisons.
 
     ``cuts`` belong to the scales ``paper``, ``short`` and ``full``, and ``seeds`` to the first
     two. Without the third of ``cuts`` the scale ``full`` is the paper's, and shares its runs.
     """
     smoke = "Two steps of a few samples: that it runs, and nothing else."
 
-    def register(parts: Callable[[Scale], Iterable[Comparison]]) -> Callable[[Scale], Experiment]:
+    def decorate(parts: Callable[[Scale], Iterable[Comparison]]) -> Callable[[Scale], Experiment]:
         def make(scale: Scale) -> Experiment:
             if scale == "full" and len(cuts) < 3:
                 scale = "paper"
@@ -152,10 +128,10 @@ def experiment(
                 tables, claims,
             )  # fmt: skip
 
-        EXPERIMENTS[parts.__name__] = make
+        make.__name__ = parts.__name__
         return make
 
-    return register
+    return decorate
 
 
 def compare(

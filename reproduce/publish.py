@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from reproduce.experiments import EXPERIMENTS, Claim, Comparison, Experiment, Scale, Variant
+from reproduce.catalogue import EXPERIMENTS
+from reproduce.experiments import Claim, Comparison, Experiment, Scale, Variant
 from reproduce.records import Results, finished, read_records, write_records
 from reproduce.report import WORK, compare, markdown, metric_values, show_difference, write_page
 from reproduce.statistics import Paired

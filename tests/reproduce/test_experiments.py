@@ -8,7 +8,8 @@ import yaml
 
 import cli
 from reproduce.__main__ import parse
-from reproduce.catalogue import EXPERIMENTS, TRAINER
+from reproduce.arguments import TRAINER
+from reproduce.catalogue import EXPERIMENTS
 from reproduce.experiments import SCALES
 from reproduce.runs import CONFIGS, Run, Settings
 

@@ -9,11 +9,11 @@ import yaml
 import cli
 from reproduce.__main__ import parse
 from reproduce.catalogue import EXPERIMENTS, GROUPS
+from reproduce.catalogue.regularizers import PENALTIES, metrics
 from reproduce.experiments import Comparison, Metric, Variant
 from reproduce.figures import draw_pareto
-from reproduce.pareto import front, mean_points
+from reproduce.pareto import cell, front, half_the_evaluations, mean_points
 from reproduce.records import read_records, write_records
-from reproduce.regularizers import PENALTIES, cell, half_the_evaluations, metrics
 from reproduce.report import write_page
 from reproduce.runs import CONFIGS
 from tests.reproduce.records import MACHINE, checks, experiment, record

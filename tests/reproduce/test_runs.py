@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reproduce.catalogue import figure3, figure4
+from reproduce.catalogue.flows import figure3
+from reproduce.catalogue.stiff import figure4
 from reproduce.experiments import Variant
 from reproduce.pool import execute_all
 from reproduce.runs import CONFIGS, Run, Settings, execute, prepare, time_training

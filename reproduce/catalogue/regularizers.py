@@ -1,34 +1,15 @@
 """STEER beside its controls and its rivals: the same model, at one tolerance a task."""
 
 import json
-import math
-from collections.abc import Iterator, Sequence
-from statistics import mean
+from collections.abc import Iterator
 
-from reproduce.experiments import (
-    DATA,
-    MODEL,
-    SMOKE,
-    TRAINER,
-    Comparison,
-    Experiment,
-    Metric,
-    Scale,
-    compare,
-    experiment,
-    options,
-    pick,
-)
+from reproduce.arguments import DATA, FIELD, FLOW, MODEL, NETWORK, SMOKE, TRAINER, options
+from reproduce.experiments import Comparison, Metric, Scale, compare, experiment, pick
 from reproduce.figures import draw_pareto
-from reproduce.pareto import front, mean_points, test_evaluations
-from reproduce.records import Record, Results, by_seed
-from reproduce.report import compare as compare_values
-from reproduce.report import markdown, metric_values
-from reproduce.statistics import Paired
+from reproduce.pareto import write_tables
 
 TASKS = ("toy2d", "mnist_node_small", "mnist_node_mlp", "physionet")
 B = 0.5
-FEWEST_SEEDS = 3  # for a verdict
 
 # Options below `--penalties` and three weights, a decade apart.
 PENALTIES = {
@@ -41,20 +22,6 @@ PENALTIES = {
     "trajectory polynomial": ("trajectory_polynomial", (0.5, 5.0, 50.0)),
 }
 WITH_STEER = "acceleration"  # chosen before anything was run here
-
-VERDICT = (
-    "Which variants bring **half the test evaluations at no loss**: over at least "
-    f"{FEWEST_SEEDS} seeds the whole interval of the ratio of evaluations is at most 0.5, and "
-    "that of the difference in {} excludes a loss of more than {:g}."
-)
-BRACKETS = (
-    "In brackets: the difference to the baseline of the same seed, or the ratio for evaluations "
-    "and seconds, with the interval; bold where that excludes no change. Means of evaluations and "
-    "seconds are geometric. Weights are those of the last step. Worst: over eleven end times of "
-    "evaluation, on the first two test batches; a gap where a solve failed. Seconds (of the "
-    "processor, on a CPU) are those in training batches, with all that the penalties cost; NFE "
-    "leaves out a penalty's own evaluations."
-)
 
 
 def controls(block: str, n_steps: int) -> dict[str, tuple[str, ...]]:
@@ -129,82 +96,6 @@ def metrics(
     )
 
 
-def write_tables(experiment: Experiment, results: Results) -> str:
-    """The verdict, how to read the table, and a table for each comparison."""
-    metric = experiment.metrics[0]
-    cost = test_evaluations(experiment)
-    verdicts, tables = [], []
-    for part in experiment.comparisons:
-        verdicts.append(f"- {half_the_evaluations(part, cost, metric, results)}")
-        rows = [["variant", "n", *(m.label for m in experiment.metrics)]]
-        for variant in part.variants:
-            base, own = results[part.baseline], results[variant]
-            columns = [
-                cell(m, [] if variant is part.baseline else base, own) for m in experiment.metrics
-            ]
-            rows.append([variant.label, str(len(by_seed(own, metric))), *columns])
-        best = front(mean_points(part, cost, metric, results), metric.better == "higher")
-        tables.append(
-            f"### {part.setting}\n\n{markdown(rows)}\n\n"
-            f"On the front of {metric.label} against test evaluations (means): "
-            f"{'; '.join(variant.label for variant in best) or 'nothing yet'}."
-        )
-    return "\n\n".join(
-        [VERDICT.format(metric.label, metric.matters), "\n".join(verdicts), BRACKETS, *tables]
-    )
-
-
-def half_the_evaluations(part: Comparison, cost: Metric, metric: Metric, results: Results) -> str:
-    """One line: the variants that halve the cost at no loss of the metric, or that none does."""
-    seen, base = [], results[part.baseline]
-    sign = -1.0 if metric.better == "higher" else 1.0
-    for variant in part.others:
-        ratio, change = (difference(m, base, results[variant]) for m in (cost, metric))
-        if min(ratio.n, change.n) >= FEWEST_SEEDS and math.isfinite(ratio.high + change.high):
-            lost = max(sign * change.low, sign * change.high) > metric.matters + 1e-9
-            words = f"{variant.label} ({show(cost, ratio)}; {show(metric, change)})"
-            seen.append((lost, ratio.high > math.log(0.5) + 1e-9, ratio.mean, words))
-    if not seen:
-        return f"{part.setting}: no verdict, which takes {FEWEST_SEEDS} seeds."
-    kept = [(more, words) for lost, more, _, words in sorted(seen) if not lost]
-    of = f"of {len(seen)} variants"
-    if halves := [words for more, words in kept if not more]:
-        return f"**{part.setting}, {len(halves)} {of}:** {'; '.join(halves)}."
-    least = kept[0][1] if kept else "there is none"
-    return f"**{part.setting}: none {of}.** The fewest evaluations without a loss: {least}."
-
-
-def difference(metric: Metric, base: Sequence[Record], own: Sequence[Record]) -> Paired:
-    """Paired comparison of two variants, of logarithms if the metric is shown as a ratio."""
-    before, after = (metric_values(records, metric) for records in (base, own))
-    return compare_values(metric, before, after)
-
-
-def cell(metric: Metric, base: Sequence[Record], own: Sequence[Record]) -> str:
-    """Mean over the seeds and, in brackets, the comparison with the baseline."""
-    values = [*metric_values(own, metric).values()]
-    if not values:
-        return " / ".join(dict.fromkeys(record.status for record in own)) or "pending"
-    if not all(map(math.isfinite, values)):
-        return "gap"
-    middle = mean(values)
-    shown = f"{math.exp(middle) if metric.ratio else middle:,.{metric.digits}f}"
-    found = difference(metric, base, own)
-    return f"{shown} ({show(metric, found)})" if math.isfinite(found.mean) else shown
-
-
-def show(metric: Metric, found: Paired) -> str:
-    """A difference or ratio with its interval, bold if that excludes no change."""
-    numbers = [f"{value:+.{metric.digits}f}" for value in found[:3]]
-    if metric.ratio:
-        numbers = [f"{math.exp(min(value, 700.0)):.2f}" for value in found[:3]]
-    text = ("x " * metric.ratio) + numbers[0]
-    if not math.isfinite(found.low):
-        return text
-    text += f" [{numbers[1]}, {numbers[2]}]"
-    return f"**{text}**" if found.low > 0.0 or found.high < 0.0 else text
-
-
 _NOTES = (
     "Penalties have the same three weights on each task but PhysioNet. STEER goes together with "
     f"the {WITH_STEER}, chosen before anything was run. The controls of STEER: the end time "
@@ -214,8 +105,8 @@ _NOTES = (
     "Nobody has published this comparison.",
 )
 _SMALL_TOY = (
-    *options(f"{MODEL}.flow.init_args.vector_field.init_args", hidden="[8]"),
-    *options(f"{MODEL}.flow.init_args.solver.init_args", rtol=1.0, atol=1.0),
+    *options(FIELD, hidden="[8]"),
+    *options(f"{FLOW}.solver.init_args", rtol=1.0, atol=1.0),
     *options(DATA, n_train=8, n_val=8, n_test=8, batch_size=4),
 )
 
@@ -251,7 +142,7 @@ def regularizers_toy2d(scale: Scale) -> Iterator[Comparison]:
             f"{MODEL}.lr_interval=step",
             *pick(scale, (), (), (*SMOKE, *_SMALL_TOY)),
         )
-        others = controls(f"{MODEL}.flow.init_args", n_steps)
+        others = controls(FLOW, n_steps)
         others |= rivals((1e-5, 1e-5), f"--steer.b={B}", middle)
         yield compare(density, "cnf/toy2d", overrides, others, weights="last")
         if scale == "smoke":
@@ -344,7 +235,7 @@ def regularizers_physionet(scale: Scale) -> Iterator[Comparison]:
     }
     small = (
         *SMOKE,
-        *options(f"{MODEL}.network.init_args", n_hidden=3, recognition_hidden="[4]"),
+        *options(NETWORK, n_hidden=3, recognition_hidden="[4]"),
         *options(DATA, batch_size=4, val_size=8, time_bin=1.0),
     )
     overrides = pick(scale, (), options(TRAINER, max_epochs=n_epochs), small)
