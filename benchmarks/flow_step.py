@@ -11,6 +11,7 @@ minute or two to compile.
 
 import copy
 import sys
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -36,11 +37,8 @@ TOLERANCES = {"rtol": 1e-5, "atol": 1e-5}
 def others() -> dict[str, Integrate]:
     """Other libraries, those that are installed."""
     found: dict[str, Integrate] = {}
-    try:
+    with suppress(ImportError):
         from zuko.utils import odeint as zuko_odeint
-    except ImportError:
-        pass
-    else:
 
         def through_zuko(field: nn.Module, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             phi = field.parameters()
@@ -49,11 +47,8 @@ def others() -> dict[str, Integrate]:
             )
 
         found["zuko"] = through_zuko
-    try:
+    with suppress(ImportError):
         from torchdyn.numerics import odeint as torchdyn_odeint  # needs torchcde as well
-    except ImportError:
-        pass
-    else:
 
         def through_torchdyn(
             field: nn.Module, state: tuple[Tensor, Tensor]

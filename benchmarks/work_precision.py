@@ -8,6 +8,7 @@ the worst component at the end, against a reference by scipy's DOP853 at 1e-13.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,11 +91,10 @@ def solvers() -> dict[str, Integrate]:
 
     found: dict[str, Integrate] = {BASE: torchdiffeq}
     found |= {f"ours, {method}": own(method) for method in ("dopri5", "tsit5", "bosh3")}
-    try:
-        from zuko.utils import odeint as zuko_odeint
-    except ImportError:
-        return found
-    found["zuko dopri5"] = lambda f, y0, end, tol: zuko_odeint(f, y0, 0.0, end, rtol=tol, atol=tol)
+    with suppress(ImportError):
+        from zuko.utils import odeint as zuko
+
+        found["zuko dopri5"] = lambda f, y0, end, tol: zuko(f, y0, 0.0, end, rtol=tol, atol=tol)
     return found
 
 
