@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -113,46 +114,43 @@ class Command:
         Returns:
             How many runs are left because the time was up.
         """
-        # Seed by seed, so that a command that is stopped leaves whole pairs.
-        left = {
-            experiment.name: {
-                run.folder: run
-                for seed in self.seeds[experiment.name]
-                for variant in experiment.variants
-                if (run := Run(variant, seed, self.settings)).record().status != "finished"
-                and self._has_data(run)
-            }
-            for experiment in self.experiments
-        }
+        left = {experiment: self._unfinished(experiment) for experiment in self.experiments}
         pending = {folder: run for runs in left.values() for folder, run in runs.items()}
-        total, n_done = len(pending), 0
-        for experiment in self.experiments:
-            if not left[experiment.name]:
+        numbers = count(1)
+        for experiment, runs in left.items():
+            if not runs:
                 self.write(experiment)
 
         def done(run: Run) -> None:
-            nonlocal n_done
-            n_done += 1
             record = run.record()
             print(
-                f"[{n_done}/{total}, {(time.monotonic() - self.started) / 60:.1f} min] "
+                f"[{next(numbers)}/{len(pending)}, "
+                f"{(time.monotonic() - self.started) / 60:.1f} min] "
                 f"{run.variant.config}, {run.variant.label}, seed {run.seed}: "
                 f"{record.status} {record.message[:200]}",
                 flush=True,
             )
-            for experiment in self.experiments:
-                runs = left[experiment.name]
-                if record.status == "pending" or run.folder not in runs:
-                    continue
-                del runs[run.folder]
-                if not runs:
+            if record.status == "pending":
+                return
+            for experiment, runs in left.items():
+                if runs.pop(run.folder, None) and not runs:
                     self.write(experiment)
 
         self._execute(list(pending.values()), done)
-        for experiment in self.experiments:
-            if left[experiment.name]:
+        for experiment, runs in left.items():
+            if runs:
                 self.write(experiment)
         return len({folder for runs in left.values() for folder in runs})
+
+    def _unfinished(self, experiment: Experiment) -> dict[Path, Run]:
+        """Runs to train, seed by seed, so that a command that is stopped leaves whole pairs."""
+        return {
+            run.folder: run
+            for seed in self.seeds[experiment.name]
+            for variant in experiment.variants
+            if (run := Run(variant, seed, self.settings)).record().status != "finished"
+            and self._has_data(run)
+        }
 
     def estimate(self) -> None:
         """Print the minutes of a core that each experiment takes, from steps of its baselines."""
@@ -160,26 +158,22 @@ class Command:
         seconds: dict[Path, float] = {}
         print(f"{'experiment':<32}{'scale':<8}{'runs':>6}{'core minutes':>14}{'a run':>8}")
         for experiment in self.experiments:
-            n_seeds, total, absent, n_runs = len(self.seeds[experiment.name]), 0.0, 0, 0
+            total, absent, n_runs = 0.0, 0, 0
             for part in experiment.comparisons:
                 run = Run(part.baseline, 0, self.settings)
                 if run.folder not in seconds:
                     step, n_steps = time_training(run) if self._has_data(run) else (math.nan, 0)
                     seconds[run.folder] = step * n_steps
-                part_runs = n_seeds * len(part.variants)
+                n = len(self.seeds[experiment.name]) * len(part.variants)
                 if math.isnan(seconds[run.folder]):
-                    absent += part_runs
+                    absent += n
                 else:
-                    total, n_runs = (
-                        total + part_runs * seconds[run.folder] / 60.0,
-                        n_runs + part_runs,
-                    )
+                    total += n * seconds[run.folder] / 60.0
+                    n_runs += n
             words = f"{total:14,.0f}{total / n_runs:8.1f}" if n_runs else f"{'':22}"
             without = f"  and {absent} without data" if absent else ""
-            print(
-                f"{experiment.name:<32}{experiment.scale:<8}{n_runs:>6}{words}{without}",
-                flush=True,
-            )
+            name = f"{experiment.name:<32}{experiment.scale:<8}"
+            print(f"{name}{n_runs:>6}{words}{without}", flush=True)
 
     def _execute(self, runs: Sequence[Run], done: Callable[[Run], None]) -> None:
         minutes, jobs = self.found.minutes, self.found.jobs

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from reproduce.experiments import Comparison, Experiment, Metric, Variant
 from reproduce.records import Record, Results, by_seed
-from reproduce.report import compare, markdown, metric_values
+from reproduce.report import difference, markdown, metric_values
 from reproduce.statistics import Paired
 
 K = TypeVar("K", bound=Hashable)
@@ -76,10 +76,9 @@ def write_tables(experiment: Experiment, results: Results) -> str:
         verdicts.append(f"- {half_the_evaluations(part, cost, metric, results)}")
         rows = [["variant", "n", *(m.label for m in experiment.metrics)]]
         for variant in part.variants:
-            base, own = results[part.baseline], results[variant]
-            columns = [
-                cell(m, [] if variant is part.baseline else base, own) for m in experiment.metrics
-            ]
+            base = [] if variant is part.baseline else results[part.baseline]
+            own = results[variant]
+            columns = [cell(m, base, own) for m in experiment.metrics]
             rows.append([variant.label, str(len(by_seed(own, metric))), *columns])
         best = front(mean_points(part, cost, metric, results), metric.better == "higher")
         tables.append(
@@ -110,12 +109,6 @@ def half_the_evaluations(part: Comparison, cost: Metric, metric: Metric, results
         return f"**{part.setting}, {len(halves)} {of}:** {'; '.join(halves)}."
     least = kept[0][1] if kept else "there is none"
     return f"**{part.setting}: none {of}.** The fewest evaluations without a loss: {least}."
-
-
-def difference(metric: Metric, base: Sequence[Record], own: Sequence[Record]) -> Paired:
-    """Paired comparison of two variants, of logarithms if the metric is shown as a ratio."""
-    before, after = (metric_values(records, metric) for records in (base, own))
-    return compare(metric, before, after)
 
 
 def cell(metric: Metric, base: Sequence[Record], own: Sequence[Record]) -> str:

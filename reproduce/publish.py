@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reproduce.catalogue import EXPERIMENTS
-from reproduce.experiments import Claim, Comparison, Experiment, Scale, Variant
+from reproduce.experiments import Claim, Comparison, Experiment, Metric, Scale, Variant
 from reproduce.records import Results, finished, read_records, write_records
-from reproduce.report import WORK, compare, markdown, metric_values, show_difference, write_page
+from reproduce.report import WORK, difference, markdown, show_difference, write_page
 from reproduce.statistics import Paired
 
 RECORDS = "records.jsonl"
@@ -28,7 +28,7 @@ def publish(folder: Path, experiment: Experiment, results: Results) -> None:
 
     A picture that cannot be drawn, as callbacks' plots cannot be from records, is left as it is.
     """
-    if not any(finished(records) for records in results.values()):
+    if not _has_run(results):
         return
     folder.mkdir(parents=True, exist_ok=True)
     seeds = {record.seed for records in results.values() for record in records}
@@ -43,10 +43,11 @@ def publish(folder: Path, experiment: Experiment, results: Results) -> None:
 
 
 class Finding(NamedTuple):
-    """A claim, what became of it, and each comparison."""
+    """A claim with its metric, what became of it, and each comparison."""
 
     experiment: Experiment
     claim: Claim
+    metric: Metric
     status: str
     seen: list[tuple[Comparison, Variant, Paired]]
 
@@ -54,9 +55,8 @@ class Finding(NamedTuple):
 def judge(experiment: Experiment, claim: Claim, results: Results) -> Finding:
     """Whether a claim holds, by the verdicts of all comparisons of its metric."""
     metric = next(m for m in (*experiment.metrics, *WORK) if m.key == claim.metric)
-    values = {v: metric_values(results[v], metric) for v in experiment.variants}
     seen = [
-        (part, variant, compare(metric, values[part.baseline], values[variant]))
+        (part, variant, difference(metric, results[part.baseline], results[variant]))
         for part in experiment.comparisons
         if part.setting.startswith(claim.settings)
         for variant in part.others
@@ -67,7 +67,7 @@ def judge(experiment: Experiment, claim: Claim, results: Results) -> Finding:
         status = "holds" if agree == len(verdicts) else "holds in part"
     else:
         status = "does not hold" if any(v in _SHOWN for v in verdicts) else "open"
-    return Finding(experiment, claim, status, seen)
+    return Finding(experiment, claim, metric, status, seen)
 
 
 def write_index(folder: Path, scale: Scale) -> None:
@@ -75,12 +75,9 @@ def write_index(folder: Path, scale: Scale) -> None:
     path = folder / RECORDS
     if not path.is_file():
         return
-    experiments = {
-        e: read_records(path, e) for e in (make(scale) for make in EXPERIMENTS.values())
-    }
-    findings = [
-        judge(e, claim, results) for e, results in experiments.items() for claim in e.claims
-    ]
+    made = [make(scale) for make in EXPERIMENTS.values()]
+    experiments = {e: read_records(path, e) for e in made}
+    findings = [judge(e, claim, experiments[e]) for e in made for claim in e.claims]
     if not any(found.n for finding in findings for *_, found in finding.seen):
         return  # experiments beyond the paper alone: each page says what was found
     order = [*STATUS]
@@ -107,10 +104,9 @@ def _has_run(results: Results) -> bool:
 
 def _link(finding: Finding) -> str:
     place = finding.experiment.title.partition(":")[0]
-    seen = any(found.n for *_, found in finding.seen)
-    return (
-        f"{finding.claim.says} ({f'[{place}]({finding.experiment.name}.md)' if seen else place})"
-    )
+    if any(found.n for *_, found in finding.seen):
+        place = f"[{place}]({finding.experiment.name}.md)"
+    return f"{finding.claim.says} ({place})"
 
 
 def _counted(finding: Finding) -> str:
@@ -121,16 +117,14 @@ def _counted(finding: Finding) -> str:
 
 def _section(finding: Finding) -> Iterator[str]:
     """The claim, its picture, and what was seen in each comparison."""
-    experiment, claim = finding.experiment, finding.claim
-    metric = next(m for m in (*experiment.metrics, *WORK) if m.key == claim.metric)
+    experiment, claim, metric, status, seen = finding
     against = "ratio to baseline" if metric.ratio else "difference to baseline"
-    yield f"## {claim.says[0].upper()}{claim.says[1:]}: {finding.status}"
+    yield f"## {claim.says[0].upper()}{claim.says[1:]}: {status}"
     yield f"![{experiment.title}]({experiment.name}.png)"
     rows = [["setting", "variant", f"{metric.label}: {against} [95 %]", "n", "verdict"]]
-    for part, variant, found in finding.seen:
-        if found.n == 0:
-            continue
-        shown, verdict = show_difference(found, metric)
-        rows.append([part.setting, variant.label, shown, str(found.n), verdict])
+    for part, variant, found in seen:
+        if found.n:
+            shown, verdict = show_difference(found, metric)
+            rows.append([part.setting, variant.label, shown, str(found.n), verdict])
     yield markdown(rows)
     yield f"{experiment.cut} All of it: [{experiment.title}]({experiment.name}.md)."

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from reproduce.experiments import Comparison, Experiment, Metric, Variant
 from reproduce.records import Record, Results, by_seed, finished
@@ -55,14 +56,13 @@ def metric_table(experiment: Experiment, metric: Metric, results: Results) -> st
 
 
 # What training costs; a twentieth would not matter.
+_cost = partial(Metric, better="lower", ratio=True, matters=1.05)
 WORK = (
-    Metric("train/nfe", "evaluations in training", "lower", ratio=True, matters=1.05),
-    Metric("train/seconds", "seconds of training", "lower", ratio=True, matters=1.05),
+    _cost("train/nfe", "evaluations in training"),
+    _cost("train/seconds", "seconds of training"),
 )
-_TEST_NFE = Metric(
-    "test/nfe_forward", "evaluations in a test batch", "lower", ratio=True, matters=1.05
-)
-_TO_REACH = Metric("", "seconds to reach", "lower", ratio=True, matters=1.05)
+_TEST_NFE = _cost("test/nfe_forward", "evaluations in a test batch")
+_TO_REACH = _cost("", "seconds to reach")
 
 
 def work_tables(experiment: Experiment, results: Results) -> str:
@@ -79,23 +79,18 @@ def work_tables(experiment: Experiment, results: Results) -> str:
 
     shown = {metric.key for metric in experiment.metrics}
     monitors = " or ".join(f"`{name}`" for name in dict.fromkeys(r.monitor for r in records))
-    passes = sorted(
-        {f"{r.values['test/batches']:.0f}" for r in records if "test/batches" in r.values}
-    )
-    over = (
-        f"means over {' or '.join(passes)} of them" if passes else "means over an unknown number"
-    )
+    passes = {f"{r.values['test/batches']:.0f}" for r in records if "test/batches" in r.values}
+    over = f"{' or '.join(sorted(passes))} of them" if passes else "an unknown number"
     text = (
         "Work. Evaluations of the vector field in training are forward and backward, summed over "
         "the batches; seconds are those in training batches (on a CPU processor seconds), without "
-        f"validation; evaluations in test batches are {over}. *To reach*: until the first check "
-        f"from which on {monitors} stays, for {HELD} checks, as good as the best level that the "
-        "baseline of the same seed held as long, less the noise of its checks (their median "
-        "change from one to the next in the second half of training)."
+        f"validation; evaluations in test batches are means over {over}. *To reach*: until the "
+        f"first check from which on {monitors} stays, for {HELD} checks, as good as the best "
+        "level that the baseline of the same seed held as long, less the noise of its checks "
+        "(their median change from one to the next in the second half of training)."
     )
-    tables = [
-        metric_table(experiment, m, results) for m in (*WORK, _TEST_NFE) if m.key not in shown
-    ]
+    costs = [metric for metric in (*WORK, _TEST_NFE) if metric.key not in shown]
+    tables = [metric_table(experiment, metric, results) for metric in costs]
     return "\n\n".join([text, *tables, _table(experiment, _TO_REACH, results, to_reach)])
 
 
@@ -109,10 +104,8 @@ def _table(
     first = metric is experiment.metrics[0]
     with_paper = first and any(variant.paper for variant in experiment.variants)
     against = "ratio to baseline" if metric.ratio else "difference"
-    rows = [
-        ["setting", "variant", *(["paper"] if with_paper else []), metric.label, "n",
-         f"{against} [95 %]", "verdict"]
-    ]  # fmt: skip
+    paper = ["paper"] * with_paper
+    rows = [["setting", "variant", *paper, metric.label, "n", f"{against} [95 %]", "verdict"]]
     for part, variant in experiment.pairs:
         own = values(part, variant)
         found = summary([*own.values()])
@@ -123,7 +116,7 @@ def _table(
             if not first:
                 continue  # the first table says why
             shown = " / ".join(dict.fromkeys(r.status for r in results[variant])) or "pending"
-        row = [part.setting, variant.label, *([variant.paper] if with_paper else []), shown]
+        row = [part.setting, variant.label, *[variant.paper] * with_paper, shown]
         comparison = ["", ""]
         if late:
             comparison[1] = "not reached" if late == found.n else "not reached by all: no verdict"
@@ -178,6 +171,11 @@ def compare(metric: Metric, baseline: Mapping[int, float], other: Mapping[int, f
     return paired(baseline, other, metric.better, _threshold(metric))
 
 
+def difference(metric: Metric, baseline: Sequence[Record], other: Sequence[Record]) -> Paired:
+    """The same of records."""
+    return compare(metric, metric_values(baseline, metric), metric_values(other, metric))
+
+
 def _threshold(metric: Metric) -> float:
     return math.log(metric.matters) if metric.ratio and metric.matters else metric.matters
 
@@ -193,14 +191,12 @@ def _exp(value: float, digits: int) -> str:
 
 
 def _show_summary(found: Summary, metric: Metric) -> str:
-    middle, between, spread = (
-        f"{found.mean:.{metric.digits}f}",
-        "+-",
-        f"{found.std:.{metric.digits}f}",
-    )
     if metric.ratio:
-        middle, between, spread = _exp(found.mean, 3), "*/", _exp(found.std, 2)
-    return middle if found.n < 2 else f"{middle} {between} {spread}"
+        middle, spread = _exp(found.mean, 3), f"*/ {_exp(found.std, 2)}"
+    else:
+        middle, spread = (f"{v:.{metric.digits}f}" for v in (found.mean, found.std))
+        spread = f"+- {spread}"
+    return middle if found.n < 2 else f"{middle} {spread}"
 
 
 def show_difference(found: Paired, metric: Metric) -> list[str]:

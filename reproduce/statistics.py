@@ -58,9 +58,8 @@ def paired(
     other: Mapping[int, float],
     better: Literal["higher", "lower"],
     matters: float = 0.0,
-    level: float = 0.95,
 ) -> Paired:
-    r"""Compare two variants seed by seed, with Student's interval of the mean difference.
+    r"""Compare two variants seed by seed, with Student's 95 % interval of the mean difference.
 
     .. math:: \bar d \pm t_{n-1} \, s_d / \sqrt{n}, \qquad d_k = \text{other}_k - \text{baseline}_k
 
@@ -78,7 +77,7 @@ def paired(
     if n < 2 or math.isnan(std):
         verdict = ("no pairs", "one seed: no verdict", "not finite: no verdict")[min(n, 2)]
         return Paired(middle, math.nan, math.nan, n, verdict)
-    half = float(student.ppf(0.5 + level / 2, n - 1)) * std / math.sqrt(n)
+    half = float(student.ppf(0.975, n - 1)) * std / math.sqrt(n)
     found = Paired(middle, middle - half, middle + half, n, "not shown")
     if abs(middle) > half:
         return found._replace(verdict="gain" if (middle > 0.0) == (better == "higher") else "loss")

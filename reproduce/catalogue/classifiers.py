@@ -1,6 +1,7 @@
 """Image classifiers."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from reproduce.arguments import DATA, MODEL, SMOKE, TRAINER, options, widths
 from reproduce.experiments import Claim, Comparison, Metric, Scale, compare, experiment, pick
@@ -34,10 +35,9 @@ def classifier(scale: Scale, data: str, model: str) -> tuple[str, tuple[str, ...
     return name, pick(scale, (), short, smoke, full)
 
 
-ACCURACY = Metric("test/accuracy", "test accuracy, %", "higher", 100.0, 2, matters=0.2)
-WORST = Metric(
-    "sweep/accuracy@min", "the worst of T in [0.01, 1.99], %", "higher", 100.0, 2, matters=0.2
-)
+_percent = partial(Metric, better="higher", factor=100.0, digits=2, matters=0.2)
+ACCURACY = _percent("test/accuracy", "test accuracy, %")
+WORST = _percent("sweep/accuracy@min", "the worst of T in [0.01, 1.99], %")
 CUTS = (
     "The configs as they are: 20 epochs, 92, 125 or 64 filters; MNIST's 60,000 images are 55,000 "
     "to train on and 5,000 to validate.",
@@ -76,14 +76,7 @@ def table5(scale: Scale) -> Iterator[Comparison]:
     "Figure 2: is the answer there by t1 - b? MNIST classifiers at other end times",
     (
         *(
-            Metric(
-                f"sweep/accuracy@{t:g}",
-                f"accuracy at T = {t:.2g}, %",
-                "higher",
-                100.0,
-                2,
-                matters=0.2,
-            )
+            _percent(f"sweep/accuracy@{t:g}", f"accuracy at T = {t:.2g}, %")
             for t in (0.01, 0.604, 1.0, 1.99)
         ),
         WORST,

@@ -15,7 +15,7 @@ _DENSITIES = (
     "swissroll",
     "circles",
 )
-_SMOKE_TOY = (
+SMOKE_TOY = (
     *SMOKE,
     *options(FIELD, hidden="[8]"),
     *options(f"{FLOW}.solver.init_args", rtol=1.0, atol=1.0),
@@ -38,7 +38,7 @@ def toy2d(scale: Scale, density: str) -> list[str]:
         *options(TRAINER, max_epochs=3, val_check_interval=50),
         *options(DATA, n_train=12800, batch_size=128),
     )
-    return [*options(DATA, name=density), *pick(scale, (*_FRESH, *adam), short, _SMOKE_TOY)]
+    return [*options(DATA, name=density), *pick(scale, (*_FRESH, *adam), short, SMOKE_TOY)]
 
 
 def _steer_flow(scale: Scale, *values: float) -> dict[str, tuple[str, ...]]:
@@ -99,7 +99,7 @@ def figure1(scale: Scale) -> Iterator[Comparison]:
 )
 def figure3(scale: Scale) -> Iterator[Comparison]:
     """A mixture, with two half-widths."""
-    overrides = pick(scale, _FRESH, options(TRAINER, max_epochs=8), _SMOKE_TOY)
+    overrides = pick(scale, _FRESH, options(TRAINER, max_epochs=8), SMOKE_TOY)
     yield compare("mixture", "cnf/toy1d", overrides, _steer_flow(scale, 0.25, 0.375))
 
 

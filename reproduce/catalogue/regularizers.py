@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 
-from reproduce.arguments import DATA, FIELD, FLOW, MODEL, NETWORK, SMOKE, TRAINER, options
+from reproduce.arguments import DATA, FLOW, MODEL, SMOKE, TRAINER, options
+from reproduce.catalogue.flows import SMOKE_TOY
+from reproduce.catalogue.series import SMOKE_SERIES
 from reproduce.experiments import Comparison, Metric, Scale, compare, experiment, pick
 from reproduce.figures import draw_pareto
 from reproduce.pareto import write_tables
@@ -68,17 +70,6 @@ def rivals(
     return found | together
 
 
-def watch(n_batches: int = 2) -> str:
-    """Callbacks that every model of a task is tested with: evaluations, and one range of T."""
-    plots = "steer_lightning.callbacks"
-    sweep = {"b": B, "t1": 1.0, "n_batches": n_batches}
-    callbacks = [
-        {"class_path": f"{plots}.NFEMonitor"},
-        {"class_path": f"{plots}.EndTimeSweep", "init_args": sweep},
-    ]
-    return f"{TRAINER}.callbacks={json.dumps(callbacks)}"
-
-
 def metrics(
     first: Metric, nfe: str = "test/nfe_forward", sweep: bool = True
 ) -> tuple[Metric, ...]:
@@ -104,11 +95,13 @@ _NOTES = (
     "model's own end of evaluation.",
     "Nobody has published this comparison.",
 )
-_SMALL_TOY = (
-    *options(FIELD, hidden="[8]"),
-    *options(f"{FLOW}.solver.init_args", rtol=1.0, atol=1.0),
-    *options(DATA, n_train=8, n_val=8, n_test=8, batch_size=4),
-)
+_ROOM = "steer_lightning.callbacks"
+_CALLBACKS = [
+    {"class_path": f"{_ROOM}.NFEMonitor"},
+    {"class_path": f"{_ROOM}.EndTimeSweep", "init_args": {"b": B, "t1": 1.0, "n_batches": 2}},
+]
+# What every model of a task is tested with: evaluations, and one range of T.
+_WATCH = f"{TRAINER}.callbacks={json.dumps(_CALLBACKS)}"
 
 
 @experiment(
@@ -134,13 +127,13 @@ def regularizers_toy2d(scale: Scale) -> Iterator[Comparison]:
         middle = density != "8gaussians" or scale == "smoke"
         schedule = f"{MODEL}.lr_scheduler"
         overrides = (
-            watch(),
+            _WATCH,
             *options(TRAINER, max_epochs=n_epochs),
             *options(DATA, name=density, n_train=per_epoch * batch, batch_size=batch),
             f"{schedule}=torch.optim.lr_scheduler.CosineAnnealingLR",
             f"{schedule}.init_args.T_max={n_steps}",
             f"{MODEL}.lr_interval=step",
-            *pick(scale, (), (), (*SMOKE, *_SMALL_TOY)),
+            *pick(scale, (), (), SMOKE_TOY),
         )
         others = controls(FLOW, n_steps)
         others |= rivals((1e-5, 1e-5), f"--steer.b={B}", middle)
@@ -153,7 +146,7 @@ def _classifier(
     scale: Scale, name: str, n_steps: int, tolerance: float, *overrides: str
 ) -> Iterator[Comparison]:
     few = options(DATA, val_size=10, batch_size=4, eval_batch_size=4)
-    overrides = (watch(), *overrides, *pick(scale, (), (), (*SMOKE, *few)))
+    overrides = (_WATCH, *overrides, *pick(scale, (), (), (*SMOKE, *few)))
     others = controls(f"{MODEL}.block.init_args", n_steps)
     others |= rivals((tolerance, tolerance), f"--steer.b={B}")
     if scale == "smoke":  # the flow runs all of them
@@ -233,11 +226,7 @@ def regularizers_physionet(scale: Scale) -> Iterator[Comparison]:
         "STEER, b decaying": decaying(58 * n_epochs, start=1e-3, end=1e-6, shape="exponential"),
         **rivals((1e-3, 1e-4), "--steer.b=auto", factor=100.0),
     }
-    small = (
-        *SMOKE,
-        *options(NETWORK, n_hidden=3, recognition_hidden="[4]"),
-        *options(DATA, batch_size=4, val_size=8, time_bin=1.0),
-    )
+    small = (*SMOKE_SERIES, *options(DATA, val_size=8, time_bin=1.0))
     overrides = pick(scale, (), options(TRAINER, max_epochs=n_epochs), small)
     if scale == "smoke":
         names = (

@@ -7,7 +7,7 @@ from reproduce.experiments import Claim, Comparison, Metric, Scale, compare, exp
 from reproduce.figures import draw_curves, draw_series
 
 _MODELS = ("latent ODE, ODE-RNN encoder", "latent ODE, RNN encoder", "ODE-RNN")
-_SMALL = (
+SMOKE_SERIES = (
     *SMOKE,
     *options(NETWORK, n_hidden=3, recognition_hidden="[4]"),
     *options(DATA, batch_size=4),
@@ -52,7 +52,7 @@ def _series(
 )
 def figure6(scale: Scale) -> Iterator[Comparison]:
     """Sine waves of random frequency."""
-    smoke = (*_SMALL, *options(DATA, n_trajectories=40, val_size=8))
+    smoke = (*SMOKE_SERIES, *options(DATA, n_trajectories=40, val_size=8))
     overrides = pick(scale, (), options(TRAINER, max_epochs=60), smoke)
     decoder = ("--steer.b=auto", "--steer.horizons=[network.decoder]")
     more = {} if scale == "short" else {"STEER, decoder alone": decoder}
@@ -84,7 +84,7 @@ def table2(scale: Scale) -> Iterator[Comparison]:
         # The whole file by name: a partial one, which is taken otherwise, is refused.
         options(DATA, file_name="ConfLongDemo_JSI.txt"),
         (*options(TRAINER, max_epochs=30), *options(NETWORK, recognition_hidden="[100,100,100]")),
-        (*_SMALL, *options(DATA, val_size=4)),
+        (*SMOKE_SERIES, *options(DATA, val_size=4)),
         full=(),
     )
     papers = (
@@ -114,7 +114,7 @@ def table2(scale: Scale) -> Iterator[Comparison]:
 )
 def table3(scale: Scale) -> Iterator[Comparison]:
     """Mortality on PhysioNet 2012."""
-    smoke = (*_SMALL, *options(DATA, val_size=8, time_bin=1.0))
+    smoke = (*SMOKE_SERIES, *options(DATA, val_size=8, time_bin=1.0))
     overrides = pick(scale, (), options(TRAINER, max_epochs=6), smoke)
     papers = (
         ("0.829 +- 0.004", "0.810 +- 0.018"),
@@ -153,7 +153,7 @@ def table3_as_run(scale: Scale) -> Iterator[Comparison]:
         *options(f"{MODEL}.classifier.init_args", widths="[20,300,300,2]", activation="relu"),
         *options(DATA, normalise_by="released", keep_unknown="true", val_size=0),
     )
-    smoke = (*_SMALL, *options(DATA, time_bin=1.0))
+    smoke = (*SMOKE_SERIES, *options(DATA, time_bin=1.0))
     cut = pick(scale, (), options(TRAINER, max_epochs=6), smoke)
     paper = ("0.829 +- 0.004", "0.810 +- 0.018")
     yield _series("latent_ode/physionet", _MODELS[0], (*as_run, *cut), paper)
@@ -208,7 +208,7 @@ def table4(scale: Scale) -> Iterator[Comparison]:
                 )
                 if task == "extrapolation":
                     short += options(DATA, n_points=100, window=0.5)
-                smoke = (*_SMALL, *options(DATA, n_trajectories=40, n_points=20, val_size=8))
+                smoke = (*SMOKE_SERIES, *options(DATA, n_trajectories=40, n_points=20, val_size=8))
                 full = (
                     *options(TRAINER, max_epochs=60),
                     *options(DATA, n_trajectories=2000, val_size=160),

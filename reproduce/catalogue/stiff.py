@@ -1,18 +1,18 @@
 """The stiff ODE."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from reproduce.arguments import DATA, MODEL, SMOKE, TRAINER, options, widths
 from reproduce.experiments import Claim, Comparison, Metric, Scale, compare, experiment, pick
 from reproduce.figures import draw_stiffness, draw_trajectories
 
+_error = partial(Metric, better="lower", ratio=True, matters=1.25)
 _METRICS = (
-    Metric("val/mse_min", "minimum MSE over the checks", "lower", ratio=True, matters=1.25),
-    Metric(
-        "val/mse_median", "median MSE of the last 25 checks", "lower", ratio=True, matters=1.25
-    ),
-    Metric("test/mse", "final MSE", "lower", ratio=True, matters=1.25),
+    _error("val/mse_min", "minimum MSE over the checks"),
+    _error("val/mse_median", "median MSE of the last 25 checks"),
+    _error("test/mse", "final MSE"),
 )
 _CUTS = (
     "The configs as they are: 3,000 iterations, two hidden layers of 500.",

@@ -76,17 +76,24 @@ def test_the_records_of_the_repository_give_its_tables(tmp_path):
         assert metrics[0] == metrics[1]
 
 
-def test_a_second_command_trains_nothing(output, data_dir, monkeypatch, capsys):
+@pytest.fixture
+def asked(monkeypatch):
+    """What would have been executed, one entry for each command."""
+    calls = []
+    monkeypatch.setattr(command, "execute_all", lambda *given: calls.append(given))
+    return calls
+
+
+def test_a_second_command_trains_nothing(output, data_dir, request, capsys):
     where = ("--output", output, "--data_dir", data_dir)
     run("figure3", *where)
-    left = []
-    monkeypatch.setattr(command, "execute_all", lambda runs, *_: left.extend(runs))
+    asked = request.getfixturevalue("asked")
     run("figure3", *where)
-    assert left == []
     assert "figure3: " in capsys.readouterr().out
     run("figure3", *where, "--seeds", "2")
-    assert {r.seed for r in left} == {1}
-    assert len(left) == 3
+    (nothing, *_), (left, *_) = asked
+    assert nothing == []
+    assert [r.seed for r in left] == [1, 1, 1]
 
 
 def test_an_estimate(tmp_path, monkeypatch, capsys):
@@ -98,14 +105,13 @@ def test_an_estimate(tmp_path, monkeypatch, capsys):
     assert lines[2].split("  and ")[1] == "8 without data"
 
 
-def test_what_is_left_when_the_time_is_up(tmp_path, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(command, "execute_all", lambda *given: asked.append(given))
+def test_what_is_left_when_the_time_is_up(tmp_path, asked, capsys):
     before = time.monotonic()
     arguments = ["figure3", "--scale", "smoke", "--minutes", "25", "--output", str(tmp_path)]
-    assert command.main(arguments) == 75
+    assert command.main([*arguments, "--override=--data.n_val=4"]) == 75
     ((runs, jobs, _, deadline),) = asked
     assert (len(runs), jobs) == (3, 1)
+    assert all("--data.n_val=4" in r.arguments() for r in runs)
     assert 1500.0 <= deadline - before <= 1600.0
     assert "The time is up: 3 runs are left. The same command goes on." in capsys.readouterr().out
     assert "- pending: not trained yet" in (tmp_path / "figure3/smoke/table.md").read_text()
@@ -160,26 +166,11 @@ def test_tables_of_what_is_there(tmp_path):
         assert (tmp_path / name / "smoke" / "figure.png").is_file()
 
 
-def test_overrides_reach_every_run(tmp_path, monkeypatch):
-    left = []
-    monkeypatch.setattr(command, "execute_all", lambda runs, *_: left.extend(runs))
-    run("figure1", "--output", tmp_path, "--override=--data.n_val=4")
-    assert all("--data.n_val=4" in r.arguments() for r in left)
-    assert left
-
-
 def test_list(capsys):
     run("--list")
     text = capsys.readouterr().out
     for name in (*EXPERIMENTS, *GROUPS):
         assert f"{name} " in text
-
-
-def test_slurm_without_submitit_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        command.main(["table5", "--launcher", "slurm"])
-    assert "expected submitit for --launcher slurm: pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,10 +184,14 @@ def test_slurm_without_submitit_is_refused(monkeypatch, capsys):
         (["table5", "--slurm", "time=3"], "expected --launcher slurm beside --slurm"),
         (["table5", "--launcher=slurm", "--slurm=time"], "NAME=VALUE, but got 'time'"),
         (["table5", "--launcher=slurm", "--jobs=0"], "expected --jobs of at least 1, but got 0"),
+        (["table5", "--launcher=slurm"], "expected submitit for --launcher slurm: pip install"),
         (["table5", "--scale", "huge"], "invalid choice: 'huge'"),
+        (["figure1", "--task", "toy2d"], "expected --task beside `regularizers`, but got"),
+        (["regularizers", "--task", "toys"], "invalid choice: 'toys'"),
     ],
 )
-def test_refusals(arguments, message, capsys):
+def test_refusals(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as done:
         command.main(arguments)
     assert done.value.code == 2

@@ -8,7 +8,7 @@ import yaml
 
 import cli
 from reproduce.__main__ import parse
-from reproduce.arguments import TRAINER
+from reproduce.arguments import DATA, FLOW, TRAINER, options
 from reproduce.catalogue import EXPERIMENTS
 from reproduce.experiments import SCALES
 from reproduce.runs import CONFIGS, Run, Settings
@@ -78,11 +78,12 @@ def test_full_is_the_papers_scale_unless_it_says_what_differs():
         assert full[name].scale == ("full" if name in differing else "paper")
         assert (full[name].cut == paper[name].cut) == (name not in differing)
         assert (full[name].variants == paper[name].variants) == (name not in differing)
-    runs = [Run(full["figure1"].variants[0], 0, Settings(scale, Path("results"), Path("data")))
-            for scale in ("full", "paper")]  # fmt: skip
-    assert runs[0].folder == runs[1].folder
-    short = Run(full["figure1"].variants[0], 0, Settings("short", Path("results"), Path("data")))
-    assert short.folder != runs[0].folder
+    variant = full["figure1"].variants[0]
+    of_full, of_paper, of_short = (
+        Run(variant, 0, Settings(scale, Path("results"), Path("data"))).folder
+        for scale in ("full", "paper", "short")
+    )
+    assert of_full == of_paper != of_short
 
 
 def test_the_stiff_equation_has_the_papers_iterations():
@@ -91,10 +92,7 @@ def test_the_stiff_equation_has_the_papers_iterations():
     released = yaml.safe_load((CONFIGS / "stiff/chapra_released.yaml").read_text())
     assert released["data"]["init_args"]["n_starts"] == 118  # six batches of up to 20
     for variant in EXPERIMENTS["figure4"]("paper").variants:
-        grid = (
-            variant.config.endswith("released")
-            or "--data.init_args.n_starts=118" in variant.overrides
-        )
+        grid = variant.config.endswith("released") or f"{DATA}.n_starts=118" in variant.overrides
         assert f"{TRAINER}.max_epochs={500 if grid else 60}" in variant.overrides
 
 
@@ -123,41 +121,22 @@ def test_groups_are_spelled_out():
     assert paper <= set(EXPERIMENTS)
 
 
-def short_variant(name, setting):
-    (part,) = (p for p in EXPERIMENTS[name]("short").comparisons if p.setting == setting)
-    return part.baseline
-
-
 # Tiny batches of what is cut in shape: other sides and widths must still fit together.
-FEW = ["--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=4"]
+FEW = options(DATA, batch_size=2, eval_batch_size=2, val_size=4)
+COARSE = options(f"{FLOW}.eval_solver.init_args", rtol=1.0, atol=1.0)
+SHORT = options(DATA, n_trajectories=40, n_points=20, val_size=8)
 SHAPED = [
     ("table5", "CIFAR-10, NODE", FEW),
     ("table5", "SVHN, ANODE", FEW),
-    (
-        "table1",
-        "CIFAR-10, RNODE",
-        [
-            *FEW,
-            "--model.init_args.flow.init_args.eval_solver.init_args.rtol=1.0",
-            "--model.init_args.flow.init_args.eval_solver.init_args.atol=1.0",
-        ],
-    ),
-    *(
-        (
-            "table4",
-            f"{task}, 10%, {model}",
-            ["--data.n_trajectories=40", "--data.n_points=20", "--data.val_size=8"],
-        )
-        for task, model in (
-            ("interpolation", "latent ODE, ODE-RNN encoder"),
-            ("extrapolation", "ODE-RNN"),
-        )
-    ),
+    ("table1", "CIFAR-10, RNODE", (*FEW, *COARSE)),
+    ("table4", "interpolation, 10%, latent ODE, ODE-RNN encoder", SHORT),
+    ("table4", "extrapolation, 10%, ODE-RNN", SHORT),
 ]
 
 
 @pytest.mark.parametrize(("name", "setting", "few"), SHAPED, ids=lambda x: str(x)[:40])
 def test_short_shapes_fit_together(name, setting, few, data_dir):
-    run = Run(short_variant(name, setting), 0, Settings("short", Path("results"), data_dir))
+    (part,) = (p for p in EXPERIMENTS[name]("short").comparisons if p.setting == setting)
+    run = Run(part.baseline, 0, Settings("short", Path("results"), data_dir))
     main = cli.main(["fit", *run.arguments(), f"{TRAINER}.fast_dev_run=1", *few])
     assert main.trainer.global_step == 1

@@ -13,65 +13,29 @@ RESULTS = {
     STEER: [record(0, 0.61, (0.4, 0.6, 0.4)), record(1, 0.7099, (0.5, 0.6, 0.5))],
 }
 
-PAGE = """\
+BEGINNING = """\
 ## Table 9: an example
 
     python -m reproduce table9
 
-**Scale `short`, not a reproduction.** One epoch of ten. Seeds 0, 1 (weights, noise, end times \
-and the order of batches; the data and its split are the same). Mean +- sample standard deviation \
-over the seeds. A difference is to the baseline of the same seed, with Student's paired 95 % \
-interval. *Gain*, *loss*: the interval excludes zero. *No difference larger than X*: it excludes \
-all that are, and X would not matter. *Not shown (needs X)*: it tells neither, and with these \
-seeds a mean difference below X could not have shown.
-
-accuracy, % (higher is better):
-
+**Scale `short`, not a reproduction.** One epoch of ten. Seeds 0, 1 (weights, noise, end times"""
+# Prose is compared with the pages of docs/results in test_command.py.
+TABLES = """\
 | setting | variant | paper | accuracy, % | n | difference [95 %] | verdict |
-|---|---|---|---|---|---|---|
 | MNIST | without | 0.50 | 55.0 +- 7.1 | 2 |  |  |
 | MNIST | STEER | 0.60 | 66.0 +- 7.1 | 2 | +11.0 [+10.9, +11.1] | gain |
-
-Work. Evaluations of the vector field in training are forward and backward, summed over the \
-batches; seconds are those in training batches (on a CPU processor seconds), without validation; \
-evaluations in test batches are means over 5 of them. *To reach*: until the first check from \
-which on `val/accuracy` stays, for 3 checks, as good as the best level that the baseline of the \
-same seed held as long, less the noise of its checks (their median change from one to the next in \
-the second half of training).
-
-evaluations in training (lower is better; geometric means, spread as a factor; a factor of 1.05 \
-would matter):
-
 | setting | variant | evaluations in training | n | ratio to baseline [95 %] | verdict |
-|---|---|---|---|---|---|
 | MNIST | without | 600 */ 1 | 2 |  |  |
 | MNIST | STEER | 450 */ 1 | 2 | 0.75 [0.75, 0.75] | gain |
-
-seconds of training (lower is better; geometric means, spread as a factor; a factor of 1.05 would \
-matter):
-
 | setting | variant | seconds of training | n | ratio to baseline [95 %] | verdict |
-|---|---|---|---|---|---|
 | MNIST | without | 40 */ 1 | 2 |  |  |
 | MNIST | STEER | 30 */ 1 | 2 | 0.75 [0.75, 0.75] | gain |
-
-evaluations in a test batch (lower is better; geometric means, spread as a factor; a factor of \
-1.05 would matter):
-
 | setting | variant | evaluations in a test batch | n | ratio to baseline [95 %] | verdict |
-|---|---|---|---|---|---|
 | MNIST | without | 26 */ 1 | 2 |  |  |
 | MNIST | STEER | 26 */ 1 | 2 | 1 [1, 1] | no difference larger than a factor of 1 |
-
-seconds to reach (lower is better; geometric means, spread as a factor; a factor of 1.05 would \
-matter):
-
 | setting | variant | seconds to reach | n | ratio to baseline [95 %] | verdict |
-|---|---|---|---|---|---|
 | MNIST | without | 20 */ 1 | 2 |  |  |
 | MNIST | STEER | 10 */ 1 | 2 | 0.5 [0.5, 0.5] | gain |
-
-Made by commit 0123456789 on Some CPU, 1 of 2 threads; Python 3.11.7, torch 2.15.0.
 """
 
 
@@ -82,17 +46,27 @@ def cells(table, row):
 
 def test_a_whole_page():
     page = write_page(experiment(), RESULTS, "python -m reproduce table9")
-    assert page == PAGE
+    assert page.startswith(BEGINNING.rstrip("\n"))
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert rows == TABLES.splitlines()
+    assert "\n\nseconds to reach (lower is better; geometric means, spread as a factor; " in page
+    assert "; evaluations in test batches are means over 5 of them. *To reach*: " in page
+    assert page.endswith(
+        "\nMade by commit 0123456789 on Some CPU, 1 of 2 threads; Python 3.11.7, torch 2.15.0.\n"
+    )
 
 
-def test_only_the_papers_scale_is_called_a_reproduction():
-    for scale in ("smoke", "short"):
-        text = caption(experiment(scale=scale), RESULTS)
-        assert text.startswith(f"**Scale `{scale}`, not a reproduction.** One epoch of ten.")
-    text = caption(experiment(scale="full"), RESULTS)
-    assert text.startswith("In full length, but **not the paper's setting.** One epoch of ten.")
-    text = caption(experiment(scale="paper", notes=("A note.",)), RESULTS)
-    assert text.startswith("Reproduction at the paper's scale. One epoch of ten. Seeds 0, 1 ")
+@pytest.mark.parametrize(
+    ("scale", "beginning"),
+    [
+        ("smoke", "**Scale `smoke`, not a reproduction.**"),
+        ("full", "In full length, but **not the paper's setting.**"),
+        ("paper", "Reproduction at the paper's scale."),
+    ],
+)
+def test_only_the_papers_scale_is_called_a_reproduction(scale, beginning):
+    text = caption(experiment(scale=scale, notes=("A note.",)), RESULTS)
+    assert text.startswith(f"{beginning} One epoch of ten. Seeds 0, 1 ")
     assert text.endswith("\n\nA note.")
 
 
@@ -109,14 +83,7 @@ def test_other_metrics_stand_alone():
     table = metric_table(shown, other, RESULTS)
     assert table.startswith("NFE (lower is better):")
     assert cells(table, 2) == ["setting", "variant", "NFE", "n", "difference [95 %]", "verdict"]
-    assert cells(table, -1) == [
-        "MNIST",
-        "STEER",
-        "26 +- 0",
-        "2",
-        "+0 [+0, +0]",
-        "no difference larger than 0",
-    ]
+    assert cells(table, -1)[2:] == ["26 +- 0", "2", "+0 [+0, +0]", "no difference larger than 0"]
 
 
 def test_ratios_of_what_spans_decades():

@@ -19,10 +19,9 @@ def test_summary():
     assert math.isnan(summary([]).mean)
 
 
-@pytest.mark.parametrize("level", [0.9, 0.95])
-def test_interval_is_that_of_scipys_paired_test(level):
-    found = paired(A, B, "higher", level=level)
-    expected = stats.ttest_rel([*B.values()], [*A.values()]).confidence_interval(level)
+def test_interval_is_that_of_scipys_paired_test():
+    found = paired(A, B, "higher")
+    expected = stats.ttest_rel([*B.values()], [*A.values()]).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.mean == pytest.approx(0.625)
     assert found.n == 4
