@@ -9,7 +9,6 @@ compared with those of torchdiffeq through autograd at 1e-5.
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +30,9 @@ TOLERANCE = 1e-3
 BATCH_SIZE, SIZE = 64, 28
 
 
-class Architecture(NamedTuple):
-    """Filters of the hidden layers, and zero channels appended to one channel of grey."""
-
-    filters: int
-    n_extra: int = 0
-
-
-ARCHITECTURES = {"NODE-92": Architecture(92), "ANODE-64+5": Architecture(64, 5)}
+# Filters of the hidden layers, and zero channels appended to one channel of grey.
+Architecture = tuple[int, int]
+ARCHITECTURES: dict[str, Architecture] = {"NODE-92": (92, 0), "ANODE-64+5": (64, 5)}
 
 
 class PlainBlock(nn.Module):

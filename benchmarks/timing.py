@@ -67,8 +67,8 @@ def convolve_with_time(layer: nn.Conv2d, t: Tensor, y: Tensor) -> Tensor:
 
 def side_by_side(
     cases: Mapping[str, Callable[[], object]],
-    repeats: int = 15,
-    warmup: int = 2,
+    repeats: int,
+    warmup: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each case, taken in turns so that a slow moment hits all of them."""

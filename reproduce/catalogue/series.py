@@ -1,6 +1,6 @@
 """Irregular series."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from reproduce.arguments import DATA, MODEL, NETWORK, SMOKE, TRAINER, options
 from reproduce.experiments import Claim, Comparison, Metric, Scale, compare, experiment, pick
@@ -22,10 +22,10 @@ def _series(
     config: str,
     model: str,
     overrides: tuple[str, ...],
-    paper: Iterable[str] = (),
+    paper: Sequence[str] = (),
     setting: str = "",
     encoder_alone: bool = True,
-    more: Mapping[str, tuple[str, ...]] | None = None,
+    decoder_alone: bool = False,
 ) -> Comparison:
     where = "encoder and decoder" if model == _MODELS[0] else "each interval"
     others: dict[str, tuple[str, ...]] = {f"STEER, {where}": ("--steer.b=auto",)}
@@ -34,11 +34,14 @@ def _series(
     elif model == "latent ODE, RNN encoder":
         overrides = (f"{NETWORK}.encoder=rnn", *overrides)
     elif encoder_alone:
-        others["STEER, encoder alone (released code)"] = (
-            "--steer.b=auto",
-            "--steer.horizons=[network.encoder]",
-        )
-    return compare(setting or model, config, overrides, {**others, **(more or {})}, (*paper,))
+        others["STEER, encoder alone (released code)"] = _alone("encoder")
+    if decoder_alone:
+        others["STEER, decoder alone"] = _alone("decoder")
+    return compare(setting or model, config, overrides, others, paper)
+
+
+def _alone(part: str) -> tuple[str, ...]:
+    return options("--steer", b="auto", horizons=f"[network.{part}]")
 
 
 @experiment(
@@ -54,9 +57,7 @@ def figure6(scale: Scale) -> Iterator[Comparison]:
     """Sine waves of random frequency."""
     smoke = (*SMOKE_SERIES, *options(DATA, n_trajectories=40, val_size=8))
     overrides = pick(scale, (), options(TRAINER, max_epochs=60), smoke)
-    decoder = ("--steer.b=auto", "--steer.horizons=[network.decoder]")
-    more = {} if scale == "short" else {"STEER, decoder alone": decoder}
-    yield _series("latent_ode/periodic", _MODELS[0], overrides, more=more)
+    yield _series("latent_ode/periodic", _MODELS[0], overrides, decoder_alone=scale != "short")
 
 
 @experiment(
@@ -198,29 +199,31 @@ def table4(scale: Scale) -> Iterator[Comparison]:
             for model, rows in zip(_MODELS, papers[task], strict=True):
                 if scale == "smoke" and model != _MODELS[1]:
                     continue
-                hidden = {"generative_hidden": "[100,100]"}
-                if model == "ODE-RNN":
-                    hidden = {"readout_hidden": "[100]"}
-                short = (
-                    *options(TRAINER, max_epochs=15),
-                    *options(DATA, limit_train=800, val_size=200),
-                    *options(NETWORK, recognition_hidden="[100,100]", **hidden),
-                )
-                if task == "extrapolation":
-                    short += options(DATA, n_points=100, window=0.5)
-                smoke = (*SMOKE_SERIES, *options(DATA, n_trajectories=40, n_points=20, val_size=8))
-                full = (
-                    *options(TRAINER, max_epochs=60),
-                    *options(DATA, n_trajectories=2000, val_size=160),
-                )
                 yield _series(
                     f"latent_ode/mujoco_{task[:6]}",
                     model,
-                    (
-                        f"{DATA}.observed_fraction={fraction:g}",
-                        *pick(scale, (), short, smoke, full),
-                    ),
+                    (f"{DATA}.observed_fraction={fraction:g}", *_hopper(scale, task, model)),
                     [row.split()[fractions.index(fraction)] for row in rows],
                     f"{task}, {fraction:.0%}, {model}",
                     encoder_alone=False,
                 )
+
+
+def _hopper(scale: Scale, task: str, model: str) -> tuple[str, ...]:
+    """What a scale changes of the hopper."""
+    hidden = {"generative_hidden": "[100,100]"}
+    if model == "ODE-RNN":
+        hidden = {"readout_hidden": "[100]"}
+    short = (
+        *options(TRAINER, max_epochs=15),
+        *options(DATA, limit_train=800, val_size=200),
+        *options(NETWORK, recognition_hidden="[100,100]", **hidden),
+    )
+    if task == "extrapolation":
+        short += options(DATA, n_points=100, window=0.5)
+    smoke = (*SMOKE_SERIES, *options(DATA, n_trajectories=40, n_points=20, val_size=8))
+    full = (
+        *options(TRAINER, max_epochs=60),
+        *options(DATA, n_trajectories=2000, val_size=160),
+    )
+    return pick(scale, (), short, smoke, full)
