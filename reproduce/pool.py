@@ -17,10 +17,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 def execute_all(
-    runs: Sequence[Run],
-    jobs: int,
-    done: Callable[[Run], None],
-    deadline: float | None = None,
+    runs: Sequence[Run], jobs: int, done: Callable[[Run], None], deadline: float | None = None
 ) -> None:
     """Execute every run, in processes of their own: one that crashes ends no other.
 

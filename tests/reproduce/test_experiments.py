@@ -10,6 +10,7 @@ import cli
 from reproduce.__main__ import parse
 from reproduce.arguments import DATA, FLOW, TRAINER, options
 from reproduce.catalogue import EXPERIMENTS
+from reproduce.catalogue.regularizers import TASKS
 from reproduce.experiments import SCALES
 from reproduce.runs import CONFIGS, Run, Settings
 
@@ -114,9 +115,24 @@ def test_experiments_share_runs(part, whole, shared):
     assert len(folders[0] & folders[1]) == shared
 
 
-def test_groups_are_spelled_out():
-    assert parse(["all"]).names == list(EXPERIMENTS)
-    assert parse(["table5", "all"]).names[0] == "table5"
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("all", list(EXPERIMENTS)),
+        ("table5 table5 figure2", ["table5", "figure2"]),
+        ("sweep_b", ["sweep_b_flow", "sweep_b_classifier"]),
+        ("regularizers --seeds 3", [f"regularizers_{task}" for task in TASKS]),
+        (
+            "figure1 regularizers --task toy2d physionet",
+            ["figure1", "regularizers_toy2d", "regularizers_physionet"],
+        ),
+    ],
+)
+def test_names_on_the_command_line(line, names):
+    assert parse(line.split()).names == names
+
+
+def test_the_paper_is_whole():
     paper = {f"table{i}" for i in range(1, 6)} | {f"figure{i}" for i in range(1, 7)}
     assert paper <= set(EXPERIMENTS)
 

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 import cli
-from reproduce.__main__ import parse
 from reproduce.catalogue import EXPERIMENTS, GROUPS
 from reproduce.catalogue.regularizers import PENALTIES, metrics
 from reproduce.experiments import Comparison, Metric, Variant
@@ -169,13 +168,6 @@ def test_the_evaluations_of_a_block_are_kept_where_they_are_shown(tmp_path):
     write_records(tmp_path / "records.jsonl", made, results)
     for (found,) in read_records(tmp_path / "records.jsonl", made).values():
         assert found.values == {block.key: 40.0}
-
-
-def test_tasks_are_chosen():
-    line = ["regularizers", "--task", "toy2d", "physionet", "--seeds", "3"]
-    assert parse(line).names == ["regularizers_toy2d", "regularizers_physionet"]
-    assert parse(["figure1", *line]).names[0] == "figure1"
-    assert parse(["regularizers"]).names == list(GROUPS["regularizers"])
 
 
 @pytest.mark.parametrize("scale", ["short", "paper"])

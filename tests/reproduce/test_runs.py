@@ -88,8 +88,8 @@ def stopping(monkeypatch):
     return stop
 
 
-def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, tmp_path, stopping):
-    run = make(TINY.others[0], output=tmp_path)
+def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, stopping):
+    run = make(TINY.others[0])
     stopping(run, 5)
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
     execute(run)
@@ -113,11 +113,11 @@ def test_checks_that_cross_epochs_go_on(tmp_path, stopping):
     assert numbers(runs[1]) == numbers(runs[0])
 
 
-def test_an_interruption_is_no_failure(tmp_path, monkeypatch):
+def test_an_interruption_is_no_failure(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    run = make(output=tmp_path)
+    run = make()
     with monkeypatch.context() as patch:
         patch.setattr(TrainingClock, "on_train_batch_start", interrupt)
         with pytest.raises(SystemExit):  # what Lightning makes of it
@@ -128,9 +128,9 @@ def test_an_interruption_is_no_failure(tmp_path, monkeypatch):
 ALARM = "--trainer.callbacks+=tests.reproduce.records.Alarm"
 
 
-def test_a_run_whose_time_is_up_goes_on_as_if_it_had_not_been(unbroken, tmp_path):
+def test_a_run_whose_time_is_up_goes_on_as_if_it_had_not_been(unbroken):
     handler = signal.getsignal(signal.SIGALRM)
-    run = make(TINY.others[0], overrides=(ALARM,), output=tmp_path)
+    run = make(TINY.others[0], overrides=(ALARM,))
     execute(run, 1000.0)
     assert run.record().status == "pending"
     assert not (run.folder / "failure.json").exists()
@@ -140,18 +140,18 @@ def test_a_run_whose_time_is_up_goes_on_as_if_it_had_not_been(unbroken, tmp_path
     assert numbers(run) == numbers(unbroken)
 
 
-def test_the_clock_of_a_run_is_real(tmp_path):
-    run = make(TINY.others[0], overrides=("--trainer.max_epochs=1000000",), output=tmp_path)
+def test_the_clock_of_a_run_is_real():
+    run = make(TINY.others[0], overrides=("--trainer.max_epochs=1000000",))
     execute(run, 1.5)
     assert run.record().status == "pending"
 
 
-def test_nothing_begins_when_the_time_is_up(tmp_path):
+def test_nothing_begins_when_the_time_is_up():
     seen = []
     for jobs in (0, 1):
-        execute_all([make(output=tmp_path)], jobs, seen.append, time.monotonic())
+        execute_all([make()], jobs, seen.append, time.monotonic())
     assert seen == []
-    assert not make(output=tmp_path).folder.exists()
+    assert not make().folder.exists()
 
 
 CODE = """
@@ -184,8 +184,8 @@ def test_a_process_that_is_killed(unbroken, tmp_path):
     assert numbers(run) == numbers(unbroken)
 
 
-def test_a_run_stopped_between_training_and_test_is_tested(unbroken, tmp_path, monkeypatch):
-    run = make(TINY.others[0], output=tmp_path)
+def test_a_run_stopped_between_training_and_test_is_tested(unbroken, monkeypatch):
+    run = make(TINY.others[0])
     with monkeypatch.context() as patch:
         patch.setattr("pytorch_lightning.Trainer.test", lambda *a, **k: 1 / 0)
         execute(run)
