@@ -109,7 +109,7 @@ def experiment(
     tables: "Callable[[Experiment, Results], str] | None" = None,
     claims: tuple[Claim, ...] = (),
 ) -> Callable[[Callable[[Scale], Iterable[Comparison]]], Callable[[Scale], Experiment]]:
-    """Make an experiment at each scale of a function of the scale that makes its comparisons.
+    """Turn a function that makes comparisons at a scale into one that makes the experiment.
 
     ``cuts`` belong to the scales ``paper``, ``short`` and ``full``, and ``seeds`` to the first
     two. Without the third of ``cuts`` the scale ``full`` is the paper's, and shares its runs.
