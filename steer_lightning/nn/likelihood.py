@@ -78,8 +78,7 @@ def importance_bound(log_likelihood: Tensor, kl: Tensor, kl_weight: float | Tens
     .. math:: \log \frac{1}{S} \sum_{s=1}^{S} \exp\bigl(\log p(x \mid z_s) - w \, KL\bigr)
 
     With one draw and :math:`w = 1` it is the evidence lower bound. With more it bounds nothing, as
-    the divergence is not weighed draw by draw: it may exceed the log-evidence, which
-    :func:`importance_weighted_bound` does not in the mean.
+    the divergence is not weighed draw by draw: it may exceed the log-evidence.
 
     Args:
         log_likelihood: Of each draw, shape ``(S, B)``, in nats.
@@ -89,31 +88,5 @@ def importance_bound(log_likelihood: Tensor, kl: Tensor, kl_weight: float | Tens
     References:
         Rubanova et al., *Latent ODEs*, NeurIPS 2019, arXiv:1907.03907.
     """
-    return _log_mean_exp(log_likelihood) - kl_weight * kl
-
-
-def importance_weighted_bound(
-    log_likelihood: Tensor, z: Tensor, mean: Tensor, std: Tensor
-) -> Tensor:
-    r"""Importance-weighted bound on the log-evidence of each sample, shape ``(B,)``.
-
-    .. math:: \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x \mid z_s)\, p(z_s)}{q(z_s)} \qquad
-        z_s \sim q = \mathcal{N}(\mu, \sigma^2), \quad p(z) = \mathcal{N}(0, I)
-
-    In the mean over draws it is at most the log-evidence, and grows towards it with ``S``.
-
-    Args:
-        log_likelihood: Of each draw, shape ``(S, B)``, in nats.
-        z: Draws of the posterior, shape ``(S, B, L)``.
-        mean: Means of the posterior, shape ``(B, L)``.
-        std: Its standard deviations, likewise.
-
-    References:
-        Burda et al., *Importance weighted autoencoders*, ICLR 2016, arXiv:1509.00519, Eq. 8.
-    """
-    log_ratio = 0.5 * (((z - mean) / std).square() - z.square()) + std.log()
-    return _log_mean_exp(log_likelihood + log_ratio.sum(-1))
-
-
-def _log_mean_exp(x: Tensor) -> Tensor:
-    return torch.logsumexp(x, dim=0) - math.log(len(x))
+    mean = torch.logsumexp(log_likelihood, dim=0) - math.log(len(log_likelihood))
+    return mean - kl_weight * kl

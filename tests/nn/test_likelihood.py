@@ -9,7 +9,6 @@ from steer_lightning.nn.likelihood import (
     bits_per_dim,
     dequantize,
     importance_bound,
-    importance_weighted_bound,
     masked_gaussian_log_prob,
     standard_normal_kl,
     standard_normal_log_prob,
@@ -104,29 +103,14 @@ def test_the_importance_bound_holds_far_below_zero():
     torch.testing.assert_close(bound, torch.tensor([-1e4 - math.log(2.0)]))
 
 
-def gaussian_model(n_draws, mean, std, seed=0):
-    """Of ``z ~ N(0, 1)`` and ``x = 1.5 ~ N(z, 0.04)``, with the log-evidence."""
-    z = mean + std * randn(n_draws, len(mean), 1, seed=seed)
-    log_likelihood = Normal(z[..., 0], 0.2).log_prob(times(1.5))
-    return z, log_likelihood, Normal(0.0, math.sqrt(1.04)).log_prob(times(1.5))
-
-
-def test_the_importance_weighted_bound_is_the_evidence_under_the_true_posterior():
-    mean, std = times(1.5 / 1.04)[:, None], times(0.2 / math.sqrt(1.04))[:, None]
-    for n_draws in (1, 7):
-        z, log_likelihood, evidence = gaussian_model(n_draws, mean, std)
-        bound = importance_weighted_bound(log_likelihood, z, mean, std)
-        torch.testing.assert_close(bound, evidence)
-
-
-def test_the_importance_weighted_bound_grows_to_the_evidence_where_the_published_one_exceeds_it():
-    mean, std = torch.full((4000, 1), 1.2).double(), torch.full((4000, 1), 0.3).double()
-    bounds = []
-    for n_draws in (1, 4, 64):
-        z, log_likelihood, evidence = gaussian_model(n_draws, mean, std)
-        bounds.append(float(importance_weighted_bound(log_likelihood, z, mean, std).mean()))
-    assert bounds[0] < bounds[1] < bounds[2] < evidence < bounds[2] + 0.05
-    kl = standard_normal_kl(mean, std).sum(1)
-    assert importance_bound(log_likelihood, kl, 1.0).mean() > bounds[2]
-    of_one = importance_bound(gaussian_model(1, mean, std)[1], kl, 1.0).mean()
-    assert float(of_one) == pytest.approx(bounds[0], rel=0.02)  # both the evidence lower bound
+@pytest.mark.parametrize("n_draws", [1, 64])
+def test_the_importance_bound_is_below_the_evidence_for_one_draw_and_above_it_for_many(n_draws):
+    mean, std, x = torch.full((4000,), 1.2).double(), torch.full((4000,), 0.3).double(), times(1.5)
+    z = mean + std * randn(n_draws, len(mean))  # z ~ N(0, 1) and x ~ N(z, 0.04)
+    log_likelihood, kl = Normal(z, 0.2).log_prob(x), standard_normal_kl(mean, std)
+    evidence = float(Normal(0.0, math.sqrt(1.04)).log_prob(x))
+    found = float(importance_bound(log_likelihood, kl, 1.0).mean())
+    expected = Normal(1.2, 0.2).log_prob(x) - (0.3 / 0.2) ** 2 / 2.0 - kl[0]
+    assert (found < evidence) == (n_draws == 1)
+    if n_draws == 1:
+        assert found == pytest.approx(float(expected), abs=0.1)
