@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,8 +60,7 @@ class NFEMonitor(Shown, Callback):
             for path in self.vector_fields:
                 check_choice("vector_fields", path, known)
                 self._stats[path] = stats = SolveStats()
-                hook = partial(_count_call, stats)  # no closure, so that it can be pickled
-                self._handles.append(known[path].register_forward_hook(hook))
+                self._handles.append(known[path].register_forward_hook(_CountCall(stats)))
         if not self._stats:
             raise ValueError(
                 f"Expected a model with blocks of steer_lightning.nn, but "
@@ -123,5 +122,11 @@ class NFEMonitor(Shown, Callback):
     setup = on_exception = teardown = _release
 
 
-def _count_call(stats: SolveStats, *_: Any) -> None:
-    stats.count_evaluation("backward" if in_backward() else "forward")
+@dataclass
+class _CountCall:
+    """Forward hook that counts; whoever looks at a field puts its ``stats`` back."""
+
+    stats: SolveStats
+
+    def __call__(self, *_: Any) -> None:
+        self.stats.count_evaluation("backward" if in_backward() else "forward")
