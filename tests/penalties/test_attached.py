@@ -1,0 +1,129 @@
+"""Penalties in somebody else's model, and of the field of an ODE-RNN."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torchdiffeq import odeint, odeint_adjoint
+from torchdyn.core import NeuralODE
+
+from steer_lightning import penalize, penalty, steer
+from steer_lightning.nn import ODEBlock, ODERNNForecaster
+from steer_lightning.nn.probes import Probed
+from steer_lightning.nn.series import make_series
+from steer_lightning.penalties import LocalError
+from steer_lightning.penalties.attached import AttachedProbe
+from tests.helpers.models import lively
+from tests.helpers.problems import CosineField
+from tests.penalties.looking import POINTS, looking
+
+
+def by_torchdiffeq(call):
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.func = CosineField()
+
+        def forward(self, y0):
+            return call(self.func, y0, torch.tensor([0.5, 2.0], dtype=torch.float64))[-1]
+
+    return Foreign(), "func"
+
+
+def by_torchdyn(sensitivity):
+    class TakesArgs(CosineField):
+        def forward(self, t, y, args=None):
+            return super().forward(t, y)
+
+    node = NeuralODE(TakesArgs(), solver="dopri5", sensitivity=sensitivity)
+    model = nn.ModuleDict({"node": node})
+    t_span = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    model.forward = lambda y0: node(y0, t_span)[1][-1]
+    (path,) = (p for p, m in model.named_modules() if isinstance(m, CosineField))
+    return model, path
+
+
+FOREIGN = {
+    "torchdiffeq": lambda: by_torchdiffeq(odeint),
+    "torchdiffeq, adjoint": lambda: by_torchdiffeq(odeint_adjoint),
+    "torchdyn": lambda: by_torchdyn("autograd"),
+    "torchdyn, adjoint": lambda: by_torchdyn("adjoint"),
+}
+
+
+@pytest.mark.parametrize(
+    ("library", "b"), [*((name, 0.0) for name in FOREIGN), *((n, 0.5) for n in list(FOREIGN)[:2])]
+)
+def test_a_foreign_models_penalties_are_those_of_our_block_at_the_same_time_and_state(library, b):
+    model, path = FOREIGN[library]()
+    field, y0 = model.get_submodule(path), torch.linspace(0.5, 2.0, 3).double()[:, None]
+    block = ODEBlock(field, t_span=(0.5, 2.0))
+    penalties = [*POINTS[:3], LocalError(1.0, "one_step")]
+    for step in range(5):
+        paths = {"step": step, "vector_fields": [path]}
+        with looking(model, *penalties, **paths) as penalizing:
+            with steer(model, b, seed=0, **paths) if b else nullcontext():
+                model(y0)
+            (probed,) = penalizing._attached[path].collect()
+        t, y, length = probed.t[0], probed.y[0].detach(), probed.length
+        ends = probed.ends  # torchdyn's own solvers tell none
+        if library.startswith("torchdiffeq"):
+            assert length == pytest.approx(1.5)
+            ends = tuple(torch.tensor(x, dtype=torch.float64) for x in (0.5, 2.0))
+            torch.testing.assert_close(y, field.exact(y0, 0.5, t), rtol=0.3, atol=0.0)
+            assert probed.y[0].requires_grad is (library == "torchdiffeq") or float(t) == 0.5
+        for p in penalties:
+            found, expected = (
+                p.value(Probed(f, (t,), (y,), ends, (y, y), length, torch.Generator()))
+                for f in (probed.vector_field, block.vector_field)
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+            gradients = [torch.autograd.grad(x, field.a)[0] for x in (found, expected)]
+            torch.testing.assert_close(*gradients, rtol=1e-12, atol=0.0)
+            assert float(gradients[0]) != 0.0
+    hooks = field._forward_hooks.values()  # those of `steer` stay
+    assert not any(type(hook).__module__.endswith("penalties.attached") for hook in hooks)
+
+
+def test_an_ode_rnn_is_refused_but_for_one_evaluation_of_its_field():
+    torch.manual_seed(0)
+    model = lively(ODERNNForecaster(1, 3, 4, (4,), (4,), 0.2))
+    t = torch.tensor([0.0, 0.4, 1.0])
+    batch = make_series(
+        [t, t[:2]], [t[:, None], t[:2, None]], [torch.ones(3, 1), torch.ones(2, 1)]
+    )
+    with (
+        pytest.raises(ValueError, match=r"'rnn', the ODE-RNN of .*_fields=\['rnn.vector_field'\]"),
+        penalize(model, POINTS[:1], step=0),
+    ):
+        pass
+    plain = model(batch).mean
+    for which in POINTS[:3]:
+        with penalize(model, [which], step=3, seed=1, vector_fields=["rnn.vector_field"]):
+            torch.testing.assert_close(model(batch).mean, plain)
+            value = penalty(model)
+        assert float(value) > 0.0
+        weights = [model.rnn.vector_field.network[i].weight for i in (0, 2)]
+        assert any(bool(g.any()) for g in torch.autograd.grad(value, weights))
+    pair = [POINTS[0], LocalError(1.0, "one_step")]
+    with penalize(model, pair, step=0, vector_fields=["rnn.vector_field"]):
+        model(batch)
+        with pytest.raises(ValueError, match=r"one time .*'one_step'.* or an ODE-RNN has them"):
+            penalty(model)
+
+
+def test_every_evaluation_of_a_step_is_kept_as_often_as_any_other():
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return y
+
+    field, counts = Field(), [0] * 4
+    probe = AttachedProbe(field)
+    for step in range(400):
+        probe.start(step)
+        for t in range(4):
+            field(torch.tensor(float(t)), torch.ones(1, 1))
+        (probed,) = probe.collect()
+        counts[int(probed.t[0])] += 1
+    assert all(abs(count - 100) < 30 for count in counts)  # 3.5 standard deviations
