@@ -151,12 +151,8 @@ class RosenbrockMethod(Method):
         return found
 
     def _step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
-        here, tableau, layout, h = (
-            self._linearize(start, y),
-            self.tableau,
-            self.layout,
-            end - start,
-        )
+        here, h = self._linearize(start, y), end - start
+        tableau, layout = self.tableau, self.layout
         self.work.spend(len(tableau.c) - 1, start)
         self.work.stats.count_factorization(self.work.phase)
         unit = torch.eye(layout.dimension, dtype=here.slope.dtype, device=here.slope.device)
