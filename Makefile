@@ -30,7 +30,7 @@ types: $(STAMP)  ## Check types
 	@echo "==> mypy"
 	@$(BIN)/mypy --no-error-summary
 
-pytest: $(STAMP)
+pytest: $(STAMP)  ## Run tests and doctests; PYTEST_ARGS are pytest's
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

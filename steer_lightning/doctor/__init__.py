@@ -1,6 +1,6 @@
 """``python -m steer_lightning.doctor`` says in words what is wrong with an installation.
 
-Nothing here is imported by the rest of the package.
+Only the entry point imports it.
 """
 
 from typing import Literal, NamedTuple
