@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from steer_lightning.nn.probes import Probed
 from steer_lightning.solvers.foreign import solve_in_progress, watch_solves
 from steer_lightning.steering.contexts import nominal
+from steer_lightning.steering.targets import attached_horizons
 from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import first_part
 from steer_lightning.utils.seeding import stream_key
@@ -20,7 +21,7 @@ class AttachedProbe:
     sampling): times follow the density at which the solver evaluates, so that nothing is an
     unbiased estimate of an integral over time. Under an adjoint the solver runs without a graph,
     and the state that is kept is a constant. The span is that of torchdiffeq's solve; where none
-    is seen it is taken for one from here on, of length one.
+    is seen it is taken for one from here on, of length one; under STEER it is the drawn one.
 
     Args:
         field: The module that is passed to ``odeint``; called as ``f(t, y, ...)``.
@@ -40,6 +41,10 @@ class AttachedProbe:
         self._key = key
         self._chance = torch.Generator().manual_seed(stream_key(key, "reservoir"))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has seen nothing: what is kept belongs to the graph of a loss."""
+        return {**self.__dict__, "_kept": None}
+
     def detach(self) -> None:
         """Take the hook off."""
         self._handle.remove()
@@ -51,27 +56,42 @@ class AttachedProbe:
         self._n_evaluations += 1
         if float(torch.rand((), generator=self._chance)) * self._n_evaluations < 1.0:
             solve = solve_in_progress()
-            self._kept = args, kwargs, None if solve is None else solve.times
+            ends = None if solve is None or solve.times is None else solve.times[[0, -1]].detach()
+            if ends is not None:
+                for horizon in attached_horizons(self.field, inside=False):
+                    ends = horizon.actual(ends)
+            self._kept = args, kwargs, ends
 
     def collect(self) -> list[Probed]:
         """What was kept in this batch, as far as it was not collected yet."""
         if self._kept is None:
             return []
-        args, kwargs, times = self._kept
+        args, kwargs, ends = self._kept
         self._kept, self._n_evaluations = None, 0
-        beside = dict(zip(("t", "y"), args, strict=False)) | kwargs
+        given = dict(enumerate(args)) | kwargs
+        time: Any = "t" if "t" in kwargs else 0
+        place = next(key for key in given if key != time)  # of the state
         # A solver's first step, and so its times, may have a graph: no part of a penalty.
-        t, state = beside.pop("t").detach(), beside.pop("y")
+        t, state = given[time].detach(), given[place]
+        if bool((t != t.flatten()[0]).any()):
+            raise ValueError(
+                f"Expected the vector field to be called as f(t, y, ...), or with t=..., and one "
+                f"time, but got t of shape {tuple(t.shape)}. Name the module that is passed to "
+                f"odeint."
+            )
         t = t.reshape(()) if t.numel() == 1 else t
         y = first_part(state)
-        t0, t1 = (t, t + 1.0) if times is None else times[[0, -1]].to(y.device, y.real.dtype)
-        length = 1.0 if times is None else float((t1 - t0).abs())
+        t0, t1 = (t, t + 1.0) if ends is None else ends.to(y.device, y.real.dtype)
+        length = 1.0 if ends is None else float((t1 - t0).abs())
 
         def field(t: Tensor, y: Tensor) -> Tensor:
             whole = (y, *state[1:]) if isinstance(state, tuple) else y
             self._active = False  # what a penalty evaluates is no evaluation of the solver
+            now = {**given, time: t, place: whole}
             with nominal(self.field):
-                found = self.field(t, whole, *args[2:], **beside)
+                found = self.field(
+                    *(now[i] for i in range(len(args))), **{name: now[name] for name in kwargs}
+                )
             self._active = True
             return first_part(found)
 

@@ -18,6 +18,11 @@ from steer_lightning.utils.autograd import running_node
 Span = tuple[float, float]
 
 
+def time_given(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """The time in a call of a vector field: its ``t``, or the first argument, or ``None``."""
+    return named.get("t", arguments[0] if arguments else None)
+
+
 class AttachedHorizon(Movable):
     r"""The horizon of a vector field that somebody else's code solves.
 
@@ -27,7 +32,7 @@ class AttachedHorizon(Movable):
     evaluates the field there, and gets the end time of its forward pass.
 
     Args:
-        field: The module passed to ``odeint``; called as ``f(t, y, ...)``.
+        field: The module passed to ``odeint``; called as ``f(t, y, ...)``, or with ``t=...``.
         path: Its name, for messages.
         span: Fixed and moved end of what the model solves; taken from the first of torchdiffeq's
             solves under a draw if not given.
@@ -101,27 +106,32 @@ class AttachedHorizon(Movable):
         nominal = float("nan") if self.span is None else self.span[1]
         return {"end_time": nominal if self.drawn is None else self.drawn}
 
+    def actual(self, t: Tensor) -> Tensor:
+        """What the field gets for times of the solve at hand."""
+        warp = self._warp_in_force()
+        return t if warp is None else warp.actual(t)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _map_time(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Pre-hook: replaces ``t``."""
-        t = self._actual(args[0] if args else kwargs.get("t"))
-        if args:
-            return (t, *args[1:]), kwargs
-        return args, {**kwargs, "t": t} if "t" in kwargs else kwargs
+        t = self._actual(time_given(args, kwargs))
+        if "t" in kwargs:
+            return args, {**kwargs, "t": t}
+        return (t, *args[1:]) if args else args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _scale_derivative(self, module: nn.Module, args: Any, dy: Any) -> Any:
         """Post-hook: turns what the field returns into a derivative in nominal time."""
-        draw = self.history.current()
-        warp = None if draw is None else self._warp_of(draw)
+        warp = self._warp_in_force()
         return dy if warp is None else _scale(warp, dy)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter_around(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pre-hook of a module around the field: notes whether it got a time, to be solved."""
-        t = args[0] if args else kwargs.get("t")
+        t = time_given(args, kwargs)
         is_time = isinstance(t, Tensor) and t.ndim == 0 and t.is_floating_point()
         self._callers.append(name if is_time else "")
+        self.history.current()  # noted before an adjoint makes the node that it goes back to
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave_around(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -195,6 +205,14 @@ class AttachedHorizon(Movable):
             return
         self._solve = solve
         first, last = (float(time.detach()) for time in (solve.times[0], solve.times[-1]))
+        near = 1e-5 * abs(last - first) + max(1e-6, torch.finfo(t.dtype).eps) * abs(first)
+        if not bool(((t.detach() - first).abs() <= near).all()):
+            raise ValueError(
+                f"Expected the vector field {self.path!r} to be called as f(t, y, ...), or with "
+                f"t=..., first at the start of the solve, t = {first:g}, but got t = "
+                f"{t.detach().flatten()[:3].tolist()} of shape {tuple(t.shape)}. Name the module "
+                f"that is passed to odeint."
+            )
         if self.span is None:
             self.span = first, last
             assert self.draw is not None
@@ -226,6 +244,10 @@ class AttachedHorizon(Movable):
             self._outside = True
             if self._reached is not None and len(self._reached) < 1000:
                 self._reached.add(float(t.detach().flatten()[0]))
+
+    def _warp_in_force(self) -> TimeWarp | None:
+        draw = self.history.current()
+        return None if draw is None else self._warp_of(draw)
 
     def _warp_of(self, draw: Draw) -> TimeWarp | None:
         """The warp of a draw, ``None`` if it moves nothing; made once."""

@@ -1,5 +1,6 @@
 """Penalties in somebody else's model, and of the field of an ODE-RNN."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -63,14 +64,15 @@ def test_a_foreign_models_penalties_are_those_of_our_block_at_the_same_time_and_
     for step in range(5):
         paths = {"step": step, "vector_fields": [path]}
         with looking(model, *penalties, **paths) as penalizing:
-            with steer(model, b, seed=0, **paths) if b else nullcontext():
+            with steer(model, b, seed=0, **paths) if b else nullcontext({}) as end_times:
                 model(y0)
             (probed,) = penalizing._attached[path].collect()
         t, y, length = probed.t[0], probed.y[0].detach(), probed.length
         ends = probed.ends  # torchdyn's own solvers tell none
         if library.startswith("torchdiffeq"):
-            assert length == pytest.approx(1.5)
-            ends = tuple(torch.tensor(x, dtype=torch.float64) for x in (0.5, 2.0))
+            end = end_times.get(f"steer/{path}/end_time", 2.0)
+            assert length == pytest.approx(end - 0.5)
+            assert [float(x) for x in ends] == pytest.approx([0.5, end])
             torch.testing.assert_close(y, field.exact(y0, 0.5, t), rtol=0.3, atol=0.0)
             assert probed.y[0].requires_grad is (library == "torchdiffeq") or float(t) == 0.5
         for p in penalties:
@@ -127,3 +129,24 @@ def test_every_evaluation_of_a_step_is_kept_as_often_as_any_other():
         (probed,) = probe.collect()
         counts[int(probed.t[0])] += 1
     assert all(abs(count - 100) < 30 for count in counts)  # 3.5 standard deviations
+
+
+def test_a_field_is_looked_at_as_it_is_called():
+    model, path = by_torchdiffeq(odeint)
+    field, y0 = model.get_submodule(path), torch.ones(3, 1, dtype=torch.float64)
+    t = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    values = []
+    for call in (field, lambda t, y: field(t, y=y), lambda t, y: field(y=y, t=t)):
+        with penalize(field, POINTS[:1], step=0, seed=0, vector_fields=[""]):
+            odeint(call, y0, t)
+            copy.deepcopy(field)  # between the solve and the look
+            values.append(float(penalty(field)))
+    assert values == [values[0]] * 3
+
+    def swapped():
+        with penalize(field, POINTS[:1], step=0, vector_fields=[""]):
+            field(torch.linspace(0.0, 1.0, 3).double(), torch.tensor(0.5).double())
+            penalty(field)
+
+    with pytest.raises(ValueError, match=r"called as f\(t, y, ...\), or .* t of shape \(3,\)"):
+        swapped()

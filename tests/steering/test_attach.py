@@ -161,3 +161,16 @@ def test_compiled_fields_follow_the_end_time():
         y = odeint(compiled, y0, times(0.0, 1.0), **TIGHT)[-1]
         torch.testing.assert_close(y, field.exact(y0, 0.0, 1.0 + offset), rtol=1e-7, atol=1e-7)
     torch._dynamo.reset()
+
+
+def test_the_argument_t_is_the_time_and_a_state_in_its_place_is_refused():
+    class Swapped(CosineField):
+        def forward(self, y, t):
+            return super().forward(t, y)
+
+    field, y0 = Swapped(), initial_state()
+    attached(field, 0.4)
+    found = odeint(lambda t, y: field(y, t=t), y0, times(0.0, 1.0), **TIGHT)[-1]
+    torch.testing.assert_close(found, field.exact(y0, 0.0, 1.4), rtol=1e-7, atol=1e-7)
+    with pytest.raises(ValueError, match=r"start of the solve, t = 0, but got t = \[0.5, 0.7,"):
+        odeint(lambda t, y: field(y, t), y0, times(0.0, 1.0))
