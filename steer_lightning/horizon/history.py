@@ -16,6 +16,7 @@ class _Change(NamedTuple):
     node: int  # the first autograd node that comes after it
     draw: Draw | None
     root: ReferenceType[nn.Module] | None
+    active: Draw | None  # the draw, if the root was in training mode
 
 
 class DrawHistory:
@@ -32,7 +33,8 @@ class DrawHistory:
 
     def put(self, draw: Draw | None, root: nn.Module | None = None) -> None:
         """Put a draw in force, or none; with ``root``, only while that is in training mode."""
-        self._changes.append(_Change(next_node(), draw, None if root is None else ref(root)))
+        known = None if root is None else ref(root)
+        self._changes.append(_Change(next_node(), draw, known, _active(draw, root)))
 
     def current(self) -> Draw | None:
         """The draw of the solve at hand.
@@ -42,11 +44,13 @@ class DrawHistory:
         """
         node = running_node()
         if node is None:
-            root = self.last()[1]
-            return self._changes[-1].draw if root is None or root.training else None
+            draw, root = self.last()
+            if _active(draw, root) is not self._changes[-1].active:  # train() or eval() since
+                self.put(draw, root)
+            return self._changes[-1].active
         for change in reversed(self._changes):
             if change.node <= node.number:
-                return change.draw
+                return change.active
         raise RuntimeError(
             "A backward pass solves again what its forward pass solved before the last "
             f"{_REMEMBERED} draws of end times, or before the span was set: the end time is no "
@@ -57,3 +61,7 @@ class DrawHistory:
         """What was put in force last."""
         change = self._changes[-1]
         return change.draw, None if change.root is None else change.root()
+
+
+def _active(draw: Draw | None, root: nn.Module | None) -> Draw | None:
+    return draw if root is None or root.training else None

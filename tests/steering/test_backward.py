@@ -1,11 +1,15 @@
 """What a backward pass evaluates again has the end time of its forward pass."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint_adjoint
 
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
+from steer_lightning.steering.attach import AttachedHorizon
 from tests.helpers.attaching import TIGHT, attached, both_calls
 from tests.helpers.problems import CosineField, initial_state, times
 
@@ -93,3 +97,28 @@ def test_with_b_zero_an_adjoint_may_come_whenever_it_likes():
     horizon.reset()
     y.sum().backward()
     assert y0.grad.isfinite().all()
+
+
+@both_calls
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_forward_pass_in_eval_mode_stays_nominal_in_its_backward_pass(call, recomputed):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.field = CosineField()
+
+        def forward(self, y0):
+            solve = partial(call, self.field, t=times(0.0, 1.0), **TIGHT)
+            return checkpoint(solve, y0, use_reentrant=False) if recomputed else solve(y0)
+
+    model, y0 = Model(), initial_state()
+    field = model.field
+    horizon = AttachedHorizon(field, "field", (0.0, 1.0), around={"": model})
+    horizon.perturb(FixedOffset(0.4), root=model)
+    losses = {
+        1.0: model.eval()(y0)[-1].sum(),
+        1.4: model.train()(y0)[-1].sum(),
+    }
+    for end, loss in losses.items():
+        (found,) = torch.autograd.grad(loss, field.a)
+        torch.testing.assert_close(found, gradient_of(field, y0, end), rtol=1e-6, atol=1e-6)
