@@ -105,6 +105,8 @@ class ODEBlock(Block):
             t0, t1 = self.horizon.t0, self.horizon.t1
             start = t0 if t_start is None else t_start
             rate = 1.0 if t_end is None else (t_end - start) / (t1 - t0)
+            if isinstance(start, Tensor):  # an adjoint differentiates start and rate apart
+                start = start.clone()
             field = WarpedField(field, TimeWarp(t0, start, rate))
         ys = self.solve(field, y0, times).ys
         return last_of(ys) if t_eval is None else ys

@@ -60,8 +60,11 @@ class Probing:
         return Probing, (self.n_times, self.steps, self.key)
 
     def times(self, times: Tensor) -> Tensor:
-        """Probe times of the next solve, inside the span of its times, in its order."""
-        generator = torch.Generator().manual_seed(stream_key(self.key, len(self.seen)))
+        """Probe times of a solve, inside the span of its times, in its order.
+
+        The same share of each solve of a batch, so that a checkpoint repeats its own.
+        """
+        generator = torch.Generator().manual_seed(stream_key(self.key, 0))
         u = torch.rand(self.n_times, generator=generator, dtype=torch.float64).sort().values
         t0, t1 = float(times[0]), float(times[-1])
         inside = t0 + u.clamp(1e-6, 1.0 - 1e-6) * (t1 - t0)
@@ -87,9 +90,11 @@ class Probing:
         generator = torch.Generator(device).manual_seed(
             stream_key(self.key, "noise", len(self.seen))
         )
+        length = float(times[-1] - times[0]) * rate
+        length = length.abs() if isinstance(length, Tensor) else abs(length)
         self.seen.append(
             Probed(
                 base, tuple(inner), tuple(y), (first, last), (ends[0], ends[-1]),
-                abs(float(times[-1] - times[0])) * rate, generator, s.steps,
+                length, generator, s.steps,
             )
         )  # fmt: skip

@@ -1,11 +1,13 @@
 import pytest
 import torch
 
+from steer_lightning import penalize, penalty
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.nn import ODEBlock
-from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
-from tests.helpers.problems import CosineField
+from steer_lightning.penalties import KineticEnergy
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, TorchdiffeqSolver
+from tests.helpers.problems import CosineField, initial_state, times
 
 
 def test_the_evaluation_solver_takes_the_end_time_in_force():
@@ -27,3 +29,25 @@ def test_the_evaluation_solver_takes_the_end_time_in_force():
 def test_a_horizon_has_its_own_end_times(settings, names):
     with pytest.raises(ValueError, match=f"Expected no {names} beside `horizon`, which has its"):
         ODEBlock(CosineField(), horizon=GridHorizon(), **settings)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        AdaptiveSolver("dopri5", 1e-9, 1e-9),
+        TorchdiffeqSolver(rtol=1e-9, atol=1e-9, gradient="adjoint"),
+    ],
+)
+def test_gradients_in_times_of_each_sample(solver):
+    field, y0 = CosineField(), initial_state()
+    ends = [times(*values).requires_grad_() for values in ((0.0, 0.4, 1.0), (0.5, 1.5, 0.2))]
+    block = ODEBlock(field, solver)
+    with penalize(block, [KineticEnergy(1.0)], step=0):
+        found = block(y0, t_start=ends[0], t_end=ends[1])
+        assert float(penalty(block)) > 0.0  # though one sample runs back in time
+    for part, expected in zip(
+        torch.autograd.grad(found.sum(), ends),
+        torch.autograd.grad(field.exact(y0, *ends).sum(), ends),
+        strict=True,
+    ):
+        torch.testing.assert_close(part, expected, rtol=1e-6, atol=1e-6)
