@@ -61,4 +61,9 @@ def integrated_square(x: Tensor, probed: Probed) -> Tensor:
 
     A one-point estimate, averaged over the batch.
     """
-    return (probed.length * x.square().flatten(1).mean(1)).mean()
+    return (probed.length * by_sample(x).square().mean(1)).mean()
+
+
+def by_sample(x: Tensor) -> Tensor:
+    """A state as a matrix with a row for each sample; a scalar has one row."""
+    return x.reshape(x.shape or (1,))[..., None].flatten(1)

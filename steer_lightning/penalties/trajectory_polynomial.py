@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
-from steer_lightning.penalties.base import Penalty
+from steer_lightning.penalties.base import Penalty, by_sample
 
 
 class TrajectoryPolynomial(Penalty):
@@ -23,7 +23,8 @@ class TrajectoryPolynomial(Penalty):
 
     def value(self, probed: Probed) -> Tensor:
         t0, t1 = probed.ends
-        y = torch.stack([probed.y_ends[0], *probed.y[:2], probed.y_ends[1]], dim=1).flatten(2)
+        states = (probed.y_ends[0], *probed.y[:2], probed.y_ends[1])
+        y = torch.stack([by_sample(state) for state in states], dim=1)
         s = torch.stack([(t - t0) / (t1 - t0) for t in (t0, *probed.t[:2], t1)], dim=-1).detach()
         s = s.expand(len(y), 4)[..., None] - 0.5  # (B, 4, 1)
         basis = torch.cat([torch.ones_like(s), s], dim=-1)

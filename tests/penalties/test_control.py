@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from steer_lightning import penalize, penalty, steer
 from steer_lightning.horizon import GridHorizon
@@ -34,6 +35,18 @@ from steer_lightning.solvers import (
 from tests.helpers.models import ForeignModel, OwnModel, seeded, tiny_data
 from tests.helpers.problems import CosineField, OscillatorField
 from tests.penalties.looking import POINTS, looking
+
+
+class Decays(torch.nn.Module):
+    """``y' = -a y`` of a state of any shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(0.9))
+
+    def forward(self, t, y):
+        return -self.a * y * (1.0 + 0.1 * t)
+
 
 STEPS = [LocalError(1.0), Stiffness(1.0)]
 
@@ -239,3 +252,32 @@ def test_an_image_flow_of_several_scales():
         plain = flow.log_prob(torch.rand(2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
         assert float(penalty(flow)) > 0.0
     assert plain.isfinite().all()
+
+
+@pytest.mark.parametrize("n_calls", [1, 2])
+def test_a_checkpoint_around_a_block_repeats_its_probes(n_calls):
+    block, y0 = seeded(ODEBlock, MLPField(2, (4,))), torch.ones(3, 2)
+    gradients = []
+    for solve in (block, partial(checkpoint, block, use_reentrant=False)):
+        with penalize(block, [KineticEnergy(1.0)], step=0, seed=0):
+            y = y0
+            for _ in range(n_calls):
+                y = solve(y)
+            loss = penalty(block) + y.sum()
+            gradients.append(torch.autograd.grad(loss, list(block.parameters())))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("which", POINTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("shape", [(3,), ()])
+def test_a_state_without_features_is_one_number_a_sample(which, shape):
+    values = []
+    for y0 in (torch.full(shape, 0.7), torch.full((*(shape or (1,)), 1), 0.7)):
+        block = ODEBlock(Decays())
+        with penalize(block, [which], step=0, seed=0):
+            block(y0)
+            values.append(float(penalty(block)))
+    if which.name != "jacobian_norm":  # whose noise has the shape of the state
+        assert values[0] == pytest.approx(values[1])
+    assert values[0] > 0.0
