@@ -41,6 +41,14 @@ def runge_kutta_step(
 def evaluate(vector_field: VectorField, t: Time, y: Any) -> Any:
     """The field at ``t``, which it gets in the precision of the state, as it gives its value."""
     slope = vector_field(as_time(t, y), y)
+    if isinstance(y, tuple):
+        slope = tuple(slope)
+    if [k.shape for k in parts(slope)] != [part.shape for part in parts(y)]:
+        got, expected = ([tuple(part.shape) for part in parts(x)] for x in (slope, y))
+        raise ValueError(
+            f"Expected the vector field to return the shapes of the state, {expected}, but got "
+            f"{got}."
+        )
     if isinstance(y, tuple):  # autocast lowers what a network gives
         return tuple(k.to(part.dtype) for k, part in zip(slope, y, strict=True))
     return slope.to(y.dtype)

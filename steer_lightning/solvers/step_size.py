@@ -88,7 +88,7 @@ def find_first_step(
     span, state_size, slope_size = abs(t1 - t), size(y), size(slope)
     if not (math.isfinite(state_size) and math.isfinite(slope_size)):
         raise work.place(NonFiniteStateError(t, work.phase))
-    if slope_size == 0.0:
+    if slope_size * span < 1e-30:  # nothing moves, and powers of less would underflow
         return span
     change = state_size / slope_size  # the time in which the state changes by its own size
     trial = min(max(0.01 * change, 1e-3 * span), 0.1 * span)

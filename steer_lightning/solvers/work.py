@@ -78,7 +78,7 @@ class Stepper:
     checkpoint: bool = False
 
     def __call__(
-        self, start: Time, end: Time, y: Any, first_stage: Any | None = None
+        self, start: Time, end: Time, y: Any, first_stage: Any | None
     ) -> tuple[Any, list[Any]]:
         """State at ``end`` and stages; see :func:`runge_kutta_step`."""
         if self.checkpoint and torch.is_grad_enabled():

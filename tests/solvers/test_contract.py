@@ -111,6 +111,7 @@ Y0, SPAN = initial_state(), times(0.0, 1.0)
         (Y0, times(0.0, 1.0, 1.0), ValueError, "strictly increasing .* drop repeated"),
         (Y0, times(0.0, 2.0, 1.0), ValueError, "increasing or strictly decreasing"),
         (Y0, times(0.0, float("nan")), ValueError, r"but got \[0.0, nan\]"),
+        (Y0, times(0.0, float("inf")), ValueError, r"finite and strictly .* got \[0.0, inf\]"),
         (Y0, torch.tensor([0, 1]), TypeError, "`t_eval` to be float32 or float64, but got torch."),
         (Y0, SPAN.half(), TypeError, "but got torch.float16"),
         (Y0.half(), SPAN, TypeError, "float32 or float64, but got torch.float16.*autocast"),

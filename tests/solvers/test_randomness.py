@@ -76,7 +76,7 @@ def test_recurrent_layers_and_attention_have_dropout_of_their_own():
 
 def test_functions_and_tuples_are_looked_at_too_and_nan_is_not_taken_for_noise():
     t, y = POINT
-    assert randomness(lambda t, y: (y[0], torch.rand(3)), t, (y, y)) == DIFFER
+    assert randomness(lambda t, y: (y[0], torch.rand_like(y[1])), t, (y, y)) == DIFFER
     assert randomness(lambda t, y: (y[0], y[1]), t, (y, y)) is None
     y = y.clone()
     y[0] = float("nan")
