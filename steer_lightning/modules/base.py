@@ -1,6 +1,7 @@
 """Base classes of the tasks."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
@@ -32,6 +33,11 @@ def batch_length(batch: Any) -> int:
         5
     """
     return len(batch if isinstance(batch, torch.Tensor) else batch[0])
+
+
+def mean_with_nan() -> MeanMetric:
+    """A mean that is NaN if one of its values is, where torchmetrics leaves that out."""
+    return MeanMetric(nan_strategy=math.nan)
 
 
 class TaskModule(LightningModule):

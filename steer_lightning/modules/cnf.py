@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from steer_lightning.modules.base import StochasticTaskModule
+from steer_lightning.modules.base import StochasticTaskModule, mean_with_nan
 from steer_lightning.nn import Flow
 
 
@@ -59,7 +58,7 @@ class CNFModule(StochasticTaskModule):
             )
         self.flow = flow
         self.weights = {"kinetic": kinetic_weight, "jacobian": jacobian_weight}
-        self.add_metrics({self.metric: MeanMetric()})
+        self.add_metrics({self.metric: mean_with_nan()})
 
     def points(
         self, batch: Any, generator: torch.Generator | None

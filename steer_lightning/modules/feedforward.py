@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from steer_lightning.horizon import SpanHorizon
-from steer_lightning.modules.base import TaskModule
+from steer_lightning.modules.base import TaskModule, mean_with_nan
 
 
 class FeedforwardModule(TaskModule):
@@ -28,8 +28,7 @@ class FeedforwardModule(TaskModule):
 
     def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
         # The loss too, as Lightning's own mean is wrong over ranks whose batches differ in number.
-        # A loss of NaN stays NaN.
-        super().add_metrics({"loss": MeanMetric(nan_strategy=math.nan), **metrics})
+        super().add_metrics({"loss": mean_with_nan(), **metrics})
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise a ``ValueError`` unless outputs and targets of a batch fit each other."""

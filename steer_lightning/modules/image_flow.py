@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from steer_lightning.modules.base import mean_with_nan
 from steer_lightning.modules.cnf import CNFModule
 from steer_lightning.nn import Flow
 from steer_lightning.nn.likelihood import bits_per_dim, dequantize
@@ -68,8 +69,8 @@ class ImageFlowModule(CNFModule):
                 f"{test_draws}."
             )
         self.temperature = temperature
-        self.center = MeanMetric()
-        self.draws = torch.nn.ModuleList(MeanMetric() for _ in range(test_draws))
+        self.center = mean_with_nan()
+        self.draws = torch.nn.ModuleList(mean_with_nan() for _ in range(test_draws))
 
     @property
     def _draws(self) -> list[MeanMetric]:

@@ -6,11 +6,11 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MeanSquaredError, Metric
+from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 from torchmetrics.utilities.data import dim_zero_cat
 
-from steer_lightning.modules.base import StochasticTaskModule
+from steer_lightning.modules.base import StochasticTaskModule, mean_with_nan
 from steer_lightning.nn.likelihood import masked_gaussian_log_prob
 from steer_lightning.nn.series import SeriesBatch, check_series
 from steer_lightning.nn.series.forecaster import Forecast
@@ -85,11 +85,12 @@ class SeriesModule(StochasticTaskModule):
         self.classification_weight = classification_weight
         metrics: dict[str, Metric] = {}
         if likelihood_weight > 0:
-            metrics |= {name: MeanMetric() for name in self.logged} | {"mse": MeanSquaredError()}
+            metrics |= {name: mean_with_nan() for name in self.logged}
+            metrics["mse"] = MeanSquaredError()
         elif isinstance(readout := getattr(network, "readout", None), nn.Module):
             readout.requires_grad_(False)  # DDP waits for gradients that never come
         if classifier is not None:
-            metrics["cross_entropy"] = MeanMetric()
+            metrics["cross_entropy"] = mean_with_nan()
             metrics["accuracy"] = MulticlassAccuracy(num_classes, average="micro")
             if num_classes == 2:
                 metrics["auc"] = DefinedAUROC()

@@ -1,3 +1,4 @@
+import math
 from unittest.mock import patch
 
 import pytest
@@ -188,3 +189,11 @@ def test_hutchinsons_noise_differs_between_batches_and_not_between_validations()
 def test_bad_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_module(**arguments)
+
+
+def test_a_point_without_a_density_is_not_left_out_of_the_mean(trainer):
+    module = CNFModule(CNF(Still(), (2,), FixedGridSolver("euler", 1)))
+    x = torch.randn(4, 2)
+    x[1] = torch.nan
+    (found,) = trainer.validate(module, loader(x, batch_size=2), verbose=False)
+    assert math.isnan(found["val/nll"])
