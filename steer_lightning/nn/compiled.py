@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from steer_lightning.utils.autograd import transforms_active
 from steer_lightning.utils.compiling import compiled
 
 
@@ -32,7 +32,7 @@ class CompiledField(nn.Module):
         self.controlled_parts: int | None = getattr(vector_field, "controlled_parts", None)
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # dynamo refuses to enter
+        if transforms_active():  # dynamo refuses to enter
             return self.vector_field(t, y)
         return compiled(_call)(self.vector_field, t, y)
 

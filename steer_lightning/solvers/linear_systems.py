@@ -1,12 +1,11 @@
 """Linear systems, one a sample, that are factorised once and solved often, also for gradients."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+from steer_lightning.utils.autograd import transforms_active
 
 
 class LinearSystems:
@@ -23,7 +22,7 @@ class LinearSystems:
 
     def solve(self, right: Tensor) -> Tensor:
         """Solutions ``x`` of ``matrix @ x = right``, shape ``(B, D)``, as is ``right``."""
-        if _transforms_active():  # torch.func takes a form of _Solve that costs half as much again
+        if transforms_active():  # torch.func takes a form of _Solve that costs half as much again
             result: Tensor = torch.linalg.solve_ex(self.matrix, right[..., None])[0][..., 0]
             return result
         x: Tensor = _Solve.apply(self.matrix, self.lu, self.pivots, right, False)

@@ -1,8 +1,12 @@
 """The state of the autograd engine."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
+# Whether a transform of torch.func is being taken.
+transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 class Node(NamedTuple):

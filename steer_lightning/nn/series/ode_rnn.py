@@ -12,6 +12,7 @@ from steer_lightning.nn.fields import MLPField, feedforward
 from steer_lightning.nn.series.fused_unroll import Network, fused_unroll
 from steer_lightning.nn.series.unroll import UnrollPlan, list_steps, plan_unroll
 from steer_lightning.solvers import SolveStats
+from steer_lightning.utils.autograd import transforms_active
 from steer_lightning.utils.checks import check_state
 
 
@@ -260,6 +261,7 @@ class ODERNN(nn.Module):
             all(type(m) in known and not _is_changed(m) for net in networks for m in net.modules())
             and {p.dtype for net in networks for p in net.parameters()} == {like.dtype}
             and not torch.is_autocast_enabled(like.device.type)
+            and not transforms_active()
         )
 
     def plan(self, times: Tensor, lengths: Tensor) -> UnrollPlan:

@@ -164,3 +164,15 @@ def test_what_is_not_known_by_its_weights_unrolls_step_by_step(change, fused):
     with torch.autocast("cpu", torch.bfloat16):
         make()(*own_grids())
     assert len(fused) == 1
+
+
+def test_transforms_of_torch_func_go_step_by_step():
+    rnn, batch = make(), own_grids()
+    weights = dict(rnn.named_parameters())
+
+    def loss(weights):
+        return torch.func.functional_call(rnn, weights, batch).final.mean.sum()
+
+    found = torch.func.grad(loss)(weights)
+    expected = torch.autograd.grad(loss(weights), list(weights.values()), materialize_grads=True)
+    torch.testing.assert_close(list(found.values()), list(expected))
