@@ -1,17 +1,17 @@
 """Warnings before a solve fails: of steps that shrink, and of fields that are random."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from steer_lightning.solvers import SolveStats
-from steer_lightning.solvers.randomness import solve_probed, suspects
+from steer_lightning.solvers.randomness import randomness, suspects
 from steer_lightning.solvers.wrapping import wrapped_solves
+from steer_lightning.steering.contexts import nominal
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.problem import VectorField
 
@@ -93,6 +93,16 @@ def look_at_fields(model: nn.Module, reaction: RandomFields) -> AbstractContextM
         return nullcontext()
     reported: set[str] = set()
 
+    def look(
+        solve: Callable[..., Any], vector_field: VectorField, y0: Any, t_eval: Tensor,
+        *, stats: SolveStats | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        with nominal(vector_field) if isinstance(vector_field, nn.Module) else nullcontext():
+            trouble = randomness(vector_field, t_eval[0], y0)
+        if trouble is not None:
+            report(stats, vector_field, trouble)
+        return solve(vector_field, y0, t_eval, stats=stats, **options)
+
     def report(stats: SolveStats | None, vector_field: VectorField, trouble: str) -> None:
         paths = {module: path for path, module in model.named_modules()}
         blocks = {id(own): repr(path) for path, own in find_stats(model).items()}
@@ -113,7 +123,7 @@ def look_at_fields(model: nn.Module, reaction: RandomFields) -> AbstractContextM
             raise ValueError(message)
         rank_zero_warn(message)
 
-    return wrapped_solves(model, partial(solve_probed, report))
+    return wrapped_solves(model, look)
 
 
 def _name(vector_field: VectorField, paths: Mapping[nn.Module, str]) -> str:

@@ -1,6 +1,6 @@
 """Find vector fields that are random: their value changes while their arguments stay."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,28 +10,6 @@ from torch import Tensor, nn
 from steer_lightning.solvers.base import SolveStats
 from steer_lightning.solvers.runge_kutta import evaluate
 from steer_lightning.utils.problem import VectorField, first_part, parts
-
-Report = Callable[[SolveStats | None, VectorField, str], None]
-
-
-def solve_probed(
-    report: Report,
-    solve: Callable[..., Any],
-    vector_field: VectorField,
-    y0: Any,
-    t_eval: Tensor,
-    *,
-    stats: SolveStats | None = None,
-    **options: Any,
-) -> Any:
-    """Report a field that has not the same value twice, then solve; wraps a solver's ``solve``.
-
-    ``report`` is called with the block's counts, the field, and what is wrong with it in words.
-    """
-    trouble = randomness(vector_field, t_eval[0], y0)
-    if trouble is not None:
-        report(stats, vector_field, trouble)
-    return solve(vector_field, y0, t_eval, stats=stats, **options)
 
 
 def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from steer_lightning import NFEMonitor, SteerCallback
+from steer_lightning import NFEMonitor, SteerCallback, steer
 from steer_lightning.guard import SolverGuard
+from steer_lightning.guard.health import look_at_fields
 from steer_lightning.nn import CNF, MLPField, ODEBlock
 from steer_lightning.nn.series.latent_ode import LatentDecoder
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolverError, TorchdiffeqSolver
@@ -279,3 +280,14 @@ def test_looking_disturbs_neither_stream_nor_buffers_nor_counts(solver):
         seen.append((state_of(hooked), model.numbers, nfe, model.block.stats.nfe_forward))
     assert_same(seen[0][0], seen[1][0])
     assert seen[0][1:] == seen[1][1:]
+
+
+def test_looking_at_an_attached_field_of_our_own_block_moves_nothing():
+    model = nn.Sequential(ODEBlock(MLPField(2, (4,)), TorchdiffeqSolver()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = "0.vector_field"
+        steering = steer(model, b=0.5, step=0, seed=0, vector_fields=[path])
+        with steering as end_times, look_at_fields(model, "raise"):
+            model(torch.ones(2, 2))
+    assert 0.5 < end_times[f"steer/{path}/end_time"] < 1.5
