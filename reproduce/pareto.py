@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from reproduce.experiments import Comparison, Experiment, Metric, Variant
 from reproduce.records import Record, Results, by_seed
-from reproduce.report import difference, markdown, metric_values
+from reproduce.report import difference, markdown, metric_values, n_seeds
 from reproduce.statistics import Paired
 
 K = TypeVar("K", bound=Hashable)
@@ -79,7 +79,8 @@ def write_tables(experiment: Experiment, results: Results) -> str:
             base = [] if variant is part.baseline else results[part.baseline]
             own = results[variant]
             columns = [cell(m, base, own) for m in experiment.metrics]
-            rows.append([variant.label, str(len(by_seed(own, metric))), *columns])
+            n = n_seeds(by_seed(own, metric), by_seed(base or own, metric))
+            rows.append([variant.label, n, *columns])
         best = front(mean_points(part, cost, metric, results), metric.better == "higher")
         tables.append(
             f"### {part.setting}\n\n{markdown(rows)}\n\n"

@@ -114,7 +114,6 @@ def read_records(path: Path, experiment: Experiment) -> Results:
     for saved in _lines(path):
         key = tuple(saved.pop(name) for name in ("experiment", "setting", "variant"))
         columns = saved.pop("checks")
-        # Records of old kept no history of the monitor: such checks have no metrics.
         monitored = columns.pop("monitor", [])
         metrics = [{} if math.isnan(v) else {saved["monitor"]: v} for v in monitored]
         rows = zip(*columns.values(), metrics, strict=True) if columns else ()

@@ -122,7 +122,7 @@ def _table(
             comparison[1] = "not reached" if late == found.n else "not reached by all: no verdict"
         elif variant is not part.baseline:
             comparison = show_difference(compare(metric, values(part, part.baseline), own), metric)
-        rows.append([*row, str(found.n), *comparison])
+        rows.append([*row, n_seeds(own, values(part, part.baseline)), *comparison])
     how = "; geometric means, spread as a factor" if metric.ratio else ""
     if metric.matters:
         how += f"; {_size(_threshold(metric), metric)} would matter"
@@ -158,6 +158,12 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
 
 
+def n_seeds(own: Mapping[int, float], baseline: Mapping[int, float]) -> str:
+    """How many seeds a row has, and how many of them are compared where those are fewer."""
+    n_pairs = len(own.keys() & baseline.keys())
+    return f"{len(own)}" if n_pairs == len(own) else f"{len(own)} ({n_pairs} compared)"
+
+
 def metric_values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
     """By seed, as shown; logarithms where ratios are compared."""
     shown = by_seed(records, metric)
@@ -186,7 +192,7 @@ def _size(value: float, metric: Metric) -> str:
 
 
 def _exp(value: float, digits: int) -> str:
-    number = float(f"{math.exp(min(value, 700.0)):.{digits}g}")
+    number = float(f"{math.exp(value) if value < 700.0 else math.inf:.{digits}g}")
     return f"{number:,.0f}" if 1e3 <= number < 1e6 else f"{number:g}"
 
 

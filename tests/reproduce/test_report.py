@@ -99,6 +99,13 @@ def test_ratios_of_what_spans_decades():
     assert cells(table, -1)[3:] == [f"1 */ {spread:.2g}", "2", "0.1 [0.1, 0.1]", "gain"]
 
 
+def test_seeds_without_a_partner_are_told_from_those_compared():
+    made = experiment()
+    results = {v: [record(s, 0.5) for s in range(n)] for v, n in ((BASELINE, 2), (STEER, 3))}
+    table = metric_table(made, made.metrics[0], results)
+    assert "3 (2 compared)" in cells(table, -1)
+
+
 def test_what_zero_in_an_interval_means():
     errors = Metric("mse", "MSE", "lower", ratio=True, matters=1.25)
     logs = {BASELINE: [0.0, 0.0, 0.0], STEER: [0.1, -0.1, 0.0]}
