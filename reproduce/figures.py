@@ -164,6 +164,8 @@ def draw_pareto(experiment: Experiment, results: Results) -> Figure:
             sizes[family] += 2.0
         best = [points[variant] for variant in front(points, metric.better == "higher")]
         axis.plot([x for x, _ in best], [y for _, y in best], **ring)
+        if best:
+            _leave_out_far(axis, [y for _, y in best], [y for _, y in points.values()])
         axis.set(title=part.setting, xlabel=cost.label, ylabel=metric.label)
     handles = [Line2D([], [], ls="", **look) for look in looks.values()]
     names = [*families, "Pareto front"]
@@ -171,6 +173,17 @@ def draw_pareto(experiment: Experiment, results: Results) -> Figure:
         [*handles, Line2D([], [], **ring)], names, loc="outside right center", fontsize=7
     )
     return figure
+
+
+def _leave_out_far(axis: Axes, front: Sequence[float], heights: Sequence[float]) -> None:
+    """End the axis at twice the front's height beyond it; what lies outside is told in words."""
+    low, high = min(front), max(front)
+    far = [y for y in heights if not 3 * low - 2 * high <= y <= 3 * high - 2 * low]
+    near = [y for y in heights if y not in far]
+    if far and (height := max(near) - min(near)):
+        axis.set_ylim(min(near) - 0.15 * height, max(near) + 0.1 * height)
+        words = f"not shown: {', '.join(f'{y:.3g}' for y in sorted(far))}"
+        axis.text(0.02, 0.02, words, transform=axis.transAxes, fontsize=7)
 
 
 def _family(variant: Variant) -> str:

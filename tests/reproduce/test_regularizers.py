@@ -151,6 +151,12 @@ def test_page_and_figure_say_the_same():
     assert names == ["without", "half", "more", "wrong", "Pareto front"]
 
 
+def test_what_lies_far_from_the_front_is_told_in_words():
+    (axis,) = draw_pareto(PAGE, RESULTS | {MORE: runs([0.2], [50])}).axes
+    assert [text.get_text() for text in axis.texts] == ["not shown: 20"]
+    assert 75.0 < axis.get_ylim()[0] < 81.0 < 91.0 < axis.get_ylim()[1] < 95.0
+
+
 def test_nothing_has_run():
     nothing = {variant: [] for variant in RESULTS}
     page = write_page(PAGE, nothing)
