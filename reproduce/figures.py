@@ -65,22 +65,33 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
 
 
 def montage(experiment: Experiment, results: Results, name: str) -> Figure:
-    """Plots that a callback drew in the test of the first seed, a row for each variant."""
-    images = []
-    for part, variant in experiment.pairs:
-        for record in finished(results[variant])[:1]:
-            path = record.folder / "logs" / "plots" / f"{name}.png"
-            if path.is_file():
-                images.append((f"{part.setting}: {variant.label}", imread(path)))
-    width = 9.0
-    heights = [width * image.shape[0] / image.shape[1] + 0.3 for _, image in images] or [1.0]
+    """Plots that a callback drew in the test of the first seed.
+
+    A row for each comparison; for each variant where they are wide.
+    """
+    rows = []
+    for part in experiment.comparisons:
+        row = []
+        for variant in part.variants:
+            for record in finished(results[variant])[:1]:
+                path = record.folder / "logs" / "plots" / f"{name}.png"
+                if path.is_file():
+                    row.append((f"{part.setting}: {variant.label}", imread(path)))
+        wide = any(image.shape[1] > 2.5 * image.shape[0] for _, image in row)
+        rows += [[one] for one in row] if wide else [row] * bool(row)
+    n_columns, width = max(map(len, rows), default=1), 9.0
+    heights = [
+        0.3 + max(width / n_columns * image.shape[0] / image.shape[1] for _, image in row)
+        for row in rows
+    ] or [1.0]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
-    for axis in axes:
+    grid = figure.subplots(len(heights), n_columns, squeeze=False, height_ratios=heights)
+    for axis in grid.flat:
         axis.axis("off")
-    for axis, (label, image) in zip(axes, images, strict=False):
-        axis.imshow(image)
-        axis.set_title(label, loc="left", fontsize=9)
+    for axes, row in zip(grid, rows, strict=False):
+        for axis, (label, image) in zip(axes, row, strict=False):
+            axis.imshow(image)
+            axis.set_title(label, loc="left", fontsize=9 if n_columns == 1 else 7)
     return figure
 
 

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 from reproduce.experiments import Comparison, Metric, Variant
-from reproduce.figures import draw_against_b, draw_curves, draw_sweeps
+from reproduce.figures import draw_against_b, draw_curves, draw_sweeps, draw_trajectories
 from tests.reproduce.records import ACCURACY, BASELINE, STEER, experiment, record
 
 OTHER = Variant("STEER, all", "cnf/toy1d")
@@ -50,3 +54,17 @@ def test_panels_against_b_are_labelled_at_the_edges():
     assert (last.get_title(), last.get_xlabel()) == ("", "half-width b (in units of t)")
     assert [axis.get_ylabel() for axis in figure.axes] == ["accuracy, %", "NFE of a test batch"]
     assert first.lines[0].get_xydata().tolist() == [[0.0, 50.0], [0.5, 62.5]]
+
+
+@pytest.mark.parametrize(("width", "shape"), [(40, (2, 3)), (80, (5, 1))])
+def test_narrow_plots_of_a_comparison_stand_side_by_side(tmp_path, width, shape):
+    (tmp_path / "logs" / "plots").mkdir(parents=True)
+    imsave(tmp_path / "logs" / "plots" / "trajectory_test.png", np.zeros((20, width, 3)))
+    found = {v: [replace(r, folder=tmp_path) for r in rs] for v, rs in results().items()}
+    figure = draw_trajectories(experiment((ACCURACY,), comparisons=PARTS), found)
+    grid = figure.axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape
+    titles = [axis.get_title("left") for axis in figure.axes if axis.images]
+    assert titles == [
+        "MNIST: without", "MNIST: STEER", "SVHN: without", "SVHN: STEER, all", "SVHN: STEER",
+    ]  # fmt: skip
