@@ -78,7 +78,8 @@ def montage(experiment: Experiment, results: Results, name: str) -> Figure:
                 if path.is_file():
                     row.append((f"{part.setting}: {variant.label}", imread(path)))
         wide = any(image.shape[1] > 2.5 * image.shape[0] for _, image in row)
-        rows += [[one] for one in row] if wide else [row] * bool(row)
+        rows += [[one] for one in row] if wide else [row]
+    rows = [row for row in rows if row]
     n_columns, width = max(map(len, rows), default=1), 9.0
     heights = [
         0.3 + max(width / n_columns * image.shape[0] / image.shape[1] for _, image in row)
