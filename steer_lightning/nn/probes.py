@@ -62,7 +62,7 @@ class Probing:
     def times(self, times: Tensor) -> Tensor:
         """Probe times of a solve, inside the span of its times, in its order.
 
-        The same share of each solve of a batch, so that a checkpoint repeats its own.
+        At the same share of each solve of a batch, so that a checkpoint repeats its own.
         """
         generator = torch.Generator().manual_seed(stream_key(self.key, 0))
         u = torch.rand(self.n_times, generator=generator, dtype=torch.float64).sort().values

@@ -40,18 +40,17 @@ def runge_kutta_step(
 
 def evaluate(vector_field: VectorField, t: Time, y: Any) -> Any:
     """The field at ``t``, which it gets in the precision of the state, as it gives its value."""
-    slope = vector_field(as_time(t, y), y)
-    if isinstance(y, tuple):
-        slope = tuple(slope)
-    if [k.shape for k in parts(slope)] != [part.shape for part in parts(y)]:
-        got, expected = ([tuple(part.shape) for part in parts(x)] for x in (slope, y))
+    slope, several = vector_field(as_time(t, y), y), isinstance(y, tuple)
+    slopes, states = tuple(slope) if several else (slope,), parts(y)
+    if [k.shape for k in slopes] != [part.shape for part in states]:
+        got, expected = ([tuple(part.shape) for part in x] for x in (slopes, states))
         raise ValueError(
             f"Expected the vector field to return the shapes of the state, {expected}, but got "
             f"{got}."
         )
-    if isinstance(y, tuple):  # autocast lowers what a network gives
-        return tuple(k.to(part.dtype) for k, part in zip(slope, y, strict=True))
-    return slope.to(y.dtype)
+    # Autocast lowers what a network gives.
+    slopes = tuple(k.to(part.dtype) for k, part in zip(slopes, states, strict=True))
+    return slopes if several else slopes[0]
 
 
 def as_time(t: Time, y: Any) -> Tensor:
