@@ -30,6 +30,7 @@ from pytorch_lightning.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from pytorch_lightning.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 # Imported so that short class names resolve on the command line.
@@ -199,6 +200,8 @@ class SteerCLI(LightningCLI):
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)
         checkpoint = config.get("ckpt_path")
+        if self.subcommand in ("validate", "test", "predict") and not checkpoint:
+            rank_zero_warn("Without --ckpt_path the model has the weights that it starts with.")
         if self.subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
             write_beside(Path(checkpoint), config.trainer)
         elif config.trainer.logger is False:
@@ -270,13 +273,17 @@ def write_beside(checkpoint: Path, trainer: Any) -> None:
 
 
 def follow_steer(trainer: Any, b: float | str) -> None:
-    """Name the logs of a Trainer's config after STEER, and let its plots show all end times."""
+    """Name the logs of a Trainer's config after STEER, and let its plots show all end times.
+
+    A sweep with a centre of its own compares models over one range, and keeps it.
+    """
     for logger in as_list(trainer.logger):
         init_args = getattr(logger, "init_args", {})
         if (name := init_args.get("name")) and not name.endswith("_steer"):
             init_args.name = f"{name}_steer"
     for callback in as_list(trainer.callbacks):
-        if b != "auto" and callback.class_path.endswith((".EndTimeSweep", ".FeaturePlot")):
+        moves = callback.class_path.endswith((".EndTimeSweep", ".FeaturePlot"))
+        if moves and b != "auto" and callback.init_args.get("t1") is None:
             callback.init_args.b = max(b, callback.init_args.b)
 
 
@@ -305,12 +312,14 @@ def as_list(items: Any) -> list[Any]:
 
 def is_refusal(error: Exception) -> bool:
     """Whether an error says itself what to change, so that its traceback is of no use."""
-    if isinstance(error, ValueError | TypeError):  # of this project, or of its arguments
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        return package in ("steer_lightning", "datamodules", "jsonargparse")
     said = FileNotFoundError, ModuleNotFoundError, BadZipFile, MisconfigurationException
-    return isinstance(error, (*said, SolverError))
+    if isinstance(error, (*said, SolverError)):
+        return True
+    if not isinstance(error, ValueError | TypeError | OSError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # of this project, or its arguments?
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    return package in ("steer_lightning", "datamodules", "jsonargparse")
 
 
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:

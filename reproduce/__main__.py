@@ -208,7 +208,8 @@ class Command:
         save_figure(experiment.draw(experiment, results), folder / "figure.png")
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
         if self.found.publish:
-            publish(self.found.publish, experiment, results)
+            overrides = map(self._without_folders, self.settings.overrides)
+            publish(self.found.publish, experiment, results, [*overrides])
             write_index(self.found.publish, self.found.scale)
 
     def _without_folders(self, text: str) -> str:
@@ -256,9 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if n_left := command.train():
             print(f"The time is up: {n_left} runs are left. The same command goes on.")
         return LEFT if n_left else 0
-    for experiment in command.experiments:
-        saved = read_records(found.records, experiment) if found.records else None
-        command.write(experiment, saved)
+    saved: dict[Experiment, Results | None] = dict.fromkeys(command.experiments)
+    if found.records:
+        read = {e: read_records(found.records, e) for e in command.experiments}
+        if not (saved := {e: results for e, results in read.items() if any(results.values())}):
+            sys.exit(
+                f"{found.records} has no run of {', '.join(found.names)} at scale {found.scale}"
+            )
+    for experiment, results in saved.items():
+        command.write(experiment, results)
     return 0
 
 

@@ -65,7 +65,7 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
 
 
 def montage(experiment: Experiment, results: Results, name: str) -> Figure:
-    """Plots that a callback drew in the test of the first seed.
+    """Plots that a callback drew in the test of each variant's first finished seed.
 
     A row for each comparison; for each variant where they are wide.
     """

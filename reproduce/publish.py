@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +23,20 @@ STATUS = {
 _SHOWN = ("gain", "loss", "no difference")
 
 
-def publish(folder: Path, experiment: Experiment, results: Results) -> None:
+def publish(
+    folder: Path, experiment: Experiment, results: Results, overrides: Sequence[str] = ()
+) -> None:
     """Write page, picture and records of an experiment, of which at least one run is finished.
 
-    A picture that cannot be drawn, as callbacks' plots cannot be from records, is left as it is.
+    The page starts with the command that makes it, ``overrides`` included. A picture that cannot
+    be drawn, as callbacks' plots cannot be from records, is left as it is.
     """
     if not _has_run(results):
         return
     folder.mkdir(parents=True, exist_ok=True)
     seeds = {record.seed for records in results.values() for record in records}
     line = [experiment.name, "--scale", experiment.scale, "--seeds", str(len(seeds))]
+    line += [f"--override={argument}" for argument in overrides]
     page = write_page(experiment, results, shlex.join(["python", "-m", "reproduce", *line]))
     picture = f"![{experiment.title}]({experiment.name}.png)"
     (folder / f"{experiment.name}.md").write_text(f"{page}\n{picture}\n")

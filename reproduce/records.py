@@ -76,13 +76,14 @@ def by_seed(records: Iterable[Record], metric: Metric) -> dict[int, float]:
 def write_records(path: Path, experiment: Experiment, results: Results) -> None:
     """Write a line for each run, with rounded numbers and at most 500 checks of the monitor.
 
-    Lines of other experiments that the file has are kept.
+    Lines of other experiments, and of this one at other scales, are kept.
     """
-    lines = [line for line in _lines(path) if line["experiment"] != experiment.name]
+    key = {"experiment": experiment.name, "scale": experiment.scale}
+    lines = [line for line in _lines(path) if not key.items() <= line.items()]
     for part, variant in experiment.pairs:
         for record in results[variant]:
             line = {
-                "experiment": experiment.name,
+                **key,
                 "setting": part.setting,
                 "variant": variant.label,
                 **_compact(record, {metric.key for metric in experiment.metrics}),
@@ -109,17 +110,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_records(path: Path, experiment: Experiment) -> Results:
-    """Records of an experiment from such a file; a variant that is not in it has none."""
+    """Records of an experiment at its scale; a variant that is not in the file has none."""
     found: dict[tuple[str, ...], list[Record]] = {}
     for saved in _lines(path):
-        key = tuple(saved.pop(name) for name in ("experiment", "setting", "variant"))
+        key = tuple(saved.pop(name) for name in ("experiment", "scale", "setting", "variant"))
         columns = saved.pop("checks")
         monitored = columns.pop("monitor", [])
         metrics = [{} if math.isnan(v) else {saved["monitor"]: v} for v in monitored]
         rows = zip(*columns.values(), metrics, strict=True) if columns else ()
         found.setdefault(key, []).append(Record(**saved, checks=[Check(*row) for row in rows]))
     return {
-        variant: found.get((experiment.name, part.setting, variant.label), [])
+        variant: found.get((experiment.name, experiment.scale, part.setting, variant.label), [])
         for part, variant in experiment.pairs
     }
 

@@ -192,7 +192,7 @@ def _size(value: float, metric: Metric) -> str:
 
 
 def _exp(value: float, digits: int) -> str:
-    number = float(f"{math.exp(value) if value < 700.0 else math.inf:.{digits}g}")
+    number = float(f"{math.inf if value >= 700.0 else math.exp(value):.{digits}g}")
     return f"{number:,.0f}" if 1e3 <= number < 1e6 else f"{number:g}"
 
 

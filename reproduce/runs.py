@@ -236,6 +236,8 @@ def _execute(run: Run) -> None:
     (tested,) = fit.trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
     values = {**(checks[-1].metrics if checks else {}), **tested}
     values["test/batches"] = sum(fit.trainer.num_test_batches)
+    if fit.trainer.strategy.root_device.type != "cuda":
+        sessions[-1]["gpu"] = None  # there is one, and it was not used
     sweep: dict[str, list[float]] = {}  # columns of the table of `EndTimeSweep`
     for table in (run.folder / "logs" / "plots").glob("end_time_sweep_*.csv"):
         rows = list(csv.DictReader(table.read_text().splitlines()))

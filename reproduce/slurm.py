@@ -11,7 +11,7 @@ from typing import Any
 
 import submitit
 import torch
-from submitit.core.utils import JobPaths
+from submitit.core.utils import JobPaths, pickle_load
 from submitit.helpers import DelayedSubmission
 
 from reproduce.runs import Run, execute
@@ -69,7 +69,8 @@ def execute_on_slurm(
         ValueError: If a parameter is unknown.
         RuntimeError: If there is no Slurm here.
     """
-    executor = submitit.SlurmExecutor(folder=folder.resolve())
+    # As often as it takes: a run goes on each time.
+    executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=1000)
     limits = {} if minutes is None else {"time": int(minutes) + _GRACE_MINUTES}
     executor.update_parameters(
         job_name=NAME,
@@ -95,9 +96,9 @@ def execute_on_slurm(
             continue  # a controller that is busy is asked again
         for job_id in [job_id for job_id in watched if job_id not in live]:
             run = watched.pop(job_id)
-            paths = JobPaths(folder.resolve(), job_id)
-            if run.record().status == "pending" and not paths.result_pickle.exists():
-                run.fail(f"job {job_id} ended with no result; see {paths.stderr}")
+            why = _failure(JobPaths(folder.resolve(), job_id))
+            if why and run.record().status == "pending":
+                run.fail(f"job {job_id} {why}")
             done(run)
 
 
@@ -105,6 +106,14 @@ def live_jobs() -> set[str]:
     """Jobs of this user that wait or run, as ``<array>_<place>``."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def _failure(paths: JobPaths) -> str:
+    """Why a job that has ended did not come to its run's end; empty if it stopped by itself."""
+    if not paths.result_pickle.exists():
+        return f"ended with no result; see {paths.stderr}"
+    outcome, said = pickle_load(paths.result_pickle)
+    return f"failed: {said.strip().splitlines()[-1]}" if outcome == "error" else ""
 
 
 def _job_of(run: Run) -> str | None:

@@ -77,7 +77,7 @@ def _stiff(
         Claim(
             "STEER has the lower error at every stiffness, as released",
             "val/mse_min",
-            settings="as released",
+            settings="as released, r",
         ),
     ),
 )

@@ -90,10 +90,12 @@ def test_options_and_config_files_of_steer_add_up():
 
 
 @pytest.mark.parametrize(
-    ("b", "expected"), [("0.25", (0.5, 0.25)), ("0.75", (0.75, 0.75)), ("auto", (0.5, 0.25))]
+    ("b", "expected"),
+    [("0.25", (0.5, 0.25, 0.5)), ("0.75", (0.75, 0.75, 0.5)), ("auto", (0.5, 0.25, 0.5))],
 )
 def test_plots_show_all_end_times_that_steer_trains(b, expected):
-    plots = [of("EndTimeSweep", b=0.5), of("FeaturePlot", b=0.25)]
+    one_range = of("EndTimeSweep", b=0.5, t1=1.0)
+    plots = [of("EndTimeSweep", b=0.5), of("FeaturePlot", b=0.25), one_range]
     main = build(f"--steer.b={b}", trainer={"callbacks": plots})
     assert tuple(c.b for c in callbacks(main, EndTimeSweep | FeaturePlot)) == expected
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cli
+from datamodules.files import download, whole
 from tests.cli.running import CONFIGS, QUIET, mnist_config, refuse, toy_config, write
 from tests.helpers.mnist_files import write_mnist
 
@@ -116,6 +117,16 @@ def test_a_refused_run_ends_in_one_line(config, message, script, folder, capsys,
     assert not [w for w in recwarn if "args parameter" in str(w.message)]
     *_, line = capsys.readouterr().err.splitlines()
     assert re.match(f"error: .*{message}.* .STEER_DEBUG=1 shows where.$", line)
+
+
+def test_a_failed_download_is_refused_and_other_failures_are_not(folder):
+    with pytest.raises(OSError, match="Expected to download") as failed:
+        download("https://127.0.0.1:1/file", folder / "data", whole)
+    assert cli.is_refusal(failed.value)
+    assert not cli.is_refusal(RuntimeError())
+    with pytest.raises(IsADirectoryError) as other:
+        folder.read_text()
+    assert not cli.is_refusal(other.value)
 
 
 def test_a_refused_run_shows_where_on_demand(script, monkeypatch):

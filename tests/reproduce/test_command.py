@@ -60,6 +60,15 @@ def test_a_page_is_redrawn_from_its_records(output, data_dir, tmp_path):
     assert first == second
     images = [imread(where / "figure2/smoke/figure.png") for where in (output, tmp_path)]
     assert (images[0] == images[1]).all()
+    for name, file, scale in (
+        ("figure2", folder / "records.jsonl", "short"),
+        ("figure3", folder / "records.jsonl", "smoke"),
+        ("figure2", tmp_path / "no.jsonl", "smoke"),
+    ):
+        nowhere = [name, "--scale", scale, "--records", str(file), "--output", str(tmp_path / "x")]
+        with pytest.raises(SystemExit, match=f"has no run of {name} at scale {scale}"):
+            command.main(nowhere)
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_records_of_the_repository_give_its_tables(tmp_path):

@@ -13,6 +13,7 @@ from reproduce.catalogue import EXPERIMENTS
 from reproduce.catalogue.regularizers import TASKS
 from reproduce.experiments import SCALES
 from reproduce.runs import CONFIGS, Run, Settings
+from steer_lightning.callbacks import EndTimeSweep
 
 # The regularisers have tests of their own.
 OF_THE_PAPER = {name: EXPERIMENTS[name] for name in EXPERIMENTS if "regularizers" not in name}
@@ -57,6 +58,17 @@ def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(exper
                 (part_moved,) = re.findall(r"(\w+) alone", variant.label) or [""]
                 moved = [f"network.{part_moved}"] if part_moved else []
                 assert settings.get("horizons", []) == moved
+
+
+@pytest.mark.parametrize("name", ["figure1", "figure3", "sweep_b_flow", "sweep_b_classifier"])
+def test_all_variants_are_evaluated_over_one_range(name, data_dir, tmp_path):
+    ranges = set()
+    for variant in EXPERIMENTS[name]("short").comparisons[0].variants:
+        arguments = Run(variant, 0, Settings("short", tmp_path, data_dir)).arguments()
+        trainer = cli.main([*arguments, "--trainer.logger=false"], run=False).trainer
+        (sweep,) = (c for c in trainer.callbacks if isinstance(c, EndTimeSweep))
+        ranges.add((sweep.t1, sweep.b))
+    assert len(ranges) == 1
 
 
 @pytest.mark.parametrize("make", OF_THE_PAPER.values(), ids=OF_THE_PAPER)

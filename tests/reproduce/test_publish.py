@@ -1,5 +1,7 @@
 """What is published: pages, pictures, records side by side, and what they say of claims."""
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -97,6 +99,12 @@ def test_what_is_published(catalogue, tmp_path):
     assert "| MNIST | STEER | +20.0 [+20.0, +20.0] | 3 | gain |" in index
 
 
+def test_a_page_names_what_was_changed(catalogue, tmp_path):
+    publish(tmp_path, catalogue[0], RESULTS, ["--trainer.max_epochs=5"])
+    line = "--scale short --seeds 3 --override=--trainer.max_epochs=5\n"
+    assert line in (tmp_path / "table9.md").read_text()
+
+
 def test_there_is_no_index_without_a_claim_that_ran(catalogue, tmp_path):
     publish(tmp_path, catalogue[1], RESULTS)
     write_index(tmp_path, "short")
@@ -115,6 +123,10 @@ def test_records_are_kept_side_by_side_and_replaced(catalogue, tmp_path):
     (kept,) = read_records(path, second)[BASELINE]
     assert (kept.seed, kept.machine) == (7, elsewhere)
     assert path.read_text().count("machine") == 2  # written where it changes
+    longer = replace(first, scale="full")
+    publish(tmp_path, longer, RESULTS)
+    for made, expected in ((first, LESS), (longer, MORE)):
+        assert [r.values for r in read_records(path, made)[STEER]] == [r.values for r in expected]
 
 
 def test_what_cannot_be_drawn_again_stays(catalogue, tmp_path):

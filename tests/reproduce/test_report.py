@@ -99,6 +99,16 @@ def test_ratios_of_what_spans_decades():
     assert cells(table, -1)[3:] == [f"1 */ {spread:.2g}", "2", "0.1 [0.1, 0.1]", "gain"]
 
 
+@pytest.mark.parametrize(("value", "shown"), [(0.0, "nan"), (math.inf, "inf")])
+def test_ratios_of_what_has_no_logarithm(value, shown):
+    errors = Metric("mse", "MSE", "lower", ratio=True)
+    results = {
+        variant: [record(0, 0.5, values={"mse": mse})]
+        for variant, mse in ((BASELINE, 1.0), (STEER, value))
+    }
+    assert cells(metric_table(experiment((errors,)), errors, results), -1)[3] == shown
+
+
 def test_seeds_without_a_partner_are_told_from_those_compared():
     made = experiment()
     results = {v: [record(s, 0.5) for s in range(n)] for v, n in ((BASELINE, 2), (STEER, 3))}

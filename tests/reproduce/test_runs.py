@@ -244,6 +244,14 @@ def test_a_run_that_fails_says_why(override, message):
     assert not (run.folder / "run.json").exists()
 
 
+def test_a_gpu_that_was_not_used_is_not_recorded(monkeypatch):
+    monkeypatch.setattr("reproduce.runs.describe_machine", lambda: {"gpu": "A GPU"})
+    execute(run := make())
+    record = run.record()
+    assert record.status == "finished", record.message
+    assert (record.machine["gpu"], record.clock) == (None, "cpu_seconds")
+
+
 def test_a_failure_is_tried_again_and_seeds_differ(monkeypatch):
     run = make()
     with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"no Slurm can be started without {MISSING}"),
 ]
+
+
+class Unreadable(str):
+    """A text that cannot be unpickled, so that a job fails before its run begins."""
+
+    def __reduce__(self):
+        return int, ("text",)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +65,12 @@ def test_jobs_give_the_numbers_of_runs_here(launch, tmp_path):
     stopped = make(overrides=(ALARM,), output=tmp_path)
     runs = [make(output=tmp_path), make(TINY.others[0], seed=1, output=tmp_path)]
     crash.fail("of old")
-    ended = launch([crash, stopped, *runs], minutes=4)
-    assert {run.folder for run in ended} == {run.folder for run in (crash, stopped, *runs)}
+    unreadable = make(replace(TINY.baseline, label=Unreadable("")), seed=2, output=tmp_path)
+    ended = launch([crash, stopped, unreadable, *runs], minutes=4)
+    assert {run.folder for run in ended} == {
+        run.folder for run in (crash, stopped, unreadable, *runs)
+    }
+    assert "failed: ValueError: invalid literal for int()" in unreadable.record().message
     assert crash.record().status == "failed"
     assert "ended with no result; see" in crash.record().message
     assert stopped.record().status == "pending"  # its time was up
