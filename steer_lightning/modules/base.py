@@ -40,6 +40,18 @@ def mean_with_nan() -> MeanMetric:
     return MeanMetric(nan_strategy=math.nan)
 
 
+def correct(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """1 where the largest score ``(..., C)`` is the label's ``(...)``, else 0; NaN if one is NaN.
+
+    Example:
+        >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [torch.nan, 0.0]])
+        >>> correct(scores, torch.tensor([1, 1, 0]))
+        tensor([1., 0., nan])
+    """
+    right = (scores.argmax(-1) == labels).float()
+    return right.where(scores.isfinite().all(-1), torch.nan)
+
+
 class TaskModule(LightningModule):
     """Base of the tasks.
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.classification import MulticlassCalibrationError
 
+from steer_lightning.modules.base import correct, mean_with_nan
 from steer_lightning.modules.feedforward import FeedforwardModule
 
 
@@ -57,7 +57,7 @@ class ClassifierModule(FeedforwardModule):
         self.num_classes = num_classes
         self.add_metrics(
             {
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "accuracy": mean_with_nan(),
                 "calibration_error": MulticlassCalibrationError(num_classes),
             }
         )
@@ -87,7 +87,7 @@ class ClassifierModule(FeedforwardModule):
         targets = targets.long()
         return {
             "loss": F.cross_entropy(outputs, targets),
-            "accuracy": multiclass_accuracy(outputs, targets, self.num_classes, average="micro"),
+            "accuracy": correct(outputs, targets).mean(),
         }
 
     def prediction(self, outputs: Tensor) -> Tensor:

@@ -101,6 +101,18 @@ class CNFModule(StochasticTaskModule):
         self.log(f"train/{self.metric}", score, prog_bar=True)
         return loss if self.rank_share is None else self.rank_share.to(loss) * loss
 
+    def check_batch(self, batch: Any) -> None:
+        weight = None if isinstance(batch, Tensor) else self.points(batch, None)[1]
+        if weight is None:
+            return
+        right = weight.is_floating_point() and weight.shape == (len(batch[0]),)
+        if not right or bool((weight < 0).any()):
+            raise ValueError(
+                f"Expected the second tensor of a batch to be weights, floats >= 0 of shape "
+                f"({len(batch[0])},), but got {weight.dtype} of shape {tuple(weight.shape)}. Give "
+                f"points alone if it holds labels."
+            )
+
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         generator = self.noise_stream("predict", batch_idx)
         x, _ = self.points(batch, generator)

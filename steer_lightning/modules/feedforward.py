@@ -27,7 +27,7 @@ class FeedforwardModule(TaskModule):
         self.head = head
 
     def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
-        # The loss too, as Lightning's own mean is wrong over ranks whose batches differ in number.
+        # The loss too: Lightning's own mean is wrong over ranks whose batches differ in number.
         super().add_metrics({"loss": mean_with_nan(), **metrics})
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -35,7 +35,7 @@ class FeedforwardModule(TaskModule):
         raise NotImplementedError
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Means over a batch, what is minimised among them as ``"loss"``."""
+        """Means over a batch, ``"loss"`` among them; metrics of these names are their means."""
         raise NotImplementedError
 
     def prediction(self, outputs: Tensor) -> Tensor:
@@ -89,8 +89,7 @@ class FeedforwardModule(TaskModule):
         x, targets = batch
         outputs = self(x)
         self.check(outputs, targets)
-        self.update_metric(stage, "loss", self.scores(outputs, targets)["loss"], len(targets))
-        predicted = self.prediction(outputs)
+        scores, predicted = self.scores(outputs, targets), self.prediction(outputs)
         for name in map(str, self.stage_metrics(stage).keys(keep_base=True)):
-            if name != "loss":
-                self.update_metric(stage, name, predicted, targets, prog_bar=True)
+            values = (scores[name], len(targets)) if name in scores else (predicted, targets)
+            self.update_metric(stage, name, *values, prog_bar=name != "loss")

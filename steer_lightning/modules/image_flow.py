@@ -16,10 +16,10 @@ from steer_lightning.nn.likelihood import bits_per_dim, dequantize
 class ImageFlowModule(CNFModule):
     r"""Train a flow of images in bits per dimension.
 
-    A batch is a tensor of grey values, whole numbers 0 to 255 as floats, shape ``(B, C, H, W)``,
-    or a tuple that begins with one. They are dequantised, :math:`x = (g + u) / 256`, with uniform
-    :math:`u` in training and validation. The loss is bits per dimension plus the weighted
-    regularisers of :class:`CNFModule`.
+    A batch is a tensor of grey values, whole numbers 0 to 255 as floats or bytes, shape
+    ``(B, C, H, W)``, or a tuple that begins with one. They are dequantised,
+    :math:`x = (g + u) / 256`, with uniform :math:`u` in training and validation. The loss is bits
+    per dimension plus the weighted regularisers of :class:`CNFModule`.
 
     Testing logs both conventions in use. ``test/bits_per_dim`` is the mean over ``test_draws``
     uniform dequantisations of every image, a bound on the code length, with
@@ -126,4 +126,5 @@ class ImageFlowModule(CNFModule):
 
 
 def _images(batch: Any) -> Tensor:
-    return cast(Tensor, batch if isinstance(batch, Tensor) else batch[0])
+    grey = cast(Tensor, batch if isinstance(batch, Tensor) else batch[0])
+    return grey if grey.is_floating_point() else grey.float()

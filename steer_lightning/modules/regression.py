@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
+from steer_lightning.modules.base import mean_with_nan
 from steer_lightning.modules.feedforward import FeedforwardModule
 
 
@@ -41,7 +41,7 @@ class RegressionModule(FeedforwardModule):
         self, block: nn.Module, head: nn.Module, stem: nn.Module | None = None, **optimization: Any
     ) -> None:
         super().__init__(block, head, stem, **optimization)
-        self.add_metrics({"mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
+        self.add_metrics({"mse": mean_with_nan(), "mae": mean_with_nan()})
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         if outputs.shape != targets.shape:

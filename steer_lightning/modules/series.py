@@ -7,10 +7,10 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanSquaredError, Metric
-from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
+from torchmetrics.classification import BinaryAUROC
 from torchmetrics.utilities.data import dim_zero_cat
 
-from steer_lightning.modules.base import StochasticTaskModule, mean_with_nan
+from steer_lightning.modules.base import StochasticTaskModule, correct, mean_with_nan
 from steer_lightning.nn.likelihood import masked_gaussian_log_prob
 from steer_lightning.nn.series import SeriesBatch, check_series
 from steer_lightning.nn.series.forecaster import Forecast
@@ -20,15 +20,17 @@ class DefinedAUROC(BinaryAUROC):
     """Area under the receiver operating curve; NaN, with a warning, where it is not defined."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The area, or NaN if all labels are the same."""
-        labels = dim_zero_cat(self.target)
-        if bool((labels == labels[0]).all()):
+        """The area, or NaN if all labels are the same or a score is NaN."""
+        scores, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        if len(found := {*labels.tolist()}) < 2:
             rank_zero_warn(
-                f"Expected both labels for the area under the curve, but all {len(labels)} are "
-                f"{int(labels[0])}: it is not defined, and NaN is logged. Evaluate on more series."
+                f"Expected both labels for the area under the curve, but the {len(labels)} there "
+                f"are have {[*found]}: it is not defined, and NaN is logged. Evaluate on "
+                f"more series."
             )
-            return torch.tensor(torch.nan, device=labels.device)
-        return super().compute()
+        elif bool(scores.isfinite().all()):
+            return super().compute()
+        return torch.tensor(torch.nan, device=labels.device)
 
 
 class SeriesModule(StochasticTaskModule):
@@ -91,7 +93,7 @@ class SeriesModule(StochasticTaskModule):
             readout.requires_grad_(False)  # DDP waits for gradients that never come
         if classifier is not None:
             metrics["cross_entropy"] = mean_with_nan()
-            metrics["accuracy"] = MulticlassAccuracy(num_classes, average="micro")
+            metrics["accuracy"] = mean_with_nan()
             if num_classes == 2:
                 metrics["auc"] = DefinedAUROC()
         self.add_metrics(metrics)
@@ -164,8 +166,7 @@ class SeriesModule(StochasticTaskModule):
             if label_share is not None:
                 cross_entropy = label_share.to(loss) * cross_entropy
             loss = loss + self.classification_weight * cross_entropy
-            right = (logits.softmax(-1).mean(0).argmax(-1) == labels)[labels >= 0]
-            found["accuracy"] = right.to(loss.dtype).mean()
+            found["accuracy"] = correct(logits.softmax(-1).mean(0), labels)[labels >= 0].mean()
         return {"loss": loss, **found}
 
     def evaluation_step(self, stage: str, batch: SeriesBatch, batch_idx: int) -> None:
@@ -178,12 +179,12 @@ class SeriesModule(StochasticTaskModule):
         if self.classifier is None:
             return
         logits, labels = self._logits(forecast), forecast.batch.labels
-        known = labels >= 0
-        p, cross_entropy = logits.softmax(-1).mean(0)[known], _cross_entropy(logits, labels)
+        known, cross_entropy = labels >= 0, _cross_entropy(logits, labels)
+        p, labels = logits.softmax(-1).mean(0)[known], labels[known]
         self.update_metric(stage, "cross_entropy", cross_entropy, known.sum())
-        self.update_metric(stage, "accuracy", p, labels[known], prog_bar=True)
+        self.update_metric(stage, "accuracy", correct(p, labels), prog_bar=True)
         if self.num_classes == 2:
-            self.update_metric(stage, "auc", p[:, 1], labels[known], prog_bar=True)
+            self.update_metric(stage, "auc", p[:, 1], labels, prog_bar=True)
 
     def _logits(self, forecast: Forecast) -> Tensor:
         """Logits of each draw, shape ``(S, B, C)``, or ``(S, B, T, C)`` if times have labels."""
@@ -207,12 +208,13 @@ class SeriesModule(StochasticTaskModule):
         if labels.shape[1:] == (0,):
             raise ValueError(
                 "Expected labels, as the model has a classifier, but the data has none. Leave "
-                "`classifier` out."
+                "`classifier` out, or, to predict, give labels of -1: (B,) or (B, T)."
             )
-        if int(labels.max()) >= self.num_classes:
+        low, high = (int(end) for end in labels.aminmax())
+        if low < -1 or high >= self.num_classes:
             raise ValueError(
-                f"Expected labels below num_classes = {self.num_classes}, but got "
-                f"{int(labels.max())}. Give the model as many classes as the data has."
+                f"Expected labels below num_classes = {self.num_classes}, -1 where there is none, "
+                f"but got {low} to {high}. Give the model as many classes as the data has."
             )
 
 

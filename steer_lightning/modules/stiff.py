@@ -21,11 +21,12 @@ class StiffODEModule(TaskModule):
     loss is an error at ``t_end``. An evaluation batch is a whole trajectory, ``t (T,)`` and
     ``y (T, D)``, rolled out from its first state.
 
-    Logged in validation: ``val/mse``; ``val/mse_min``, its minimum so far, which is chosen on the
-    test trajectory and is what the paper reports; ``val/mse_median``, its median over the last
-    ``window`` checks; ``val/relative_error_1`` and so on, for each component the largest error
-    of the trajectory, in units of the range of that component; ``val/relative_error``, the largest
-    of these. ``predict`` gives the rolled-out states ``(T, D)``.
+    Logged in validation: ``val/mse``; of the checks of a training ``val/mse_min``, its minimum so
+    far, which is chosen on the test trajectory and is what the paper reports, and
+    ``val/mse_median``, its median over the last ``window`` of them; ``val/relative_error_1`` and
+    so on, for each component the largest error of the trajectory, in units of the range of that
+    component; ``val/relative_error``, the largest of these. ``predict`` gives the rolled-out
+    states ``(T, D)``.
 
     Args:
         vector_field: ``f(t, y)`` for states ``(B, D)``; if not given, the tanh network of the
@@ -48,8 +49,8 @@ class StiffODEModule(TaskModule):
         **optimization: See :class:`~steer_lightning.modules.base.TaskModule`.
 
     Raises:
-        ValueError: If ``time_input`` or ``loss`` is unknown, ``slope_weight`` is negative or
-            ``slope_scale`` not positive, or the batch's pieces have another length.
+        ValueError: If ``time_input`` or ``loss`` is unknown, or ``slope_weight``, ``slope_scale``
+            or ``window`` out of range; at a batch, if its pieces have another length.
 
     References:
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.4 and Figures 4 and 5.
@@ -79,10 +80,10 @@ class StiffODEModule(TaskModule):
         super().__init__(**optimization)
         check_choice("time_input", time_input, ("absolute", "released"))
         check_choice("loss", loss, ("mae", "rms"))
-        if not (slope_weight >= 0.0 and slope_scale > 0.0):
+        if not (slope_weight >= 0.0 and slope_scale > 0.0 and window >= 1):
             raise ValueError(
-                f"Expected slope_weight >= 0 and slope_scale > 0, but got {slope_weight} and "
-                f"{slope_scale}."
+                f"Expected slope_weight >= 0, slope_scale > 0 and window >= 1, but got "
+                f"{slope_weight}, {slope_scale} and {window}."
             )
         if vector_field is None:
             vector_field = MLPField(1, (500, 500), "tanh", init_std=0.1)
@@ -116,9 +117,10 @@ class StiffODEModule(TaskModule):
         length = t_end - t_start
         absolute = self.time_input == "absolute"
         start, end = t_start if absolute else None, None
+        rounding = 4.0 * torch.finfo(t_end.dtype).eps * t_end.abs().max()
         if self.interval is None:
             end = t_end if absolute else length
-        elif bool(((length - self.interval).abs() > 1e-4 * self.interval).any()):
+        elif bool(((length - self.interval).abs() > 1e-4 * self.interval + rounding).any()):
             raise ValueError(
                 f"Expected pieces of length interval = {self.interval:g}, but got lengths "
                 f"{length.min():g} to {length.max():g}. Give module and data the same interval, "
@@ -154,8 +156,8 @@ class StiffODEModule(TaskModule):
         return states
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking:
-            return
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return  # no check of the training
         mse = float(self.stage_metrics("val")["mse"].compute())
         self._minimum = min(self._minimum, mse)
         self._recent.append(mse)

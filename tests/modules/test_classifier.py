@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -54,6 +55,14 @@ def test_metrics_over_batches_of_unequal_size(module, trainer, stage):
         f"{stage}/accuracy": pytest.approx(3 / 5),
         f"{stage}/calibration_error": pytest.approx(calibration_error(2.0 * X, LABELS)),
     }
+
+
+def test_a_model_that_gives_nan_has_no_accuracy(module, trainer):
+    data = DataLoader(TensorDataset(X.clone(), LABELS), batch_size=4)
+    data.dataset.tensors[0][0, 0] = torch.nan
+    (found,) = trainer.test(module, data, verbose=False)
+    assert math.isnan(found["test/accuracy"])
+    assert math.isnan(module.evaluate((X * torch.nan, LABELS))["accuracy"])
 
 
 def calibration_error(logits, labels, n_bins=15):

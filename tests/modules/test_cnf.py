@@ -191,6 +191,13 @@ def test_bad_arguments_raise(arguments, message):
         make_module(**arguments)
 
 
+@pytest.mark.parametrize("weight", [torch.arange(4), torch.ones(4, 1), -torch.ones(4)])
+def test_labels_are_no_weights(trainer, weight):
+    x = torch.randn(4, 2)
+    with pytest.raises(ValueError, match=r"to be weights, floats >= 0 .* if it holds labels"):
+        trainer.fit(CNFModule(CNF(Still(), (2,))), loader(x, weight, batch_size=4))
+
+
 def test_a_point_without_a_density_is_not_left_out_of_the_mean(trainer):
     module = CNFModule(CNF(Still(), (2,), FixedGridSolver("euler", 1)))
     x = torch.randn(4, 2)

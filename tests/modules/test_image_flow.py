@@ -229,10 +229,11 @@ def test_predictions_are_samples_within_the_unit_cube(trainer):
     assert torch.equal(images[:3], samples.clamp(0.0, 1.0))
 
 
-@pytest.mark.parametrize("batch", ["tensor", "tuple", "list"])
+@pytest.mark.parametrize("batch", ["tensor", "tuple", "list", "bytes"])
 def test_images_alone_or_at_the_front_of_a_batch(batch):
     module, grey = make_module(), grey_images(3)
-    given = {"tensor": grey, "tuple": (grey, torch.arange(3)), "list": [grey]}[batch]
+    kinds = {"tuple": (grey, torch.arange(3)), "list": [grey], "bytes": grey.to(torch.uint8)}
+    given = kinds.get(batch, grey)
     found = module.evaluate(given)
     assert found["loss"] is found["bits_per_dim"]
     assert torch.equal(found["loss"], module.evaluate(grey)["loss"])

@@ -128,7 +128,7 @@ def test_evaluation_does_not_depend_on_the_batches(trainer, batch_size):
 def test_the_area_is_not_defined_for_one_class(trainer):
     module = make(classifier=nn.Identity())
     batch = series([torch.tensor(1)] * 3)
-    with pytest.warns(UserWarning, match="all 3 are 1: it is not defined, and NaN is logged"):
+    with pytest.warns(UserWarning, match=r"the 3 there are have \[1\]: it is not defined"):
         (found,) = trainer.test(module, loader(batch, 2), verbose=False)
     assert math.isnan(found["test/auc"])
     assert found["test/accuracy"] == pytest.approx(1 / 3)  # of the states 1, -1 and 1
@@ -139,6 +139,27 @@ def test_the_area_of_two_classes():
     area.update(torch.tensor([0.1, 0.8]), torch.tensor([0, 1]))
     area.update(torch.tensor([0.4, 0.3]), torch.tensor([0, 1]))
     assert area.compute().item() == pytest.approx(3 / 4)
+
+
+def test_a_model_that_gives_nan_has_neither_accuracy_nor_area(trainer):
+    batch = series(OF_SERIES)
+    batch.values[0] = torch.nan
+    module = make(classifier=nn.Identity())
+    module.check_batch = lambda batch: None  # which refuses such values: here the model gives them
+    (found,) = trainer.test(module, loader(batch, 2), verbose=False)
+    assert math.isnan(found["test/accuracy"])
+    assert math.isnan(found["test/auc"])
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_batches_without_a_label_count_for_nothing(trainer, known):
+    labels = [torch.tensor(x) for x in (-1, -1, 1 if known else -1)]
+    data = loader(series(labels), 2)
+    with pytest.warns(UserWarning, match=f"the {known} there are have"):
+        (found,) = trainer.test(make(classifier=nn.Identity()), data, verbose=False)
+    assert found["test/cross_entropy"] >= 0.0 if known else math.isnan(found["test/cross_entropy"])
+    assert found["test/accuracy"] == 0.0 if known else math.isnan(found["test/accuracy"])
+    assert math.isnan(found["test/auc"])
 
 
 def test_predictions_are_means_over_the_draws(trainer):
@@ -200,7 +221,10 @@ UNSEEN = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1)
             changed("values", "mask", "target_mask", by=lambda x: x.repeat(1, 1, 2)),
             "Expected series of n_features = 1, but got 2",
         ),
-        (series([torch.tensor(2)] * 3), "labels below num_classes = 2, but got 2"),
+        (
+            series([torch.tensor(2)] * 3),
+            "labels below num_classes = 2, -1 where there is none, but got 2 to 2",
+        ),
         (series(), "Expected labels, as the model has a classifier, but the data has none"),
     ],
 )
