@@ -1,9 +1,9 @@
 """Plots of experiments, from their records and from what callbacks drew."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from statistics import mean
+from statistics import geometric_mean, mean
 from textwrap import fill
 from typing import Any
 
@@ -127,7 +127,8 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
                     for x, rs in sorted(by_number.items())
                 }
                 columns = {x: column for x, column in columns.items() if column}
-                _band(axis, columns, colours[line], line)
+                middle = geometric_mean if metric.ratio else mean  # as in the tables
+                _band(axis, columns, colours[line], line, middle)
             axis.set_ylabel(fill(metric.label, 26))
             if metric is metrics[0]:
                 axis.set_title(panel)
@@ -217,11 +218,17 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:n]
 
 
-def _band(axis: Axes, columns: Mapping[float, Sequence[float]], colour: str, label: str) -> None:
+def _band(
+    axis: Axes,
+    columns: Mapping[float, Sequence[float]],
+    colour: str,
+    label: str,
+    middle: Callable[[Sequence[float]], float] = mean,
+) -> None:
     """Mean and range of the values at each place, if there are any."""
     if columns:
-        low, middle, high = ([f(c) for c in columns.values()] for f in (min, mean, max))
-        axis.plot([*columns], middle, color=colour, marker="o", ms=3, label=label)
+        low, means, high = ([f(c) for c in columns.values()] for f in (min, middle, max))
+        axis.plot([*columns], means, color=colour, marker="o", ms=3, label=label)
         axis.fill_between([*columns], low, high, color=colour, alpha=0.2, lw=0)
 
 
