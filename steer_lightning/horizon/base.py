@@ -41,10 +41,14 @@ class WarpedField(nn.Module):
         own = getattr(self.vector_field, "jacobian", None)
         if own is None:
             return None
-        return lambda s, y: self.warp.scale(own(self.warp.actual(s), y))
+        return lambda s, y: self.warp.scale(own(self._actual(s), y))
 
     def forward(self, s: Tensor, y: Any) -> Any:
-        return self.warp.scale(self.vector_field(self.warp.actual(s), y))
+        return self.warp.scale(self.vector_field(self._actual(s), y))
+
+    def _actual(self, s: Tensor) -> Tensor:
+        """In the precision of ``s``, which is that of the state; ends may be more precise."""
+        return self.warp.actual(s).to(s.dtype)
 
     def trainable_tensors(self) -> list[Tensor]:
         """The learnable end time, which an adjoint must differentiate besides the parameters."""

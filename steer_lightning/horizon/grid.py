@@ -71,7 +71,11 @@ class GridHorizon(Horizon):
         if rates.ndim == 1 and getattr(vector_field, "autonomous", False):
             return vector_field, _stretched(t_eval, rates)
         rates = rates.to(y.device, y.real.dtype)
-        warps = [TimeWarp(t, t, rates[..., i]) for i, t in enumerate(t_eval[:-1].tolist())]
+        precision = t_eval.dtype if has_float64(y.device) else y.real.dtype
+        # Tensors, as a compiled step would be compiled anew for each number; each its own, as an
+        # adjoint would count the gradient of one that depends on the other twice.
+        starts = t_eval[:-1].to(y.device, precision).unbind()
+        warps = [TimeWarp(t.clone(), t.clone(), rates[..., i]) for i, t in enumerate(starts)]
         return PiecewiseField([WarpedField(vector_field, warp) for warp in warps]), t_eval
 
     def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:

@@ -122,6 +122,13 @@ def autonomous_field(dim: int, hidden: Sequence[int]) -> MLPField:
     return MLPField(dim, hidden, "tanh", time_dependent=False, init_std=0.1)
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Whether a hook, or a ``forward`` of its own, comes before a module's weights."""
+    own = vars(module)
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return "forward" in own or any(own[name] for name in hooks)
+
+
 class TimeConv2d(nn.Conv2d):
     """A convolution of an image with time as one more channel, in front.
 
@@ -193,7 +200,8 @@ class ConvField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         # A compiler chooses memory formats by itself, and does it worse after us.
-        if not self.channels_last or torch.compiler.is_compiling():
+        simple = not self.channels_last or torch.compiler.is_compiling()
+        if simple or any(map(is_changed, self.children())):
             y = self.conv1(t, y).relu()
             y = self.conv2(t, y).relu()
             derivative: Tensor = self.conv3(t, y)

@@ -9,6 +9,8 @@ from steer_lightning.horizon import Horizon, PiecewiseField
 from steer_lightning.nn.probes import Probing
 from steer_lightning.solvers import Solution, Solver, SolveStats
 from steer_lightning.solvers.step_memory import StepMemory
+from steer_lightning.utils.autograd import in_backward
+from steer_lightning.utils.checks import check_problem
 from steer_lightning.utils.problem import VectorField, last_of, stack
 
 
@@ -64,8 +66,16 @@ class Block(nn.Module):
         solver = self.solver
         if not self.training and self.eval_solver is not None:
             solver = self.eval_solver
-        remembers = self.training and solver.remembers
-        first_step = self.step_memory.recall(times, nominal) if remembers else None
+        first_step, remembers = None, self.training and solver.remembers
+        if remembers:
+            if in_backward():
+                raise RuntimeError(
+                    "Expected no torch.utils.checkpoint around a block with "
+                    "first_step='previous': what it repeats in the backward pass would take other "
+                    "steps. Use first_step='auto', or the solver's own checkpoint=True."
+                )
+            check_problem(y0, nominal)
+            first_step = self.step_memory.recall(times, nominal)
         options: dict[str, Any] = {"stats": self.stats, "first_step": first_step}
         probing = self.probing
         if probing is None or not (self.training and torch.is_grad_enabled()):

@@ -33,7 +33,8 @@ class AdaptiveSolver(ErrorControlledSolver):
             one further evaluation; ``"previous"`` takes, in training, the one that the same block
             found good in the last batch.
         checkpoint: Keep only the ends of steps and evaluate their stages again in the backward
-            pass: the same gradient in the memory of one step, for one more forward pass.
+            pass: the same gradient in the memory of one step, for one more forward pass. Times
+            between the first and the last are read from the stages, which are kept for them.
         compile: Compile the step with :func:`torch.compile`, once for all blocks of one
             structure. It needs a C++ compiler, and minutes that pay after some thousand steps.
         stiff: What to do where stability bounds the length of many steps, not accuracy: nothing,

@@ -60,8 +60,8 @@ class SolveStats:
     def count_evaluation(self, phase: Phase, n: int = 1) -> None:
         setattr(self, f"nfe_{phase}", getattr(self, f"nfe_{phase}") + n)
 
-    def count_step(self, phase: Phase, *, accepted: bool) -> None:
-        self._count("accepted" if accepted else "rejected", phase)
+    def count_step(self, phase: Phase, *, accepted: bool, n: int = 1) -> None:
+        self._count("accepted" if accepted else "rejected", phase, n)
 
     def count_jacobian(self, phase: Phase) -> None:
         self._count("jacobians", phase)
@@ -69,9 +69,9 @@ class SolveStats:
     def count_factorization(self, phase: Phase) -> None:
         self._count("factorizations", phase)
 
-    def _count(self, name: str, phase: Phase) -> None:
+    def _count(self, name: str, phase: Phase, n: int = 1) -> None:
         name += "_backward" * (phase == "backward")
-        setattr(self, name, getattr(self, name) + 1)
+        setattr(self, name, getattr(self, name) + n)
 
 
 class Solution(NamedTuple):

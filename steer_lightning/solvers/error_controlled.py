@@ -24,6 +24,9 @@ from steer_lightning.utils.checks import (
 )
 from steer_lightning.utils.problem import VectorField, stack
 
+# Steps in a row without a finite error, each a fifth of the last: shorter ones are of no use.
+_HOPELESS = 25
+
 
 class Method(ABC):
     """Takes steps of a vector field, and knows what it needs where the next one starts.
@@ -123,7 +126,7 @@ class ErrorControlledSolver(Solver):
         if h is None:
             order = method.tableau.error_order
             h = find_first_step(vector_field, t, t1, y, slope, order, tolerances, controlled, work)
-        error, next_step = 0.0, None
+        n_not_finite, next_step = 0, None
         controller = StepController(method.tableau.error_order)
         knots, states = [t], [y]
         tableaus: list[Tableau | RosenbrockTableau] = []
@@ -131,10 +134,10 @@ class ErrorControlledSolver(Solver):
         while t != t1:
             t_next = _end_of_step(t, t1, h)
             work.dt = t_next - t
-            if t_next == t:
-                if math.isfinite(error):
-                    raise work.place(StepSizeUnderflowError(h, t, work.phase))
+            if n_not_finite > _HOPELESS or (t_next == t and n_not_finite):
                 raise work.place(NonFiniteStateError(t, work.phase))
+            if t_next == t:
+                raise work.place(StepSizeUnderflowError(h, t, work.phase))
             weights = method.tableau.error
             assert weights is not None
             start, end = first if t == t0 else t, last if t_next == t1 else t_next
@@ -143,6 +146,7 @@ class ErrorControlledSolver(Solver):
                 ratio = error_ratio(y, y_next, ks, work.dt, weights, tolerances, controlled)
             error = float(ratio)
             h = controller.next_step(abs(work.dt), error)
+            n_not_finite = 0 if math.isfinite(error) else n_not_finite + 1
             accepted = error <= 1.0
             work.stats.count_step(work.phase, accepted=accepted)
             if not accepted:

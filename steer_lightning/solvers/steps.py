@@ -75,7 +75,8 @@ class Steps:
         step, theta = self._locate(t if t.ndim == 2 else t.expand(n_samples, -1))
         found = []
         for part, polynomials in zip(parts(state), self._coefficients(), strict=True):
-            y = _evaluate(polynomials, step, theta.to(part.real.dtype))
+            place = theta.to(part.device, part.real.dtype)
+            y = _evaluate(polynomials, step.to(part.device), place)
             if t.ndim == 1:
                 found.append(y.transpose(0, 1).reshape(len(t), *part.shape))
             else:

@@ -159,10 +159,13 @@ class TorchdiffeqSolver(Solver):
                 f"torchdiffeq's {self.method!r} would take other steps. Use AdaptiveSolver, "
                 f"FixedGridSolver, or an adaptive method."
             )
-        every = torch.cat([t_eval, probes.to(t_eval)])
-        order = every.argsort(descending=bool(t_eval[-1] < t_eval[0]))
-        solution = self.solve(vector_field, y0, every[order], dense=dense, **options)
-        given, further = order.argsort().tensor_split([len(t_eval)])
+        every, order = torch.cat([t_eval, probes.to(t_eval)]).sort(
+            descending=bool(t_eval[-1] < t_eval[0]), stable=True
+        )
+        is_new = every.diff(prepend=every.new_tensor([torch.inf])) != 0  # a probe may be rounded
+        solution = self.solve(vector_field, y0, every[is_new], dense=dense, **options)
+        places = (is_new.cumsum(0) - 1)[order.argsort()]
+        given, further = places.tensor_split([len(t_eval)])
         ys = solution.ys
         if not isinstance(ys, tuple):
             return solution._replace(ys=ys[given]), ys[further]
@@ -201,7 +204,7 @@ def _warn_of_restarts(n_times: int) -> None:
     warnings.warn(
         f"gradient='adjoint' solves the adjoint anew between each two of {n_times} times: its "
         f"backward pass costs as many solves, where autograd needs none. Use AdaptiveSolver, "
-        f"with checkpoint=True if memory is short, or ask for fewer times.",
+        f"or ask for fewer times.",
         stacklevel=2,
     )
 

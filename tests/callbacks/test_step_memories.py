@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pytorch_lightning import Callback
+from torch.utils.checkpoint import checkpoint
 
 from steer_lightning import SteerCallback, steer
 from steer_lightning.callbacks import StepMemories
@@ -61,6 +62,19 @@ def test_steps_are_kept_in_nominal_time_and_scale_with_a_moved_end():
     block(torch.ones(3, 2), torch.tensor([1.0, 0.0]))  # the other direction
     assert asked[1:] == [None, None]
     assert set(block.step_memory.steps) == {1, -1}
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_around_the_block_is_refused(use_reentrant):
+    block, y0 = seeded(Remembering).block, torch.ones(3, 2, requires_grad=True)
+    loss = checkpoint(block, y0, use_reentrant=use_reentrant).sum()
+    with pytest.raises(RuntimeError, match=r"no torch.utils.checkpoint around a block"):
+        loss.backward()
+
+
+def test_bad_times_are_refused_as_by_any_solver():
+    with pytest.raises(ValueError, match="strictly increasing or strictly decreasing"):
+        seeded(Remembering).block(torch.ones(3, 2), torch.tensor([1.0, 1.0]))
 
 
 def test_evaluation_neither_reads_nor_writes_them():

@@ -8,6 +8,7 @@ from torchdiffeq import odeint
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
+from steer_lightning.horizon.grid import _rates
 from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import TorchdiffeqSolver
 from tests.helpers.models import StubSolver
@@ -127,6 +128,13 @@ def test_a_backward_pass_sees_the_ends_of_its_forward_pass(field_class):
         horizon.reset()
         found.append(gradients(ys, y0, t_eval, *field.parameters()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+    rates = _rates(perturbed().draw, t_eval, None)
+    exact = [y0]
+    for rate, (start, end) in zip(rates, t_eval.unfold(0, 2, 1), strict=True):
+        piece = torch.stack([start, start + rate * (end - start)])
+        exact.append(odeint(field, exact[-1], piece, **TIGHT)[-1])
+    expected = gradients(torch.stack(exact), y0, t_eval, *field.parameters())
+    torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_in_force_is_the_mean_stretch_of_the_last_solve():

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
-from steer_lightning.nn import ConcatField, ConvField, MLPField, ODEBlock
+from steer_lightning.nn import ConcatField, ConvField, MLPField, ODEBlock, Posterior, PosteriorGRU
 from steer_lightning.nn.fields import TimeConv2d
 from tests.helpers.problems import times
 
@@ -94,6 +95,25 @@ def test_conv_field_and_its_derivatives_against_its_formula(channels_last, t):
         results.append((dy, *torch.func.jvp(way, (t, y), (torch.ones_like(t), y)), *gradients))
     torch.testing.assert_close(*results)
     assert results[0][0].is_contiguous()
+
+
+def test_layers_that_are_pruned_train():
+    field, y = ConvField(1, 4), torch.rand(2, 1, 4, 4)
+    for layer in (field.conv1, field.conv2, field.conv3):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    gates = PosteriorGRU(2, 3, 4)
+    for network in (gates.update_gate, gates.reset_gate, gates.new_state):
+        prune.l1_unstructured(network[0], "weight", 0.5)
+    parameters = [*field.parameters(), *gates.parameters()]
+    optimizer, posterior = torch.optim.SGD(parameters, 0.1), Posterior(*torch.ones(2, 5, 3))
+    for _ in range(2):
+        optimizer.zero_grad()
+        updated = gates(posterior, torch.ones(5, 2))
+        (field(torch.tensor(0.5), y).sum() + updated.mean.sum() + updated.std.sum()).backward()
+        optimizer.step()
+    for layer in (field.conv1, gates.update_gate[0]):
+        assert layer.weight_orig.grad.any()
+        assert not layer.weight_orig.grad[layer.weight_mask == 0].any()
 
 
 def test_conv_field_under_autocast():

@@ -4,7 +4,7 @@ import torch
 from steer_lightning import penalize, penalty
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import FixedOffset
-from steer_lightning.nn import ODEBlock
+from steer_lightning.nn import ConcatSquashField, ODEBlock
 from steer_lightning.penalties import KineticEnergy
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.problems import CosineField, initial_state, times
@@ -16,6 +16,13 @@ def test_the_evaluation_solver_takes_the_end_time_in_force():
     block = ODEBlock(field, FixedGridSolver("euler", 1), eval_solver=solver).eval()
     block.horizon.perturb(FixedOffset(0.5))
     torch.testing.assert_close(block(y0), field.exact(y0, 0.0, 1.5), atol=1e-6, rtol=0.0)
+
+
+def test_precise_ends_leave_the_field_in_the_precision_of_the_state():
+    block = ODEBlock(ConcatSquashField(2, (8,)), FixedGridSolver("rk4", 4))
+    ends = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    y0 = torch.randn(2, 2)
+    torch.testing.assert_close(block(y0, t_end=ends), block(y0, t_end=ends.float()))
 
 
 @pytest.mark.parametrize(

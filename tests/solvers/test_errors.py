@@ -11,6 +11,7 @@ from steer_lightning.solvers import (
     NFEBudgetExceededError,
     NonFiniteStateError,
     RepeatedFailureError,
+    RosenbrockSolver,
     SolverError,
     SolveStats,
     StepSizeUnderflowError,
@@ -78,6 +79,18 @@ def test_a_forward_solve_fills_in_what_it_knows(solver, dtype):
     assert error.dt is None if fixed else 0.0 < error.dt < 50.0
     assert error.block is error.batch_idx is None
     assert (stats.smallest_dt == float("inf")) == fixed
+
+
+@pytest.mark.parametrize("solver", [AdaptiveSolver, RosenbrockSolver])
+@pytest.mark.parametrize("broken_from", [0.0, 1e-300])
+def test_a_field_that_gives_nan_is_given_up_soon_whatever_the_first_step(solver, broken_from):
+    def field(t, y):
+        return -y if t < broken_from else -y * torch.nan
+
+    stats = SolveStats()
+    with pytest.raises(NonFiniteStateError):
+        solver(first_step=0.1).solve(field, initial_state(), times(0.0, 1.0), stats=stats)
+    assert stats.rejected <= 30
 
 
 def test_an_adjoint_fills_it_in_too():

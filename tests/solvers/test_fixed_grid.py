@@ -3,8 +3,10 @@ from functools import cache
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
+from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, SolveStats
@@ -67,6 +69,27 @@ def test_no_end_time_and_no_further_block_compiles_again(graphs, scope):
     assert not torch.allclose(ends[0], ends[1])
     # The first step starts at data without a gradient, the others at states with one.
     assert graphs.frame_count == 2
+
+
+def test_no_interval_of_a_grid_compiles_again(graphs):
+    solver = FixedGridSolver("euler", 1, compile=True)
+    block, plain = (
+        ODEBlock(MLPField(2, (4,)), s, horizon=GridHorizon())
+        for s in (solver, FixedGridSolver("euler", 1))
+    )
+    plain.vector_field = block.vector_field
+    for key, n_times in ((0, 6), (1, 9)):
+        grid = torch.linspace(0.0, 1.0, n_times).square()
+        for each in (block, plain):
+            each.horizon.perturb(EndTimeDraw("auto", key=key))
+        torch.testing.assert_close(block(torch.ones(5, 2), grid), plain(torch.ones(5, 2), grid))
+    assert graphs.frame_count == 2  # of data without a gradient, and of states with one
+
+
+def test_what_a_checkpoint_repeats_counts_as_backward():
+    block, y0 = ODEBlock(MLPField(2, (4,)), FixedGridSolver("rk4", 4)), torch.ones(3, 2)
+    checkpoint(block, y0, use_reentrant=False).sum().backward()
+    assert block.stats == SolveStats(16, 16, accepted=4, accepted_backward=4)
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])

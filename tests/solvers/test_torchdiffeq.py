@@ -94,13 +94,27 @@ def test_an_adjoint_at_many_times_warns_and_one_at_few_does_not():
     adapter._warn_of_restarts.cache_clear()
     solver = TorchdiffeqSolver(gradient="adjoint")
     field, y0, t_eval = CosineField(), initial_state(), torch.linspace(0.0, 1.0, 9).double()
-    with pytest.warns(UserWarning, match=r"anew between each two of 9 times.*checkpoint=True"):
+    with pytest.warns(UserWarning, match=r"anew between each two of 9 times.*or ask for fewer"):
         solver.solve(field, y0, t_eval)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solver.solve(field, y0, t_eval[:8])
         solver.solve(field, y0, t_eval)  # said once
         TorchdiffeqSolver().solve(field, y0, torch.linspace(0.0, 1.0, 10).double())
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
+def test_probes_that_are_rounded_to_a_time_or_to_each_other(ends):
+    start, end = ends
+    field, y0 = CosineField(), initial_state()
+    t_eval = times(start, 0.5, end).requires_grad_()
+    probes = times(*sorted((0.3, 0.3, 0.5, 0.8), reverse=start > end))
+    solution, ys = TorchdiffeqSolver(rtol=1e-9, atol=1e-9).solve_probed(field, y0, t_eval, probes)
+    for found, at in ((solution.ys, t_eval.detach()), (ys, probes)):
+        expected = torch.stack([field.exact(y0, start, t) for t in at])
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    (slopes,) = torch.autograd.grad(solution.ys[1].sum(), t_eval)
+    assert slopes[1] != 0.0
 
 
 class Witness(RecordingField):

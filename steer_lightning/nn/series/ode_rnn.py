@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steer_lightning.horizon import GridHorizon
-from steer_lightning.nn.fields import MLPField, feedforward
+from steer_lightning.nn.fields import MLPField, feedforward, is_changed
 from steer_lightning.nn.series.fused_unroll import Network, fused_unroll
 from steer_lightning.nn.series.unroll import UnrollPlan, list_steps, plan_unroll
 from steer_lightning.solvers import SolveStats
-from steer_lightning.utils.autograd import transforms_active
+from steer_lightning.solvers.base import Phase
+from steer_lightning.utils.autograd import in_backward, transforms_active
 from steer_lightning.utils.checks import check_state
 
 
@@ -116,6 +117,8 @@ class PosteriorGRU(nn.Module):
 
 def _reader(network: nn.Sequential, x: Tensor) -> Callable[[int, Tensor], Tensor]:
     """A network of two layers on a state and the inputs ``x[m]``, read in one product."""
+    if any(map(is_changed, network.modules())):
+        return lambda m, y: network(torch.cat([y, x[m]], dim=1))
     first, activation, last = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(network))
     n = first.in_features - x.shape[2]
     offsets = F.linear(x, first.weight[:, n:], first.bias).unbind(0)
@@ -210,12 +213,12 @@ class ODERNN(nn.Module):
         check_state(values.new_zeros(len(times), self.n_states))
         plan = self.plan(times, lengths)
         observations = torch.cat([values * mask, mask], dim=2)
-        unroll = self._fused_unroll if self._is_plain(observations) else self._unroll
-        unrolled = unroll(observations, plan)
+        phase: Phase = "backward" if in_backward() else "forward"  # a checkpoint repeats it
         n_steps = plan.dt.shape[1]
-        self.stats.count_evaluation("forward", n_steps)
-        self.stats.accepted += n_steps
-        return unrolled
+        self.stats.count_evaluation(phase, n_steps)
+        self.stats.count_step(phase, accepted=True, n=n_steps)
+        unroll = self._fused_unroll if self._is_plain(observations) else self._unroll
+        return unroll(observations, plan)
 
     def _unroll(self, observations: Tensor, plan: UnrollPlan) -> Unroll:
         posterior = Posterior(*observations.new_zeros(2, len(observations), self.n_states))
@@ -258,7 +261,7 @@ class ODERNN(nn.Module):
         known = (MLPField, PosteriorGRU, nn.Sequential, nn.Linear, nn.Tanh)
         networks = (self.vector_field, self.gru)
         return (
-            all(type(m) in known and not _is_changed(m) for net in networks for m in net.modules())
+            all(type(m) in known and not is_changed(m) for net in networks for m in net.modules())
             and {p.dtype for net in networks for p in net.parameters()} == {like.dtype}
             and not torch.is_autocast_enabled(like.device.type)
             and not transforms_active()
@@ -275,13 +278,6 @@ class ODERNN(nn.Module):
 def _observed(observations: Tensor) -> Tensor:
     """Whether anything is observed, by the masks in the second half of the last axis."""
     return observations[..., observations.shape[2] // 2 :].any(2)
-
-
-def _is_changed(module: nn.Module) -> bool:
-    """Whether a hook or a ``forward`` of its own comes before the weights."""
-    own = vars(module)
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return "forward" in own or any(own[name] for name in hooks)
 
 
 def _field_network(field: MLPField, t: Tensor) -> tuple[Network, Tensor]:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import ODERNN, MLPField, Posterior, Unroll
@@ -143,6 +144,16 @@ def test_autocast_lowers_the_precision_of_the_networks_alone():
     assert {part.dtype for part in (*unroll.final, *unroll[1:])} == {torch.float32}
     expected = rnn(*batch, LENGTHS).final.mean
     torch.testing.assert_close(unroll.final.mean, expected, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("wrap", [lambda field: field, RecordingField], ids=["fused", "plain"])
+def test_what_a_checkpoint_repeats_counts_as_backward(wrap):
+    rnn, (series, values, *rest) = make(wrap=wrap), own_grids()
+    whole = checkpoint(lambda v: rnn(series, v, *rest).final.mean, values.requires_grad_(),
+                       use_reentrant=False)  # fmt: skip
+    n = rnn.stats.nfe_forward
+    whole.sum().backward()
+    assert rnn.stats == SolveStats(n, n, accepted=n, accepted_backward=n)
 
 
 @pytest.mark.parametrize("max_step", [0.0, 1.5, -0.1, float("nan")])
