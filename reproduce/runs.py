@@ -230,10 +230,10 @@ def _execute(run: Run) -> None:
     arguments = run.fit_arguments()
     fit = _cli(["fit", *arguments])
     (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
-    checks = clock.checks  # now: a test restores the callbacks of the checkpoint it loads
     (best,) = (c for c in fit.trainer.callbacks if isinstance(c, ModelCheckpoint))
     path = best.best_model_path if run.variant.weights == "best" else None
     (tested,) = fit.trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
+    checks = clock.checks
     values = {**(checks[-1].metrics if checks else {}), **tested}
     values["test/batches"] = sum(fit.trainer.num_test_batches)
     if fit.trainer.strategy.root_device.type != "cuda":

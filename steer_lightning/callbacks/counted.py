@@ -1,17 +1,17 @@
 """Callbacks whose random draws go on exactly when a run is resumed."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import is_dataclass
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from steer_lightning.utils.representation import Shown
+from steer_lightning.callbacks.run_state import RunState
 from steer_lightning.utils.seeding import default_seed
 
 
-class CountedDraws(Shown, Callback, ABC):
+class CountedDraws(RunState):
     """Base of callbacks with draws that depend on a seed and a count of training batches.
 
     Args:
@@ -25,18 +25,17 @@ class CountedDraws(Shown, Callback, ABC):
         self._asked_seed = seed
         self._plain = settings
         self._step = 0
-        self._trains = True
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, count of batches and settings, as plain values."""
         return {"seed": self.seed, "step": self._step, "settings": self._plain}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def go_on(self, state_dict: dict[str, Any]) -> None:
         """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
         name = type(self).__name__
         for key, before in state_dict["settings"].items():
             now = self._plain.get(key)
-            if self._trains and before != now:
+            if before != now:
                 rank_zero_warn(
                     f"{name} goes on with {key}={now!r}; the checkpoint was trained with "
                     f"{key}={before!r}."
@@ -49,11 +48,8 @@ class CountedDraws(Shown, Callback, ABC):
             )
         self.seed, self._step = stored, state_dict["step"]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start anew with a new run; the state of a checkpoint is loaded after this."""
-        self._trains = stage == "fit"
-        if self._trains and trainer.global_step == 0:
-            self.seed, self._step = self._asked_seed, 0
+    def start_anew(self) -> None:
+        self.seed, self._step = self._asked_seed, 0
 
     def agreed_seed(self, trainer: Trainer) -> int:
         """The seed of this run, that of the first rank where none was given."""

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,8 +72,7 @@ class LastCheckpoint(Shown, Checkpoint):
         own = run_folder(trainer) / "checkpoints"  # asked for on every rank
         self.path = (own if folder is None else Path(folder)) / "last.ckpt"
         if trainer.is_global_zero:
-            for left in self.path.parent.glob(".*.ckpt." + 32 * "[0-9a-f]"):  # by a kill
-                left.unlink(missing_ok=True)
+            _remove_what_a_kill_left(self.path.parent)
         self._interrupted = False
         self._saved_at = trainer.global_step  # there is nothing new in it yet
         alone = trainer.world_size == 1 and not getattr(trainer, "fast_dev_run", False)
@@ -95,7 +96,9 @@ class LastCheckpoint(Shown, Checkpoint):
         is_time = n is not None and step % n == 0 and step != self._saved_at
         if self._interrupted and not _accumulates(trainer, batch_idx):
             is_time = True
-        stops = trainer.should_stop or step == trainer.max_steps
+        may_stop = trainer.current_epoch >= (trainer.min_epochs or 0)
+        may_stop = may_stop and step >= (trainer.min_steps or 0)
+        stops = (trainer.should_stop and may_stop) or step == trainer.max_steps
         if (is_time or stops) and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
@@ -155,6 +158,14 @@ class LastCheckpoint(Shown, Checkpoint):
             self._handler = None
 
     on_exception = teardown = _release
+
+
+def _remove_what_a_kill_left(folder: Path) -> None:
+    """Unfinished files: of ``last.ckpt``, and old ones, as other runs may write to the folder."""
+    for path in folder.glob(".*.ckpt." + 32 * "[0-9a-f]"):
+        with suppress(FileNotFoundError):
+            if path.name.startswith(".last.") or time.time() - path.stat().st_mtime > 3600.0:
+                path.unlink()
 
 
 def _accumulates(trainer: Trainer, batch_idx: int) -> bool:

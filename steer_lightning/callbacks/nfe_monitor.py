@@ -77,6 +77,9 @@ class NFEMonitor(Shown, Callback):
                 found |= {f"{stage}/{name}/{path}": n for path, n in counts.items()}
         return found
 
+    def _evaluation_counts(self, trainer: Trainer) -> dict[str, int]:
+        return self._counts("test" if trainer.testing else "val", "nfe_forward")
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
@@ -92,11 +95,14 @@ class NFEMonitor(Shown, Callback):
         pl_module.log_dict(totals, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._totals.clear()
+        if not self._stats:
+            self._find(pl_module)
+        # All names, as a rank may see no batch.
+        self._totals = Counter(dict.fromkeys(self._evaluation_counts(trainer), 0))
         self._batches = 0
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        self._totals.update(self._counts("test" if trainer.testing else "val", "nfe_forward"))
+        self._totals.update(self._evaluation_counts(trainer))
         self._batches += 1
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,7 +111,7 @@ class NFEMonitor(Shown, Callback):
         reduced = trainer.strategy.reduce(sums, reduce_op="sum")
         assert isinstance(reduced, torch.Tensor)
         *totals, n = reduced.tolist()
-        means = {name: total / n for name, total in zip(self._totals, totals, strict=True)}
+        means = {name: t / n for name, t in zip(self._totals, totals, strict=True) if n}
         pl_module.log_dict(means, sync_dist=True)
 
     on_validation_batch_start = on_test_batch_start = on_train_batch_start

@@ -89,6 +89,7 @@ class PenaltyCallback(CountedDraws):
     def _penalised(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The training step, with the penalties in its loss."""
         assert self._penalizing is not None
+        self._penalizing.values = {}  # an optimiser's closure may take the step several times
         output = step(*args, **kwargs)
         if output is None:
             return None

@@ -104,14 +104,13 @@ class SteerCallback(CountedDraws):
         """Also the spans of attached fields."""
         return {**super().state_dict(), "spans": self._spans}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+    def go_on(self, state_dict: dict[str, Any]) -> None:
+        super().go_on(state_dict)
         self._spans = state_dict["spans"]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if self._step == 0:
-            self._spans = {}
+    def start_anew(self) -> None:
+        super().start_anew()
+        self._spans = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or attach the horizons, agree on a seed, and print what will be moved."""

@@ -4,17 +4,17 @@ import math
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from steer_lightning.callbacks.run_state import RunState
 from steer_lightning.solvers.step_memory import StepMemory
 from steer_lightning.steering.targets import plain_path
-from steer_lightning.utils.representation import Shown
 
 DIRECTIONS = (1, -1)
 
 
-class StepMemories(Shown, Callback):
+class StepMemories(RunState):
     """Keep the steps that blocks with ``first_step="previous"`` begin with.
 
     They are saved with a checkpoint and go on exactly after a resume. With several processes the
@@ -31,13 +31,21 @@ class StepMemories(Shown, Callback):
         self._memories: dict[str, StepMemory] = {}
         self._shared = False  # the ranks agree on the steps of this batch
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._memories = find_step_memories(pl_module)  # the state is loaded after this
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._memories = find_step_memories(pl_module)
+
+    def start_anew(self) -> None:
+        """The steps are the model's."""
 
     def state_dict(self) -> dict[str, Any]:
         return {path: dict(memory.steps) for path, memory in self._memories.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def go_on(self, state_dict: dict[str, Any]) -> None:
         for path, steps in state_dict.items():
             if path in self._memories:
                 self._memories[path].steps = dict(steps)

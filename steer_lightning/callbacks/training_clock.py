@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
+from steer_lightning.callbacks.run_state import RunState
 from steer_lightning.solvers import SolveStats
 from steer_lightning.steering.targets import find_stats
-from steer_lightning.utils.representation import Shown
 
 
 class Check(NamedTuple):
@@ -24,7 +24,7 @@ class Check(NamedTuple):
     metrics: Mapping[str, float]
 
 
-class TrainingClock(Shown, Callback):
+class TrainingClock(RunState):
     """Log the time spent in training batches so far, and keep it beside each validation.
 
     ``train/seconds`` is wall-clock time, ``train/cpu_seconds`` the processor time of all threads
@@ -40,10 +40,13 @@ class TrainingClock(Shown, Callback):
     """
 
     def __init__(self) -> None:
-        self.totals = {"seconds": 0.0, "cpu_seconds": 0.0, "nfe_forward": 0.0, "nfe_backward": 0.0}
-        self.checks: list[Check] = []
+        self.start_anew()
         self._started = (0.0, 0.0)
         self._stats: list[SolveStats] = []
+
+    def start_anew(self) -> None:
+        self.totals = dict.fromkeys(("seconds", "cpu_seconds", "nfe_forward", "nfe_backward"), 0.0)
+        self.checks: list[Check] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stats = list(find_stats(pl_module).values())
@@ -74,7 +77,7 @@ class TrainingClock(Shown, Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"totals": self.totals, "checks": [check._asdict() for check in self.checks]}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def go_on(self, state_dict: dict[str, Any]) -> None:
         self.totals = dict(state_dict["totals"])
         self.checks = [Check(**check) for check in state_dict["checks"]]
 

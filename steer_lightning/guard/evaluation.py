@@ -39,7 +39,14 @@ class GuardedEvaluation:
             n_batches = trainer.num_sanity_val_batches
         else:
             n_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        if batch_idx + 1 == n_batches[dataloader_idx]:
+        if trainer.testing:
+            loop = trainer.test_loop
+        elif trainer.validating:
+            loop = trainer.validate_loop
+        else:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+        # The loop knows the last batch of a loader without a length.
+        if batch_idx + 1 == n_batches[dataloader_idx] or loop.batch_progress.is_last_batch:
             self.end()
 
     def end(self) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
 from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.run_state import RunState
 from steer_lightning.guard.agreement import can_agree, is_ddp
 from steer_lightning.guard.evaluation import GuardedEvaluation
 from steer_lightning.guard.health import RandomFields, StepWatch, look_at_fields
@@ -22,12 +23,11 @@ from steer_lightning.solvers import RepeatedFailureError, SolverError
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.patching import WrappedMethods
-from steer_lightning.utils.representation import Shown
 
 STAGES: Final = {"train": "training", "validate": "validation", "sanity_check": "validation"}
 
 
-class SolverGuard(Shown, Callback):
+class SolverGuard(RunState):
     r"""Say where a solve failed, and drop its batch if asked.
 
     Every :class:`~steer_lightning.solvers.SolverError` gets the path of its block, stage, epoch,
@@ -107,10 +107,14 @@ class SolverGuard(Shown, Callback):
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def go_on(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]
 
+    def start_anew(self) -> None:
+        self.skipped = 0
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._release()
         if stage == "fit":
             self._search = guard_search(trainer, pl_module)
@@ -266,8 +270,7 @@ class SolverGuard(Shown, Callback):
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"{stage}_epoch{error.epoch}_batch{batch_idx}_rank{error.rank}.pt"
-            if not (self._folder / name).exists():
-                torch.save({"batch": batch, "error": str(error)}, self._folder / name)
+            torch.save({"batch": batch, "error": str(error)}, self._folder / name)
 
     def _release(self) -> None:
         for guarded in (self._training, self._evaluation, self._search):

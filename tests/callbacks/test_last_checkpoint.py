@@ -47,10 +47,28 @@ def test_alone_it_finds_a_folder(tmp_path, given):
     left = (own or tmp_path / "checkpoints") / f".last.ckpt.{32 * 'a'}"  # by a kill
     left.parent.mkdir()
     left.touch()
+    theirs = left.with_name(f".best.ckpt.{32 * 'b'}")  # another run may be writing it
+    theirs.touch()
     trainer_in(tmp_path, LastCheckpoint(dirpath=own)).fit(seeded(OwnModel), tiny_loader())
     assert not left.exists()
+    assert theirs.exists()
     folder = own or tmp_path / "checkpoints"
     assert step_of(folder / "last.ckpt") == 6
+
+
+def test_a_run_that_may_not_stop_yet_is_not_written_after_each_batch(tmp_path, monkeypatch):
+    class Stops(OwnModel):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.trainer.should_stop = True
+
+    saved = []
+    monkeypatch.setattr(
+        LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step)
+    )
+    trainer = trainer_in(tmp_path, LastCheckpoint(), min_epochs=2)
+    trainer.fit(seeded(Stops), tiny_loader(16))
+    assert trainer.global_step == 8  # two epochs of four
+    assert {*saved} == {4, 8}
 
 
 class Watch(Callback):

@@ -50,6 +50,19 @@ def test_the_loss_of_a_step_is_that_of_plain_pytorch(model_class, where):
     assert log.train[0]["penalty/acceleration_weight"] == 2.0
 
 
+def test_the_value_of_a_closure_that_is_called_again_is_not_a_sum():
+    class Quasi(OwnModel):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.0, max_iter=3, tolerance_grad=0.0)
+
+    logs = []
+    for model_class in (OwnModel, Quasi):
+        logs.append(Log())
+        train(seeded(model_class), PenaltyCallback(KineticEnergy(0.5), seed=3), logs[-1], n=4)
+    once, again = (log.train[0]["penalty/kinetic_energy"] for log in logs)
+    assert again == pytest.approx(once)
+
+
 @both
 def test_weights_of_zero_are_bit_for_bit_no_callback_and_so_is_evaluation(model_class, where):
     plain = train(seeded(model_class))

@@ -99,6 +99,7 @@ def all_runs():
     found["steer"] = run(SolverGuard("skip"), *three[:2], "nan", "none", steer=True)
     in_a_row = SolverGuard("skip", max_consecutive=2)
     found["in a row"] = run(in_a_row, "none", "nan", "nan", "none")
+    found["first of unknown length"] = run(SolverGuard(), "budget", "none", end="unknown length")
     found["unknown length"] = run(SolverGuard(), "none", "budget", "none", end="unknown length")
     for end in ("validation in fit", "validate", "test"):
         found[end] = run(SolverGuard("skip"), "none", "budget", "none", end=end)

@@ -9,6 +9,7 @@ from steer_lightning.solvers import (
     NFEBudgetExceededError,
     NonFiniteStateError,
     RepeatedFailureError,
+    StepSizeUnderflowError,
 )
 from tests.helpers.faults import FAULTS, MAX_NFE, FaultyModel, fit, loader, untouched
 from tests.helpers.models import seeded
@@ -70,6 +71,11 @@ def test_the_batch_is_saved_on_request(tmp_path, policy):
     saved = torch.load(file, weights_only=True)
     torch.testing.assert_close(saved["batch"], list(loader(*faults))[1], equal_nan=True)
     assert "NaN or infinite" in saved["error"]
+    guard, again = SolverGuard("raise", save_batches=True), ("none", "blow-up", "none")
+    with pytest.raises(StepSizeUnderflowError):  # a second run in this folder
+        fit(guard, *again, default_root_dir=tmp_path)
+    saved = torch.load(file, weights_only=True)
+    torch.testing.assert_close(saved["batch"], list(loader(*again))[1])
 
 
 def test_nothing_is_saved_unasked(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
@@ -81,10 +81,14 @@ class EndTimeSweep(Shown, Callback):
                 f"Expected a module with a method `evaluate(batch)` that gives its metrics, but "
                 f"{type(pl_module).__name__} has none. Add it, or leave EndTimeSweep out."
             )
+        if self.split == "val" and not trainer.enable_validation:
+            raise ValueError(
+                "Expected val batches to sweep over, but got none. Give the Trainer val data, or "
+                "EndTimeSweep another split."
+            )
         _, offsets = self._end_times(pl_module)
         for offset in (offsets[0], offsets[-1]):
-            with end_time_offset_at(pl_module, offset):
-                pass
+            _check_offset(pl_module, offset)
 
     on_test_start = on_fit_start
 
@@ -105,17 +109,17 @@ class EndTimeSweep(Shown, Callback):
             "test": trainer.test_dataloaders,
         }[self.split]
         if loader is None:
-            raise ValueError(
-                f"Expected {self.split} batches to sweep over, but got none. Give the Trainer "
-                f"{self.split} data, or EndTimeSweep another split."
-            )
+            rank_zero_warn("EndTimeSweep sweeps nothing: training ended before a validation.")
+            return
         folder = run_folder(trainer) / "plots"  # asked for on every rank
         if not trainer.is_global_zero:
             return
         precision = trainer.precision_plugin
+        # As Lightning reads several loaders.
+        mode: Any = "max_size_cycle" if self.split == "train" else "sequential"
         batches = [
             precision.convert_input(trainer.strategy.batch_to_device(batch))
-            for batch in islice(loader, self.n_batches)
+            for batch, *_ in islice(CombinedLoader(loader, mode), self.n_batches)
         ]
         end_times, offsets = self._end_times(pl_module)
         training = pl_module.training
@@ -162,12 +166,23 @@ def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
             solver.max_nfe = budget
 
 
+def _check_offset(pl_module: LightningModule, offset: float) -> None:
+    """Raise a ``ValueError`` if an end time cannot be moved so far."""
+    with end_time_offset_at(pl_module, offset):
+        pass
+
+
 def _mean_metrics(
     pl_module: LightningModule, offset: float, batches: Sequence[Any]
 ) -> dict[str, float]:
-    """Mean metrics and evaluations at one end time; empty if a solve failed."""
+    """Mean metrics and evaluations at one end time; empty if it fails, or reaches ``t0``."""
     counts = find_stats(pl_module).values()
     before = sum(stats.nfe_forward for stats in counts)
+    try:
+        _check_offset(pl_module, offset)  # from where a learned end time is now
+    except ValueError as error:
+        rank_zero_warn(f"EndTimeSweep leaves out T = t1 {offset:+g}: {error}")
+        return {}
     try:
         with end_time_offset_at(pl_module, offset):
             found = [pl_module.evaluate(batch) for batch in batches]  # type: ignore[operator]

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, MLFlowLogger
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.callbacks.plots.style import legend_below, panels, save_figure
 from steer_lightning.nn import CNF
+from steer_lightning.solvers import SolverError
 from steer_lightning.utils.representation import Shown
 
 
@@ -113,9 +114,12 @@ class EvaluationPlot(Shown, Callback):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> Path:
         folder = run_folder(trainer) / "plots"  # asked for on every rank
+        batch, self._batch = self._batch, None
         if trainer.is_global_zero:
-            save_plot(trainer, self.draw(pl_module, self._batch), name, folder)
-        self._batch = None
+            try:
+                save_plot(trainer, self.draw(pl_module, batch), name, folder)
+            except SolverError as error:  # away from the data, say, where nobody trains it
+                rank_zero_warn(f"{type(self).__name__} draws nothing this time: {error}")
         return folder / f"{name}.png"
 
 

@@ -120,8 +120,10 @@ def principal_components(x: Tensor, reference: Tensor) -> Tensor:
     """Coordinates ``(..., 2)`` of points ``(..., D)`` along principal components of a reference.
 
     They are the first two of the reference's points, ``(N, D)``; a second one that is not there
-    gives zero. The largest weight of a component is positive.
+    gives zero. The largest weight of a component is positive. NaN if the reference is not finite.
     """
+    if not bool(reference.isfinite().all()):
+        return x.new_full((*x.shape[:-1], 2), torch.nan)
     mean = reference.mean(0)
     axes = torch.linalg.svd(reference - mean, full_matrices=False).Vh[:2]
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))

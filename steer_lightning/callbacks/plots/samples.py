@@ -94,7 +94,8 @@ class SampleWriter(Shown, BasePredictionWriter):
     """Write the images that ``predict`` returns: a tensor and a grid for each batch.
 
     Files go to ``samples/`` beside the run's logs: ``<rank>_<batch>.pt`` holds the images,
-    ``(B, C, H, W)`` in [0, 1], ``<rank>_<batch>.png`` shows them.
+    ``(B, C, H, W)`` in [0, 1], ``<rank>_<batch>.png`` shows them; ``<rank>_<loader>_<batch>`` if
+    there are several loaders.
 
     Raises:
         TypeError: If a prediction is no batch of images.
@@ -126,7 +127,8 @@ class SampleWriter(Shown, BasePredictionWriter):
                 f"SampleWriter out."
             )
         assert self._folder is not None
-        stem = f"{trainer.global_rank}_{batch_idx}"
+        several = len(trainer.num_predict_batches) > 1
+        stem = f"{trainer.global_rank}_{f'{dataloader_idx}_' * several}{batch_idx}"
         images = prediction.cpu()
         torch.save(images, self._folder / f"{stem}.pt")
         save_image(images, self._folder / f"{stem}.png", nrow=max(8, round(len(images) ** 0.5)))

@@ -201,8 +201,58 @@ def test_sweep_leaves_the_model_as_it_was_after_an_error(tmp_path):
     assert plots(tmp_path) == []
 
 
-def test_sweep_over_validation_batches_needs_some(tmp_path):
+@pytest.mark.parametrize(
+    "limits", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}]
+)
+def test_sweep_over_validation_batches_needs_some(tmp_path, limits):
     module, data = make_cnf(), toy_data()
-    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, split="val"), limit_val_batches=0)
-    with pytest.raises(ValueError, match="Expected val batches to sweep over, but got none"):
-        trainer.fit(module, data)
+    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, split="val"), max_epochs=1, **limits)
+    if "limit_val_batches" in limits:
+        with pytest.raises(ValueError, match="Expected val batches to sweep over, but got none"):
+            trainer.fit(module, data)
+        assert trainer.global_step == 0
+    else:
+        with pytest.warns(UserWarning, match="training ended before a validation"):
+            trainer.fit(module, data)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_sweep_over_several_loaders(tmp_path, split):
+    class First(CNFModule):
+        """Trains on what the first of several training loaders gives."""
+
+        def on_train_batch_start(self, batch, batch_idx):
+            pass
+
+        def loss_weight(self, batch):
+            pass
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["a"], batch_idx)
+
+        def evaluate(self, batch):
+            return super().evaluate(batch["a"] if isinstance(batch, dict) else batch)
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            pass
+
+    loaders = [DataLoader(torch.randn(n, 2), batch_size=4) for n in (8, 4)]
+    trainer = make_trainer(tmp_path, EndTimeSweep(0.5, 2, n_batches=3, split=split), max_epochs=1)
+    trainer.fit(First(make_cnf().flow), dict(zip("ab", loaders, strict=True)), loaders)
+    assert all(map(math.isfinite, read_sweep(tmp_path, split)["nll"]))
+
+
+def test_a_learned_end_time_that_comes_close_to_its_start_leaves_a_gap(tmp_path):
+    flow = CNF(ConcatSquashField(2, (8,)), (2,), FixedGridSolver("euler", 1), learn_t1=True)
+    callback = EndTimeSweep(0.5, 3)
+    trainer = make_trainer(tmp_path, callback)
+
+    class Closes(CNFModule):
+        def on_test_epoch_end(self):
+            self.flow.horizon.learned_t1.data.fill_(0.4)
+
+    with pytest.warns(UserWarning, match=r"leaves out T = t1 -0\.5: .*apart from t0"):
+        trainer.test(Closes(flow), toy_data(), verbose=False)
+    nll = read_sweep(tmp_path)["nll"]
+    assert math.isnan(nll[0])
+    assert all(map(math.isfinite, nll[1:]))

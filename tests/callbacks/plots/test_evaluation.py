@@ -3,12 +3,13 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, log_figure
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF
-from steer_lightning.solvers import FixedGridSolver
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
 from tests.callbacks.plots.drawing import make_cnf, make_trainer, toy_data
 
 
@@ -50,6 +51,25 @@ def test_figure_of_a_two_dimensional_flow():
     side = torch.linspace(-4.0, 4.0, 80).double()
     expected = (-0.5 * (side[:, None] ** 2 + side**2)).exp() / (2.0 * torch.pi)
     torch.testing.assert_close(base.double(), expected, atol=1e-6, rtol=0.0)
+
+
+def test_a_plot_of_a_solve_that_fails_does_not_end_the_run(tmp_path):
+    class Far(nn.Module):
+        """Tame near the data, and stiff where no data is."""
+
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(()))
+
+        def forward(self, t, y):
+            return self.w * torch.where(y.abs() > 3.5, -1e5 * y, 0.0)
+
+    module = CNFModule(CNF(Far(), (2,), AdaptiveSolver(max_nfe=100)))
+    data = DataLoader(torch.zeros(4, 2), batch_size=4)
+    trainer = make_trainer(tmp_path, FlowPlot(every_n_checks=1), max_epochs=1)
+    with pytest.warns(UserWarning, match="FlowPlot draws nothing this time: .*evaluations"):
+        trainer.fit(module, data, data)
+    assert trainer.global_step == 1
 
 
 class Still(torch.nn.Module):

@@ -100,6 +100,17 @@ def test_writer_writes_each_batch(tmp_path):
         torch.testing.assert_close(last, written[-1, 0], atol=0.5 / 255 + 1e-6, rtol=0.0)
 
 
+def test_writer_tells_loaders_apart(tmp_path):
+    class Several(ImageFlowModule):
+        def predict_step(self, batch, batch_idx, dataloader_idx=0):
+            return super().predict_step(batch, batch_idx)
+
+    module = Several(image_flow())
+    make_trainer(tmp_path, SampleWriter()).predict(module, [loader(6), loader(2)])
+    written = (tmp_path / "run/v/samples").glob("*.pt")
+    assert sorted(path.name for path in written) == ["0_0_0.pt", "0_0_1.pt", "0_1_0.pt"]
+
+
 def test_writer_without_a_logger_writes_to_the_root(tmp_path):
     make_trainer(tmp_path, SampleWriter(), logger=False).predict(make_module(), loader(2))
     assert (tmp_path / "samples/0_0.pt").is_file()
