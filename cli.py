@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -23,7 +24,7 @@ import torch
 from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -31,6 +32,7 @@ from pytorch_lightning.cli import (
     SaveConfigCallback,
 )
 from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
 # Imported so that short class names resolve on the command line.
@@ -43,6 +45,7 @@ from steer_lightning.callbacks import (
     HyperparameterLog,
     LastCheckpoint,
     PenaltyCallback,
+    PredictionWriter,
     SolverProgressBar,
     SteerCallback,
     TrainingClock,
@@ -222,6 +225,9 @@ class SteerCLI(LightningCLI):
             callbacks.append(steer)
         if penalties is not None and (chosen := penalties.chosen()):
             callbacks.append(PenaltyCallback(*chosen))
+        writes = any(isinstance(callback, BasePredictionWriter) for callback in callbacks)
+        if self.subcommand == "predict" and not writes:
+            callbacks.append(PredictionWriter())
         if not any(isinstance(callback, TrainingClock) for callback in callbacks):
             callbacks.append(TrainingClock())
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
@@ -347,6 +353,8 @@ def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
 if __name__ == "__main__":
     try:
         main()
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         if DEBUG or not is_refusal(error):
             raise

@@ -8,6 +8,7 @@ from steer_lightning.callbacks.hyperparameters import HyperparameterLog
 from steer_lightning.callbacks.last_checkpoint import LastCheckpoint
 from steer_lightning.callbacks.nfe_monitor import NFEMonitor
 from steer_lightning.callbacks.penalty import PenaltyCallback
+from steer_lightning.callbacks.prediction_writer import PredictionWriter
 from steer_lightning.callbacks.progress_bar import SolverProgressBar
 from steer_lightning.callbacks.steer import SteerCallback
 from steer_lightning.callbacks.step_memories import StepMemories
@@ -29,6 +30,7 @@ __all__ = [
     "LastCheckpoint",
     "NFEMonitor",
     "PenaltyCallback",
+    "PredictionWriter",
     "SampleGrid",
     "SampleWriter",
     "SeriesPlot",

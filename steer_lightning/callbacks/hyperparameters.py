@@ -59,7 +59,8 @@ def settings_of(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
     steered = [c for c in callbacks if isinstance(c, SteerCallback)]
     settings: dict[str, Any] = {} if steered else {"steer": {"b": 0.0, "b_end": 0.0}}
     for i, callback in enumerate(steered):
-        chosen = {k: v for k, v in plain(callback.settings).items() if v is not None}
+        given = {k: v for k, v in plain(callback.settings).items() if v is not None}
+        chosen = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
         chosen |= _ends("b", callback.b)
         settings["steer" if len(steered) == 1 else f"steer_{i}"] = chosen
     for penalizing in callbacks:

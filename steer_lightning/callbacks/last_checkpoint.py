@@ -28,7 +28,8 @@ class LastCheckpoint(Shown, Checkpoint):
 
     Ctrl-C stops a run of one process as soon as it can be written: after the batch in hand, and
     the validation that follows it if one does. Pressed again, it stops at once. Runs of several
-    processes stop at once, with what was last written.
+    processes stop at once, with what was last written. So does SIGTERM, as ``timeout`` and
+    schedulers send it; but it does not wait for a validation.
 
     It is not written within a window of accumulated gradients, which no checkpoint holds; a run
     that a timer stops there loses the window. In a list of callbacks it belongs behind
@@ -94,7 +95,8 @@ class LastCheckpoint(Shown, Checkpoint):
         """
         n, step = self.every_n_train_steps, trainer.global_step
         is_time = n is not None and step % n == 0 and step != self._saved_at
-        if self._interrupted and not _accumulates(trainer, batch_idx):
+        ends = self._interrupted or (trainer.received_sigterm and trainer.world_size == 1)
+        if ends and not _accumulates(trainer, batch_idx):
             is_time = True
         may_stop = trainer.current_epoch >= (trainer.min_epochs or 0)
         may_stop = may_stop and step >= (trainer.min_steps or 0)

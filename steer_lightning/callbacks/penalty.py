@@ -32,8 +32,9 @@ class PenaltyCallback(CountedDraws):
         seed: Seed of the probe times; see ``CountedDraws``.
 
     Raises:
+        TypeError: If something else than penalties is given.
         ValueError: At the start of ``fit`` if there is nothing to look at or a penalty needs what
-            a solver does not have; after a batch whose solves were not seen.
+            a solver does not have; after the first batch if no solve of it was seen.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -48,16 +49,24 @@ class PenaltyCallback(CountedDraws):
         vector_fields: Sequence[str] | None = None,
         seed: int | None = None,
     ) -> None:
+        for given in penalties:
+            if not isinstance(given, Penalty):
+                raise TypeError(
+                    f"Expected penalties, one argument each, but got {given!r}. Write "
+                    f"PenaltyCallback(*penalties) for a list."
+                )
         self.penalties = penalties
         self.vector_fields = as_paths("vector_fields", vector_fields)
         super().__init__(seed, {p.name: str(p.weight) for p in penalties})
         self._penalizing: Penalizing | None = None
+        self._verified = False
         self._methods: WrappedMethods | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what to look at, agree on a seed, and print the weights."""
         self.agreed_seed(trainer)
         self._penalizing = Penalizing(pl_module, self.penalties, self.vector_fields)
+        self._verified = False
         if pl_module.automatic_optimization:
             self._methods = WrappedMethods(pl_module)
             self._methods.wrap("training_step", self._penalised)
@@ -75,8 +84,9 @@ class PenaltyCallback(CountedDraws):
     ) -> None:
         assert self._penalizing is not None
         dropped = not outputs or (isinstance(outputs, Mapping) and "solver_dropped" in outputs)
-        if not dropped or not pl_module.automatic_optimization:
-            self._penalizing.check_seen("in a training batch")
+        if not self._verified and (not dropped or not pl_module.automatic_optimization):
+            self._penalizing.check_seen("in the first training batch with a penalty")
+            self._verified = bool(self._penalizing.values)
         pl_module.log_dict(self._penalizing.in_force(), on_step=True, on_epoch=False)
         self._penalizing.stop()
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -44,8 +45,13 @@ class FeedforwardModule(TaskModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """The head's outputs for inputs ``(B, ...)``."""
-        outputs: Tensor = self.head(self.block(self.stem(x)).flatten(1))
+        outputs: Tensor = self.head(self.block(self.initial_state(x)).flatten(1))
         return outputs
+
+    def initial_state(self, x: Tensor) -> Tensor:
+        """What the stem makes of inputs; of float32 under autocast too, as solvers need."""
+        y: Tensor = self.stem(x)
+        return y.float() if torch.is_autocast_enabled(y.device.type) else y
 
     def trajectories(self, x: Tensor, t_eval: Tensor) -> Tensor:
         """Follow the features through nominal times.
@@ -68,7 +74,7 @@ class FeedforwardModule(TaskModule):
                     f"Expected `t_eval` to start where the block does, at {t0:g}, but got "
                     f"{start:g}."
                 )
-        features: Tensor = self.block(self.stem(x), t_eval)
+        features: Tensor = self.block(self.initial_state(x), t_eval)
         return features
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Penalties of a model's training steps: without Lightning."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -94,8 +95,8 @@ class Penalizing:
     def start(self, *, seed: int, step: int, weights: dict[str, float]) -> None:
         """A training step begins; where all weights are zero nothing is looked at."""
         self.stop()
-        self.values, self._weights = {}, {n: w for n, w in weights.items() if w > 0.0}
-        used = [p for p in self.penalties if p.name in self._weights]
+        self.values, self._weights = {}, dict(weights)
+        used = [p for p in self.penalties if self._weights[p.name] > 0.0]
         if not used:
             return
         n_times = max(penalty.n_times for penalty in used)
@@ -119,7 +120,7 @@ class Penalizing:
             seen += probe.collect()
         total = torch.zeros(())
         for penalty in self.penalties:
-            if penalty.name in self._weights and seen:
+            if self._weights.get(penalty.name) and seen:
                 value = torch.stack([penalty.value(probed) for probed in seen]).sum()
                 before = self.values.get(penalty.name, 0.0)
                 self.values[penalty.name] = before + float(value.detach())
@@ -128,12 +129,13 @@ class Penalizing:
 
     def in_force(self) -> dict[str, float]:
         """Values and weights of the step, by the names they are logged under."""
-        logged = {f"penalty/{name}": value for name, value in self.values.items()}
+        # NaN where a weight is zero: Lightning repeats what was logged last.
+        logged = {f"penalty/{n}": self.values.get(n, math.nan) for n in self._weights}
         return logged | {f"penalty/{n}_weight": w for n, w in self._weights.items()}
 
     def check_seen(self, where: str) -> None:
         """Raise a ``ValueError`` if penalties are wanted and no solve was seen and taken."""
-        if self._weights and not self.values:
+        if any(self._weights.values()) and not self.values:
             raise ValueError(
                 f"No solve of {list(self._blocks) or list(self._attached)} was seen {where}, so "
                 f"the penalties had no effect. Solve in training mode with gradients on; where "

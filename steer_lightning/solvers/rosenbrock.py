@@ -13,7 +13,7 @@ from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK, RosenbrockTab
 from steer_lightning.solvers.runge_kutta import Time, advance, evaluate
 from steer_lightning.solvers.work import Work
 from steer_lightning.utils.checks import check_choice
-from steer_lightning.utils.problem import VectorField, parts
+from steer_lightning.utils.problem import VectorField, as_now, parts
 
 MAX_DIMENSION = 256
 
@@ -128,8 +128,9 @@ class RosenbrockMethod(Method):
         if not (self.checkpoint and torch.is_grad_enabled()):
             return self._step(start, end, y)
         # What was found outside of the checkpoint would be kept outside of it.
+        step = as_now(self.vector_field, self._whole_step)
         result: tuple[Any, list[Any]] = recompute_in_backward(
-            self._whole_step, start, end, y, use_reentrant=False
+            step, start, end, y, use_reentrant=False
         )
         return result
 

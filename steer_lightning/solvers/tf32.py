@@ -1,4 +1,4 @@
-"""Warn of tolerances that a GPU's TF32 cannot hold."""
+"""Warn of tolerances that TF32 or autocast cannot hold."""
 
 import warnings
 from functools import cache
@@ -15,7 +15,7 @@ TF32_ROUNDING: Final = 2.0**-11
 
 
 class TF32Check:
-    """Warns of TF32 in the first solve on a GPU; a solver that adapts its steps has one.
+    """Warns of autocast, and of TF32 in the first solve on a GPU; adaptive solvers have one.
 
     Torch lets convolutions round to TF32 by default, and matrix products where somebody chose it.
     Settings changed later, convolutions in a field that is no ``nn.Module``, and other fields of
@@ -26,12 +26,16 @@ class TF32Check:
         self._done = False
 
     def __call__(self, vector_field: VectorField, y0: Any, rtol: float) -> None:
-        if self._done or not (part := first_part(y0)).is_cuda:
+        device = (part := first_part(y0)).device.type
+        if torch.is_autocast_enabled(device):
+            low = torch.get_autocast_dtype(device)
+            if rtol < 0.5 * torch.finfo(low).eps:
+                _warn_once(f"autocast rounds to {low}", 0.5 * torch.finfo(low).eps, rtol)
+            return
+        if self._done or not part.is_cuda:
             return
         self._done = True
-        # Autocast rounds products by a choice of its own.
-        autocast = torch.is_autocast_enabled("cuda")
-        if part.dtype != torch.float32 or autocast or rtol >= TF32_ROUNDING:
+        if part.dtype != torch.float32 or rtol >= TF32_ROUNDING:
             return
         cudnn: Any = torch.backends.cudnn
         convolves = isinstance(vector_field, nn.Module) and any(
@@ -41,17 +45,18 @@ class TF32Check:
         rounded = ["matrix products"] * (matmul == "tf32")
         rounded += ["convolutions"] * (conv == "tf32" and convolves)
         if rounded:
-            _warn_once(" and ".join(rounded), rtol)
+            _warn_once(f"its {' and '.join(rounded)} round to TF32", TF32_ROUNDING, rtol)
 
 
 @cache
-def _warn_once(rounded: str, rtol: float) -> None:
+def _warn_once(rounded: str, error: float, rtol: float) -> None:
     """Once in a process, however many blocks have the same tolerance."""
     warnings.warn(
-        f"Expected a vector field as exact as rtol = {rtol:g} asks for, but its {rounded} round "
-        f"to TF32, with a relative error of up to {TF32_ROUNDING:.1g}. An adaptive method takes "
-        f"that for its own error: it takes more steps, and the result is no better. Compute in "
-        f"float32 (`--tf32 false`; in Python torch.backends.cuda.matmul.fp32_precision = 'ieee' "
-        f"and torch.backends.cudnn.conv.fp32_precision = 'ieee'), or set rtol to 1e-3 or more.",
+        f"Expected a vector field as exact as rtol = {rtol:g} asks for, but {rounded}, with a "
+        f"relative error of up to {error:.1g}. An adaptive method takes that for its own error: "
+        f"it takes more steps, and the result is no better. Compute in float32 (`--tf32 false`; "
+        f"in Python torch.backends.cuda.matmul.fp32_precision = 'ieee' and "
+        f"torch.backends.cudnn.conv.fp32_precision = 'ieee'; no mixed precision), set rtol to "
+        f"{2 * error:.1g} or more, or take a FixedGridSolver.",
         stacklevel=2,
     )

@@ -20,6 +20,7 @@ from steer_lightning.utils.checks import (
 )
 from steer_lightning.utils.problem import (
     VectorField,
+    as_now,
     first_part,
     has_float64,
     parts,
@@ -128,7 +129,10 @@ class TorchdiffeqSolver(Solver):
         t_eval = _on_device(t_eval, device)
         tolerances = (self.rtol, self.atol) if self.method not in FIXED_METHODS else None
         work = Work(y0, stats, self.max_nfe, tolerances)
-        counted = _CountedField(vector_field, work, self.method)
+        seen = vector_field
+        if self.gradient == "adjoint":
+            seen = as_now(vector_field, vector_field)
+        counted = _CountedField(seen, work, self.method)
         settings: dict[str, Any] = {
             "rtol": self.rtol, "atol": self.atol, "method": self.method,
             "options": self._options(vector_field, y0),

@@ -14,7 +14,7 @@ from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.autograd import backward_pass
 from steer_lightning.utils.checks import check_resolution
 from steer_lightning.utils.compiling import compiled
-from steer_lightning.utils.problem import VectorField, default_times, first_part
+from steer_lightning.utils.problem import VectorField, as_now, default_times, first_part
 
 
 class Work:
@@ -82,8 +82,9 @@ class Stepper:
     ) -> tuple[Any, list[Any]]:
         """State at ``end`` and stages; see :func:`runge_kutta_step`."""
         if self.checkpoint and torch.is_grad_enabled():
+            step = as_now(self.vector_field, self._step)
             result: tuple[Any, list[Any]] = recompute_in_backward(
-                self._step, start, end, y, first_stage, use_reentrant=False
+                step, start, end, y, first_stage, use_reentrant=False
             )
             return result
         return self._step(start, end, y, first_stage)

@@ -29,8 +29,8 @@ def check_state(y0: Any) -> None:
         ):
             raise TypeError(
                 f"Expected a state of float32 or float64, but got {part.dtype}: solvers add small "
-                f"steps to large states, which half precision loses. Keep the state in float32 "
-                f"and let autocast lower the precision of the network alone."
+                f"steps to large states, which half precision loses. Call .float() on what you "
+                f"give the block, and let autocast lower the precision of its field alone."
             )
         if part.numel() == 0:
             raise ValueError(

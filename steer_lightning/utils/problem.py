@@ -1,11 +1,15 @@
 """An initial-value problem: its field, its state and the parts of it, its times."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from steer_lightning.utils.autograd import in_backward
+
+P = ParamSpec("P")
+T = TypeVar("T")
 VectorField = Callable[[Tensor, Any], Any]
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -64,19 +68,48 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
         extra = getattr(part, "trainable_tensors", None)
         found.extend(extra() if callable(extra) else ())
     known = {id(x) for x in found}
+    for part, name, value in _held(module):
+        for x in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(x, Tensor) and x.requires_grad and id(x) not in known:
+                raise ValueError(
+                    f"Expected no tensor with a gradient but parameters in a vector field "
+                    f"for gradient='adjoint', which would drop it, but got `{name}` of "
+                    f"{type(part).__name__}. Make it a part of the state, whose derivative is "
+                    f"zero, or a parameter, or use gradient='autograd'."
+                )
+    return tuple(found)
+
+
+def as_now(vector_field: VectorField, function: Callable[P, T]) -> Callable[P, T]:
+    """A function of a field that sees it in backward passes with the tensors that it holds now.
+
+    Another condition may be in force by then, of another solve of the same field.
+    """
+    if not isinstance(vector_field, nn.Module):
+        return function
+    held = list(_held(vector_field))
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not in_backward():
+            return function(*args, **kwargs)
+        before = [vars(part).get(name) for part, name, _ in held]
+        try:
+            for part, name, value in held:
+                vars(part)[name] = value
+            return function(*args, **kwargs)
+        finally:
+            for (part, name, _), value in zip(held, before, strict=True):
+                vars(part)[name] = value
+
+    return call
+
+
+def _held(module: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Tensors, tuples and lists that are plain attributes of the parts of a module."""
     for part in module.modules():
         for name, value in vars(part).items():
-            if name in _OF_EVERY_MODULE:
-                continue
-            for x in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(x, Tensor) and x.requires_grad and id(x) not in known:
-                    raise ValueError(
-                        f"Expected no tensor with a gradient but parameters in a vector field "
-                        f"for gradient='adjoint', which would drop it, but got `{name}` of "
-                        f"{type(part).__name__}. Make it a part of the state, whose derivative is "
-                        f"zero, or a parameter, or use gradient='autograd'."
-                    )
-    return tuple(found)
+            if name not in _OF_EVERY_MODULE and isinstance(value, Tensor | tuple | list):
+                yield part, name, value
 
 
 def _as_module(vector_field: Any) -> nn.Module:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from steer_lightning.callbacks import LastCheckpoint, last_checkpoint
 from tests.helpers.models import OwnModel, seeded, tiny_loader, tiny_trainer
@@ -120,15 +121,15 @@ def test_bad_settings_are_refused():
 
 
 class Press(Callback):
-    """Presses Ctrl-C as a batch begins."""
+    """Presses Ctrl-C, or another, as a batch begins."""
 
-    def __init__(self, batch_idx, times=1):
-        self.batch_idx, self.times = batch_idx, times
+    def __init__(self, batch_idx, times=1, number=signal.SIGINT):
+        self.batch_idx, self.times, self.number = batch_idx, times, number
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == self.batch_idx:
             for _ in range(self.times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.number)
 
 
 @pytest.fixture
@@ -153,6 +154,13 @@ def test_ctrl_c(tmp_path, times, monkeypatch, default_ctrl_c):
     else:
         assert said == [pressed, f"Stopped. Go on from here with --ckpt_path {path}"]
         assert step_of(path) == 2
+
+
+def test_sigterm(tmp_path):
+    trainer = trainer_in(tmp_path, Press(1, number=signal.SIGTERM), LastCheckpoint())
+    with pytest.raises(SIGTERMException):
+        trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
+    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 2
 
 
 @pytest.mark.parametrize("validates", [False, True])

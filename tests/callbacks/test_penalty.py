@@ -1,5 +1,7 @@
 """PenaltyCallback: what it adds to the loss, and nothing else."""
 
+import math
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -108,8 +110,26 @@ def test_weights_follow_steps_of_the_optimiser(accumulated):
     callback = PenaltyCallback(KineticEnergy(Schedule(1.0, 0.0, 2)), seed=0)
     train(seeded(OwnModel), callback, log, n=16, accumulate_grad_batches=accumulated)
     expected = [1.0, 0.5, 0.0, 0.0] if accumulated == 1 else [1.0, 1.0, 0.5, 0.5]
-    found = [logged.get("penalty/kinetic_energy_weight") for logged in log.train]
-    assert found[: len([w for w in expected if w])] == [w for w in expected if w]
+    assert [logged["penalty/kinetic_energy_weight"] for logged in log.train] == expected
+    values = [logged["penalty/kinetic_energy"] for logged in log.train]
+    assert [math.isnan(value) for value in values] == [not weight for weight in expected]
+
+
+def test_after_the_first_a_step_may_solve_nothing():
+    class Alternates(OwnModel):
+        def training_step(self, batch, batch_idx):
+            parameters = torch.cat([p.flatten() for p in self.parameters()])
+            return parameters.square().mean() if batch_idx % 2 else self.loss(batch)
+
+    log = Log()
+    train(seeded(Alternates), PenaltyCallback(KineticEnergy(1.0)), log, n=16)
+    seen = [not math.isnan(logged["penalty/kinetic_energy"]) for logged in log.train]
+    assert seen == [True, False, True, False]
+
+
+def test_a_list_of_penalties_is_refused():
+    with pytest.raises(TypeError, match=r"Write PenaltyCallback\(\*penalties\) for a list"):
+        PenaltyCallback([KineticEnergy(1.0)])
 
 
 def test_a_dict_is_penalised_and_a_step_that_returns_nothing_is_left_alone():
@@ -141,7 +161,10 @@ def test_under_manual_optimisation_the_penalty_is_asked_for():
     automatic = train(seeded(OwnModel), PenaltyCallback(KineticEnergy(1.0), seed=0))
     manual = train(seeded(Manual, True), PenaltyCallback(KineticEnergy(1.0), seed=0))
     torch.testing.assert_close(weights(manual), weights(automatic))
-    with pytest.raises(ValueError, match=r"No solve .* in a training batch, .*penalty\(self\) to"):
+    with pytest.raises(
+        ValueError,
+        match=r"No solve .* in the first training batch with a penalty, .*penalty\(self\) to",
+    ):
         train(seeded(Manual, False), PenaltyCallback(KineticEnergy(1.0)))
 
 

@@ -6,6 +6,8 @@ import struct
 import time
 
 import pytest
+import yaml
+from pytorch_lightning.loggers import CSVLogger
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
@@ -15,8 +17,9 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 import cli
-from steer_lightning.callbacks import LastCheckpoint
+from steer_lightning.callbacks import HyperparameterLog, LastCheckpoint, SteerCallback
 from tests.cli.running import QUIET, callbacks, of, toy_config, write
+from tests.helpers.models import ForeignModel, seeded, tiny_loader, tiny_trainer
 
 MONITOR, PLOT = of("NFEMonitor"), of("FlowPlot", every_n_checks=1)
 
@@ -46,6 +49,15 @@ def test_tensorboards_table_sorts_by_settings_and_metrics(folder):
     found = [metrics["test/nll"] for _, metrics in table(folder / "logs", sort_by="test/nll")]
     assert found == sorted(found)
     assert len(set(found)) == 3
+
+
+def test_hyperparameters_are_plain(tmp_path):
+    trainer = tiny_trainer(
+        SteerCallback(0.5, vector_fields=["func"]), HyperparameterLog(), logger=CSVLogger(tmp_path)
+    )
+    trainer.fit(seeded(ForeignModel), tiny_loader())
+    (file,) = tmp_path.rglob("hparams.yaml")
+    assert yaml.safe_load(file.read_text())["steer"]["vector_fields"] == ["func"]
 
 
 def table(logs, sort_by):

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import signal
 from argparse import ArgumentError
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import cli
 from datamodules.files import download, whole
+from steer_lightning.callbacks import LastCheckpoint
 from tests.cli.running import CONFIGS, QUIET, mnist_config, refuse, toy_config, write
 from tests.helpers.mnist_files import write_mnist
 
@@ -127,6 +129,20 @@ def test_a_failed_download_is_refused_and_other_failures_are_not(folder):
     with pytest.raises(IsADirectoryError) as other:
         folder.read_text()
     assert not cli.is_refusal(other.value)
+
+
+def test_sigterm_ends_with_its_own_exit_code(script, folder, monkeypatch):
+    start = LastCheckpoint.on_train_start
+
+    def stop(*arguments):
+        start(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_start", stop)
+    with pytest.raises(SystemExit) as ended:
+        script(toy_config())
+    assert ended.value.code == 143
+    assert [p.name for p in folder.rglob("last.ckpt")]
 
 
 def test_a_refused_run_shows_where_on_demand(script, monkeypatch):

@@ -48,9 +48,13 @@ def test_validate_test_and_predict_go_on_beside_their_training_run(folder, caplo
     mains = [go_on(command, config) for command in ("validate", "predict", "test")]
     assert {folder / main.trainer.log_dir for main in mains} == {place}
     written = {*place.rglob("*")} - trained
+    predicted = torch.load(place / "predictions" / "0_0.pt")
+    assert set(predicted) == {"x", "z", "log_p"}
     plots = (f"flow_{name}.{ending}" for name in ("val", "test") for ending in ("png", "svg"))
     configs = (f"config_{command}.yaml" for command in ("validate", "test", "predict"))
-    assert {p.name for p in written if "tfevents" not in p.name} == {"plots", *plots, *configs}
+    assert {p.name for p in written if "tfevents" not in p.name} == {
+        "plots", *plots, *configs, "predictions", "0_0.pt"
+    }  # fmt: skip
     assert [p.name for p in place.parent.iterdir()] == ["version_0"]
 
     tested = mains[-1]

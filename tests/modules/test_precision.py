@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, TensorDataset
 
 from steer_lightning import SteerCallback
+from steer_lightning.modules import RegressionModule
 from steer_lightning.nn import ODERNN, LatentODE, MLPField, ODEBlock
 from steer_lightning.solvers import TorchdiffeqSolver
 from steer_lightning.solvers.wrapping import wrapped_solves
@@ -100,6 +102,15 @@ def test_networks_alone_compute_in_low_precision(case, precision):
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert weights(module).isfinite().all()
     assert not torch.equal(weights(module), before)
+
+
+def test_a_stem_may_compute_in_low_precision(precision):
+    block = ODEBlock(MLPField(4, (8,)), TorchdiffeqSolver(rtol=1e-2, atol=1e-2))
+    module = RegressionModule(block, nn.Linear(4, 1), stem=nn.Linear(2, 4))
+    data = DataLoader(TensorDataset(torch.randn(4, 2), torch.randn(4, 1)), batch_size=4)
+    log = Log()
+    steps(log, limit_val_batches=0, **mixed(precision)).fit(module, data)
+    assert torch.tensor(log.losses).isfinite().all()
 
 
 def test_without_autocast_the_watch_sees_float32():

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from steer_lightning.solvers import (
     AdaptiveSolver,
@@ -70,6 +71,40 @@ def test_values_and_gradients_are_those_of_the_closed_form(solver, field_class, 
     # Of order 2, with an estimate of the next order: exact would be expensive.
     close = 1e-2 if solver.method == "rosenbrock23" else 1e-5
     torch.testing.assert_close(*results, rtol=close, atol=close)
+
+
+class Conditional(nn.Module):
+    """``y' = a + w``, under a condition ``a`` that is an attribute, in a list too."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.put(torch.tensor(0.0))
+
+    def put(self, condition):
+        self.condition, self.conditions = condition, [condition]
+
+    def forward(self, t, y):
+        return torch.sin(self.w * y) * self.condition + self.conditions[0] * y
+
+
+@every_solver
+def test_a_backward_pass_has_the_condition_of_its_forward_pass(solver):
+    field, found = Conditional(), []
+    for apart in (True, False):
+        total, field.w.grad = 0.0, None
+        for condition in (0.5, -1.0):
+            field.put(torch.tensor(condition, dtype=torch.float64))
+            loss = solver.solve(field, initial_state(), times(0.0, 1.0)).ys[-1].square().sum()
+            if apart:
+                loss.backward()
+            total = total + loss
+        field.put(torch.tensor(7.0))
+        if not apart:
+            total.backward()
+        assert float(field.condition) == 7.0
+        found.append(field.w.grad)
+    torch.testing.assert_close(found[1], found[0])
 
 
 @every_solver

@@ -73,7 +73,7 @@ def test_the_message_names_what_rounds_and_what_to_do(field, matmul, conv, round
         assert f"as rtol = 1e-05 asks for, but its {rounded} round to TF32" in found[0]
         assert "up to 0.0005" in found[0]
         assert "--tf32 false" in found[0]
-        assert "set rtol to 1e-3" in found[0]
+        assert "set rtol to 0.001" in found[0]
 
 
 def test_it_is_said_once_and_only_of_a_gpus_tight_float32_solves(monkeypatch):
@@ -89,7 +89,16 @@ def test_it_is_said_once_and_only_of_a_gpus_tight_float32_solves(monkeypatch):
     torch.backends.cuda.matmul.allow_tf32 = True  # the older switch
     assert "its matrix products round" in said(MLPField(2), on_gpu(), 1e-5)[0]
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: True)
-    assert said(field, on_gpu(), 1e-7) == []
+    assert "TF32" not in said(field, on_gpu(), 1e-7)[0]
+
+
+def test_autocast_is_warned_of_once_whatever_was_solved_before():
+    field, check, y0 = MLPField(2), TF32Check(), torch.zeros(2, 2)
+    assert said(field, y0, 1e-5, check=check) == []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast rounds to torch.bfloat16, with a" in said(field, y0, 1e-5, check=check)[0]
+        assert said(field, y0, 1e-5, check=check) == []
+        assert said(field, y0, 1e-2) == []
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,14 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.callbacks.plots.evaluation import EVERY_N_CHECKS, EvaluationPlot, array
+from steer_lightning.callbacks.prediction_writer import PredictionWriter
 from steer_lightning.nn import Flow
-from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.seeding import stream
 
 
@@ -90,45 +87,26 @@ class SampleGrid(EvaluationPlot):
         return figure
 
 
-class SampleWriter(Shown, BasePredictionWriter):
+class SampleWriter(PredictionWriter):
     """Write the images that ``predict`` returns: a tensor and a grid for each batch.
 
-    Files go to ``samples/`` beside the run's logs: ``<rank>_<batch>.pt`` holds the images,
-    ``(B, C, H, W)`` in [0, 1], ``<rank>_<batch>.png`` shows them; ``<rank>_<loader>_<batch>`` if
-    there are several loaders.
+    As :class:`~steer_lightning.callbacks.PredictionWriter`, to ``samples/``: the ``.pt`` of a
+    batch holds the images, ``(B, C, H, W)`` in [0, 1], and a ``.png`` beside it shows them.
 
     Raises:
         TypeError: If a prediction is no batch of images.
     """
 
-    def __init__(self) -> None:
-        super().__init__(write_interval="batch")
-        self._folder: Path | None = None
+    kind = "samples"
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = run_folder(trainer) / "samples"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        rank_zero_info(f"Samples: {self._folder}")
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
+    def write(self, pl_module: LightningModule, prediction: Any, path: Path) -> None:
         if not isinstance(prediction, Tensor) or prediction.ndim != 4:
             raise TypeError(
                 f"Expected predictions to be images (B, C, H, W), but "
                 f"{type(pl_module).__name__} gave {type(prediction).__name__}. Leave "
                 f"SampleWriter out."
             )
-        assert self._folder is not None
-        several = len(trainer.num_predict_batches) > 1
-        stem = f"{trainer.global_rank}_{f'{dataloader_idx}_' * several}{batch_idx}"
         images = prediction.cpu()
-        torch.save(images, self._folder / f"{stem}.pt")
-        save_image(images, self._folder / f"{stem}.png", nrow=max(8, round(len(images) ** 0.5)))
+        super().write(pl_module, images, path)
+        n_columns = max(8, round(len(images) ** 0.5))
+        save_image(images, path.with_suffix(".png"), nrow=n_columns)

@@ -1,0 +1,55 @@
+"""What ``predict`` returns, on the disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.utilities import rank_zero_info
+
+from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.utils.representation import Shown
+
+
+class PredictionWriter(Shown, BasePredictionWriter):
+    """Write what ``predict`` returns, a file for each batch.
+
+    Files go to ``predictions/`` beside the run's logs: ``<rank>_<batch>.pt``, or
+    ``<rank>_<loader>_<batch>.pt`` if there are several loaders, to be read by :func:`torch.load`.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[PredictionWriter()], logger=False)
+    """
+
+    kind = "predictions"
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._folder: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._folder = run_folder(trainer) / self.kind
+        self._folder.mkdir(parents=True, exist_ok=True)
+        rank_zero_info(f"{self.kind.capitalize()}: {self._folder}")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self._folder is not None
+        several = len(trainer.num_predict_batches) > 1
+        stem = f"{trainer.global_rank}_{f'{dataloader_idx}_' * several}{batch_idx}"
+        self.write(pl_module, prediction, self._folder / stem)
+
+    def write(self, pl_module: LightningModule, prediction: Any, path: Path) -> None:
+        """Write the prediction of a batch to a path without its ending."""
+        torch.save(prediction, path.with_suffix(".pt"))
