@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info
@@ -52,4 +53,4 @@ class PredictionWriter(Shown, BasePredictionWriter):
 
     def write(self, pl_module: LightningModule, prediction: Any, path: Path) -> None:
         """Write the prediction of a batch to a path without its ending."""
-        torch.save(prediction, path.with_suffix(".pt"))
+        torch.save(move_data_to_device(prediction, "cpu"), path.with_suffix(".pt"))

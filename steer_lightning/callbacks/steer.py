@@ -146,10 +146,8 @@ class SteerCallback(CountedDraws):
         spans = self._spans = self._steering.spans
         if not spans:
             return
-        found = ", ".join(f"{path} over {span}" for path, span in spans.items() if span)
-        rank_zero_info(
-            f"SteerCallback moves the last of the times that were solved first: {found}"
-        )
+        ends = [f"{path} from {s[0]:g} to {s[1]:g}" for path, s in spans.items() if s is not None]
+        rank_zero_info(f"SteerCallback moves the end of the solves of {', '.join(ends)}")
         first = trainer.strategy.broadcast(spans)
         if not trainer.strategy.reduce_boolean_decision(spans == first, all=True):
             raise ValueError(

@@ -238,7 +238,7 @@ def test_the_end_time_is_logged_and_not_in_buffers_or_state_dict(model_class, wh
     monkeypatch.setattr("steer_lightning.callbacks.steer.rank_zero_info", tables.append)
     tiny_trainer(SteerCallback(0.5, seed=0, **where), log).fit(model, tiny_loader())
     assert len(tables) == 1 + bool(where)
-    assert not where or "were solved first: func over (0.0, 1.0)" in tables[1]
+    assert not where or "the end of the solves of func from 0 to 1" in tables[1]
     name = "func" if where else "block.horizon"
     assert tables[0].startswith("STEER moves these end times in training:")
     assert name in tables[0]
