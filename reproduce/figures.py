@@ -67,9 +67,9 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
 def montage(experiment: Experiment, results: Results, name: str) -> Figure:
     """Plots that a callback drew in the test of each variant's first finished seed.
 
-    A row for each comparison; for each variant where they are wide.
+    A row for each comparison, or several: as many side by side as are 1.8 inches high.
     """
-    rows = []
+    rows, width = [], 9.0
     for part in experiment.comparisons:
         row = []
         for variant in part.variants:
@@ -77,10 +77,10 @@ def montage(experiment: Experiment, results: Results, name: str) -> Figure:
                 path = record.folder / "logs" / "plots" / f"{name}.png"
                 if path.is_file():
                     row.append((f"{part.setting}: {variant.label}", imread(path)))
-        wide = any(image.shape[1] > 2.5 * image.shape[0] for _, image in row)
-        rows += [[one] for one in row] if wide else [row]
-    rows = [row for row in rows if row]
-    n_columns, width = max(map(len, rows), default=1), 9.0
+        ratio = max((image.shape[1] / image.shape[0] for _, image in row), default=1.0)
+        side_by_side = max(1, int(width / (1.8 * ratio)))
+        rows += [row[i : i + side_by_side] for i in range(0, len(row), side_by_side)]
+    n_columns = max(map(len, rows), default=1)
     heights = [
         0.3 + max(width / n_columns * image.shape[0] / image.shape[1] for _, image in row)
         for row in rows

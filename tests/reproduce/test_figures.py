@@ -56,7 +56,7 @@ def test_panels_against_b_are_labelled_at_the_edges():
     assert first.lines[0].get_xydata().tolist() == [[0.0, 50.0], [0.5, 62.5]]
 
 
-@pytest.mark.parametrize(("width", "shape"), [(40, (2, 3)), (80, (5, 1))])
+@pytest.mark.parametrize(("width", "shape"), [(20, (2, 3)), (40, (3, 2)), (80, (5, 1))])
 def test_narrow_plots_of_a_comparison_stand_side_by_side(tmp_path, width, shape):
     (tmp_path / "logs" / "plots").mkdir(parents=True)
     imsave(tmp_path / "logs" / "plots" / "trajectory_test.png", np.zeros((20, width, 3)))
