@@ -27,9 +27,9 @@ class LastCheckpoint(Shown, Checkpoint):
     Where a validation follows a step, it is written after that.
 
     Ctrl-C stops a run of one process as soon as it can be written: after the batch in hand, and
-    the validation that follows it if one does. Pressed again, it stops at once. Runs of several
-    processes stop at once, with what was last written. So does SIGTERM, as ``timeout`` and
-    schedulers send it; but it does not wait for a validation.
+    the validation that follows it if one does. Pressed again, it stops at once. SIGTERM, as
+    ``timeout`` and schedulers send it, stops after the batch in hand, and finds it written unless
+    a validation is due there. Runs of several processes stop with what was last written.
 
     It is not written within a window of accumulated gradients, which no checkpoint holds; a run
     that a timer stops there loses the window. In a list of callbacks it belongs behind

@@ -16,7 +16,7 @@ class TimeWarp(NamedTuple):
     It extends past both ends, as adaptive solvers overshoot and interpolate.
 
     Args:
-        anchor: Nominal time :math:`s_0` that maps to ``start``; a number.
+        anchor: Nominal time :math:`s_0` that maps to ``start``, a number or of shape ``()``.
         start: Actual time at the anchor, a number or a tensor of shape ``()`` or ``(B,)``.
         rate: :math:`\rho`, a number or a tensor of shape ``()`` or ``(B,)``.
 

@@ -13,7 +13,7 @@ from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK, RosenbrockTab
 from steer_lightning.solvers.runge_kutta import Time, advance, evaluate
 from steer_lightning.solvers.work import Work
 from steer_lightning.utils.checks import check_choice
-from steer_lightning.utils.problem import VectorField, as_now, parts
+from steer_lightning.utils.problem import VectorField, as_held, held_by, parts
 
 MAX_DIMENSION = 256
 
@@ -118,6 +118,7 @@ class RosenbrockMethod(Method):
         self.work = work
         self.layout = Layout(y0)
         self.checkpoint = checkpoint
+        self._held = held_by(vector_field) if checkpoint else []
         self._here: Linearization | None = None
         _check_dimension(y0, self.layout, max_dimension)
 
@@ -128,7 +129,7 @@ class RosenbrockMethod(Method):
         if not (self.checkpoint and torch.is_grad_enabled()):
             return self._step(start, end, y)
         # What was found outside of the checkpoint would be kept outside of it.
-        step = as_now(self.vector_field, self._whole_step)
+        step = as_held(self._held, self._whole_step)
         result: tuple[Any, list[Any]] = recompute_in_backward(
             step, start, end, y, use_reentrant=False
         )

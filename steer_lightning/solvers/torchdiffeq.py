@@ -20,9 +20,10 @@ from steer_lightning.utils.checks import (
 )
 from steer_lightning.utils.problem import (
     VectorField,
-    as_now,
+    as_held,
     first_part,
     has_float64,
+    held_by,
     parts,
     trainable_tensors,
 )
@@ -131,7 +132,7 @@ class TorchdiffeqSolver(Solver):
         work = Work(y0, stats, self.max_nfe, tolerances)
         seen = vector_field
         if self.gradient == "adjoint":
-            seen = as_now(vector_field, vector_field)
+            seen = as_held(held_by(vector_field), vector_field)
         counted = _CountedField(seen, work, self.method)
         settings: dict[str, Any] = {
             "rtol": self.rtol, "atol": self.atol, "method": self.method,

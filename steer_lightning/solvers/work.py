@@ -14,7 +14,7 @@ from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.autograd import backward_pass
 from steer_lightning.utils.checks import check_resolution
 from steer_lightning.utils.compiling import compiled
-from steer_lightning.utils.problem import VectorField, as_now, default_times, first_part
+from steer_lightning.utils.problem import VectorField, as_held, default_times, first_part, held_by
 
 
 class Work:
@@ -77,12 +77,15 @@ class Stepper:
     cuda_graphs: bool = False
     checkpoint: bool = False
 
+    def __post_init__(self) -> None:
+        self._held = held_by(self.vector_field) if self.checkpoint else []
+
     def __call__(
         self, start: Time, end: Time, y: Any, first_stage: Any | None
     ) -> tuple[Any, list[Any]]:
         """State at ``end`` and stages; see :func:`runge_kutta_step`."""
         if self.checkpoint and torch.is_grad_enabled():
-            step = as_now(self.vector_field, self._step)
+            step = as_held(self._held, self._step)
             result: tuple[Any, list[Any]] = recompute_in_backward(
                 step, start, end, y, first_stage, use_reentrant=False
             )

@@ -1,6 +1,6 @@
 """An initial-value problem: its field, its state and the parts of it, its times."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from steer_lightning.utils.autograd import in_backward
 P = ParamSpec("P")
 T = TypeVar("T")
 VectorField = Callable[[Tensor, Any], Any]
+Held = list[tuple[nn.Module, str, Any]]
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -68,7 +69,7 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
         extra = getattr(part, "trainable_tensors", None)
         found.extend(extra() if callable(extra) else ())
     known = {id(x) for x in found}
-    for part, name, value in _held(module):
+    for part, name, value in held_by(module):
         for x in value if isinstance(value, tuple | list) else (value,):
             if isinstance(x, Tensor) and x.requires_grad and id(x) not in known:
                 raise ValueError(
@@ -80,14 +81,11 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def as_now(vector_field: VectorField, function: Callable[P, T]) -> Callable[P, T]:
-    """A function of a field that sees it in backward passes with the tensors that it holds now.
+def as_held(held: Held, function: Callable[P, T]) -> Callable[P, T]:
+    """A function of a field that sees it in backward passes with what it held then.
 
     Another condition may be in force by then, of another solve of the same field.
     """
-    if not isinstance(vector_field, nn.Module):
-        return function
-    held = list(_held(vector_field))
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if not in_backward():
@@ -104,12 +102,14 @@ def as_now(vector_field: VectorField, function: Callable[P, T]) -> Callable[P, T
     return call
 
 
-def _held(module: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Tensors, tuples and lists that are plain attributes of the parts of a module."""
-    for part in module.modules():
-        for name, value in vars(part).items():
-            if name not in _OF_EVERY_MODULE and isinstance(value, Tensor | tuple | list):
-                yield part, name, value
+def held_by(vector_field: VectorField) -> Held:
+    """Tensors, tuples and lists that are plain attributes of the parts of a field's module."""
+    return [
+        (part, name, value)
+        for part in (vector_field.modules() if isinstance(vector_field, nn.Module) else ())
+        for name, value in vars(part).items()
+        if name not in _OF_EVERY_MODULE and isinstance(value, Tensor | tuple | list)
+    ]
 
 
 def _as_module(vector_field: Any) -> nn.Module:
