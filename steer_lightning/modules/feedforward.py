@@ -49,9 +49,11 @@ class FeedforwardModule(TaskModule):
         return outputs
 
     def initial_state(self, x: Tensor) -> Tensor:
-        """What the stem makes of inputs; of float32 under autocast too, as solvers need."""
+        """What the stem makes of inputs; what autocast lowers is float32 again, for the solver."""
         y: Tensor = self.stem(x)
-        return y.float() if torch.is_autocast_enabled(y.device.type) else y
+        device = y.device.type
+        lowered = torch.is_autocast_enabled(device) and y.dtype == torch.get_autocast_dtype(device)
+        return y.float() if lowered else y
 
     def trajectories(self, x: Tensor, t_eval: Tensor) -> Tensor:
         """Follow the features through nominal times.
