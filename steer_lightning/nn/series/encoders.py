@@ -63,8 +63,7 @@ class ODERNNEncoder(nn.Module):
 
     def forward(self, seen: Observations) -> Posterior:
         posterior = self.rnn(*seen).final
-        mean, std = self.to_latent(torch.cat(posterior, dim=1)).chunk(2, dim=1)
-        return Posterior(mean, std.abs())
+        return _posterior(self.to_latent(torch.cat(posterior, dim=1)))
 
 
 class RNNEncoder(nn.Module):
@@ -88,5 +87,10 @@ class RNNEncoder(nn.Module):
             x, lengths.cpu(), batch_first=True, enforce_sorted=False
         )
         _, final = self.gru(packed)
-        mean, std = self.to_latent(final[-1]).chunk(2, dim=1)
-        return Posterior(mean, std.abs())
+        return _posterior(self.to_latent(final[-1]))
+
+
+def _posterior(latent: Tensor) -> Posterior:
+    """Mean and standard deviation, which is not 0: its divergence from the prior is finite."""
+    mean, std = latent.chunk(2, dim=1)
+    return Posterior(mean, std.abs().clamp(min=torch.finfo(std.dtype).tiny))

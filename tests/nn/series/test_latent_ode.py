@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torchdiffeq import odeint
 
 from steer_lightning.horizon.end_time import EndTimeDraw
@@ -14,6 +15,7 @@ from steer_lightning.nn import (
     RNNEncoder,
     observations,
 )
+from steer_lightning.nn.likelihood import standard_normal_kl
 from steer_lightning.nn.series import make_series
 from steer_lightning.solvers import AdaptiveSolver
 from tests.helpers.problems import CosineField, LinearField, times
@@ -149,6 +151,17 @@ def test_a_posterior_depends_on_its_sample_alone(kind):
         alone = encoder(part)
         found = Posterior(*(x[b : b + 1] for x in posterior))
         torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-13)
+
+
+@encoders
+def test_a_deviation_of_exactly_zero_has_a_finite_divergence(kind):
+    encoder = make_encoder(kind)
+    for parameter in encoder.to_latent[-1].parameters():
+        nn.init.zeros_(parameter)
+    posterior = encoder(observations(series_batch()))
+    standard_normal_kl(*posterior).sum().backward()
+    assert bool((posterior.std > 0).all())
+    assert all(bool(p.grad.isfinite().all()) for p in encoder.parameters())
 
 
 @encoders
