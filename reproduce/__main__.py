@@ -193,7 +193,11 @@ class Command:
         if results is None:
             results = {
                 variant: [
-                    replace(record, message=self._without_folders(record.message))
+                    replace(
+                        record,
+                        message=self._without_folders(record.message),
+                        overrides=[self._without_folders(given) for given in record.overrides],
+                    )
                     for seed in self.seeds[experiment.name]
                     for record in [Run(variant, seed, self.settings).record()]
                 ]
@@ -208,8 +212,10 @@ class Command:
         save_figure(experiment.draw(experiment, results), folder / "figure.png")
         print(f"{experiment.name}: {folder / 'table.md'}", flush=True)
         if self.found.publish:
-            overrides = map(self._without_folders, self.settings.overrides)
-            publish(self.found.publish, experiment, results, [*overrides])
+            try:
+                publish(self.found.publish, experiment, results)
+            except ValueError as error:
+                sys.exit(f"error: {error}")
             write_index(self.found.publish, self.found.scale)
 
     def _without_folders(self, text: str) -> str:

@@ -2,14 +2,14 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from reproduce.catalogue import EXPERIMENTS
 from reproduce.experiments import Claim, Comparison, Experiment, Metric, Scale, Variant
-from reproduce.records import Results, finished, read_records, write_records
-from reproduce.report import WORK, difference, markdown, show_difference, write_page
+from reproduce.records import Results, finished, overrides_of, read_records, write_records
+from reproduce.report import WORK, changes, difference, markdown, show_difference, write_page
 from reproduce.statistics import Paired
 
 RECORDS = "records.jsonl"
@@ -23,20 +23,26 @@ STATUS = {
 _SHOWN = ("gain", "loss", "no difference")
 
 
-def publish(
-    folder: Path, experiment: Experiment, results: Results, overrides: Sequence[str] = ()
-) -> None:
+def publish(folder: Path, experiment: Experiment, results: Results) -> None:
     """Write page, picture and records of an experiment, of which at least one run is finished.
 
-    The page starts with the command that makes it, ``overrides`` included. A picture that cannot
-    be drawn, as callbacks' plots cannot be from records, is left as it is.
+    The page starts with the command that makes it. A picture that cannot be drawn, as callbacks'
+    plots cannot be from records, is left as it is.
+
+    Raises:
+        ValueError: If seeds that the folder holds are not among the results.
     """
     if not _has_run(results):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = {record.seed for records in results.values() for record in records}
+    seeds, known = (_seeds(r) for r in (results, read_records(folder / RECORDS, experiment)))
+    if lost := sorted(known - seeds):
+        raise ValueError(
+            f"Expected all seeds of {experiment.name} that {folder} holds, but seeds {lost} are "
+            f"not among those to publish. Give --seeds {max(known) + 1}."
+        )
     line = [experiment.name, "--scale", experiment.scale, "--seeds", str(len(seeds))]
-    line += [f"--override={argument}" for argument in overrides]
+    line += [f"--override={argument}" for argument in overrides_of(results)]
     page = write_page(experiment, results, shlex.join(["python", "-m", "reproduce", *line]))
     picture = f"![{experiment.title}]({experiment.name}.png)"
     (folder / f"{experiment.name}.md").write_text(f"{page}\n{picture}\n")
@@ -54,6 +60,7 @@ class Finding(NamedTuple):
     metric: Metric
     status: str
     seen: list[tuple[Comparison, Variant, Paired]]
+    changed: str  # what all runs were given beside what the experiment says
 
 
 def judge(experiment: Experiment, claim: Claim, results: Results) -> Finding:
@@ -71,7 +78,7 @@ def judge(experiment: Experiment, claim: Claim, results: Results) -> Finding:
         status = "holds" if agree == len(verdicts) else "holds in part"
     else:
         status = "does not hold" if any(v in _SHOWN for v in verdicts) else "open"
-    return Finding(experiment, claim, metric, status, seen)
+    return Finding(experiment, claim, metric, status, seen, changes(results))
 
 
 def write_index(folder: Path, scale: Scale) -> None:
@@ -87,7 +94,9 @@ def write_index(folder: Path, scale: Scale) -> None:
     order = [*STATUS]
     findings.sort(key=lambda finding: order.index(finding.status))
     rows = [["claim", "so", "seen"]]
-    rows += [[_link(f), f"**{f.status}**", _counted(f)] for f in findings]
+    rows += [
+        [_link(f), f"**{f.status}**", " ".join([_counted(f), f.changed]).strip()] for f in findings
+    ]
     words = "; ".join(f"*{status}*: {meaning}" for status, meaning in STATUS.items())
     others = [e for e, results in experiments.items() if not e.claims and _has_run(results)]
     parts = [
@@ -106,6 +115,10 @@ def _has_run(results: Results) -> bool:
     return any(finished(records) for records in results.values())
 
 
+def _seeds(results: Results) -> set[int]:
+    return {record.seed for records in results.values() for record in records}
+
+
 def _link(finding: Finding) -> str:
     place = finding.experiment.title.partition(":")[0]
     if any(found.n for *_, found in finding.seen):
@@ -121,7 +134,7 @@ def _counted(finding: Finding) -> str:
 
 def _section(finding: Finding) -> Iterator[str]:
     """The claim, its picture, and what was seen in each comparison."""
-    experiment, claim, metric, status, seen = finding
+    experiment, claim, metric, status, seen, changed = finding
     against = "ratio to baseline" if metric.ratio else "difference to baseline"
     yield f"## {claim.says[0].upper()}{claim.says[1:]}: {status}"
     yield f"![{experiment.title}]({experiment.name}.png)"
@@ -131,4 +144,5 @@ def _section(finding: Finding) -> Iterator[str]:
             shown, verdict = show_difference(found, metric)
             rows.append([part.setting, variant.label, shown, str(found.n), verdict])
     yield markdown(rows)
-    yield f"{experiment.cut} All of it: [{experiment.title}]({experiment.name}.md)."
+    link = f"All of it: [{experiment.title}]({experiment.name}.md)."
+    yield " ".join(filter(None, [changed, experiment.cut, link]))

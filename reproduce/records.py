@@ -30,6 +30,7 @@ class Record:
     monitor: str = ""  # what its checkpoints are chosen by
     mode: str = "min"
     machine: Mapping[str, Any] = field(default_factory=dict)  # of the last session
+    overrides: Sequence[str] = ()  # `--override`, given to all runs of its command
     folder: Path = Path()
 
     @property
@@ -65,6 +66,12 @@ Results = Mapping[Variant, Sequence[Record]]
 def finished(records: Iterable[Record]) -> list[Record]:
     """Those with a result."""
     return [record for record in records if record.status == "finished"]
+
+
+def overrides_of(results: Results) -> list[str]:
+    """What finished runs were given beside what their experiment says."""
+    runs = [record for records in results.values() for record in finished(records)]
+    return [*dict.fromkeys(argument for record in runs for argument in record.overrides)]
 
 
 def by_seed(records: Iterable[Record], metric: Metric) -> dict[int, float]:
@@ -147,4 +154,5 @@ def _compact(record: Record, keys: Set[str]) -> dict[str, Any]:
         "checks": columns if kept else {},
         "monitor": record.monitor,
         "mode": record.mode,
+        **({"overrides": [*record.overrides]} if record.overrides else {}),
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from reproduce.experiments import Comparison, Experiment, Metric, Variant
-from reproduce.records import Record, Results, by_seed, finished
+from reproduce.records import Record, Results, by_seed, finished, overrides_of
 from reproduce.statistics import HELD, Paired, Summary, paired, reached, summary
 
 
@@ -37,6 +37,7 @@ def caption(experiment: Experiment, results: Results) -> str:
         "paper": "Reproduction at the paper's scale.",
         "full": "In full length, but **not the paper's setting.**",
     }.get(experiment.scale, f"**Scale `{experiment.scale}`, not a reproduction.**")
+    first = changes(results) or first
     text = (
         f"{first} {experiment.cut} "
         f"{'Seed' if len(seeds) == 1 else 'Seeds'} {words} (weights, noise, end times and the "
@@ -48,6 +49,12 @@ def caption(experiment: Experiment, results: Results) -> str:
         "have shown."
     ).replace("  ", " ")
     return "\n\n".join([text, *experiment.notes])
+
+
+def changes(results: Results) -> str:
+    """What all runs were given beside what the experiment says; empty if nothing."""
+    given = " ".join(f"`{argument}`" for argument in overrides_of(results))
+    return given and f"**Not as the experiment stands: with {given}.**"
 
 
 def metric_table(experiment: Experiment, metric: Metric, results: Results) -> str:
@@ -78,20 +85,25 @@ def work_tables(experiment: Experiment, results: Results) -> str:
         }
 
     shown = {metric.key for metric in experiment.metrics}
-    monitors = " or ".join(f"`{name}`" for name in dict.fromkeys(r.monitor for r in records))
     passes = {f"{r.values['test/batches']:.0f}" for r in records if "test/batches" in r.values}
-    over = f"{' or '.join(sorted(passes))} of them" if passes else "an unknown number"
+    over = f" over {' or '.join(sorted(passes))} of them" if passes else ""
     text = (
         "Work. Evaluations of the vector field in training are forward and backward, summed over "
         "the batches; seconds are those in training batches (on a CPU processor seconds), without "
-        f"validation; evaluations in test batches are means over {over}. *To reach*: until the "
-        f"first check from which on {monitors} stays, for {HELD} checks, as good as the best "
-        "level that the baseline of the same seed held as long, less the noise of its checks "
-        "(their median change from one to the next in the second half of training)."
+        f"validation; evaluations in test batches are means{over}."
     )
     costs = [metric for metric in (*WORK, _TEST_NFE) if metric.key not in shown]
     tables = [metric_table(experiment, metric, results) for metric in costs]
-    return "\n\n".join([text, *tables, _table(experiment, _TO_REACH, results, to_reach)])
+    monitors = " or ".join(f"`{name}`" for name in dict.fromkeys(r.monitor for r in records))
+    if monitors.strip("`"):
+        text += (
+            f" *To reach*: until the first check from which on {monitors} stays, for {HELD} "
+            "checks, as good as the best level that the baseline of the same seed held as long, "
+            "less the noise of its checks (their median change from one to the next in the second "
+            "half of training)."
+        )
+        tables.append(_table(experiment, _TO_REACH, results, to_reach))
+    return "\n\n".join([text, *tables])
 
 
 def _table(
@@ -227,10 +239,12 @@ def _show_verdict(found: Paired, metric: Metric) -> str:
 def _machine(machine: Mapping[str, object]) -> str:
     versions = machine.get("versions")
     named = versions.items() if isinstance(versions, Mapping) else ()
-    commit = str(machine.get("commit") or "unknown")[:10]
+    commits = str(machine.get("commit") or "unknown").split()
+    commit = " then ".join(commit[:10] for commit in commits)
     dirty = " with changes" if machine.get("dirty") else ""
     return (
         f"Made by commit {commit}{dirty} on {machine.get('gpu') or machine.get('cpu')}, "
         f"{machine.get('threads')} of {machine.get('cores')} threads; "
         f"Python {machine.get('python')}, {', '.join(f'{k} {v}' for k, v in named)}."
+        f"{machine.get('note', '')}"
     )

@@ -137,12 +137,15 @@ class Run:
         folder = self.folder
         if (folder / "run.json").is_file():
             saved = json.loads((folder / "run.json").read_text())
+            sessions = saved["sessions"]
+            commits = dict.fromkeys(str(session.get("commit")) for session in sessions)
             return Record(
                 self.seed,
                 "finished",
                 **{name: saved[name] for name in ("values", "sweep", "monitor", "mode")},
                 checks=[Check(**check) for check in saved["checks"]],
-                machine=saved["sessions"][-1],
+                machine={**sessions[-1], "commit": " ".join(commits)},
+                overrides=self.settings.overrides,
                 folder=folder,
             )
         saved = {"status": "pending", "message": "not trained yet"}
@@ -232,7 +235,9 @@ def _execute(run: Run) -> None:
     (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
     (best,) = (c for c in fit.trainer.callbacks if isinstance(c, ModelCheckpoint))
     path = best.best_model_path if run.variant.weights == "best" else None
-    (tested,) = fit.trainer.test(fit.model, fit.datamodule, ckpt_path=path or None, verbose=False)
+    if path == "":
+        raise RuntimeError(f"Expected a checkpoint with the best {best.monitor}, but got none.")
+    (tested,) = fit.trainer.test(fit.model, fit.datamodule, ckpt_path=path, verbose=False)
     checks = clock.checks
     values = {**(checks[-1].metrics if checks else {}), **tested}
     values["test/batches"] = sum(fit.trainer.num_test_batches)

@@ -91,7 +91,7 @@ def table5(scale: Scale) -> Iterator[Comparison]:
         "on one batch of test images. Plots of the features on their way are in "
         "`logs/plots` of each run.",
     ),
-    claims=(Claim("with STEER the answer is there by t1 - b", "sweep/accuracy@0.01"),),
+    claims=(Claim("with STEER the accuracy at t1 - b is higher", "sweep/accuracy@0.01"),),
 )
 def figure2(scale: Scale) -> Iterator[Comparison]:
     """Accuracy against the end time of evaluation, from the runs of Table 5."""

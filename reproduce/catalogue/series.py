@@ -51,7 +51,7 @@ def _alone(part: str) -> tuple[str, ...]:
     (3, 2),
     draw_series,
     (_WORDS,),
-    claims=(Claim("STEER extrapolates periodic series better", "test/mse"),),
+    claims=(Claim("STEER fits periodic series better", "test/mse"),),
 )
 def figure6(scale: Scale) -> Iterator[Comparison]:
     """Sine waves of random frequency."""

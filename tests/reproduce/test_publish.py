@@ -99,10 +99,31 @@ def test_what_is_published(catalogue, tmp_path):
     assert "| MNIST | STEER | +20.0 [+20.0, +20.0] | 3 | gain |" in index
 
 
-def test_a_page_names_what_was_changed(catalogue, tmp_path):
-    publish(tmp_path, catalogue[0], RESULTS, ["--trainer.max_epochs=5"])
-    line = "--scale short --seeds 3 --override=--trainer.max_epochs=5\n"
-    assert line in (tmp_path / "table9.md").read_text()
+def test_all_pages_name_what_was_changed(catalogue, tmp_path):
+    changed = {
+        variant: [replace(record, overrides=["--trainer.max_epochs=5"]) for record in records]
+        for variant, records in RESULTS.items()
+    }
+    publish(tmp_path / "runs", replace(catalogue[0], scale="paper"), changed)
+    write_index(tmp_path / "runs", "short")  # has no runs at this scale
+    assert not (tmp_path / "runs" / "index.md").exists()
+    publish(tmp_path, catalogue[0], changed)
+    publish(tmp_path, catalogue[0], read_records(tmp_path / "records.jsonl", catalogue[0]))
+    write_index(tmp_path, "short")
+    for page in (tmp_path / "runs" / "table9.md", tmp_path / "table9.md"):
+        text = page.read_text()
+        assert " --seeds 3 --override=--trainer.max_epochs=5\n" in text
+        assert "**Not as the experiment stands: with `--trainer.max_epochs=5`.** One epoch" in text
+        assert "eproduction" not in text
+    assert (tmp_path / "index.md").read_text().count("with `--trainer.max_epochs=5`.**") == 2
+
+
+def test_no_seed_is_lost(catalogue, tmp_path):
+    publish(tmp_path, catalogue[0], RESULTS)
+    fewer = {variant: records[:2] for variant, records in RESULTS.items()}
+    with pytest.raises(ValueError, match=r"seeds \[2\] are not .* Give --seeds 3"):
+        publish(tmp_path, catalogue[0], fewer)
+    assert len(read_records(tmp_path / "records.jsonl", catalogue[0])[STEER]) == 3
 
 
 def test_there_is_no_index_without_a_claim_that_ran(catalogue, tmp_path):

@@ -144,10 +144,19 @@ def test_a_level_that_is_not_reached(second, shown, verdict):
     assert row == f"| MNIST | STEER | {shown} | 2 |  | {verdict} |"
 
 
-def test_passes_in_test_that_nobody_counted():
-    old = [record(0, 0.5, values={"test/accuracy": 0.5, "test/nfe_forward": 26.0})]
+def test_what_old_records_do_not_hold():
+    values = {"test/accuracy": 0.5, "test/nfe_forward": 26.0}
+    old = [record(0, 0.5, values=values, monitor="", machine={**MACHINE, "note": " Of old."})]
     page = write_page(experiment(), {BASELINE: old, STEER: old})
-    assert "evaluations in test batches are means over an unknown number" in page
+    assert "evaluations in test batches are means.\n" in page
+    assert "each" not in page
+    assert page.endswith("torch 2.15.0. Of old.\n")
+
+
+def test_all_commits_of_a_run_are_named():
+    machine = {**MACHINE, "commit": f"{'a' * 40} {'b' * 40}"}
+    page = write_page(experiment(), {BASELINE: [record(0, 0.5, machine=machine)], STEER: []})
+    assert f"Made by commit {'a' * 10} then {'b' * 10} on Some CPU" in page
 
 
 def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():

@@ -88,14 +88,17 @@ def stopping(monkeypatch):
     return stop
 
 
-def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, stopping):
+def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, stopping, monkeypatch):
     run = make(TINY.others[0])
-    stopping(run, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr("reproduce.runs.describe_machine", lambda: {"commit": "before"})
+        stopping(run, 5)
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
     execute(run)
     assert numbers(run) == numbers(unbroken)
     saved = json.loads((run.folder / "run.json").read_text())
     assert len(saved["sessions"]) == 2
+    assert run.record().machine["commit"].startswith("before ")
     assert saved["arguments"][-1].endswith("last.ckpt")  # and did not begin anew
 
 
@@ -242,6 +245,11 @@ def test_a_run_that_fails_says_why(override, message):
     assert message in record.message
     assert record.folder == run.folder
     assert not (run.folder / "run.json").exists()
+
+
+def test_weights_of_no_check_are_not_tested():
+    execute(run := make(overrides=("--trainer.limit_val_batches=0",)))
+    assert "Expected a checkpoint with the best val/nll, but got none" in run.record().message
 
 
 def test_a_gpu_that_was_not_used_is_not_recorded(monkeypatch):
