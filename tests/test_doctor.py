@@ -165,9 +165,12 @@ def test_a_wrong_gradient_is_found(monkeypatch):
         assert f" in place of {right:.7g}. Do not train" in finding.sentence
 
 
-def test_a_solve_that_fails_is_a_fault(monkeypatch):
-    monkeypatch.setattr(devices, "TorchdiffeqSolver", NoSolution)
-    found = devices.wrong_solve(CPU, torch.float32, "autograd")
+@pytest.mark.parametrize(
+    ("gradient", "solver"), [("autograd", "AdaptiveSolver"), ("adjoint", "TorchdiffeqSolver")]
+)
+def test_a_solve_that_fails_is_a_fault(monkeypatch, gradient, solver):
+    monkeypatch.setattr(devices, solver, NoSolution)
+    found = devices.wrong_solve(CPU, torch.float32, gradient)
     assert "fails (RuntimeError: CUDA error: no kernel image is available). Do not" in found
 
 

@@ -33,8 +33,9 @@ class CountedDraws(RunState):
     def go_on(self, state_dict: dict[str, Any]) -> None:
         """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
         name = type(self).__name__
-        for key, before in state_dict["settings"].items():
-            now = self._plain.get(key)
+        stored_settings = state_dict["settings"]
+        for key in {**stored_settings, **self._plain}:
+            before, now = stored_settings.get(key), self._plain.get(key)
             if before != now:
                 rank_zero_warn(
                     f"{name} goes on with {key}={now!r}; the checkpoint was trained with "

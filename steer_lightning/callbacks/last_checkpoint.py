@@ -94,7 +94,7 @@ class LastCheckpoint(Shown, Checkpoint):
         the hooks of an epoch that is cut short, from which it would begin another epoch.
         """
         n, step = self.every_n_train_steps, trainer.global_step
-        is_time = n is not None and step % n == 0 and step != self._saved_at
+        is_time = n is not None and step // n > self._saved_at // n
         ends = self._interrupted or (trainer.received_sigterm and trainer.world_size == 1)
         if ends and not _accumulates(trainer, batch_idx):
             is_time = True

@@ -14,6 +14,7 @@ from steer_lightning.steering.targets import as_paths, find_stats
 from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.representation import Shown
+from steer_lightning.utils.watching import Watching
 
 
 class NFEMonitor(Shown, Callback):
@@ -129,10 +130,11 @@ class NFEMonitor(Shown, Callback):
 
 
 @dataclass
-class _CountCall:
-    """Forward hook that counts; whoever looks at a field puts its ``stats`` back."""
+class _CountCall(Watching):
+    """Forward hook that counts."""
 
     stats: SolveStats
 
     def __call__(self, *_: Any) -> None:
-        self.stats.count_evaluation("backward" if in_backward() else "forward")
+        if self.watching:
+            self.stats.count_evaluation("backward" if in_backward() else "forward")

@@ -57,7 +57,7 @@ class PenaltyCallback(CountedDraws):
                 )
         self.penalties = penalties
         self.vector_fields = as_paths("vector_fields", vector_fields)
-        super().__init__(seed, {p.name: str(p.weight) for p in penalties})
+        super().__init__(seed, {p.name: repr(p) for p in penalties})
         self._penalizing: Penalizing | None = None
         self._verified = False
         self._methods: WrappedMethods | None = None

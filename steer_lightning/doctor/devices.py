@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.doctor import Finding, in_words
-from steer_lightning.solvers import TorchdiffeqSolver
+from steer_lightning.solvers import AdaptiveSolver, Solver, TorchdiffeqSolver
 from steer_lightning.utils.problem import default_times, has_float64
 
 GRADIENTS: Final[tuple[Literal["autograd", "adjoint"], ...]] = ("autograd", "adjoint")
@@ -80,7 +80,9 @@ def wrong_solve(
     try:
         field = Decay(torch.tensor(a, dtype=dtype, device=device))
         y0 = torch.tensor(2.0, dtype=dtype, device=device, requires_grad=True)
-        solver = TorchdiffeqSolver("dopri5", tolerance, tolerance, gradient)
+        solver: Solver = AdaptiveSolver("dopri5", tolerance, tolerance)
+        if gradient == "adjoint":
+            solver = TorchdiffeqSolver("dopri5", tolerance, tolerance, gradient)
         y = solver.solve(field, y0, default_times(y0, 0.0, t1)).ys[-1]
         found = [y.item(), *(g.item() for g in torch.autograd.grad(y, [y0, field.a]))]
     except Exception as error:  # a driver may raise anything

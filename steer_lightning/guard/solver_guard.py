@@ -1,7 +1,7 @@
 """The callback that guards a run against solves that fail."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import attrgetter
@@ -19,7 +19,7 @@ from steer_lightning.guard.evaluation import GuardedEvaluation
 from steer_lightning.guard.health import RandomFields, StepWatch, look_at_fields
 from steer_lightning.guard.search import guard_search
 from steer_lightning.guard.training import GuardedTraining, refuse_undroppable
-from steer_lightning.solvers import RepeatedFailureError, SolverError
+from steer_lightning.solvers import NonFiniteStateError, RepeatedFailureError, SolverError
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.patching import WrappedMethods
@@ -97,6 +97,7 @@ class SolverGuard(RunState):
         self._evaluation: GuardedEvaluation | None = None
         self._search: WrappedMethods | None = None
         self._in_hand: tuple[str, int, Any] | None = None  # stage, index and batch
+        self._loss: Any = None  # of the training batch before
         self._failures: list[str] = []  # in a row
         self._warned = False
         self._folder: Path | None = None
@@ -169,6 +170,7 @@ class SolverGuard(RunState):
     ) -> None:
         assert self._training is not None
         self._in_hand = None
+        self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self._training.end_batch()
         if self._training.batch_failed:
             self.skipped += 1
@@ -263,6 +265,8 @@ class SolverGuard(RunState):
         if self._in_hand is None:
             return
         stage, batch_idx, batch = self._in_hand
+        if isinstance(error, NonFiniteStateError):
+            error.with_context(weights=self._broken_weights(pl_module))
         error.with_context(stage=stage, epoch=trainer.current_epoch, batch_idx=batch_idx)
         if trainer.world_size > 1 and (self.policy == "raise" or stage != "training"):
             # At once, should something else keep the ranks from hearing of it.
@@ -272,7 +276,16 @@ class SolverGuard(RunState):
             name = f"{stage}_epoch{error.epoch}_batch{batch_idx}_rank{error.rank}.pt"
             torch.save({"batch": batch, "error": str(error)}, self._folder / name)
 
+    def _broken_weights(self, module: LightningModule) -> str | None:
+        """What a solve that meets NaN at its first evaluation has it from, mostly."""
+        if all(bool(p.isfinite().all()) for p in module.parameters()):
+            return None
+        known = self._loss is not None
+        after = f", after a batch whose loss was {float(self._loss):g}" if known else ""
+        return f"weights that are NaN or infinite already{after}"
+
     def _release(self) -> None:
+        self._loss = None
         for guarded in (self._training, self._evaluation, self._search):
             if guarded is not None:
                 guarded.release()

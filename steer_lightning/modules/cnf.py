@@ -128,5 +128,7 @@ class CNFModule(StochasticTaskModule):
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean over the batch, weighted if there are weights."""
-    return values.mean() if weight is None else (weight * values).sum() / weight.sum()
+    """Mean over the batch, weighted if there are weights; zero where all of them are."""
+    if weight is None:
+        return values.mean()
+    return (weight * values).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -1,6 +1,7 @@
 """Learning a stiff ODE from short pieces of its solution."""
 
 from collections import deque
+from math import inf, isnan
 from statistics import median
 from typing import Any, Literal
 
@@ -164,6 +165,7 @@ class StiffODEModule(TaskModule):
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return  # no check of the training
         mse = float(self.stage_metrics("val")["mse"].compute())
+        mse = inf if isnan(mse) else mse  # so that it has an order
         self._minimum = min(self._minimum, mse)
         self._recent.append(mse)
         # Equal on all ranks already: the error is reduced exactly.

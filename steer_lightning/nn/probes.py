@@ -8,8 +8,9 @@ from torch import Tensor
 
 from steer_lightning.horizon import WarpedField
 from steer_lightning.solvers import Solution, Steps
-from steer_lightning.utils.problem import VectorField, first_part
+from steer_lightning.utils.problem import VectorField, first_part, held_by, holding
 from steer_lightning.utils.seeding import stream_key
+from steer_lightning.utils.watching import unseen
 
 Time = float | Tensor
 
@@ -20,12 +21,13 @@ class Probed:
 
     Attributes:
         vector_field: ``f(t, y)``, of the state alone: a density beside it is left out.
-        t: Probe times, uniform in the span, in the order of the solve; each of shape ``()``, or
-            ``(B,)`` where samples have spans of their own.
+        t: Probe times, independent and uniform in the span; each of shape ``()``, or ``(B,)``
+            where samples have spans of their own.
         y: States there, each ``(B, ...)``.
         ends: Times of the first and the last state, shape ``()`` or ``(B,)``.
         y_ends: Those states.
         length: ``|t1 - t0|``, a number or of shape ``(B,)``.
+        rate: Actual time per unit of the times of ``steps``, a number or of shape ``(B,)``.
         generator: A random stream on the device of the state, for a penalty's own noise.
         steps: The accepted steps, where a penalty asked for them and the solver has them.
     """
@@ -38,6 +40,7 @@ class Probed:
     length: Time
     generator: torch.Generator
     steps: Steps | None = None
+    rate: Time = 1.0
 
 
 @dataclass
@@ -64,11 +67,14 @@ class Probing:
 
         At the same share of each solve of a batch, so that a checkpoint repeats its own.
         """
-        generator = torch.Generator().manual_seed(stream_key(self.key, 0))
-        u = torch.rand(self.n_times, generator=generator, dtype=torch.float64).sort().values
         t0, t1 = float(times[0]), float(times[-1])
-        inside = t0 + u.clamp(1e-6, 1.0 - 1e-6) * (t1 - t0)
+        inside = t0 + self._shares().sort().values.clamp(1e-6, 1.0 - 1e-6) * (t1 - t0)
         return inside.to(times.device, times.dtype)
+
+    def _shares(self) -> Tensor:
+        """Of the span, before each probe, in the order of their draw."""
+        generator = torch.Generator().manual_seed(stream_key(self.key, 0))
+        return torch.rand(self.n_times, generator=generator, dtype=torch.float64)
 
     def see(
         self, base: VectorField, solved: VectorField, times: Tensor, t: Tensor, y: Any, s: Solution
@@ -87,6 +93,7 @@ class Probing:
         y, ends = first_part(y), first_part(s.ys)
         device, dtype = y.device, y.real.dtype
         first, *inner, last = (x.to(device, dtype) for x in actual)
+        drawn = self._shares().argsort().argsort().tolist()  # where in the solve each one is
         generator = torch.Generator(device).manual_seed(
             stream_key(self.key, "noise", len(self.seen))
         )
@@ -94,7 +101,18 @@ class Probing:
         length = length.abs() if isinstance(length, Tensor) else abs(length)
         self.seen.append(
             Probed(
-                base, tuple(inner), tuple(y), (first, last), (ends[0], ends[-1]),
-                length, generator, s.steps,
+                _as_now(base), tuple(inner[i] for i in drawn), tuple(y[i] for i in drawn),
+                (first, last), (ends[0], ends[-1]), length, generator, s.steps, rate,
             )
         )  # fmt: skip
+
+
+def _as_now(vector_field: VectorField) -> VectorField:
+    """A field with what it holds now, such as a condition that another solve will replace."""
+    held = held_by(vector_field)
+
+    def field(t: Tensor, y: Any) -> Any:
+        with unseen(vector_field), holding(held):
+            return vector_field(t, y)
+
+    return field

@@ -10,8 +10,9 @@ from steer_lightning.solvers.foreign import solve_in_progress, watch_solves
 from steer_lightning.steering.contexts import nominal
 from steer_lightning.steering.targets import attached_horizons
 from steer_lightning.utils.autograd import in_backward
-from steer_lightning.utils.problem import first_part
+from steer_lightning.utils.problem import first_part, held_by, holding
 from steer_lightning.utils.seeding import stream_key
+from steer_lightning.utils.watching import Watching, unseen
 
 
 class AttachedProbe:
@@ -60,14 +61,14 @@ class AttachedProbe:
             if ends is not None:
                 for horizon in attached_horizons(self.field, inside=False):
                     ends = horizon.actual(ends)
-            self._kept = args, kwargs, ends
+            self._kept = args, kwargs, ends, held_by(self.field)
 
     def collect(self) -> list[Probed]:
         """What was kept in this batch, as far as it was not collected yet."""
         if self._kept is None:
             return []
-        args, kwargs, ends = self._kept
-        self._kept, self._n_evaluations = None, 0
+        (args, kwargs, ends, held), key = self._kept, self._key
+        self.start(self._key)  # an optimiser's next closure keeps the same one
         given = dict(enumerate(args)) | kwargs
         time: Any = "t" if "t" in kwargs else 0
         place = next(key for key in given if key != time)  # of the state
@@ -86,25 +87,24 @@ class AttachedProbe:
 
         def field(t: Tensor, y: Tensor) -> Tensor:
             whole = (y, *state[1:]) if isinstance(state, tuple) else y
-            self._active = False  # what a penalty evaluates is no evaluation of the solver
             now = {**given, time: t, place: whole}
-            with nominal(self.field):
+            with nominal(self.field), unseen(self.field), holding(held):
                 found = self.field(
                     *(now[i] for i in range(len(args))), **{name: now[name] for name in kwargs}
                 )
-            self._active = True
             return first_part(found)
 
-        generator = torch.Generator(y.device).manual_seed(stream_key(self._key, "noise"))
+        generator = torch.Generator(y.device).manual_seed(stream_key(key, "noise"))
         return [Probed(field, (t,), (y,), (t0, t1), (y, y), length, generator)]
 
 
-class _Keep:
-    """The hook; an object, so that a model with hooks can be pickled."""
+class _Keep(Watching):
+    """The hook."""
 
     def __init__(self, probe: AttachedProbe) -> None:
         self.probe = probe
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self.probe.keep(args, kwargs)
+        if self.watching:
+            self.probe.keep(args, kwargs)

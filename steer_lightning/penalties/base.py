@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
@@ -59,9 +60,20 @@ class Penalty(Shown, ABC):
 def integrated_square(x: Tensor, probed: Probed) -> Tensor:
     """Integral over the span of the mean square of ``x``, shape ``(B, ...)``, at a uniform time.
 
-    A one-point estimate, averaged over the batch.
+    A one-point estimate, averaged over the batch, in float32 at least.
     """
-    return (probed.length * by_sample(x).square().mean(1)).mean()
+    x = by_sample(x)
+    exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return (probed.length * exact.square().mean(1)).mean()
+
+
+def mean_rate(probed: Probed) -> float | Tensor:
+    """Actual time per unit of a step's own time; the mean where samples have rates of their own.
+
+    A constant.
+    """
+    rate = probed.rate
+    return rate.detach().abs().mean() if isinstance(rate, Tensor) else abs(rate)
 
 
 def by_sample(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
-from steer_lightning.penalties.base import Penalty
+from steer_lightning.penalties.base import Penalty, mean_rate
 from steer_lightning.solvers import Solver
 from steer_lightning.solvers.error_controlled import ErrorControlledSolver
 from steer_lightning.solvers.runge_kutta import error_ratio, evaluate, runge_kutta_step
@@ -73,7 +73,8 @@ class LocalError(Penalty):
             return self._of_one_step(probed)
         assert probed.steps is not None
         errors = probed.steps.error_estimates()
-        return (errors * torch.tensor(probed.steps.lengths).abs().to(errors)).mean()
+        lengths = torch.tensor(probed.steps.lengths).abs().to(errors) * mean_rate(probed)
+        return (errors * lengths).mean()
 
     def _of_one_step(self, probed: Probed) -> Tensor:
         t, y = probed.t[0].detach(), probed.y[0].detach()

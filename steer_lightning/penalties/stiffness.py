@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from steer_lightning.nn.probes import Probed
-from steer_lightning.penalties.base import Penalty
+from steer_lightning.penalties.base import Penalty, mean_rate
 from steer_lightning.solvers import AdaptiveSolver, Solver
 from steer_lightning.solvers.tableaus import ADAPTIVE, Tableau
 
@@ -37,4 +37,5 @@ class Stiffness(Penalty):
         assert probed.steps is not None
         assert isinstance(probed.steps.tableau, Tableau)
         assert probed.steps.tableau.stable is not None
-        return probed.steps.stiffness_estimates().max() / probed.steps.tableau.stable
+        largest = probed.steps.stiffness_estimates().max() / mean_rate(probed)
+        return largest / probed.steps.tableau.stable

@@ -31,7 +31,8 @@ class AdaptiveSolver(ErrorControlledSolver):
             limit.
         first_step: Length of the first step to try, in units of time; ``"auto"`` finds one by
             one further evaluation; ``"previous"`` takes, in training, the one that the same block
-            found good in the last batch.
+            found good in the last batch; on a grid of times that STEER moves, which begins its
+            solves elsewhere each time, that is ``"auto"``.
         checkpoint: Keep only the ends of steps and evaluate their stages again in the backward
             pass: the same gradient in the memory of one step, for one more forward pass. Times
             between the first and the last are read from the stages, which are kept for them.
@@ -39,7 +40,8 @@ class AdaptiveSolver(ErrorControlledSolver):
             structure. It needs a C++ compiler, and minutes that pay after some thousand steps.
         stiff: What to do where stability bounds the length of many steps, not accuracy: nothing,
             warn once, or go on with the implicit method rodas5p to the end of that solve; see
-            :class:`~steer_lightning.solvers.RosenbrockSolver`. dopri5 and tsit5 notice.
+            :class:`~steer_lightning.solvers.RosenbrockSolver`, which takes a state ``(D,)`` for
+            ``D`` samples. dopri5 and tsit5 notice.
 
     Raises:
         ValueError: If ``method`` or ``stiff`` is unknown, one does not go with the other, or a

@@ -23,6 +23,7 @@ class SolverError(RuntimeError):
         block: Path of that block in the model.
         stage: ``"training"``, ``"validation"``, ``"test"`` or ``"predict"``; ``epoch``,
             ``batch_idx`` and ``rank`` likewise from zero.
+        weights: What is wrong with the model's weights, in words.
 
     Example:
         >>> error = NonFiniteStateError(0.5, "forward").with_context(nfe=20, block="flow")
@@ -43,6 +44,7 @@ class SolverError(RuntimeError):
     epoch: int | None = None
     batch_idx: int | None = None
     rank: int | None = None
+    weights: str | None = None
 
     def with_context(self: Error, **context: Any) -> Error:
         """Add attributes of this class to the error; what is known already stays."""
@@ -79,6 +81,7 @@ _WHERE = {
     "epoch": "epoch {}",
     "batch_idx": "batch {}",
     "rank": "rank {}",
+    "weights": "{}",
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchdiffeq._impl.solvers import (
     AdaptiveStepsizeEventODESolver,
@@ -93,9 +94,9 @@ def as_solver_error(error: Exception, phase: str) -> SolverError | None:
         return error
     frames = list(traceback.walk_tb(error.__traceback__))
     library = str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0]
-    if library not in _LIBRARIES or not isinstance(
-        error, AssertionError | RuntimeError | ValueError
-    ):
+    kinds = AssertionError | RuntimeError | ValueError
+    is_failure = isinstance(error, kinds) and not isinstance(error, torch.OutOfMemoryError)
+    if library not in _LIBRARIES or not is_failure:
         return None
     found = ForeignSolverError(library, str(error) or type(error).__name__, phase)
     found.__cause__ = error

@@ -7,24 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.solvers.base import SolveStats
 from steer_lightning.solvers.runge_kutta import evaluate
 from steer_lightning.utils.problem import VectorField, first_part, parts
+from steer_lightning.utils.watching import unseen
 
 
 def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:
     """What keeps a field from having one value at one point, in words; ``None`` if nothing does.
 
     The field is evaluated twice at time ``t`` and state ``y``. Random streams (torch's, and
-    generators that its modules hold), buffers, and counts of evaluations that hooks keep stay as
-    before.
+    generators that its modules hold), buffers, and what hooks count and keep stay as before.
 
     Example:
         >>> randomness(lambda t, y: -y + torch.rand(2), torch.zeros(()), torch.ones(2))
         'two evaluations at one point differ'
     """
     modules = list(vector_field.modules()) if isinstance(vector_field, nn.Module) else []
-    with _undisturbed(modules, y):
+    with _undisturbed(modules, y), unseen(vector_field):
         first = _copies(evaluate(vector_field, t, y))
         between = [b.clone() for m in modules for b in m.buffers(recurse=False)]
         second = _copies(evaluate(vector_field, t, y))
@@ -55,17 +54,13 @@ def suspects(vector_field: VectorField) -> list[nn.Module]:
 def _undisturbed(modules: list[nn.Module], y: Any) -> Iterator[None]:
     """Put back what an evaluation in training changes besides its value."""
     device = first_part(y).device
-    buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    buffers = [
+        (m, name, b, b.clone()) for m in modules for name, b in m.named_buffers(recurse=False)
+    ]
     generators = [
         (g, g.get_state()) for m in modules for g in vars(m).values()
         if isinstance(g, torch.Generator)
     ]  # fmt: skip
-    counts = [
-        (stats, vars(stats).copy())
-        for m in modules
-        for hook in m._forward_hooks.values()
-        if isinstance(stats := getattr(hook, "stats", None), SolveStats)
-    ]
     devices = [] if device.type == "cpu" else [device]
     kind = "cuda" if device.type == "cpu" else device.type
     with torch.random.fork_rng(devices, device_type=kind):
@@ -73,12 +68,12 @@ def _undisturbed(modules: list[nn.Module], y: Any) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for module, name, buffer, before in buffers:
+                    setattr(module, name, buffer)  # an evaluation may put another tensor there
+                    if not torch.equal(buffer, before):  # autograd counts what is written
+                        buffer.copy_(before)
             for generator, state in generators:
                 generator.set_state(state)
-            for stats, values in counts:
-                vars(stats).update(values)
 
 
 def _copies(dy: Any) -> list[Tensor]:

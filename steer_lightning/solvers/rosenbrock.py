@@ -29,8 +29,9 @@ class RosenbrockSolver(ErrorControlledSolver):
     The Jacobian comes from automatic differentiation, by one call of the field. A field may bring
     its own, a method ``jacobian(t, y)`` that gives :math:`\partial f_i / \partial y_j`, shape
     ``(B, D, D)``; and say ``autonomous = True`` if it ignores time. It must treat the samples of a
-    batch apart. Gradients are autograd's through the accepted steps and their linear solves, with
-    the factors of the forward pass.
+    batch apart; a state of one sample has shape ``(1, D)``: ``(D,)`` is ``D`` samples. Gradients
+    are autograd's through the accepted steps and their linear solves, with the factors of the
+    forward pass.
 
     Args:
         method: ``"rodas5p"`` (order 5), ``"rodas4"`` (order 4), or ``"rosenbrock23"`` (order 2,

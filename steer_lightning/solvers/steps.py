@@ -154,11 +154,13 @@ class Steps:
     def _coefficients(self) -> tuple[Tensor, ...]:
         """Of each part the polynomials in a step's own time, shape ``(N, B, P + 1, D)``."""
         if self._polynomials is None:
-            pieces, start, lengths = [], 0, self.knots.diff()
-            for tableau, run in groupby(self.tableaus):
-                n = slice(start, start := start + len(list(run)))
-                pieces.append(_of_one(tableau, lengths[n], self.states[n], self.stages[n]))
-            self._polynomials = tuple(map(_joined, zip(*pieces, strict=True)))
+            pieces, start = [], 0
+            with torch.enable_grad():  # kept for later readings, whatever this one is for
+                lengths = self.knots.diff()
+                for tableau, run in groupby(self.tableaus):
+                    n = slice(start, start := start + len(list(run)))
+                    pieces.append(_of_one(tableau, lengths[n], self.states[n], self.stages[n]))
+                self._polynomials = tuple(map(_joined, zip(*pieces, strict=True)))
         return self._polynomials
 
 

@@ -1,6 +1,7 @@
 """An initial-value problem: its field, its state and the parts of it, its times."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -70,6 +71,7 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
         found.extend(extra() if callable(extra) else ())
     known = {id(x) for x in found}
     for part, name, value in held_by(module):
+        value = [*value.values()] if isinstance(value, dict) else value
         for x in value if isinstance(value, tuple | list) else (value,):
             if isinstance(x, Tensor) and x.requires_grad and id(x) not in known:
                 raise ValueError(
@@ -90,25 +92,36 @@ def as_held(held: Held, function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if not in_backward():
             return function(*args, **kwargs)
-        before = [vars(part).get(name) for part, name, _ in held]
-        try:
-            for part, name, value in held:
-                vars(part)[name] = value
+        with holding(held):
             return function(*args, **kwargs)
-        finally:
-            for (part, name, _), value in zip(held, before, strict=True):
-                vars(part)[name] = value
 
     return call
 
 
+@contextmanager
+def holding(held: Held) -> Iterator[None]:
+    """Let a field's modules hold what they held when :func:`held_by` was asked."""
+    places = [(p._buffers if name in p._buffers else vars(p), name) for p, name, _ in held]
+    before = [place.get(name) for place, name in places]
+    try:
+        for (place, name), (_, _, value) in zip(places, held, strict=True):
+            place[name] = value
+        yield
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            place[name] = value
+
+
 def held_by(vector_field: VectorField) -> Held:
-    """Tensors, tuples and lists that are plain attributes of the parts of a field's module."""
+    """What a field may be conditioned on, in the parts of its module.
+
+    That is tensors, tuples, lists, dicts and floats that are plain attributes, and buffers.
+    """
     return [
         (part, name, value)
         for part in (vector_field.modules() if isinstance(vector_field, nn.Module) else ())
-        for name, value in vars(part).items()
-        if name not in _OF_EVERY_MODULE and isinstance(value, Tensor | tuple | list)
+        for name, value in (*vars(part).items(), *part._buffers.items())
+        if name not in _OF_EVERY_MODULE and isinstance(value, Tensor | tuple | list | dict | float)
     ]
 
 

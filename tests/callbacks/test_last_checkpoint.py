@@ -108,6 +108,22 @@ def test_when_it_is_written(tmp_path, every, settings, expected):
     assert step_of(watch.path) == trainer.global_step
 
 
+def test_a_batch_may_take_several_steps(tmp_path):
+    class ThreeSteps(OwnModel):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for _ in range(3):
+                self.optimizers().zero_grad()
+                self.manual_backward(self.loss(batch))
+                self.optimizers().step()
+
+    watch = Watch(tmp_path / "checkpoints" / "last.ckpt")
+    trainer = trainer_in(tmp_path, watch, LastCheckpoint(5), limit_val_batches=0)
+    trainer.fit(seeded(ThreeSteps), tiny_loader(16))
+    assert watch.steps[:5] == [None, None, 6, 6, 12]
+
+
 def test_nothing_is_written_but_in_training(tmp_path):
     model, data = seeded(OwnModel), tiny_loader()
     trainer_in(tmp_path, LastCheckpoint(1), fast_dev_run=True).fit(model, data)

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from steer_lightning import NFEMonitor, SteerCallback
+from steer_lightning import NFEMonitor, PenaltyCallback, SteerCallback
 from steer_lightning.nn import ODEBlock
+from steer_lightning.penalties import KineticEnergy, LocalError
 from steer_lightning.solvers import FixedGridSolver
 from tests.helpers.models import (
     ClockField,
@@ -41,6 +42,18 @@ class Counting(OwnModel):
         self.eval_calls.append(len(self.field.times))
 
     test_step = validation_step
+
+
+@pytest.mark.parametrize("penalty", [KineticEnergy(0.1), LocalError(0.1, "one_step")])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_what_a_penalty_evaluates_is_not_counted(penalty, foreign):
+    path, counted = "func" if foreign else "field", []
+    for penalties in ([], [PenaltyCallback(penalty, vector_fields=[path] * foreign or None)]):
+        log, monitor = Log(), NFEMonitor(vector_fields=[path])
+        model = seeded(ForeignModel if foreign else Counting)
+        tiny_trainer(monitor, *penalties, log, max_steps=1).fit(model, tiny_loader(4))
+        counted.append(log.train[0]["train/nfe_forward"])
+    assert counted[1] == counted[0] > 0
 
 
 @pytest.mark.parametrize("gradient", ["autograd", "adjoint"])

@@ -1,6 +1,7 @@
 """PenaltyCallback: what it adds to the loss, and nothing else."""
 
 import math
+import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -98,10 +99,22 @@ def test_a_resumed_run_ends_as_the_unbroken_one(model_class, where, tmp_path):
     assert torch.equal(weights(rest), weights(through))
 
 
-def test_a_resume_with_another_weight_says_so():
-    before = PenaltyCallback(KineticEnergy(0.5), seed=3).state_dict()
-    with pytest.warns(UserWarning, match="PenaltyCallback goes on with kinetic_energy='1'; the"):
-        PenaltyCallback(KineticEnergy(1.0)).load_state_dict(before)
+@pytest.mark.parametrize(
+    ("penalties", "message"),
+    [
+        ([LocalError(1.0)], r"local_error=.LocalError\(weight=Schedule.constant\(1\)"),
+        ([LocalError(0.5, "one_step")], "local_error=.*'one_step'.*local_error=.*'steps'"),
+        ([LocalError(0.5), KineticEnergy(1.0)], "kinetic_energy=.*kinetic_energy=None"),
+        ([], "local_error=None; the checkpoint was trained with local_error=.LocalError"),
+    ],
+)
+def test_a_resume_with_other_penalties_says_so(penalties, message):
+    before = PenaltyCallback(LocalError(0.5), seed=3).state_dict()
+    with pytest.warns(UserWarning, match=f"PenaltyCallback goes on with {message}"):
+        PenaltyCallback(*penalties).load_state_dict(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PenaltyCallback(LocalError(0.5)).load_state_dict(before)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

@@ -282,6 +282,27 @@ def test_looking_disturbs_neither_stream_nor_buffers_nor_counts(solver):
     assert seen[0][1:] == seen[1][1:]
 
 
+def test_looking_leaves_the_buffers_of_a_solve_before_to_its_gradient():
+    class Twice(OwnModel):
+        def __init__(self):
+            super().__init__()
+            self.block = ODEBlock(Turns(), FixedGridSolver("rk4", 2))
+
+        def training_step(self, batch, batch_idx):
+            return self.block(self.block(batch)).square().mean()
+
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_buffer("turn", torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+
+        def forward(self, t, y):
+            return (self.linear(y) * t) @ self.turn
+
+    assert messages(SolverGuard(), seeded(Twice)) == []
+
+
 def test_looking_at_an_attached_field_of_our_own_block_moves_nothing():
     model = nn.Sequential(ODEBlock(MLPField(2, (4,)), TorchdiffeqSolver()))
     with warnings.catch_warnings():

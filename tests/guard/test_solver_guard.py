@@ -45,6 +45,20 @@ def test_an_error_outside_of_batches_names_no_batch():
     assert caught.value.batch_idx is None
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_a_batch_before_broke_are_named(value):
+    class Breaks(FaultyModel):
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch) * (value if batch_idx == 1 else 1.0)
+
+    told = (
+        f"rank 0, weights that are NaN or infinite already, after a batch whose loss was {value}"
+    )
+    with pytest.raises(NonFiniteStateError, match=told) as caught:
+        fit(SolverGuard(), "none", "none", "none", model=seeded(Breaks))
+    assert caught.value.batch_idx == 2
+
+
 def test_other_exceptions_pass_and_the_model_is_put_back():
     class Breaks(FaultyModel):
         def training_step(self, batch, batch_idx):
@@ -97,7 +111,7 @@ def test_nan_weights_end_the_run_by_naming_first_and_last():
         pytest.raises(
             RepeatedFailureError,
             match=r"The solves of 3 training batches in a row failed\. The first, .*batch 2, rank "
-            r"0\. The last, .*batch 4, rank 0\..*checkpoint before",
+            r"0, weights that .*\. The last, .*batch 4, rank 0, weights .*checkpoint before",
         ),
     ):
         fit(SolverGuard("skip", max_consecutive=3), *["none"] * 8, model=model, before=[Ruins()])

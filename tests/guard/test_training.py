@@ -9,6 +9,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from steer_lightning import SteerCallback
 from steer_lightning.guard import SolverGuard
 from steer_lightning.solvers import ForeignSolverError, SolverError
+from steer_lightning.solvers.foreign import as_solver_error
 from tests.helpers.faults import (
     FAULTS,
     MARKS,
@@ -219,6 +220,18 @@ def test_works_under_the_trainer_of_the_lightning_package():
         trainer.fit(Model(), loader("none", "nan", "none"))
     assert guard.skipped == 1
     assert trainer.global_step == 2
+
+
+def test_memory_that_runs_out_is_no_failure_of_a_solve():
+    library = {"__name__": "torchdiffeq.odeint", "kinds": (RuntimeError, torch.OutOfMemoryError)}
+    exec("def fail(i): raise kinds[i]('of torchdiffeq')", library)
+    found = []
+    for i in (0, 1):
+        with pytest.raises(RuntimeError, match="of torchdiffeq") as caught:
+            library["fail"](i)
+        found.append(as_solver_error(caught.value, "forward"))
+    assert isinstance(found[0], ForeignSolverError)
+    assert found[1] is None
 
 
 class Foreign(FaultyModel):

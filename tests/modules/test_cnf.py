@@ -191,6 +191,15 @@ def test_bad_arguments_raise(arguments, message):
         make_module(**arguments)
 
 
+def test_a_batch_that_weighs_nothing_changes_nothing(trainer):
+    module, log = make_module(), Log()
+    before = [p.clone() for p in module.parameters()]
+    tiny_trainer(log, max_steps=1).fit(module, loader(points(), torch.zeros(4), batch_size=4))
+    assert log.losses == [0.0]
+    for p, was in zip(module.parameters(), before, strict=True):
+        assert bool((p.grad == 0).all()) if p.grad is not None else torch.equal(p, was)
+
+
 @pytest.mark.parametrize("weight", [torch.arange(4), torch.ones(4, 1), -torch.ones(4)])
 def test_labels_are_no_weights(trainer, weight):
     x = torch.randn(4, 2)

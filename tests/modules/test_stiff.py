@@ -1,3 +1,4 @@
+import math
 import re
 from statistics import median
 
@@ -115,6 +116,21 @@ def test_minimum_and_median_of_the_checks_survive_a_resume(tmp_path):
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     _, second = train_overshoot(6, ckpt_path=tmp_path / "half.ckpt")
     assert first + second == checks
+
+
+def test_a_check_that_is_nan_counts_as_infinite():
+    class Breaks(Overshoot):
+        def forward(self, y0, t):
+            return super().forward(y0, t) * (torch.nan if self.current_epoch == 1 else 1.0)
+
+    log, module = Log(), Breaks(Line(3.0), 0.5, solver=FixedGridSolver("euler", 1), window=3)
+    tiny_trainer(log, max_epochs=4).fit(module, stiff_data())
+    mse = [metrics["val/mse"] for metrics in log.val]
+    assert math.isnan(mse[1])
+    mse[1] = math.inf
+    for i, metrics in enumerate(log.val):
+        assert metrics["val/mse_min"] == pytest.approx(min(mse[: i + 1]))
+        assert metrics["val/mse_median"] == pytest.approx(median(mse[max(0, i - 2) : i + 1]))
 
 
 def test_checks_are_those_of_the_training_and_of_the_checkpoint():

@@ -53,6 +53,11 @@ def test_one_compilation_for_all_fields_times_weights_and_modes(graphs):
     assert CompiledField(MLPField(2, (4,), time_dependent=False)).autonomous
 
 
+def test_a_flow_takes_the_field_itself():
+    with pytest.raises(ValueError, match=r"got a CompiledField, .* Use compile=True\."):
+        CNF(CompiledField(ConcatSquashField(2, (4,))), (2,))
+
+
 @pytest.mark.parametrize(
     "solver",
     [

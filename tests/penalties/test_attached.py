@@ -131,6 +131,17 @@ def test_every_evaluation_of_a_step_is_kept_as_often_as_any_other():
     assert all(abs(count - 100) < 30 for count in counts)  # 3.5 standard deviations
 
 
+def test_closures_of_a_step_see_the_same_evaluation():
+    probe = AttachedProbe(field := CosineField())
+    probe.start(3)
+    found = []
+    for _ in range(4):
+        odeint(field, torch.ones(2, 1, dtype=torch.float64), torch.tensor([0.0, 1.0]).double())
+        (probed,) = probe.collect()
+        found.append(float(probed.t[0]))
+    assert found == found[:1] * 4
+
+
 def test_a_field_is_looked_at_as_it_is_called():
     model, path = by_torchdiffeq(odeint)
     field, y0 = model.get_submodule(path), torch.ones(3, 1, dtype=torch.float64)

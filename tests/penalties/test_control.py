@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from torchdiffeq import odeint
 
 from steer_lightning import penalize, penalty, steer
 from steer_lightning.horizon import GridHorizon
@@ -18,6 +19,7 @@ from steer_lightning.nn import (
     MultiScaleCNF,
     ODEBlock,
 )
+from steer_lightning.nn.probes import Probing
 from steer_lightning.nn.series import make_series
 from steer_lightning.penalties import (
     KineticEnergy,
@@ -133,7 +135,71 @@ def test_probes_lie_inside_the_drawn_span():
             (probed,) = model.probing.seen
             end = ends["steer/horizon/end_time"]
         assert probed.length == pytest.approx(end)
-        assert 0.0 < float(probed.t[0]) < float(probed.t[1]) < end
+        assert all(0.0 < float(t) < end for t in probed.t)
+
+
+def test_each_of_several_probe_times_is_uniform():
+    field, times = CosineField(), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    solver, y0, found = FixedGridSolver("euler", 3), torch.ones(2, 1, dtype=torch.float64), []
+    for key in range(300):
+        probing = Probing(2, key=key)
+        probes = probing.times(times)
+        solution, ys = solver.solve_probed(field, y0, times, probes)
+        probing.see(field, field, times, probes, ys, solution)
+        (probed,) = probing.seen
+        for t, y in zip(probed.t, probed.y, strict=True):
+            assert torch.equal(solution.at(t[None])[0], y)
+        found.append(probed.t)
+    for mean in torch.tensor(found).mean(0):
+        assert abs(float(mean) - 0.5) < 3.5 * (1.0 / 12 / 300) ** 0.5
+
+
+class Scaled(torch.nn.Module):
+    """A field ``w c`` under a condition ``c``."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.condition = torch.nn.Parameter(torch.tensor(1.0)), None
+
+    def forward(self, t, y):
+        return self.w * self.condition.expand_as(y)
+
+
+class BySomebodyElse(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.vector_field = Scaled()
+
+    def forward(self, y0):
+        return odeint(self.vector_field, y0, torch.tensor([0.0, 1.0]), method="rk4")[-1]
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_penalty_has_the_condition_of_its_solve(foreign):
+    model = BySomebodyElse() if foreign else ODEBlock(Scaled())
+    paths = ["vector_field"] if foreign else None
+    with penalize(model, [KineticEnergy(1.0)], step=0, seed=0, vector_fields=paths):
+        expected = 0.0
+        for condition, n in ((1.0, 4), (3.0, 2))[foreign:]:
+            model.vector_field.condition = torch.tensor([[condition]])
+            model(torch.ones(n, 2))
+            expected += 0.5 * condition**2
+        model.vector_field.condition = None
+        assert float(penalty(model)) == pytest.approx(expected)
+    assert model.vector_field.condition is None
+
+
+@pytest.mark.parametrize("which", STEPS, ids=["local_error", "stiffness"])
+def test_penalties_of_steps_are_in_actual_time(which):
+    given = ODEBlock(Decays(), t_span=(0.0, 2.0)).double()
+    learned = ODEBlock(Decays(), learn_t1=True).double()  # its solver's times end at 1
+    torch.nn.init.constant_(learned.horizon.learned_t1, 2.0)
+    values = []
+    for model in (given, learned):
+        with penalize(model, [which], step=0, seed=0):
+            model(torch.ones(2, 1, dtype=torch.float64))
+            values.append(float(penalty(model)))
+    assert values[1] == pytest.approx(values[0], rel=1e-6)
 
 
 def test_each_sample_has_its_own_probe_times_under_its_own_end():

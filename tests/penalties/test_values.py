@@ -19,6 +19,7 @@ from steer_lightning.penalties import (
     Stiffness,
     TrajectoryPolynomial,
 )
+from steer_lightning.penalties.base import integrated_square
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
 from steer_lightning.utils.schedule import Schedule
 from tests.helpers.problems import CosineField
@@ -118,6 +119,15 @@ def test_probe_times_are_uniform_inside_the_span_and_sorted():
     assert 0.0 < float(share.min()) < float(share.max()) < 1.0
     assert abs(float(share.mean()) - 0.5) < 3.0 * (1 / 12 / 1000) ** 0.5
     assert torch.equal(Probing(2, key=3).times(times), found[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_squares_of_half_precision_are_summed_in_float32(dtype):
+    x = torch.full((2, 4096), 0.1, dtype=dtype)
+    probed = Probed(FIELD, (), (), (0.0, 1.0), (x, x), 1.0, torch.Generator())
+    found = integrated_square(x, probed)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(x[0, 0]) ** 2, rel=1e-5)
 
 
 def error_by_hand(f, t, y, h, tol, k1=None):

@@ -74,18 +74,21 @@ def test_values_and_gradients_are_those_of_the_closed_form(solver, field_class, 
 
 
 class Conditional(nn.Module):
-    """``y' = a + w``, under a condition ``a`` that is an attribute, in a list too."""
+    """``y' = sin(w y) a + y a + a``, under a condition ``a`` that is held in every way."""
 
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.register_buffer("kept", torch.tensor(0.0))
         self.put(torch.tensor(0.0))
 
     def put(self, condition):
-        self.condition, self.conditions = condition, [condition]
+        self.condition, self.conditions, self.kept = condition, [condition], condition
+        self.named, self.number = {"a": condition}, float(condition)
 
     def forward(self, t, y):
-        return torch.sin(self.w * y) * self.condition + self.conditions[0] * y
+        wave = torch.sin(self.w * y) * self.condition * self.number
+        return wave + self.kept * (self.conditions[0] * y + self.w * self.named["a"])
 
 
 @every_solver

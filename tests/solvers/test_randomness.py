@@ -4,6 +4,7 @@ from torch import nn
 
 from steer_lightning.callbacks.nfe_monitor import _CountCall
 from steer_lightning.nn import MLPField
+from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.solvers import SolveStats
 from steer_lightning.solvers.randomness import randomness, suspects
 
@@ -97,12 +98,14 @@ def test_nothing_is_disturbed(field, expected):
     buffers = {name: buffer.clone() for name, buffer in field.named_buffers()}
     generator, stats = getattr(field, "generator", torch.Generator()), SolveStats(nfe_forward=5)
     field.register_forward_hook(_CountCall(stats))
+    (probe := AttachedProbe(field)).start(0)
     before, own = torch.get_rng_state(), generator.get_state()
     assert randomness(field, *POINT) == expected
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(generator.get_state(), own)
     assert all(torch.equal(b, buffers[name]) for name, b in field.named_buffers())
     assert stats.nfe_forward == 5
+    assert probe.collect() == []
     assert all(p.grad is None for p in field.parameters())
 
 

@@ -96,6 +96,20 @@ def test_gradcheck_in_state_parameters_and_times_read():
     assert torch.autograd.gradcheck(outputs, (y0, a, t), atol=1e-6)
 
 
+@pytest.mark.parametrize("solver", [AdaptiveSolver(), FixedGridSolver()])
+def test_a_look_without_gradients_takes_none_from_later_readings(solver):
+    found = []
+    for looks in (False, True):
+        field = CosineField()
+        solution = dense(solver, field, initial_state(), 0.0, 1.0)
+        if looks:
+            with torch.no_grad():
+                solution.at(times(0.3))
+        solution.at(times(0.5)).sum().backward()
+        found.append(field.a.grad)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     "solver", [AdaptiveSolver(), FixedGridSolver(), FixedGridSolver("heun", 3)]
 )

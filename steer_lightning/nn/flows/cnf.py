@@ -47,7 +47,7 @@ class CNF(Flow, Block):
 
     Raises:
         ValueError: If ``data_at``, ``trace_estimator`` or ``noise`` is unknown or ``t_span`` is
-            not a pair of different times.
+            not a pair of different times, or the field is a ``CompiledField``.
 
     References:
         Grathwohl et al., *FFJORD*, ICLR 2019; Ghosh et al., *STEER*, NeurIPS 2020,
@@ -83,6 +83,11 @@ class CNF(Flow, Block):
         check_choice("trace_estimator", trace_estimator, TRACE_ESTIMATORS)
         check_choice("noise", noise, NOISES)
         check_span(t_span)
+        if isinstance(vector_field, CompiledField):
+            raise ValueError(
+                "Expected the vector field itself, but got a CompiledField, which would hide its "
+                "divergence and run uncompiled under it. Use compile=True."
+            )
         horizon = SpanHorizon(t_span[0], t_span[1], learn_t1, t1_range, eval_end_time)
         self.set_up(vector_field, solver or AdaptiveSolver(), eval_solver, horizon)
         self.data_at = data_at

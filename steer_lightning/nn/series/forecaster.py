@@ -87,7 +87,8 @@ class ODERNNForecaster(nn.Module):
     def predict_at(self, batch: SeriesBatch, times: Tensor) -> Tensor:
         """Values ``(1, B, G, D)`` at any times, each predicted from what is observed before it.
 
-        ``times`` increase, none before the sample's first one, shape ``(B, G)``.
+        ``times`` increase, none before the sample's first one, shape ``(B, G)``. Euler steps end
+        at them too: values differ from those of ``forward`` by what the length of steps does.
         """
         seen = keep_times(batch, batch.observed)
         grids, values, masks = [], [], []
