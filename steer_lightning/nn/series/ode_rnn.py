@@ -1,6 +1,5 @@
 """Recurrent networks whose state follows an ODE between observations."""
 
-from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -58,36 +57,23 @@ class PosteriorGRU(nn.Module):
         self.reset_gate = feedforward([n, n_hidden, n_states])
         self.new_state = feedforward([n, n_hidden, 2 * n_states])
 
-    def forward(self, posterior: Posterior, x: Tensor) -> Posterior:
-        """Update a posterior by observations ``x``, shape ``(B, n_inputs)``."""
-        return self.along(x[None])(0, posterior, None)
+    def forward(
+        self, posterior: Posterior, x: Tensor, observes: Tensor | None = None
+    ) -> Posterior:
+        """Update a posterior by observations ``x``, shape ``(B, n_inputs)``.
 
-    def along(self, x: Tensor) -> Callable[[int, Posterior, Tensor | None], Posterior]:
-        """The updates of an unroll; what does not depend on the posteriors is computed at once.
-
-        Of observations ``x`` of ``M`` steps, shape ``(M, B, n_inputs)``, the function ``update(m,
-        posterior, observes)`` takes those where ``observes``, ``(B, 1)``, is true, or all if it is
-        ``None``.
+        Of samples where ``observes``, ``(B, 1)``, is true; of all if it is not given.
         """
-        update_gate, reset_gate, new_state = (
-            _reader(network, x) for network in (self.update_gate, self.reset_gate, self.new_state)
-        )
-
-        def update(m: int, posterior: Posterior, observes: Tensor | None) -> Posterior:
-            mean, std = posterior
-            joint = torch.cat(posterior, dim=1)
-            keep = torch.sigmoid(update_gate(m, joint)).to(mean.dtype)
-            reset = torch.sigmoid(reset_gate(m, joint))
-            candidate = new_state(m, torch.cat([mean * reset, std * reset], dim=1))
-            # Cast because lerp refuses the two dtypes of autocast.
-            new_mean, new_std = candidate.to(mean.dtype).chunk(2, dim=1)
-            if observes is not None:
-                keep = torch.where(observes, keep, 1.0)
-            return Posterior(
-                torch.lerp(new_mean, mean, keep), torch.lerp(new_std.abs(), std, keep)
-            )
-
-        return update
+        mean, std = posterior
+        joint = torch.cat([mean, std, x], dim=1)
+        keep = torch.sigmoid(self.update_gate(joint)).to(mean.dtype)
+        reset = torch.sigmoid(self.reset_gate(joint))
+        candidate = self.new_state(torch.cat([mean * reset, std * reset, x], dim=1))
+        # Cast because lerp refuses the two dtypes of autocast.
+        new_mean, new_std = candidate.to(mean.dtype).chunk(2, dim=1)
+        if observes is not None:
+            keep = torch.where(observes, keep, 1.0)
+        return Posterior(torch.lerp(new_mean, mean, keep), torch.lerp(new_std.abs(), std, keep))
 
     def networks(self) -> tuple[Network, Network]:
         """The state's share in the gates, side by side, and in the new state."""
@@ -113,23 +99,6 @@ class PosteriorGRU(nn.Module):
         """First and last layer of each network."""
         networks = (self.update_gate, self.reset_gate, self.new_state)
         return [cast(tuple[nn.Linear, nn.Linear], (net[0], net[2])) for net in networks]
-
-
-def _reader(network: nn.Sequential, x: Tensor) -> Callable[[int, Tensor], Tensor]:
-    """A network of two layers on a state and the inputs ``x[m]``, read in one product."""
-    if any(map(is_changed, network.modules())):
-        return lambda m, y: network(torch.cat([y, x[m]], dim=1))
-    first, activation, last = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(network))
-    n = first.in_features - x.shape[2]
-    offsets = F.linear(x, first.weight[:, n:], first.bias).unbind(0)
-    # Cut once, as the backward pass of a cut is a new matrix.
-    weight, weight_last = first.weight[:, :n].t(), last.weight.t()
-
-    def apply(m: int, y: Tensor) -> Tensor:
-        hidden: Tensor = activation(torch.addmm(offsets[m], y, weight))
-        return torch.addmm(last.bias, hidden, weight_last)
-
-    return apply
 
 
 class ODERNN(nn.Module):
@@ -225,9 +194,8 @@ class ODERNN(nn.Module):
         # A step that arrives at no observation has the one in front of all, which is zero.
         padded, place = F.pad(observations, (0, 0, 1, 0)), (plan.arrived + 1)[..., None]
         inputs = padded.gather(1, place.expand(-1, -1, padded.shape[2]))
-        inputs = inputs.transpose(0, 1).contiguous()
+        inputs = inputs.transpose(0, 1)
         observed = _observed(inputs)
-        update = self.gru.along(inputs)
         # Cut once, because a view at each step takes time; lists, so that a GPU is not waited for.
         starts, observes = plan.t.t().unbind(0), observed[..., None].unbind(0)
         dts = plan.dt.t()[..., None].to(observations.dtype).unbind(0)
@@ -238,7 +206,8 @@ class ODERNN(nn.Module):
             posterior = posterior._replace(mean=torch.addcmul(posterior.mean, dt, slope))
             arrivals.append(posterior.mean)
             if some_observe[m]:
-                posterior = update(m, posterior, None if all_observe[m] else observes[m])
+                x, some = inputs[m], None if all_observe[m] else observes[m]
+                posterior = self.gru(posterior, x, some)
             departures.append(posterior.mean)
         blank = padded.new_zeros(*padded.shape[:2], self.n_states)
         arrival, departure = (
