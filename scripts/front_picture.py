@@ -1,4 +1,9 @@
-"""Train the flow of `configs/cnf/toy2d.yaml` without and with STEER, and draw both."""
+"""Draw flows without and with STEER, of finished runs of ``reproduce figure1 --scale full``.
+
+    python scripts/front_picture.py [FOLDER]
+
+The folder is that of ``--output``, ``results`` if it is not given.
+"""
 
 import sys
 from pathlib import Path
@@ -11,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cli import main  # noqa: E402
+from reproduce.catalogue import EXPERIMENTS  # noqa: E402
+from reproduce.runs import Run, Settings  # noqa: E402
 from steer_lightning.callbacks.plots.style import COLOURS  # noqa: E402
 from steer_lightning.steering.contexts import end_time_offset_at  # noqa: E402
 
@@ -18,13 +25,15 @@ B = 0.5
 OFFSETS = torch.linspace(-B, B, 21).tolist()
 
 
-def trained(*options: str) -> tuple[torch.nn.Module, torch.Tensor]:
-    """The flow in eval mode, and points that it was not trained on."""
-    run = main(["fit", "--config", str(ROOT / "configs/cnf/toy2d.yaml"), *options])
-    run.datamodule.setup("test")
-    points = next(iter(run.datamodule.test_dataloader()))
+def tested(run: Run) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The flow that a finished run was tested with, in eval mode, and a batch of test points."""
+    built = main(run.arguments(), run=False)
+    checkpoint = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    built.model.load_state_dict(checkpoint["state_dict"])
+    built.datamodule.setup("test")
+    points = next(iter(built.datamodule.test_dataloader()))
     x: torch.Tensor = points if isinstance(points, torch.Tensor) else points[0]
-    return run.model.flow.eval(), x
+    return built.model.flow.eval(), x
 
 
 def draw(flows: dict[str, torch.nn.Module], x: torch.Tensor) -> Figure:
@@ -49,11 +58,12 @@ def draw(flows: dict[str, torch.nn.Module], x: torch.Tensor) -> Figure:
 
 
 if __name__ == "__main__":
-    plain, x = trained(*sys.argv[1:])
-    steered, _ = trained(f"--steer.b={B}", *sys.argv[1:])
+    folder, sys.argv = Path(*sys.argv[1:2] or ["results"]), sys.argv[:1]
+    plain, steered, *_ = EXPERIMENTS["figure1"]("full").comparisons[0].variants
+    settings = Settings("full", folder, ROOT / "data")
     with torch.no_grad():
-        figure = draw({"without STEER": plain, f"with STEER, b = {B}": steered}, x)
+        (without, x), (with_steer, _) = (tested(Run(v, 0, settings)) for v in (plain, steered))
+        figure = draw({"without STEER": without, f"with STEER, b = {B}": with_steer}, x)
     path = ROOT / "docs" / "pictures" / "front.png"
-    path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
-    print(path)
+    print(path.relative_to(ROOT))
