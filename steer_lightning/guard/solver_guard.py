@@ -280,7 +280,7 @@ class SolverGuard(RunState):
         """What a solve that meets NaN at its first evaluation has it from, mostly."""
         if all(bool(p.isfinite().all()) for p in module.parameters()):
             return None
-        known = self._loss is not None
+        known = isinstance(self._loss, torch.Tensor) and self._loss.numel() == 1
         after = f", after a batch whose loss was {float(self._loss):g}" if known else ""
         return f"weights that are NaN or infinite already{after}"
 

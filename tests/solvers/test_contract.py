@@ -74,7 +74,7 @@ def test_values_and_gradients_are_those_of_the_closed_form(solver, field_class, 
 
 
 class Conditional(nn.Module):
-    """``y' = sin(w y) a + y a + a``, under a condition ``a`` that is held in every way."""
+    """``y' = a^2 (sin(w y) + y + w)``, with the condition ``a`` held in every way."""
 
     def __init__(self):
         super().__init__()
