@@ -27,13 +27,11 @@ class FixedGridSolver(Solver):
         n_steps: Steps in each interval of ``t_eval``.
         compile: Compile the step with :func:`torch.compile`; see
             :class:`~steer_lightning.solvers.AdaptiveSolver`.
-        cuda_graphs: Replay the compiled step as a CUDA graph; without effect on a CPU.
         checkpoint: Keep only the state at each step, and evaluate the step again in the backward
             pass.
 
     Raises:
-        ValueError: If ``method`` is unknown, ``n_steps < 1``, or ``cuda_graphs`` is asked for
-            without ``compile``.
+        ValueError: If ``method`` is unknown or ``n_steps < 1``.
 
     References:
         Hairer, Norsett and Wanner, *Solving ODEs I*, Section II.6, for the interpolant.
@@ -50,20 +48,14 @@ class FixedGridSolver(Solver):
         method: Literal["euler", "midpoint", "heun", "rk4"] = "rk4",
         n_steps: int = 4,
         compile: bool = False,
-        cuda_graphs: bool = False,
         checkpoint: bool = False,
     ) -> None:
         check_choice("method", method, FIXED)
         if n_steps < 1:
             raise ValueError(f"Expected `n_steps` >= 1, but got {n_steps}.")
-        if cuda_graphs and not compile:
-            raise ValueError(
-                "Expected compile=True with cuda_graphs=True, which replays what is compiled."
-            )
         self.method = method
         self.n_steps = n_steps
         self.compile = compile
-        self.cuda_graphs = cuda_graphs
         self.checkpoint = checkpoint
 
     def solve(
@@ -81,9 +73,7 @@ class FixedGridSolver(Solver):
         tableau = FIXED[self.method]
         if dense:
             tableau = tableau.with_hermite_interpolant()
-        step = Stepper(
-            vector_field, tableau, work, self.compile, self.cuda_graphs, self.checkpoint
-        )
+        step = Stepper(vector_field, tableau, work, self.compile, self.checkpoint)
         knots: Any = self._knots(t_eval)
         states, stages, slope = [y0], [], None
         # At once, as a checkpoint that repeats them may stop before the last.

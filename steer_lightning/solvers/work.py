@@ -74,7 +74,6 @@ class Stepper:
     tableau: Tableau
     work: Work
     compile: bool = False
-    cuda_graphs: bool = False
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -98,7 +97,7 @@ class Stepper:
         self.work.spend(len(self.tableau.c) - (first_stage is not None), start)
         step: Any = runge_kutta_step
         if self.compile:  # as tensors, times are no constants of the graph
-            step = compiled(runge_kutta_step, self.cuda_graphs)
+            step = compiled(runge_kutta_step)
             start, end = (
                 t if isinstance(t, Tensor) else default_times(y, t)[0] for t in (start, end)
             )

@@ -14,17 +14,15 @@ RECOMPILE_LIMIT = 128
 
 
 @cache
-def compiled(function: Callable[..., Any], cuda_graphs: bool = False) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of modules and tensors, once in a process.
 
     All modules of one structure share a graph, whatever their weights; new values of tensors
     compile nothing, nor does a new batch size, unless the function depends on it, as convolutions
-    do. With ``cuda_graphs`` a GPU replays it, one graph for each batch size.
+    do.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    if cuda_graphs:
-        return torch.compile(function, fullgraph=True, dynamic=False, mode="reduce-overhead")
     graph = torch.compile(function, fullgraph=True)
 
     def of_any_batch(*args: Any) -> Any:

@@ -339,7 +339,6 @@ BAD = {
     FixedGridSolver: [
         ({"method": "heun2"}, "Expected `method` .* Did you mean 'heun'"),
         ({"n_steps": 0}, "Expected `n_steps` >= 1, but got 0"),
-        ({"cuda_graphs": True}, "compile=True with cuda_graphs"),
     ],
 }
 

@@ -43,7 +43,7 @@ def graphs(monkeypatch):
     counter = CompileCounter()
 
     @cache
-    def count_only(function, cuda_graphs=False):
+    def count_only(function):
         return torch.compile(function, fullgraph=True, backend=counter)
 
     monkeypatch.setattr(module, "compiled", count_only)
@@ -92,20 +92,19 @@ def test_what_a_checkpoint_repeats_counts_as_backward():
     assert block.stats == SolveStats(16, 16, accepted=4, accepted_backward=4)
 
 
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_what_is_compiled_and_how(monkeypatch, cuda_graphs):
+def test_what_is_compiled(monkeypatch):
     asked = []
 
-    def eager(function, cuda_graphs):
-        asked.append((function, cuda_graphs))
+    def eager(function):
+        asked.append(function)
         return function
 
     monkeypatch.setattr(module, "compiled", eager)
-    solver = FixedGridSolver("rk4", 2, compile=True, cuda_graphs=cuda_graphs)
+    solver = FixedGridSolver("rk4", 2, compile=True)
     solution = solver.solve(OscillatorField(), (initial_state(), initial_state()), times(0.0, 1.0))
     expected = FixedGridSolver("rk4", 2).solve(
         OscillatorField(), (initial_state(), initial_state()), times(0.0, 1.0)
     )
-    assert set(asked) == {(module.runge_kutta_step, cuda_graphs)}
+    assert set(asked) == {module.runge_kutta_step}
     assert solution.stats == expected.stats == SolveStats(nfe_forward=8, accepted=2)
     torch.testing.assert_close(solution.ys, expected.ys, rtol=1e-14, atol=1e-14)

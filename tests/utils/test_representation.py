@@ -35,8 +35,7 @@ from steer_lightning.utils.schedule import Schedule
         ),
         (
             FixedGridSolver("heun", 3),
-            "FixedGridSolver(method='heun', n_steps=3, compile=False, cuda_graphs=False, "
-            "checkpoint=False)",
+            "FixedGridSolver(method='heun', n_steps=3, compile=False, checkpoint=False)",
         ),
         (
             TorchdiffeqSolver("rk4", options={"step_size": 0.1}),
