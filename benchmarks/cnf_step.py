@@ -3,7 +3,8 @@
 Same weights, images and noise; rk4 (3/8 rule) in four steps; bits per dimension, kinetic energy
 and Jacobian norm. The plain code takes the norm of J^T e, as the published code does, this
 library's that of J e: of equal expectation, but other numbers. So loss and gradient are compared
-with those of the plain code with J e, through autograd.
+with those of the plain code with J e, through autograd. On a GPU convolutions round to TF32, as
+torch has it by default, but for those compared with; ``--eager`` compiles nothing.
 
 ``python -m benchmarks.cnf_step [--eager]``
 """
@@ -151,14 +152,30 @@ def plain_loss(flow: MultiScaleCNF, x: Tensor, forward_mode: bool = False) -> Te
     return weighted(bits, kinetic, jacobian)
 
 
+class InFloat32(Contender):
+    """A contender whose convolutions are not rounded to TF32."""
+
+    def step(self) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        conv: Any = torch.backends.cudnn.conv
+        before, conv.fp32_precision = conv.fp32_precision, "ieee"
+        try:
+            return super().step()
+        finally:
+            conv.fp32_precision = before
+
+
 def compare(
     make: Callable[..., MultiScaleCNF], x: Tensor, compiled: bool, repeats: int = 5
 ) -> str:
     """Markdown table at the weights of the flows that ``make`` gives."""
     device = x.device
+    on_gpu = device.type == "cuda"
 
     def contender(
-        loss: Callable[..., Tensor] = own_loss, bf16: bool = False, **options: Any
+        loss: Callable[..., Tensor] = own_loss,
+        bf16: bool = False,
+        kind: type[Contender] = Contender,
+        **options: Any,
     ) -> Contender:
         flow = make(**options).to(device)
 
@@ -166,7 +183,7 @@ def compare(
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 return loss(flow, x)
 
-        return Contender(flow, loss_of_batch)
+        return kind(flow, loss_of_batch)
 
     contenders = {"torchdiffeq adjoint, double backward": contender(plain_loss)}
     settings: dict[str, dict[str, Any]] = {
@@ -176,13 +193,11 @@ def compare(
     if compiled:
         settings["compiled field"] = {"compile_field": True}
         settings["compiled step"] = {"compile": True}
-        if device.type == "cuda":
-            settings["compiled step, CUDA graphs"] = {"compile": True, "cuda_graphs": True}
     for name, options in settings.items():
         contenders[name] = contender(**options)
-        if device.type == "cuda":
+        if on_gpu:
             contenders[f"{name}, bf16"] = contender(bf16=True, **options)
-    exact = contender(partial(plain_loss, forward_mode=True))
+    exact = contender(partial(plain_loss, forward_mode=True), kind=InFloat32)
     return measure(f"batch {len(x)}, 10 blocks, {device.type}", contenders, exact, repeats, 2)
 
 

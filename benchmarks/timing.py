@@ -54,6 +54,15 @@ def kept_gigabytes(loss: Callable[[], Tensor]) -> float:
     return sum(sizes.values()) / 1e9
 
 
+def reserved_gigabytes(step: Callable[[], object], n: int = 3) -> float:
+    """Gigabytes of a GPU that some steps took and would take again, graphs to replay included."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(n):
+        step()
+    return (torch.cuda.memory_reserved() - before) / 1e9
+
+
 def best_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,12 +128,16 @@ def measure(
     """Markdown table of training steps: time, evaluations, memory, and errors.
 
     Evaluations are means over the steps; loss and gradient of the last one are compared, relative,
-    with those of ``exact``, or of the first contender.
+    with those of ``exact``, or of the first contender. Memory is what a forward pass keeps; on a
+    GPU it is what a contender's steps take of it, all in all.
     """
     device = next(next(iter(contenders.values())).module.parameters()).device
-    clock, unit = (
-        (time.perf_counter, "ms") if device.type == "cuda" else (time.process_time, "CPU ms")
-    )
+    on_gpu = device.type == "cuda"
+    clock, unit = (time.perf_counter, "ms") if on_gpu else (time.process_time, "CPU ms")
+    memory = {}
+    if on_gpu:  # which warms up, too
+        memory = {name: reserved_gigabytes(c.step) for name, c in contenders.items()}
+        warmup = 0
     taken: dict[str, list[Any]] = {name: [] for name in contenders}
     steps = {
         name: lambda name=name, step=contender.step: taken[name].append(step())
@@ -133,17 +146,18 @@ def measure(
     seconds = side_by_side(steps, repeats, warmup, clock)
     first = next(iter(contenders))
     loss, gradient, _ = taken[first][-1] if exact is None else exact.step()
+    memory = memory or {name: kept_gigabytes(c.loss) for name, c in contenders.items()}
     rows = []
-    for name, contender in contenders.items():
+    for name in contenders:
         own_loss, own_gradient, _ = taken[name][-1]
         counts = zip(*(nfe for _, _, nfe in taken[name][warmup:]), strict=True)
         rows.append(
             [name, f"{1e3 * seconds[name]:.1f}", f"{seconds[first] / seconds[name]:.2f}",
              *(f"{mean(count):.4g}" for count in counts),
-             f"{kept_gigabytes(contender.loss):.2g}",
+             f"{memory[name]:.2g}",
              f"{relative_difference(own_loss, loss):.1e}",
              f"{relative_difference(own_gradient, gradient):.1e}"]
         )  # fmt: skip
-    header = [title, f"{unit} a step", "speed-up", "NFE forward", "backward", "GB kept",
-              "error of loss", "of gradient"]  # fmt: skip
+    header = [title, f"{unit} a step", "speed-up", "NFE forward", "backward",
+              "GB" if on_gpu else "GB kept", "error of loss", "of gradient"]  # fmt: skip
     return table(header, rows)
