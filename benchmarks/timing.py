@@ -54,11 +54,11 @@ def kept_gigabytes(loss: Callable[[], Tensor]) -> float:
     return sum(sizes.values()) / 1e9
 
 
-def reserved_gigabytes(step: Callable[[], object], n: int = 3) -> float:
-    """Gigabytes of a GPU that some steps took and would take again, graphs to replay included."""
+def reserved_gigabytes(step: Callable[[], object]) -> float:
+    """Gigabytes of a GPU that three steps took."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
-    for _ in range(n):
+    for _ in range(3):
         step()
     return (torch.cuda.memory_reserved() - before) / 1e9
 
