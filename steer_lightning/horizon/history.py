@@ -1,7 +1,7 @@
 """Which draw a solve belongs to, in a training forward pass and in the backward pass after it."""
 
 from collections import deque
-from typing import NamedTuple
+from dataclasses import dataclass
 from weakref import ReferenceType, ref
 
 from torch import nn
@@ -12,8 +12,10 @@ from steer_lightning.utils.autograd import next_node, running_node
 _REMEMBERED = 1000  # changes; two a batch
 
 
-class _Change(NamedTuple):
+@dataclass
+class _Change:
     node: int  # the first autograd node that comes after it
+    seen: int  # the first one after the last solve under it
     draw: Draw | None
     root: ReferenceType[nn.Module] | None
     active: Draw | None  # the draw, if the root was in training mode
@@ -25,6 +27,7 @@ class DrawHistory:
     A backward pass may solve or evaluate again, in an adjoint or a checkpoint, when another draw
     or none is in force. What it repeats has the draw of its forward pass: autograd numbers its
     nodes in the order they are made, and the number of the node that runs tells which that was.
+    A change of mode is known at the next solve; an adjoint's node was made just before that.
     """
 
     def __init__(self) -> None:
@@ -34,7 +37,8 @@ class DrawHistory:
     def put(self, draw: Draw | None, root: nn.Module | None = None) -> None:
         """Put a draw in force, or none; with ``root``, only while that is in training mode."""
         known = None if root is None else ref(root)
-        self._changes.append(_Change(next_node(), draw, known, _active(draw, root)))
+        node = next_node()
+        self._changes.append(_Change(node, node, draw, known, _active(draw, root)))
 
     def current(self) -> Draw | None:
         """The draw of the solve at hand.
@@ -47,10 +51,14 @@ class DrawHistory:
             draw, root = self.last()
             if _active(draw, root) is not self._changes[-1].active:  # train() or eval() since
                 self.put(draw, root)
+            self._changes[-1].seen = next_node()
             return self._changes[-1].active
+        later = None
         for change in reversed(self._changes):
             if change.node <= node.number:
-                return change.active
+                before = node.own_forward and change.seen <= node.number
+                return (later if before and later else change).active
+            later = change
         raise RuntimeError(
             "A backward pass solves again what its forward pass solved before the last "
             f"{_REMEMBERED} draws of end times, or before the span was set: the end time is no "

@@ -55,7 +55,8 @@ class AttachedHorizon(Movable):
         self._solve: ForeignSolve | None = None  # the last one that was checked
         self._thread = 0  # of the last forward pass
         self._warp: tuple[Draw, TimeWarp | None] | None = None
-        self._callers: list[str] = []  # modules around the field that got a time and run now
+        # Modules around the field that run now; those that got a time, and in which solve.
+        self._callers: list[tuple[str, ForeignSolve | None] | None] = []
         # Methods and no closures, so that a model with hooks can be pickled.
         self._handles = [
             field.register_forward_pre_hook(self._map_time, with_kwargs=True),
@@ -130,8 +131,7 @@ class AttachedHorizon(Movable):
         """Pre-hook of a module around the field: notes whether it got a time, to be solved."""
         t = time_given(args, kwargs)
         is_time = isinstance(t, Tensor) and t.ndim == 0 and t.is_floating_point()
-        self._callers.append(name if is_time else "")
-        self.history.current()  # noted before an adjoint makes the node that it goes back to
+        self._callers.append((name, solve_in_progress()) if is_time else None)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave_around(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -190,13 +190,15 @@ class AttachedHorizon(Movable):
 
     def _watch(self, t: Tensor) -> None:
         """Learn and check the span from the solve that this evaluation belongs to."""
-        caller = next(filter(None, self._callers), None)
-        if caller is not None:
-            raise ValueError(
-                f"Expected the module that is passed to odeint, but {self.path!r} is called by "
-                f"{caller!r}, which gets a time itself and would see it unmoved. Name {caller!r}."
-            )
         solve = solve_in_progress()
+        for caller in filter(None, self._callers):
+            name, inside = caller
+            if inside is solve:  # else it gets an end time, and solves the field itself
+                raise ValueError(
+                    f"Expected the module that is passed to odeint, but {self.path!r} is called "
+                    f"by {name or 'the model'!r}, which gets a time itself and would see it "
+                    f"unmoved. Name it: vector_fields=[{name!r}]."
+                )
         if solve is None or solve.times is None:
             self._watch_unseen(t, in_solve=solve is not None)
             return

@@ -1,7 +1,7 @@
 """The state of the autograd engine."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,10 +10,18 @@ transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_activ
 
 
 class Node(NamedTuple):
-    """A node of the autograd graph: its number and the name of its type."""
+    """A node of the autograd graph.
+
+    Attributes:
+        number: Nodes count up in the order they are made.
+        name: That of its type.
+        own_forward: Whether it is a ``torch.autograd.Function``'s, made before its forward pass
+            ran and not after.
+    """
 
     number: int
     name: str
+    own_forward: bool
 
 
 def in_backward() -> bool:
@@ -38,5 +46,8 @@ def running_node() -> Node | None:
     """The node whose backward runs now; ``None`` outside a backward pass."""
     if torch.compiler.is_compiling() or not in_backward():
         return None
-    node = torch._C._current_autograd_node()
-    return None if node is None else Node(node._sequence_nr(), type(node).__name__)
+    node: Any = torch._C._current_autograd_node()
+    if node is None:
+        return None
+    own_forward = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return Node(node._sequence_nr(), type(node).__name__, own_forward)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning import steer
 from steer_lightning.horizon import SpanHorizon
@@ -196,18 +197,47 @@ def test_a_backward_pass_after_the_block_has_its_end_time(model_class, where, na
     assert torch.equal(*grads)
 
 
+def look(model):
+    """Evaluate a model in eval mode, as another callback may within a training step."""
+    model.eval()
+    with torch.no_grad():
+        model(tiny_data())
+    model.train()
+
+
+@pytest.mark.parametrize("looks", ["", "before", "after", "before and after"])
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_block_in_a_checkpoint_keeps_its_end_time(use_reentrant):
+def test_a_block_in_a_checkpoint_keeps_its_end_time(use_reentrant, looks):
     model, y0 = seeded(OwnModel), tiny_data().requires_grad_()
     with steer(model, b=0.5, step=0, seed=1):
         model(y0).sum().backward()
     expected = y0.grad.clone()
     y0.grad = None
     with steer(model, b=0.5, step=0, seed=1):
-        loss = checkpoint(model, y0, use_reentrant=use_reentrant).sum()
+        if "before" in looks:
+            look(model)
+        y = checkpoint(model, y0, use_reentrant=use_reentrant)
+        if "after" in looks:
+            look(model)
+        loss = y.sum()
     with steer(model, b=0.5, step=7, seed=1):  # the next step has begun
         loss.backward()
     torch.testing.assert_close(y0.grad, expected)
+
+
+@pytest.mark.parametrize("looks", ["before", "after", "before and after"])
+def test_an_adjoint_called_on_the_field_keeps_its_end_time(looks):
+    model, y0, grads = seeded(ForeignModel), tiny_data(), []
+    for call in (odeint, odeint_adjoint):
+        with steer(model, b=0.5, step=0, seed=1, vector_fields=["func"]):
+            if call is odeint_adjoint and "before" in looks:
+                look(model)
+            y = call(model.func, y0, torch.tensor([0.0, 1.0]), rtol=1e-6, atol=1e-6)[-1]
+            if call is odeint_adjoint and "after" in looks:
+                look(model)
+            loss = y.square().sum()
+        grads.append(torch.autograd.grad(loss, [*model.func.parameters()]))
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
 @both

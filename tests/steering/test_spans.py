@@ -105,7 +105,8 @@ def test_an_evaluation_in_no_solve_is_nominal_where_it_says_so_and_a_warning_els
     assert all("outside of any solve" in m and "steer_lightning.nominal" in m for m in messages)
 
 
-def test_a_module_around_the_field_that_gets_the_time_itself_is_to_be_named():
+@pytest.mark.parametrize("outer", ["0", ""])  # a part of the model, or the model itself
+def test_a_module_around_the_field_that_gets_the_time_itself_is_to_be_named(outer):
     class Wrapper(nn.Module):
         def __init__(self):
             super().__init__()
@@ -114,11 +115,30 @@ def test_a_module_around_the_field_that_gets_the_time_itself_is_to_be_named():
         def forward(self, t, y):
             return t * self.inner(t, y)
 
-    model = nn.Sequential(Wrapper())
+    solved = Wrapper()
+    model = nn.Sequential(solved) if outer else solved
+    inner = f"{outer}.inner".strip(".")
+    message = rf"'{inner}' is called by .* unmoved. Name it: vector_fields=\['{outer}'\]"
     with (
-        pytest.raises(ValueError, match=r"'0.inner' is called by '0', .* unmoved. Name '0'"),
-        steer(model, b=0.5, step=0, vector_fields=["0.inner"]),
+        pytest.raises(ValueError, match=message),
+        steer(model, b=0.5, step=0, vector_fields=[inner]),
     ):
-        odeint(model[0], initial_state(), times(0.0, 1.0))
-    with steer(model, b=0.5, step=0, vector_fields=["0"]):
-        odeint(model[0], initial_state(), times(0.0, 1.0))
+        odeint(solved, initial_state(), times(0.0, 1.0))
+    with steer(model, b=0.5, step=0, vector_fields=[outer]):
+        odeint(solved, initial_state(), times(0.0, 1.0))
+
+
+def test_a_module_around_the_field_may_get_an_end_time():
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = CosineField()
+
+        def forward(self, end, y0):
+            return odeint(self.inner, y0, torch.stack([times(0.0)[0], end]), **TIGHT)[-1]
+
+    model, y0 = nn.Sequential(Flow()), initial_state()
+    with steer(model, b=0.5, step=0, vector_fields=["0.inner"]) as ends:
+        y = model[0](times(1.0)[0], y0)
+    expected = model[0].inner.exact(y0, 0.0, ends["steer/0.inner/end_time"])
+    torch.testing.assert_close(y, expected)
