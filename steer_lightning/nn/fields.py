@@ -129,6 +129,18 @@ def is_changed(module: nn.Module) -> bool:
     return "forward" in own or any(own[name] for name in hooks)
 
 
+def has_own(field: nn.Module, name: str) -> bool:
+    """Whether a field's method of that name derives what a call of the field computes.
+
+    It does not know of hooks on the field or its parts, such as ``torch.nn.utils.spectral_norm``
+    sets, nor of the ``forward`` of a subclass.
+    """
+    if not hasattr(field, name) or any(map(is_changed, field.modules())):
+        return False
+    order = [base for base in type(field).__mro__ if vars(base).keys() & {"forward", name}]
+    return not order or name in vars(order[0])
+
+
 class TimeConv2d(nn.Conv2d):
     """A convolution of an image with time as one more channel, in front.
 
@@ -141,7 +153,8 @@ class TimeConv2d(nn.Conv2d):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve ``y``, shape ``(B, C, H, W)``, at time ``t``."""
-        return self.convolve(y) + self.offset(t, y)
+        y = self.convolve(y)
+        return y + self.offset(t, y)
 
     def convolve(self, y: Tensor) -> Tensor:
         return F.conv2d(y, self.weight[:, 1:], padding=self.padding)

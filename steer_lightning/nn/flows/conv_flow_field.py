@@ -71,12 +71,10 @@ class ConvFlowField(nn.Module):
         activate, _ = ACTIVATIONS[self.activation]
         *hidden, last = self.layers
         for layer in hidden:
-            y = self._convolve(layer, y)
-            y = y + layer.offset(t, y)
+            y = layer(t, y).contiguous(memory_format=self.memory_format)
             with _own_precision(y):
                 y = activate(y)
-        y = last.convolve(y)
-        derivative: Tensor = y + last.offset(t, y)
+        derivative: Tensor = last(t, y)
         return derivative
 
     def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer_lightning.nn.fields import has_own
 from steer_lightning.nn.trace import exact_divergence, exact_jacobian, jvp
 
 
@@ -14,7 +15,7 @@ class DivergenceField(nn.Module):
     The derivatives are :math:`f`, :math:`\operatorname{tr} J` and, with ``regularize``,
     :math:`\tfrac12 \operatorname{mean}(f^2)` and :math:`\operatorname{mean}((J e)^2)`, where means
     are over the ``D`` dimensions. One evaluation gives them all: of the field's own ``jvp`` or
-    ``value_and_divergence`` where it has one.
+    ``value_and_divergence`` where it has one that is still of what the field computes.
 
     Args:
         vector_field: ``f(t, y)``.
@@ -36,23 +37,29 @@ class DivergenceField(nn.Module):
         self.vector_field = vector_field
         self.probe = probe
         self.regularize = regularize
+        self._by_jvp = has_own(vector_field, "jvp")
+        self._by_divergence = has_own(vector_field, "value_and_divergence")
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         y = state[0]
+        field: Any = self.vector_field if self._by_jvp else self.vector_field.__call__
         if self.probe is not None:
-            dy, tangent = jvp(self.vector_field, t, y, self.probe)
+            dy, tangent = jvp(field, t, y, self.probe)
             # Autocast may have lowered the network's precision: sums over dimensions keep y's.
             tangent = tangent.to(y.dtype)
             divergence = _sum(tangent * self.probe)
             squared_norm = _sum(tangent.square()) if self.regularize else None
         elif self.regularize:
-            dy, jacobian = exact_jacobian(self.vector_field, t, y)
+            dy, jacobian = exact_jacobian(field, t, y)
             jacobian = jacobian.to(y.dtype)
             divergence = jacobian.diagonal(dim1=0, dim2=2).sum(1)
             squared_norm = jacobian.square().sum((0, 2))
         else:
-            own: Any = getattr(self.vector_field, "value_and_divergence", None)
-            dy, divergence = own(t, y) if own else exact_divergence(self.vector_field, t, y)
+            if self._by_divergence:
+                field = self.vector_field
+                dy, divergence = field.value_and_divergence(t, y)
+            else:
+                dy, divergence = exact_divergence(field, t, y)
             squared_norm = None
         dy, divergence = dy.to(y.dtype), divergence.to(y.dtype)
         if squared_norm is None:

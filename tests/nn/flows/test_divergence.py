@@ -17,6 +17,20 @@ from tests.helpers.problems import TimedLinearField, jacobians, times
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
 
 
+class Doubled(ConcatSquashField):
+    """A field whose own derivatives are those of half of it."""
+
+    def forward(self, t, y):
+        return 2.0 * super().forward(t, y)
+
+
+def hooked(field):
+    """A field of which one layer gives twice what its weights do."""
+    layer = next(m for m in field.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    layer.register_forward_hook(lambda module, args, y: 2.0 * y)
+    return field
+
+
 @pytest.mark.parametrize(
     ("t", "mode"),
     [(times(0.3)[0], torch.inference_mode), (times(0.3, -1.0, 2.0), torch.enable_grad)],
@@ -28,6 +42,9 @@ TIGHT = {"rtol": 1e-8, "atol": 1e-8}
         (lambda: ConvFlowField(2, (3,)), (2, 2, 2)),
         (lambda: ConcatSquashField(3, (5,)), (3,)),
         (lambda: MLPField(3, (5,)), (3,)),
+        (lambda: hooked(ConvFlowField(2, (3,), channels_last=False)), (2, 2, 2)),
+        (lambda: hooked(ConcatSquashField(3, (5,))), (3,)),
+        (lambda: Doubled(3, (5,)), (3,)),
     ],
 )
 def test_derivatives_of_all_parts(make, shape, t, hutchinson, mode):
