@@ -43,7 +43,8 @@ def execute_all(
     # Forked from a process that has imported everything and done nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cli", "reproduce.pool"])
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # No more than OMP_NUM_THREADS says, which torch has read.
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // jobs))
     waiting = deque(runs)
     running: dict[int, tuple[BaseProcess, Run]] = {}
     try:

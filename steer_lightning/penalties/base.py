@@ -63,6 +63,7 @@ def integrated_square(x: Tensor, probed: Probed) -> Tensor:
     A one-point estimate, averaged over the batch, in float32 at least.
     """
     x = by_sample(x)
+    x = x.abs() if x.is_complex() else x
     exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (probed.length * exact.square().mean(1)).mean()
 

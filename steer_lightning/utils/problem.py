@@ -14,6 +14,9 @@ T = TypeVar("T")
 VectorField = Callable[[Tensor, Any], Any]
 Held = list[tuple[nn.Module, str, Any]]
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# What may be a condition; a field may also count its evaluations in an integer.
+_HOLDABLE = (Tensor, nn.Module, tuple, list, dict, float, int, str, type(None))
+_ABSENT = object()
 
 
 def parts(y: Any) -> tuple[Tensor, ...]:
@@ -101,27 +104,36 @@ def as_held(held: Held, function: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def holding(held: Held) -> Iterator[None]:
     """Let a field's modules hold what they held when :func:`held_by` was asked."""
-    places = [(p._buffers if name in p._buffers else vars(p), name) for p, name, _ in held]
-    before = [place.get(name) for place, name in places]
+    places: list[tuple[dict[str, Any], str]] = [
+        (next((own for own in (p._buffers, p._modules) if name in own), vars(p)), name)
+        for p, name, _ in held
+    ]
+    before = [place.get(name, _ABSENT) for place, name in places]
     try:
         for (place, name), (_, _, value) in zip(places, held, strict=True):
             place[name] = value
         yield
     finally:
-        for (place, name), value in zip(places, before, strict=True):
-            place[name] = value
+        for (place, name), (_, _, inside), value in zip(places, held, before, strict=True):
+            now = place.get(name)
+            if value is _ABSENT:
+                place.pop(name, None)
+            elif {type(value), type(now), type(inside)} == {int}:
+                place[name] = value + now - inside  # what was counted meanwhile
+            else:
+                place[name] = value
 
 
 def held_by(vector_field: VectorField) -> Held:
     """What a field may be conditioned on, in the parts of its module.
 
-    That is tensors, tuples, lists, dicts and floats that are plain attributes, and buffers.
+    That is plain attributes, buffers and modules.
     """
     return [
         (part, name, value)
         for part in (vector_field.modules() if isinstance(vector_field, nn.Module) else ())
-        for name, value in (*vars(part).items(), *part._buffers.items())
-        if name not in _OF_EVERY_MODULE and isinstance(value, Tensor | tuple | list | dict | float)
+        for name, value in (*vars(part).items(), *part._buffers.items(), *part._modules.items())
+        if name not in _OF_EVERY_MODULE and isinstance(value, _HOLDABLE)
     ]
 
 

@@ -282,3 +282,36 @@ def test_a_penalty_of_ones_own():
 def test_what_is_out_of_range_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Spiral(nn.Module):
+    """``y' = (0.5 + i) y + i t``, as a complex number or as two real ones."""
+
+    def __init__(self, as_complex):
+        super().__init__()
+        self.as_complex = as_complex
+        self.w = nn.Parameter(torch.tensor([0.5, 1.0], dtype=torch.float64))
+
+    def forward(self, t, y):
+        z = y if self.as_complex else torch.view_as_complex(y)[:, None]
+        slope = torch.view_as_complex(self.w) * z + 1j * t
+        return slope if self.as_complex else torch.view_as_real(slope)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("which", "dims"),
+    [(KineticEnergy(1.0), 2), (Acceleration(1.0), 2), (TrajectoryPolynomial(1.0), 1)],
+)
+def test_a_complex_dimension_is_two_real_ones(which, dims):
+    """A mean over dimensions is over half as many."""
+    found, y0 = [], torch.tensor([[1.0, -0.5], [0.2, 0.8]], dtype=torch.float64)
+    for as_complex in (False, True):
+        block = ODEBlock(Spiral(as_complex), AdaptiveSolver(rtol=1e-8, atol=1e-8))
+        with penalize(block, [which], step=0, seed=1):
+            block(torch.view_as_complex(y0)[:, None] if as_complex else y0)
+            value = penalty(block)
+        value.backward()
+        found.append((value.detach(), block.vector_field.w.grad))
+    real, of_complex = found
+    for a, b in zip(real, of_complex, strict=True):
+        torch.testing.assert_close(b, dims * a, rtol=1e-5, atol=1e-8)

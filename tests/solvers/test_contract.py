@@ -74,38 +74,51 @@ def test_values_and_gradients_are_those_of_the_closed_form(solver, field_class, 
 
 
 class Conditional(nn.Module):
-    """``y' = a^2 (sin(w y) + y + w)``, with the condition ``a`` held in every way."""
+    """A field with its condition held in every way; it counts its evaluations."""
 
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         self.register_buffer("kept", torch.tensor(0.0))
+        self.evaluations = 0
         self.put(torch.tensor(0.0))
 
     def put(self, condition):
         self.condition, self.conditions, self.kept = condition, [condition], condition
         self.named, self.number = {"a": condition}, float(condition)
+        self.label, self.kind, self.upside_down = int(2 * condition), "ab"[condition > 0], None
+        if condition < 0:
+            self.upside_down = condition
+        self.flip = nn.Identity() if condition > 0 else nn.Softplus()
 
     def forward(self, t, y):
+        self.evaluations += 1
         wave = torch.sin(self.w * y) * self.condition * self.number
-        return wave + self.kept * (self.conditions[0] * y + self.w * self.named["a"])
+        slope = wave + self.kept * (self.conditions[0] * y + self.w * self.named["a"])
+        share = (0.1 * self.label + {"a": 0.5, "b": 1.0}[self.kind]) * self.flip(slope)
+        return share if self.upside_down is None else self.upside_down * share
 
 
 @every_solver
 def test_a_backward_pass_has_the_condition_of_its_forward_pass(solver):
     field, found = Conditional(), []
     for apart in (True, False):
-        total, field.w.grad = 0.0, None
+        total, field.w.grad, field.evaluations, stats = 0.0, None, 0, SolveStats()
         for condition in (0.5, -1.0):
             field.put(torch.tensor(condition, dtype=torch.float64))
-            loss = solver.solve(field, initial_state(), times(0.0, 1.0)).ys[-1].square().sum()
+            y = solver.solve(field, initial_state(), times(0.0, 1.0), stats=stats).ys[-1]
+            loss = y.square().sum()
             if apart:
                 loss.backward()
             total = total + loss
         field.put(torch.tensor(7.0))
+        del field.upside_down
         if not apart:
             total.backward()
         assert float(field.condition) == 7.0
+        assert field.label == 14
+        assert not hasattr(field, "upside_down")
+        assert field.evaluations >= stats.nfe_forward + stats.nfe_backward
         found.append(field.w.grad)
     torch.testing.assert_close(found[1], found[0])
 

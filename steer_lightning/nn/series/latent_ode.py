@@ -68,11 +68,16 @@ class LatentDecoder(Block):
 
         Returns:
             States at every time, shape ``(S, B, T, L)``; in the padding that at the last time.
+
+        Raises:
+            ValueError: If times decrease or are not finite.
         """
-        elapsed = times - times[:, :1]
+        elapsed, gaps = times - times[:, :1], times.diff(dim=1)
+        if not bool((gaps >= 0.0).all()):
+            raise ValueError("Expected `times` to be finite and to increase along each series.")
         rates = self.horizon.rates(times, lengths)
         if rates is not None:
-            stretched = (rates * times.diff(dim=1)).cumsum(1)
+            stretched = (rates * gaps).cumsum(1)
             elapsed = torch.cat([elapsed[:, :1], stretched], dim=1)
         end = float(elapsed.detach().max())
         if not end > 0:  # one time for each sample

@@ -91,6 +91,13 @@ def test_samples_of_a_single_time_stay_where_they_are():
     assert decoder.horizon.solved
 
 
+@pytest.mark.parametrize("wrong", [[1.0, 0.5, 0.0], [0.0, torch.nan, 1.0]])
+def test_times_of_the_decoder_increase(wrong):
+    decoder = LatentDecoder(MLPField(2, (4,), time_dependent=False))
+    with pytest.raises(ValueError, match="`times` to be finite and to increase"):
+        decoder(torch.zeros(1, 2, 2), torch.tensor([wrong, wrong]), torch.tensor([3, 3]))
+
+
 def test_the_field_of_the_decoder_may_not_depend_on_time():
     for field in (CosineField(), MLPField(2)):
         with pytest.raises(ValueError, match=r"ignores time, with `autonomous = True`.*MLPField"):
