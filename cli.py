@@ -78,6 +78,9 @@ MISSPELT = re.compile(
 )
 # What is left of a message about a value that is of no use at all.
 BARE = re.compile(r'(Parser key "[\w.]+":)( Given value: .*)?')
+# Who refuses a wrong argument in words: this project and the parser; others by a ValueError.
+OURS = "steer_lightning.", "datamodules.", "jsonargparse."
+THEIRS = "pytorch_lightning.", "lightning_fabric.", "torch.optim."
 # A penalty's weight in short, in arguments with NUL between them.
 WEIGHT = re.compile(r"(?<![^\0])(--penalties\.\w+)(?=[=\0][-+\d.])")
 
@@ -206,7 +209,7 @@ class SteerCLI(LightningCLI):
         if self.subcommand in ("validate", "test", "predict") and not checkpoint:
             rank_zero_warn("Without --ckpt_path the model has the weights that it starts with.")
         if self.subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
-            write_beside(Path(checkpoint), config.trainer)
+            write_beside(Path(checkpoint), config.trainer, self.subcommand)
         elif config.trainer.logger is False:
             root = Path(config.trainer.default_root_dir or "logs/run")
             folders = (root / f"version_{n}" for n in count())
@@ -256,7 +259,7 @@ class SaveConfig(SaveConfigCallback):
             path.write_text(text)
 
 
-def write_beside(checkpoint: Path, trainer: Any) -> None:
+def write_beside(checkpoint: Path, trainer: Any, subcommand: str) -> None:
     """Let validation, test and prediction go on in the folder and the log of the training run."""
     folder = checkpoint.parent if checkpoint.parent.name else checkpoint.parent.absolute()
     run = folder.parent if folder.name == "checkpoints" else folder
@@ -264,8 +267,12 @@ def write_beside(checkpoint: Path, trainer: Any) -> None:
     trainer.enable_autolog_hparams = False  # they are the training run's
     for logger in as_list(trainer.logger):
         kind = getattr(logger, "class_path", "").rpartition(".")[2]
-        if kind in ("TensorBoardLogger", "CSVLogger"):
+        if kind == "TensorBoardLogger":
             place = {"save_dir": str(run.parent), "name": "", "version": run.name}
+        elif kind == "CSVLogger":  # which deletes the metrics that it finds in its folder
+            names = (f"{subcommand}{f'_{n}' * (n > 0)}" for n in count())
+            free = next(name for name in names if not (run / name).exists())
+            place = {"save_dir": str(run), "name": "", "version": free}
         # Others keep a run under its identity, in a folder of their own.
         elif kind == "WandbLogger" and run.parent.name == logger.init_args.project:
             place = {"save_dir": str(run.parents[1]), "id": run.name}
@@ -318,14 +325,14 @@ def as_list(items: Any) -> list[Any]:
 
 def is_refusal(error: Exception) -> bool:
     """Whether an error says itself what to change, so that its traceback is of no use."""
-    said = FileNotFoundError, ModuleNotFoundError, BadZipFile, MisconfigurationException
-    if isinstance(error, (*said, SolverError)):
+    said = ModuleNotFoundError, BadZipFile, MisconfigurationException, SolverError
+    if isinstance(error, said) or (isinstance(error, OSError) and error.filename):
         return True
     if not isinstance(error, ValueError | TypeError | OSError):
         return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # of this project, or its arguments?
-    package = frame.f_globals.get("__name__", "").partition(".")[0]
-    return package in ("steer_lightning", "datamodules", "jsonargparse")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    checked = OURS + THEIRS if isinstance(error, ValueError) else OURS
+    return f"{frame.f_globals.get('__name__')}.".startswith(checked)
 
 
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:

@@ -12,9 +12,15 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from steer_lightning.modules.compatibility import warn_of_changes
+
 Split = Literal["train", "val", "test"]
 BatchT = TypeVar("BatchT", bound="tuple[Tensor, ...]")
 
+# What may change from training to test, or from one machine to another.
+_FREE = frozenset(
+    {"batch_size", "eval_batch_size", "num_workers", "data_dir", "cache_dir", "download"}
+)
 _SPLITS: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -216,6 +222,23 @@ class TensorDataModule(LightningDataModule, ABC):
                         "sample, but got an empty one. Raise its size or check the data."
                     )
                 self._datasets[split] = dataset
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings that say what the data are, for :meth:`load_state_dict` to compare."""
+        free = _FREE | vars(LightningDataModule()).keys()
+        plain = (bool, int, float, str, dict, type(None))
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, plain) and name not in free and not name.startswith("_")
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if a checkpoint was trained on other data, or another split of them."""
+        now = self.state_dict()
+        shared = state_dict.keys() & now.keys()
+        saved, now = ({name: state[name] for name in shared} for state in (state_dict, now))
+        warn_of_changes(f"the data, {type(self).__name__}", saved, now)
 
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._dataset("train")

@@ -58,6 +58,7 @@ class ToyDensityDataModule(TensorDataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_at_least(1, n_train=n_train, n_val=n_val, n_test=n_test)
         check_choice("test_points", test_points, ("samples", "quadrature"))
+        self.name = name
         self.density = get_density(name)
         if test_points == "quadrature" and not (
             isinstance(self.density, KnownDensity) and self.density.dim == 1

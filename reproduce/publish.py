@@ -30,17 +30,19 @@ def publish(folder: Path, experiment: Experiment, results: Results) -> None:
     plots cannot be from records, is left as it is.
 
     Raises:
-        ValueError: If seeds that the folder holds are not among the results.
+        ValueError: If finished runs that the folder holds are not among the results.
     """
     if not _has_run(results):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    seeds, known = (_seeds(r) for r in (results, read_records(folder / RECORDS, experiment)))
-    if lost := sorted(known - seeds):
+    known = read_records(folder / RECORDS, experiment)
+    if lost := sorted(_runs(experiment, known) - _runs(experiment, results)):
+        runs = ", ".join(f"{setting}, {label}, seed {seed}" for setting, label, seed in lost)
         raise ValueError(
-            f"Expected all seeds of {experiment.name} that {folder} holds, but seeds {lost} are "
-            f"not among those to publish. Give --seeds {max(known) + 1}."
+            f"Expected all finished runs of {experiment.name} that {folder} holds, but not among "
+            f"those to publish are {runs}. Finish them, or publish to another folder."
         )
+    seeds = {record.seed for records in results.values() for record in records}
     line = [experiment.name, "--scale", experiment.scale, "--seeds", str(len(seeds))]
     line += [f"--override={argument}" for argument in overrides_of(results)]
     page = write_page(experiment, results, shlex.join(["python", "-m", "reproduce", *line]))
@@ -115,8 +117,13 @@ def _has_run(results: Results) -> bool:
     return any(finished(records) for records in results.values())
 
 
-def _seeds(results: Results) -> set[int]:
-    return {record.seed for records in results.values() for record in records}
+def _runs(experiment: Experiment, results: Results) -> set[tuple[str, str, int]]:
+    """Setting, label and seed of each finished run."""
+    return {
+        (part.setting, variant.label, record.seed)
+        for part, variant in experiment.pairs
+        for record in finished(results[variant])
+    }
 
 
 def _link(finding: Finding) -> str:

@@ -220,7 +220,8 @@ def time_training(run: Run, n_steps: int = 5) -> tuple[float, int]:
     total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
     # Neither logs nor checkpoints, and as many batches of validation.
     quick = (f"--trainer.fast_dev_run={n_steps}", f"--trainer.default_root_dir={run.folder}")
-    fit = _cli(["fit", *run.fit_arguments(), *quick])
+    anew = [a for a in run.fit_arguments() if not a.startswith("--ckpt_path=")]
+    fit = _cli(["fit", *anew, *quick])
     (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
     return clock.totals["cpu_seconds"] / fit.trainer.global_step, total
 

@@ -5,6 +5,11 @@ from pathlib import Path
 from pytorch_lightning import Trainer
 
 
+def leaves_files(trainer: Trainer) -> bool:
+    """Whether a run writes files; ``fast_dev_run`` only tries what the run would do."""
+    return not getattr(trainer, "fast_dev_run", False)
+
+
 def run_folder(trainer: Trainer) -> Path:
     """Where a run's files go; to be asked for on every rank, as the ranks agree on it.
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
-from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.utils.representation import Shown
 
 
@@ -76,7 +76,7 @@ class LastCheckpoint(Shown, Checkpoint):
             _remove_what_a_kill_left(self.path.parent)
         self._interrupted = False
         self._saved_at = trainer.global_step  # there is nothing new in it yet
-        alone = trainer.world_size == 1 and not getattr(trainer, "fast_dev_run", False)
+        alone = trainer.world_size == 1 and leaves_files(trainer)
         if alone and threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
@@ -139,7 +139,7 @@ class LastCheckpoint(Shown, Checkpoint):
                 progress["current"][count] -= 1
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or getattr(trainer, "fast_dev_run", False):
+        if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
             return
         assert self.path is not None
         trainer.save_checkpoint(self.path)

@@ -1,5 +1,6 @@
 """What ``predict`` returns, on the disk."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info
 
-from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.utils.representation import Shown
 
 
@@ -19,6 +20,7 @@ class PredictionWriter(Shown, BasePredictionWriter):
 
     Files go to ``predictions/`` beside the run's logs: ``<rank>_<batch>.pt``, or
     ``<rank>_<loader>_<batch>.pt`` if there are several loaders, to be read by :func:`torch.load`.
+    They replace those of a prediction before.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -32,9 +34,17 @@ class PredictionWriter(Shown, BasePredictionWriter):
         self._folder: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = run_folder(trainer) / self.kind
-        self._folder.mkdir(parents=True, exist_ok=True)
-        rank_zero_info(f"{self.kind.capitalize()}: {self._folder}")
+        folder = run_folder(trainer) / self.kind  # asked for on every rank
+        self._folder = folder if leaves_files(trainer) else None
+        if self._folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            for path in folder.iterdir():
+                if re.fullmatch(r"\d+(_\d+)+\.(pt|png)", path.name):
+                    path.unlink()
+        trainer.strategy.barrier()
+        rank_zero_info(f"{self.kind.capitalize()}: {folder}")
 
     def write_on_batch_end(
         self,
@@ -46,7 +56,8 @@ class PredictionWriter(Shown, BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        assert self._folder is not None
+        if self._folder is None:
+            return
         several = len(trainer.num_predict_batches) > 1
         stem = f"{trainer.global_rank}_{f'{dataloader_idx}_' * several}{batch_idx}"
         self.write(pl_module, prediction, self._folder / stem)

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
-from steer_lightning.modules.compatibility import check_same_network
+from steer_lightning.modules.compatibility import check_same_network, warn_of_changes
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.io import check_whole
 from steer_lightning.utils.seeding import default_seed, stream
@@ -210,6 +210,8 @@ class TaskModule(LightningModule):
     ) -> Any:
         """Load weights; those of a checkpoint have to be of the same network.
 
+        A training that goes on with another config than it began with is warned of.
+
         Raises:
             ValueError: If names or shapes of a checkpoint's weights differ and ``strict`` is on.
             RuntimeError: If those of another mapping do.
@@ -217,6 +219,8 @@ class TaskModule(LightningModule):
         checkpoint, self._loading = self._loading, None
         if checkpoint is not None and strict:
             check_same_network(self, state_dict, checkpoint)
+        if checkpoint is not None and self._trainer is not None and self.trainer.training:
+            warn_of_changes("the model", checkpoint.get("hyper_parameters", {}), self.hparams)
         return super().load_state_dict(state_dict, strict, assign)
 
 

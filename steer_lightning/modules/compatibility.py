@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
 
 _MOST = 6  # that a message names of each kind
 _ABSENT = object()
@@ -36,6 +37,12 @@ def check_same_network(
         + "Run it with the config.yaml that was saved beside its folder, train anew, or load what "
         "fits (strict_loading = False)."
     )
+
+
+def warn_of_changes(what: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say which settings differ from those that a checkpoint was saved with."""
+    if saved and (differences := _some(config_differences(saved, now))):
+        rank_zero_warn(f"The checkpoint was saved with other settings of {what}: {differences}.")
 
 
 def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -103,6 +103,12 @@ class StiffODEModule(TaskModule):
         self._minimum = float("inf")
         self._recent: deque[float] = deque(maxlen=window)
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.trainer.global_step == 0:  # a checkpoint is read after this
+            self._minimum = inf
+            self._recent.clear()
+
     def forward(self, y0: Tensor, t: Tensor) -> Tensor:
         """Roll out from ``y0``, shape ``(D,)``, at times ``t``, ``(T,)``; gives ``(T, D)``.
 

@@ -34,9 +34,10 @@ def check_whole(path: Path) -> None:
     """Compare the checksums in a file of ``torch.save``; it has none if PyTorch 1.5 wrote it.
 
     Raises:
-        BadZipFile: If the file is empty, cut short, or holds a flipped bit; it names the file.
+        BadZipFile: If the file is empty, cut short, holds a flipped bit, or is another kind of
+            file; it names the file.
     """
-    magic = b"PK\x03\x04"
+    magic, of_old = b"PK\x03\x04", b"\x80"  # how a zip and a pickle begin
     with path.open("rb") as file:
         try:
             if zipfile.is_zipfile(file):
@@ -46,7 +47,8 @@ def check_whole(path: Path) -> None:
             else:
                 file.seek(0)
                 head = file.read(len(magic))
-                wrong = "it is empty or cut short" if magic.startswith(head) else None
+                wrong = None if head.startswith(of_old) else "torch.save wrote no such file"
+                wrong = "it is empty or cut short" if magic.startswith(head) else wrong
         except Exception as error:  # zipfile raises nearly anything
             wrong = str(error)
     if wrong is not None:

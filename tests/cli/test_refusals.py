@@ -11,7 +11,7 @@ import pytest
 import cli
 from datamodules.files import download, whole
 from steer_lightning.callbacks import LastCheckpoint
-from tests.cli.running import CONFIGS, QUIET, mnist_config, refuse, toy_config, write
+from tests.cli.running import CONFIGS, QUIET, mnist_config, of, refuse, toy_config, write
 from tests.helpers.mnist_files import write_mnist
 
 FLOW = "model.init_args.flow.init_args"
@@ -109,6 +109,8 @@ def script(monkeypatch):
         (change("penalties", {"stiffness": -1}), "Expected the weight of Stiffness"),
         (change("data.init_args.name", "8gausians"), "mean '8gaussians'"),
         (change("trainer.fast_dev_run", -1), "fast_dev_run=-1"),
+        (change("trainer.strategy", "nope"), "strategy='nope'"),
+        (change("model.init_args.optimizer", of("torch.optim.SGD", lr=-1)), "Invalid learning"),
     ],
 )
 def test_a_refused_run_ends_in_one_line(config, message, script, folder, capsys, recwarn):
@@ -125,10 +127,13 @@ def test_a_failed_download_is_refused_and_other_failures_are_not(folder):
     with pytest.raises(OSError, match="Expected to download") as failed:
         download("https://127.0.0.1:1/file", folder / "data", whole)
     assert cli.is_refusal(failed.value)
-    assert not cli.is_refusal(RuntimeError())
     with pytest.raises(IsADirectoryError) as other:
         folder.read_text()
-    assert not cli.is_refusal(other.value)
+    assert cli.is_refusal(other.value)  # it names the file
+    for error in (RuntimeError, ValueError, TypeError, OSError):
+        with pytest.raises(error) as mistake:
+            raise error
+        assert not cli.is_refusal(mistake.value)
 
 
 def test_sigterm_ends_with_its_own_exit_code(script, folder, monkeypatch):

@@ -71,6 +71,42 @@ def test_validate_test_and_predict_go_on_beside_their_training_run(folder, caplo
         go_on("test", config, f"{FLOW}.vector_field.init_args.hidden=[9]")
 
 
+def test_a_run_that_goes_on_with_other_settings_is_told_so(folder, recwarn):
+    last = Path(run("fit").log_dir) / "checkpoints" / "last.ckpt"
+    more = "--trainer.max_epochs=3", f"--ckpt_path={last}"
+    for changed in ((), (f"{FLOW}.solver=AdaptiveSolver", f"{FLOW}.solver.rtol=0.1")):
+        recwarn.clear()
+        run("fit", *more, *changed)
+        said = [str(w.message) for w in recwarn if "other settings of the model" in str(w.message)]
+        assert len(said) == bool(changed)
+        assert all("flow.solver" in words for words in said)
+
+
+def test_other_runs_leave_the_metrics_of_a_csv_logger(folder):
+    logged = "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"
+    log_dir = Path(run("fit", *logged, "--trainer.log_every_n_steps=1").log_dir)
+    trained = (log_dir / "metrics.csv").read_text()
+    for _ in range(2):
+        run("test", *logged, f"--ckpt_path={log_dir / 'checkpoints' / 'last.ckpt'}")
+    assert (log_dir / "metrics.csv").read_text() == trained
+    for name in ("test", "test_1"):
+        assert "test/nll" in (log_dir / name / "metrics.csv").read_text()
+
+
+def test_predictions_are_those_of_the_last_time(folder):
+    checkpoint = f"--ckpt_path={Path(run('fit').log_dir) / 'checkpoints' / 'last.ckpt'}"
+    for size, names in ((2, {"0_0.pt", "0_1.pt", "0_2.pt", "0_3.pt"}), (8, {"0_0.pt"})):
+        run("predict", checkpoint, f"--data.eval_batch_size={size}")
+        assert {p.name for p in folder.rglob("predictions/*")} == names
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_a_dev_run_leaves_no_file(folder, command):
+    sweep = "--trainer.callbacks+=EndTimeSweep", "--trainer.callbacks.b=0.25"
+    run(command, "--trainer.fast_dev_run=1", "--trainer.callbacks+=FlowPlot", *sweep)
+    assert {p.name for p in folder.rglob("*") if p.is_file()} <= {"given.yaml", "config.yaml"}
+
+
 def test_without_a_logger_all_lies_in_the_folder_of_the_run(folder):
     def settings(path):
         return yaml.safe_load(path.read_text())["steer"]["init_args"]["b"]

@@ -190,6 +190,18 @@ def test_an_iterator_reads_its_sampler_with_the_first_batch(num_workers):
     assert next(batches).tolist() == list(sampler)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"), [({}, None), ({"batch_size": 3}, None), ({"n": 12}, "n (was 10, is 12)")]
+)
+def test_a_checkpoint_of_other_data_is_told(changed, said, recwarn):
+    saved = Numbers(seed=1).state_dict()
+    Numbers(**{"seed": 1, **changed}).load_state_dict(saved)
+    messages = [str(warning.message) for warning in recwarn]
+    assert messages == ([] if said is None else [
+        f"The checkpoint was saved with other settings of the data, Numbers: {said}."
+    ])  # fmt: skip
+
+
 def test_empty_set_raises():
     with pytest.raises(ValueError, match="Expected the test set of Numbers to hold at least one"):
         Numbers(n=0).setup("test")

@@ -136,6 +136,11 @@ def test_a_check_that_is_nan_counts_as_infinite():
 def test_checks_are_those_of_the_training_and_of_the_checkpoint():
     trainer, checks = train_overshoot(3)
     module = trainer.lightning_module
+    again = Log()
+    tiny_trainer(again, max_epochs=1).fit(module, stiff_data())
+    assert again.val[0]["val/mse_min"] == again.val[0]["val/mse"]  # of the second training alone
+    trainer, checks = train_overshoot(3)
+    module = trainer.lightning_module
 
     def saved():
         module.on_save_checkpoint(content := {})

@@ -118,10 +118,11 @@ def test_all_pages_name_what_was_changed(catalogue, tmp_path):
     assert (tmp_path / "index.md").read_text().count("with `--trainer.max_epochs=5`.**") == 2
 
 
-def test_no_seed_is_lost(catalogue, tmp_path):
+@pytest.mark.parametrize("last", [[], [record(2, 0.0, status="pending")]])
+def test_no_finished_run_is_lost(catalogue, tmp_path, last):
     publish(tmp_path, catalogue[0], RESULTS)
-    fewer = {variant: records[:2] for variant, records in RESULTS.items()}
-    with pytest.raises(ValueError, match=r"seeds \[2\] are not .* Give --seeds 3"):
+    fewer = {**RESULTS, STEER: [*RESULTS[STEER][:2], *last]}
+    with pytest.raises(ValueError, match="not among those to publish are MNIST, STEER, seed 2"):
         publish(tmp_path, catalogue[0], fewer)
     assert len(read_records(tmp_path / "records.jsonl", catalogue[0])[STEER]) == 3
 
@@ -155,7 +156,8 @@ def test_what_cannot_be_drawn_again_stays(catalogue, tmp_path):
     publish(tmp_path, made, RESULTS)
     before = (tmp_path / "table9.png").read_bytes()
     (tmp_path / "table9.png").write_bytes(before + b"x")
-    publish(tmp_path, made, {**RESULTS, BASELINE: [record(0, 0.5, machine={})]})
+    undrawn = [replace(record, machine={}) for record in RESULTS[BASELINE]]
+    publish(tmp_path, made, {**RESULTS, BASELINE: undrawn})
     assert (tmp_path / "table9.png").read_bytes() == before + b"x"
 
 

@@ -215,6 +215,10 @@ def test_a_step_is_timed_and_the_steps_are_counted(overrides, n_steps):
     assert run.record().status == "pending"
 
 
+def test_a_step_of_a_finished_run_is_timed(unbroken):
+    assert time_training(unbroken, 2)[1] == 6
+
+
 def test_the_folder_says_what_is_trained():
     base = make()
     assert base.folder == Path("results/runs/smoke").resolve() / base.folder.parent.name / "seed0"

@@ -36,6 +36,14 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.parametrize("content", [b"<html>404</html>", bytes(1000)])
+def test_another_kind_of_file_raises(tmp_path, content):
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match=r"a\.pt is broken: torch\.save wrote no"):
+        load_plain(path)
+
+
 def test_a_flipped_bit_in_a_file_of_tensors_raises(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"x": torch.zeros(1000)}, path)

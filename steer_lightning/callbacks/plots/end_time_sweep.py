@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import CombinedLoader, rank_zero_info, rank_zer
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
-from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.callbacks.plots.evaluation import save_plot
 from steer_lightning.callbacks.plots.style import in_words, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
@@ -142,6 +142,8 @@ class EndTimeSweep(Shown, Callback):
             axis.set(xlabel="end time of evaluation T", ylabel=in_words(name))
         legend_below(figure)
         path = save_plot(trainer, figure, f"end_time_sweep_{self.split}", folder)
+        if not leaves_files(trainer):
+            return
         with path.with_suffix(".csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["end_time", *metrics])

@@ -13,7 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.callbacks.plots.style import legend_below, panels, save_figure
 from steer_lightning.nn import CNF
 from steer_lightning.solvers import SolverError
@@ -22,9 +22,10 @@ from steer_lightning.utils.representation import Shown
 
 def save_plot(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path:
     """Write a figure as PNG and SVG, and to the loggers, under one name; returns the PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    save_figure(figure, path)
+    if leaves_files(trainer):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, path)
     for logger in trainer.loggers:
         log_figure(logger, figure, name, trainer.global_step)
     return path
@@ -110,7 +111,8 @@ class EvaluationPlot(Shown, Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = self._save(trainer, pl_module, f"{self.name}_test")
-        rank_zero_info(f"Plot: {path}")
+        if leaves_files(trainer):
+            rank_zero_info(f"Plot: {path}")
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> Path:
         folder = run_folder(trainer) / "plots"  # asked for on every rank
