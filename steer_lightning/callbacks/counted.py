@@ -25,10 +25,12 @@ class CountedDraws(RunState):
         self._asked_seed = seed
         self._plain = settings
         self._step = 0
+        self._in_hand = 0  # batches that have begun and not ended: a resumed run repeats them
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, count of batches and settings, as plain values."""
-        return {"seed": self.seed, "step": self._step, "settings": self._plain}
+        done = self._step - self._in_hand
+        return {"seed": self.seed, "step": done, "settings": self._plain}
 
     def go_on(self, state_dict: dict[str, Any]) -> None:
         """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
@@ -47,10 +49,10 @@ class CountedDraws(RunState):
                 f"{name} continues with the seed of the checkpoint, {stored}, and not with "
                 f"seed={self._asked_seed}, so that the draws go on as they began."
             )
-        self.seed, self._step = stored, state_dict["step"]
+        self.seed, self._step, self._in_hand = stored, state_dict["step"], 0
 
     def start_anew(self) -> None:
-        self.seed, self._step = self._asked_seed, 0
+        self.seed, self._step, self._in_hand = self._asked_seed, 0, 0
 
     def agreed_seed(self, trainer: Trainer) -> int:
         """The seed of this run, that of the first rank where none was given."""
@@ -61,6 +63,7 @@ class CountedDraws(RunState):
     def next_step(self) -> int:
         """The count of the batch that begins."""
         self._step += 1
+        self._in_hand = 1
         return self._step - 1
 
     @abstractmethod

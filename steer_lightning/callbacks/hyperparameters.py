@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from steer_lightning.callbacks.counted import plain
@@ -12,6 +11,7 @@ from steer_lightning.callbacks.penalty import PenaltyCallback
 from steer_lightning.callbacks.steer import SteerCallback
 from steer_lightning.solvers import Solver
 from steer_lightning.steering.targets import plain_path
+from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.schedule import Schedule
 
@@ -40,7 +40,8 @@ class HyperparameterLog(Shown, Callback):
         self.settings = settings_of(trainer, pl_module)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.settings)
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            in_table = is_lightning(logger, "loggers", "TensorBoardLogger")
+            if in_table and trainer.is_global_zero:
                 data = getattr(trainer, "datamodule", None)
                 others = {**pl_module.hparams_initial, **getattr(data, "hparams_initial", {})}
                 shown = {k: v for k, v in others.items() if not k.startswith("_")}  # Lightning's
@@ -82,7 +83,7 @@ def _ends(name: str, value: Any) -> dict[str, Any]:
     return {name: first, f"{name}_end": last}
 
 
-def _start_session(logger: TensorBoardLogger, settings: Mapping[str, Any]) -> None:
+def _start_session(logger: Any, settings: Mapping[str, Any]) -> None:
     """Give TensorBoard the row of a run; it finds the columns itself, over all runs.
 
     With an ``Experiment``, as :meth:`SummaryWriter.add_hparams` writes one for each run, it shows

@@ -9,11 +9,12 @@ from types import FrameType
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
 from steer_lightning.callbacks.folders import leaves_files, run_folder
+from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.representation import Shown
 
 
@@ -68,8 +69,8 @@ class LastCheckpoint(Shown, Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = self.dirpath  # others have found theirs by now
         for callback in trainer.checkpoint_callbacks:
-            if folder is None and isinstance(callback, ModelCheckpoint):
-                folder = callback.dirpath
+            if folder is None and is_lightning(callback, "callbacks", "ModelCheckpoint"):
+                folder = callback.dirpath  # type: ignore[attr-defined]
         own = run_folder(trainer) / "checkpoints"  # asked for on every rank
         self.path = (own if folder is None else Path(folder)) / "last.ckpt"
         if trainer.is_global_zero:

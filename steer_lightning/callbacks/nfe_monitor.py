@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
+from steer_lightning.callbacks.run_state import left_out
 from steer_lightning.solvers import SolveStats
 from steer_lightning.steering.targets import as_paths, find_stats
 from steer_lightning.utils.autograd import in_backward
@@ -52,6 +54,7 @@ class NFEMonitor(Shown, Callback):
         self._handles: list[Any] = []
         self._totals: Counter[str] = Counter()
         self._batches = 0
+        self._checked = False
 
     def _find(self, model: nn.Module) -> None:
         if self.vector_fields is None:
@@ -89,7 +92,18 @@ class NFEMonitor(Shown, Callback):
         for stats in self._stats.values():
             stats.reset()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        if not self._checked and not left_out(pl_module, outputs):
+            self._checked = True
+            unseen = [p for p in self.vector_fields or () if not self._stats[p].nfe_forward]
+            if unseen:
+                rank_zero_warn(
+                    f"The vector fields {unseen} were not called in the first training batch, and "
+                    f"their evaluations are logged as 0. Name the modules that are passed to "
+                    f"odeint; field.forward(t, y) goes past what counts them."
+                )
         counts = self._counts("train", "nfe_forward", "nfe_backward")
         pl_module.log_dict(counts)
         totals = {f"{k}_epoch": counts[k] for k in ("train/nfe_forward", "train/nfe_backward")}

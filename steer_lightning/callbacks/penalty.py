@@ -1,6 +1,6 @@
 """Penalties as a Lightning callback."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from steer_lightning.callbacks.counted import CountedDraws
+from steer_lightning.callbacks.run_state import left_out
 from steer_lightning.penalties import Penalty
 from steer_lightning.penalties.control import Penalizing
 from steer_lightning.steering.targets import as_paths
@@ -83,8 +84,8 @@ class PenaltyCallback(CountedDraws):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert self._penalizing is not None
-        dropped = not outputs or (isinstance(outputs, Mapping) and "solver_dropped" in outputs)
-        if not self._verified and (not dropped or not pl_module.automatic_optimization):
+        self._in_hand = 0
+        if not self._verified and not left_out(pl_module, outputs):
             self._penalizing.check_seen("in the first training batch with a penalty")
             self._verified = bool(self._penalizing.values)
         pl_module.log_dict(self._penalizing.in_force(), on_step=True, on_epoch=False)

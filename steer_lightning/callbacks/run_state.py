@@ -1,11 +1,21 @@
 """Callbacks with a state that belongs to a training."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from steer_lightning.utils.representation import Shown
+
+
+def left_out(pl_module: LightningModule, outputs: Any) -> bool:
+    """Whether a training batch has no solves to look for, by the outputs of its step.
+
+    The step may have returned ``None``, or a solve that failed kept others from being tried.
+    """
+    failed = isinstance(outputs, Mapping) and "solver_dropped" in outputs
+    return failed or (pl_module.automatic_optimization and not outputs)
 
 
 class RunState(Shown, Callback, ABC):

@@ -1,6 +1,6 @@
 """STEER as a Lightning callback."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from steer_lightning.callbacks.counted import CountedDraws, plain
+from steer_lightning.callbacks.run_state import left_out
 from steer_lightning.horizon.end_time import Distribution, HalfWidth, Scope
 from steer_lightning.steering.attach import Span
 from steer_lightning.steering.control import Steering, SteerSettings
@@ -132,8 +133,8 @@ class SteerCallback(CountedDraws):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert self._steering is not None
-        dropped = isinstance(outputs, Mapping) and "solver_dropped" in outputs
-        if not self._verified and not dropped:  # a solve that failed kept others from being tried
+        self._in_hand = 0
+        if not self._verified and not left_out(pl_module, outputs):
             self._steering.check_solved("in the first training batch")
             self._agree_on_spans(trainer)
             self._verified = True

@@ -1,6 +1,5 @@
 """Failures that all ranks of a run hear of."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.solvers import SolverError
+from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.patching import WrappedMethods
 
 
@@ -19,13 +19,10 @@ def is_ddp(strategy: object) -> bool:
 
     DeepSpeed's strategy is a subclass of it, but its ranks meet elsewhere.
     """
-    names = ("pytorch_lightning.strategies", "lightning.pytorch.strategies")
-    return any(
-        isinstance(strategy, found.DDPStrategy)
-        and not isinstance(strategy, found.DeepSpeedStrategy)
-        for found in map(sys.modules.get, names)
-        if found is not None
+    ddp, deepspeed = (
+        is_lightning(strategy, "strategies", name) for name in ("DDPStrategy", "DeepSpeedStrategy")
     )
+    return ddp and not deepspeed
 
 
 def can_agree(trainer: Trainer, module: LightningModule) -> bool:

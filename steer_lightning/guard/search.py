@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.utilities import rank_zero_info
 
 from steer_lightning.solvers.foreign import as_solver_error
+from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.patching import WrappedMethods
 
 
@@ -22,7 +22,8 @@ def guard_search(trainer: Trainer, module: LightningModule) -> WrappedMethods:
     """
     methods = WrappedMethods(module)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    if trainer.world_size == 1 and any(isinstance(c, LearningRateFinder) for c in callbacks):
+    searches = any(is_lightning(c, "callbacks", "LearningRateFinder") for c in callbacks)
+    if trainer.world_size == 1 and searches:
         for name in ("training_step", "backward", "validation_step"):
             methods.wrap(name, partial(_stop_at_failure, trainer))
     return methods

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from steer_lightning.callbacks.folders import run_folder
+from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.callbacks.run_state import RunState
 from steer_lightning.guard.agreement import can_agree, is_ddp
 from steer_lightning.guard.evaluation import GuardedEvaluation
@@ -120,7 +120,8 @@ class SolverGuard(RunState):
         if stage == "fit":
             self._search = guard_search(trainer, pl_module)
         # All ranks take part in finding the folder, so it cannot wait for one that fails.
-        self._folder = run_folder(trainer) / "failed_batches" if self.save_batches else None
+        folder = run_folder(trainer) / "failed_batches"
+        self._folder = folder if self.save_batches and leaves_files(trainer) else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._search is not None:

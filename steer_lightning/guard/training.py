@@ -188,10 +188,21 @@ class GuardedTraining:
         optimizer: Any,
         optimizer_closure: Callable[[], Any],
     ) -> None:
+        evaluated = False
+
         def closure() -> Any:
+            nonlocal evaluated
             result = optimizer_closure()
+            if self._window_failed and evaluated:
+                raise MisconfigurationException(
+                    f"Expected an optimiser that evaluates once a step with "
+                    f"SolverGuard(policy='skip'), but a later evaluation of "
+                    f"{type(optimizer).__name__} failed, when it may have moved the weights. Use "
+                    f"policy='raise'."
+                )
             if self._window_failed:
                 raise _StepDropped
+            evaluated = True
             return result
 
         try:

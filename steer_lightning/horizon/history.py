@@ -57,7 +57,8 @@ class DrawHistory:
         for change in reversed(self._changes):
             if change.node <= node.number:
                 before = node.own_forward and change.seen <= node.number
-                return (later if before and later else change).active
+                flipped = later is not None and later.draw is change.draw
+                return (later if before and later and flipped else change).active
             later = change
         raise RuntimeError(
             "A backward pass solves again what its forward pass solved before the last "

@@ -237,6 +237,7 @@ class StochasticTaskModule(TaskModule):
         super().__init__(**optimization)
         self._noise_seed: int | None = None
         self._train_batches = 0
+        self._in_hand = 0  # of them: a resumed run repeats a batch that did not end
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -251,13 +252,19 @@ class StochasticTaskModule(TaskModule):
     def next_training_stream(self) -> torch.Generator:
         """The random stream of the next training batch."""
         self._train_batches += 1
+        self._in_hand += 1
         return self.noise_stream("train", self._train_batches - 1)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._in_hand = 0
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["noise"] = {"seed": self._noise_seed, "batches": self._train_batches}
+        done = self._train_batches - self._in_hand
+        checkpoint["noise"] = {"seed": self._noise_seed, "batches": done}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         noise = checkpoint.get("noise")
         if noise is not None:
             self._noise_seed, self._train_batches = noise["seed"], noise["batches"]
+            self._in_hand = 0

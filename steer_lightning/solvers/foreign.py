@@ -26,9 +26,11 @@ class ForeignSolve:
 
     Attributes:
         times: What its caller asked for, shape ``(T,)``; ``None`` where it ends at an event.
+        func: What its caller gave for a vector field.
     """
 
     times: Tensor | None
+    func: Any
 
 
 _THREAD = threading.local()
@@ -57,7 +59,7 @@ def _watched(loop: Callable[..., Any], has_end: bool) -> Callable[..., Any]:
     @wraps(loop)
     def run(solver: Any, t: Tensor, *args: Any) -> Any:
         outer = solve_in_progress()
-        _THREAD.solve = ForeignSolve(_as_asked(solver.func, t) if has_end else None)
+        _THREAD.solve = ForeignSolve(*_as_asked(solver.func, t if has_end else None))
         try:
             return loop(solver, t, *args)
         finally:
@@ -66,13 +68,13 @@ def _watched(loop: Callable[..., Any], has_end: bool) -> Callable[..., Any]:
     return run
 
 
-def _as_asked(func: nn.Module, t: Tensor) -> Tensor:
-    """The times of the caller: torchdiffeq runs backward solves forwards in ``-t``."""
+def _as_asked(func: nn.Module, t: Tensor | None) -> tuple[Tensor | None, Any]:
+    """Times and field of the caller: torchdiffeq runs backward solves forwards in ``-t``."""
     while (inner := getattr(func, "base_func", None)) is not None:
-        if type(func).__name__ == "_ReverseFunc":
-            return -t
+        if type(func).__name__ == "_ReverseFunc" and t is not None:
+            t = -t
         func = inner
-    return t
+    return t, func
 
 
 def as_solver_error(error: Exception, phase: str) -> SolverError | None:

@@ -50,7 +50,8 @@ class AttachedHorizon(Movable):
         self.path = path
         self.asked = span
         self.span = span
-        self._inside = self._outside = self._warned = False  # of any solve that is seen
+        self._inside = self._outside = False  # of any solve that is seen
+        self._said: set[str] = set()  # warnings
         self._reached: set[float] | None = set()  # times in the first batch, outside
         self._solve: ForeignSolve | None = None  # the last one that was checked
         self._thread = 0  # of the last forward pass
@@ -115,7 +116,7 @@ class AttachedHorizon(Movable):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _map_time(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Pre-hook: replaces ``t``."""
-        t = self._actual(time_given(args, kwargs))
+        t = self._actual(time_given(args, kwargs), module)
         if "t" in kwargs:
             return args, {**kwargs, "t": t}
         return (t, *args[1:]) if args else args, kwargs
@@ -137,7 +138,7 @@ class AttachedHorizon(Movable):
     def _leave_around(self, module: nn.Module, args: Any, output: Any) -> None:
         self._callers.pop()
 
-    def _actual(self, t: Any) -> Any:
+    def _actual(self, t: Any, field: nn.Module) -> Any:
         """Actual time for the time that a foreign solver passes."""
         draw = self.current_draw()
         node = running_node()
@@ -161,48 +162,70 @@ class AttachedHorizon(Movable):
                 f"tensor t, but got {got}. Name the module that is passed to odeint."
             )
         if node is None:
-            self._watch(t)
+            self._watch(t, field)
         warp = self._warp_of(draw)
         return t if warp is None else warp.actual(t)
 
     def warn_of_doubts(self) -> None:
         """Say once what a batch has shown that is probably not meant."""
-        if self._inside and self._outside and not self._warned:
-            self._warned = True
-            warnings.warn(
+        if self._inside and self._outside:
+            self._warn(
                 f"The vector field {self.path!r} was evaluated outside of any solve of "
                 f"torchdiffeq, and got the moved time and the scaled derivative there as well. "
                 f"If that was not another library's solve, evaluate it inside "
-                f"`with steer_lightning.nominal(field): ...`.",
-                stacklevel=2,
+                f"`with steer_lightning.nominal(field): ...`."
             )
         if self.span is not None and self._reached:
             t0, t1 = self.span
             reach = max(abs(t - t0) for t in self._reached) / abs(t1 - t0)
             if reach > 2.0 or (reach < 0.5 and len(self._reached) > 1):
-                warnings.warn(
+                self._warn(
                     f"The vector field {self.path!r} was evaluated up to {reach:.3g} of the "
                     f"length of its span [{self._ends()}] from t0: probably the model solves "
-                    f"another one. Give the span that it solves: t0=..., t1=...",
-                    stacklevel=2,
+                    f"another one. Give the span that it solves: t0=..., t1=..."
                 )
         self._reached = None
 
-    def _watch(self, t: Tensor) -> None:
+    def _warn(self, message: str) -> None:
+        """Warn once."""
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=3)
+
+    def _watch(self, t: Tensor, field: nn.Module) -> None:
         """Learn and check the span from the solve that this evaluation belongs to."""
         solve = solve_in_progress()
         for caller in filter(None, self._callers):
             name, inside = caller
-            if inside is solve:  # else it gets an end time, and solves the field itself
+            called = (
+                f"{self.path!r} is called by {name or 'the model'!r}, which gets a time itself"
+            )
+            if solve is None:
+                self._warn(
+                    f"The vector field {called}, or some other number. If that is what a solver "
+                    f"calls, its own time is not moved: name it, vector_fields=[{name!r}]."
+                )
+            elif inside is solve:  # else it gets an end time, and solves the field itself
                 raise ValueError(
-                    f"Expected the module that is passed to odeint, but {self.path!r} is called "
-                    f"by {name or 'the model'!r}, which gets a time itself and would see it "
+                    f"Expected the module that is passed to odeint, but {called} and would see it "
                     f"unmoved. Name it: vector_fields=[{name!r}]."
                 )
-        if solve is None or solve.times is None:
-            self._watch_unseen(t, in_solve=solve is not None)
+        if solve is None:
+            self._watch_unseen(t)
             return
+        if solve.times is None:
+            raise ValueError(
+                f"Expected a solve of the vector field {self.path!r} that ends at a time, but got "
+                f"one that ends at an event: there is no end time to draw. Solve it inside `with "
+                f"steer_lightning.nominal(field): ...`."
+            )
         self._inside = True
+        if isinstance(solve.func, nn.Module) and _plain(solve.func) is not _plain(field):
+            self._warn(
+                f"odeint got a {type(solve.func).__name__} around the vector field {self.path!r}. "
+                f"What that does with the time itself, such as to read a control, is not moved. "
+                f"If it does, make it a part of the model and name it."
+            )
         if solve is self._solve:
             return
         self._solve = solve
@@ -228,7 +251,7 @@ class AttachedHorizon(Movable):
                 f"t = {first:g} to {last:g}. Give the span that the model solves: t0=..., t1=..."
             )
 
-    def _watch_unseen(self, t: Tensor, in_solve: bool) -> None:
+    def _watch_unseen(self, t: Tensor) -> None:
         if t.ndim > 1 or bool((t != t.flatten()[0]).any()):
             raise ValueError(
                 f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with one "
@@ -242,10 +265,9 @@ class AttachedHorizon(Movable):
                 f"a solve are not seen. Give both: t0=..., t1=...; put an evaluation that "
                 f"belongs to no solve inside `with steer_lightning.nominal(field): ...`."
             )
-        if not in_solve:
-            self._outside = True
-            if self._reached is not None and len(self._reached) < 1000:
-                self._reached.add(float(t.detach().flatten()[0]))
+        self._outside = True
+        if self._reached is not None and len(self._reached) < 1000:
+            self._reached.add(float(t.detach().flatten()[0]))
 
     def _warp_in_force(self) -> TimeWarp | None:
         draw = self.history.current()
@@ -271,6 +293,12 @@ class AttachedHorizon(Movable):
     def _ends(self) -> str:
         assert self.span is not None
         return f"{self.span[0]:g}, {self.span[1]:g}"
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A module without the wrapper of ``torch.compile``."""
+    plain: nn.Module = getattr(module, "_orig_mod", module)
+    return plain
 
 
 def _near(t: float, t0: float, t1: float) -> float | None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torchdiffeq import odeint
 
 from steer_lightning import NFEMonitor, PenaltyCallback, SteerCallback
 from steer_lightning.nn import ODEBlock
@@ -132,6 +133,17 @@ def test_a_foreign_fields_calls_are_counted_by_hooks(adjoint):
     assert logged == model.calls
     assert (logged[1] > 0) is adjoint
     assert not model.func._forward_hooks
+
+
+def test_a_field_that_is_not_called_is_warned_of():
+    class Direct(ForeignModel):
+        def forward(self, y0):
+            return odeint(self.func.forward, y0, torch.tensor([0.0, 1.0]), method="euler")[-1]
+
+    with pytest.warns(
+        UserWarning, match=r"\['func'\] were not called in the first training batch"
+    ):
+        tiny_trainer(NFEMonitor(["func"])).fit(seeded(Direct), tiny_loader())
 
 
 def test_hooks_come_off_after_an_exception_too():

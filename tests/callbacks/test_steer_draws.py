@@ -115,6 +115,24 @@ def test_a_resumed_run_continues_the_draws(model_class, where, tmp_path):
     assert torch.equal(weights(second), weights(through))
 
 
+@both
+def test_a_batch_that_did_not_end_is_repeated_with_its_draw(model_class, where, tmp_path):
+    class Saves(pl.Callback):
+        """As Lightning's callbacks do on an exception, in the first batch of the second epoch."""
+
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(tmp_path / "in_batch.ckpt")
+
+    through, rest = seeded(model_class), seeded(model_class)
+    steer = SteerCallback(0.5, seed=3, **where)
+    tiny_trainer(steer, Saves(), max_epochs=2).fit(through, tiny_loader())
+    trainer = tiny_trainer(SteerCallback(0.5, **where), max_epochs=2)
+    trainer.fit(rest, tiny_loader(), ckpt_path=tmp_path / "in_batch.ckpt")
+    assert rest.ends == through.ends[2:]
+    assert torch.equal(weights(rest), weights(through))
+
+
 @pytest.mark.parametrize(
     ("asked", "messages"),
     [

@@ -116,6 +116,16 @@ def test_a_field_that_is_not_called_is_an_error_after_the_first_batch(closure):
     assert not model.func._forward_hooks
 
 
+def test_a_first_batch_that_is_left_out_says_nothing_of_the_field():
+    class LeavesOut(ForeignModel):
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch) if batch_idx else None
+
+    model = seeded(LeavesOut)
+    fit(model, SteerCallback(0.5, ["func"]))
+    assert len(model.ends) == 1
+
+
 def test_hooks_added_after_an_enclosing_model_was_compiled_are_an_error():
     torch._dynamo.reset()
 

@@ -4,6 +4,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning import SteerCallback
@@ -220,6 +221,34 @@ def test_works_under_the_trainer_of_the_lightning_package():
         trainer.fit(Model(), loader("none", "nan", "none"))
     assert guard.skipped == 1
     assert trainer.global_step == 2
+
+
+def test_a_later_evaluation_of_a_step_that_fails_is_an_error():
+    class Twice(torch.optim.SGD):
+        def step(self, closure):
+            closure()
+            closure()
+            super().step()
+
+    class Breaks(FaultyModel):
+        calls = 0
+
+        def training_step(self, batch, batch_idx):
+            self.calls += 1
+            return super().training_step(
+                batch * (torch.nan if self.calls == 2 else 1.0), batch_idx
+            )
+
+        def configure_optimizers(self):
+            return Twice(self.parameters(), lr=0.1)
+
+    with (
+        pytest.warns(UserWarning, match="a batch is dropped"),
+        pytest.raises(
+            MisconfigurationException, match=r"evaluation of .*Twice failed, when it may"
+        ),
+    ):
+        tiny_trainer(SolverGuard("skip")).fit(seeded(Breaks), loader("none"))
 
 
 def test_memory_that_runs_out_is_no_failure_of_a_solve():

@@ -181,3 +181,14 @@ def test_the_default_optimizer():
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, torch.optim.Adam)
     assert len(optimizer.param_groups[0]["params"]) == len(list(module.parameters()))
+
+
+def test_the_noise_of_a_batch_that_did_not_end_is_drawn_again():
+    module, counts = StochasticTaskModule(), []
+    for _ in range(2):
+        module.next_training_stream()
+        for end in (lambda: None, module.on_train_batch_end):
+            end()
+            module.on_save_checkpoint(checkpoint := {})
+            counts.append(checkpoint["noise"]["batches"])
+    assert counts == [0, 1, 1, 2]

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torchdiffeq import odeint
+from torchdiffeq import odeint, odeint_event
 
 from steer_lightning import nominal, steer
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
@@ -126,6 +126,59 @@ def test_a_module_around_the_field_that_gets_the_time_itself_is_to_be_named(oute
         odeint(solved, initial_state(), times(0.0, 1.0))
     with steer(model, b=0.5, step=0, vector_fields=[outer]):
         odeint(solved, initial_state(), times(0.0, 1.0))
+
+
+class Controlled(nn.Module):
+    """A field and a control beside it, as torchcde makes one for each solve."""
+
+    def __init__(self, field):
+        super().__init__()
+        self.field = field
+
+    def forward(self, t, y):
+        return t * self.field(t, y)
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_a_module_put_around_the_field_is_warned_of_once(around, recwarn):
+    model = nn.Sequential(CosineField())
+    for step in range(2):
+        with steer(model, b=0.5, step=step, vector_fields=["0"]):
+            field = Controlled(model[0]) if around else torch.compile(model[0], backend="eager")
+            odeint(field, initial_state(), times(0.0, 1.0))
+    said = [str(w.message) for w in recwarn if "vector field '0'" in str(w.message)]
+    assert len(said) == around
+    assert all("odeint got a Controlled around the vector field '0'" in words for words in said)
+
+
+def test_a_number_given_to_the_model_of_an_unseen_solver_is_warned_of():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.field = CosineField()
+
+        def forward(self, scale, y):
+            return scale * (y + 0.5 * self.field(times(0.0)[0], y))
+
+    model = Scaled()
+    with (
+        pytest.warns(
+            UserWarning, match="called by 'the model', which gets a time itself, or some"
+        ),
+        steer(model, b=0.5, step=0, vector_fields=["field"], t0=0.0, t1=1.0),
+    ):
+        model(torch.tensor(2.0), initial_state())
+
+
+def test_a_solve_that_ends_at_an_event_is_refused():
+    model, y0 = nn.Sequential(CosineField()), initial_state()
+    t0, event = times(0.0)[0], {"event_fn": lambda t, y: t - 0.5}
+    with steer(model, b=0.5, step=0, vector_fields=["0"]):
+        with pytest.raises(ValueError, match="ends at an event: there is no end time to draw"):
+            odeint_event(model[0], y0, t0, **event)
+        with nominal(model[0]):
+            end, _ = odeint_event(model[0], y0, t0, **event)
+    assert float(end) == pytest.approx(0.5)
 
 
 def test_a_module_around_the_field_may_get_an_end_time():

@@ -8,7 +8,6 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger, MLFlowLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -17,6 +16,7 @@ from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.callbacks.plots.style import legend_below, panels, save_figure
 from steer_lightning.nn import CNF
 from steer_lightning.solvers import SolverError
+from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.representation import Shown
 
 
@@ -31,12 +31,12 @@ def save_plot(trainer: Trainer, figure: Figure, name: str, folder: Path) -> Path
     return path
 
 
-def log_figure(logger: Logger, figure: Figure, name: str, step: int) -> None:
+def log_figure(logger: Any, figure: Figure, name: str, step: int) -> None:
     """Give a figure to a logger that takes figures, as TensorBoard's, W&B's and MLflow's do."""
     experiment: Any = getattr(logger, "experiment", None)
     if hasattr(logger, "log_image"):
         logger.log_image(name, [figure], step)
-    elif isinstance(logger, MLFlowLogger):
+    elif is_lightning(logger, "loggers", "MLFlowLogger"):
         experiment.log_figure(logger.run_id, figure, f"plots/{name}/{step:08d}.png")
     elif hasattr(experiment, "add_figure"):
         experiment.add_figure(name, figure, global_step=step)
