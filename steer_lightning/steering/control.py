@@ -225,7 +225,8 @@ class Steering:
             elif not (horizon.solved or foreign_only):
                 raise ValueError(
                     f"The horizon {path!r} was not solved {where}, so STEER had no effect on it. "
-                    f"Solve through the block that holds it, in the training step."
+                    f"Solve through the block that holds it, in the training step, or name the "
+                    f"parts of the model that are solved: horizons=[...]."
                 )
 
     def table(self) -> str:
