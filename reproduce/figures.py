@@ -171,7 +171,10 @@ def draw_pareto(experiment: Experiment, results: Results) -> Figure:
         sizes = dict.fromkeys(families, 4.0)
         for variant, (x, y) in points.items():
             xs, ys = (by_seed(results[variant], m).values() for m in (cost, metric))
-            y_range, x_range = ([[z - min(zs)], [max(zs) - z]] for z, zs in ((y, ys), (x, xs)))
+            # A geometric mean of equal values is off by rounding.
+            y_range, x_range = (
+                [[max(z - min(zs), 0.0)], [max(max(zs) - z, 0.0)]] for z, zs in ((y, ys), (x, xs))
+            )
             family = _family(variant)
             axis.errorbar(x, y, y_range, x_range, lw=0.6, ms=sizes[family], **looks[family])
             sizes[family] += 2.0

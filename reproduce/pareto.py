@@ -36,13 +36,19 @@ def test_evaluations(experiment: Experiment) -> Metric:
 def mean_points(
     part: Comparison, cost: Metric, metric: Metric, results: Results
 ) -> dict[Variant, tuple[float, float]]:
-    """Means over the seeds of cost and metric, of the variants that have both."""
+    """Cost and metric, as the tables show their means, of variants that have all seeds.
+
+    Those are the baseline's: a mean over other seeds says nothing beside it.
+    """
     found = {}
+    seeds = by_seed(results[part.baseline], metric).keys()
     for variant in part.variants:
-        columns = [by_seed(results[variant], m).values() for m in (cost, metric)]
-        point = [mean(column) if column else math.nan for column in columns]
-        if all(map(math.isfinite, point)):
-            found[variant] = (point[0], point[1])
+        columns = [metric_values(results[variant], m) for m in (cost, metric)]
+        if not seeds or any(seeds - column.keys() for column in columns):
+            continue
+        x, y = (mean(column[seed] for seed in seeds) for column in columns)
+        if math.isfinite(x) and math.isfinite(y):
+            found[variant] = (math.exp(x) if cost.ratio else x, y)
     return found
 
 

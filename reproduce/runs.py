@@ -1,6 +1,7 @@
 """Runs: a config, its overrides and a seed, trained and tested through the command line."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import math
@@ -144,7 +145,11 @@ class Run:
                 "finished",
                 **{name: saved[name] for name in ("values", "sweep", "monitor", "mode")},
                 checks=[Check(**check) for check in saved["checks"]],
-                machine={**sessions[-1], "commit": " ".join(commits)},
+                machine={
+                    **sessions[-1],
+                    "commit": " ".join(commits),
+                    "dirty": any(session.get("dirty") for session in sessions),
+                },
                 overrides=self.settings.overrides,
                 folder=folder,
             )
@@ -174,9 +179,17 @@ def execute(run: Run, seconds: float | None = None) -> None:
     """Train and test, and write ``run.json`` or, if something fails, ``failure.json``.
 
     A stopped run goes on from its last check, or where Ctrl-C stopped it. After ``seconds`` it is
-    stopped as by Ctrl-C, and is left pending; only in a main thread.
+    stopped as by Ctrl-C, and is left pending; only in a main thread. Another command that
+    executes the same run, as experiments share some, is waited for.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a kill frees it
+        if run.record().status != "finished":
+            _execute_alone(run, seconds)
+
+
+def _execute_alone(run: Run, seconds: float | None) -> None:
     (run.folder / "failure.json").unlink(missing_ok=True)
     is_up = False
 

@@ -241,6 +241,8 @@ class StochasticTaskModule(TaskModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.trainer.global_step == 0:  # a checkpoint is read after this
+            self._noise_seed, self._train_batches, self._in_hand = None, 0, 0
         if self._noise_seed is None:
             self._noise_seed = int(self.trainer.strategy.broadcast(default_seed()))
 

@@ -6,9 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.utilities.data import dim_zero_cat
 
 from steer_lightning.modules.base import correct, mean_with_nan
 from steer_lightning.modules.feedforward import FeedforwardModule
+
+
+class DefinedCalibrationError(MulticlassCalibrationError):
+    """Expected gap between confidence and accuracy; NaN if a confidence is."""
+
+    def compute(self) -> Tensor:
+        """The gap, or NaN."""
+        found: Tensor = super().compute()
+        finite = dim_zero_cat(self.confidences).isfinite().all()
+        return found.where(finite, torch.nan)
 
 
 class ClassifierModule(FeedforwardModule):
@@ -58,7 +69,7 @@ class ClassifierModule(FeedforwardModule):
         self.add_metrics(
             {
                 "accuracy": mean_with_nan(),
-                "calibration_error": MulticlassCalibrationError(num_classes),
+                "calibration_error": DefinedCalibrationError(num_classes),
             }
         )
 

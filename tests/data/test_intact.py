@@ -6,6 +6,7 @@ from datamodules import intact
 from tests.helpers.activity_files import write_activity
 from tests.helpers.data_sets import write_every_data_set
 from tests.helpers.image_files import accept_imagenet32, write_imagenet32
+from tests.helpers.mnist_files import write_mnist
 
 
 def found(folder):
@@ -54,6 +55,13 @@ def test_data_sets_that_are_not_there_are_noted(tmp_path):
     assert {finding.state for finding in findings.values()} == {"note"}
     assert f"no folder {tmp_path / 'mnist'}. Set `--data.down" in findings["mnist"].sentence
     assert "after a login at image-net.org" in findings["imagenet32"].sentence
+
+
+def test_some_images_are_noted(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    finding = found(tmp_path)["mnist"]
+    assert finding.state == "note"
+    assert "readable but partial, without the checksums" in finding.sentence
 
 
 def test_a_partial_recording_is_noted(tmp_path):

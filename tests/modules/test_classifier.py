@@ -62,6 +62,7 @@ def test_a_model_that_gives_nan_has_no_accuracy(module, trainer):
     data.dataset.tensors[0][0, 0] = torch.nan
     (found,) = trainer.test(module, data, verbose=False)
     assert math.isnan(found["test/accuracy"])
+    assert math.isnan(found["test/calibration_error"])
     assert math.isnan(module.evaluate((X * torch.nan, LABELS))["accuracy"])
 
 

@@ -183,6 +183,18 @@ def test_the_default_optimizer():
     assert len(optimizer.param_groups[0]["params"]) == len(list(module.parameters()))
 
 
+def test_the_noise_of_a_second_training_has_a_seed_of_its_own(monkeypatch):
+    case = next(c for c in CASES.values() if issubclass(c.module, StochasticTaskModule))
+    module, found = case.build(), []
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        steps().fit(module, case.data())
+        module.on_save_checkpoint(checkpoint := {})
+        found.append(checkpoint["noise"])
+    assert [noise["seed"] for noise in found] == [1, 2]
+    assert found[0]["batches"] == found[1]["batches"]
+
+
 def test_the_noise_of_a_batch_that_did_not_end_is_drawn_again():
     module, counts = StochasticTaskModule(), []
     for _ in range(2):

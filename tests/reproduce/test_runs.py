@@ -1,5 +1,6 @@
 """One run: resumed, failed, without its data."""
 
+import fcntl
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -91,7 +93,8 @@ def stopping(monkeypatch):
 def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, stopping, monkeypatch):
     run = make(TINY.others[0])
     with monkeypatch.context() as patch:
-        patch.setattr("reproduce.runs.describe_machine", lambda: {"commit": "before"})
+        before = {"commit": "before", "dirty": True}
+        patch.setattr("reproduce.runs.describe_machine", lambda: before)
         stopping(run, 5)
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
     execute(run)
@@ -99,6 +102,7 @@ def test_a_run_that_is_stopped_ends_where_an_unbroken_one_does(unbroken, stoppin
     saved = json.loads((run.folder / "run.json").read_text())
     assert len(saved["sessions"]) == 2
     assert run.record().machine["commit"].startswith("before ")
+    assert run.record().machine["dirty"]
     assert saved["arguments"][-1].endswith("last.ckpt")  # and did not begin anew
 
 
@@ -185,6 +189,22 @@ def test_a_process_that_is_killed(unbroken, tmp_path):
     assert run.record().status == "pending"
     execute(run)
     assert numbers(run) == numbers(unbroken)
+
+
+def test_a_run_that_another_command_executes_is_waited_for(unbroken, monkeypatch):
+    run, executed = make(), []
+    monkeypatch.setattr("reproduce.runs._execute", executed.append)
+    run.folder.mkdir(parents=True)
+    with (run.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = Thread(target=execute, args=(run,))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        (run.folder / "run.json").write_text((unbroken.folder / "run.json").read_text())
+    waiting.join()
+    assert run.record().status == "finished"
+    assert executed == []
 
 
 def test_a_run_stopped_between_training_and_test_is_tested(unbroken, monkeypatch):
