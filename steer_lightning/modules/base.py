@@ -257,8 +257,11 @@ class StochasticTaskModule(TaskModule):
         self._in_hand += 1
         return self.noise_stream("train", self._train_batches - 1)
 
+    def on_after_backward(self) -> None:
+        self._in_hand = 0  # before callbacks save at the end of the batch
+
     def on_train_batch_end(self, *_: Any) -> None:
-        self._in_hand = 0
+        self._in_hand = 0  # of one without a backward pass
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         done = self._train_batches - self._in_hand
