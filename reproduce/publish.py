@@ -2,13 +2,20 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from reproduce.catalogue import EXPERIMENTS
 from reproduce.experiments import Claim, Comparison, Experiment, Metric, Scale, Variant
-from reproduce.records import Results, finished, overrides_of, read_records, write_records
+from reproduce.records import (
+    Record,
+    Results,
+    finished,
+    overrides_of,
+    read_records,
+    write_records,
+)
 from reproduce.report import WORK, changes, difference, markdown, show_difference, write_page
 from reproduce.statistics import Paired
 
@@ -26,22 +33,25 @@ _SHOWN = ("gain", "loss", "no difference")
 def publish(folder: Path, experiment: Experiment, results: Results) -> None:
     """Write page, picture and records of an experiment, of which at least one run is finished.
 
-    The page starts with the command that makes it. A picture that cannot be drawn, as callbacks'
-    plots cannot be from records, is left as it is.
+    The page starts with the command that makes it. Finished runs that the folder holds, as of
+    another machine, stay beside those of the results. A picture that cannot be drawn, as
+    callbacks' plots cannot be from records, is left as it is.
 
     Raises:
-        ValueError: If finished runs that the folder holds are not among the results.
+        ValueError: If runs that stay were given other overrides.
     """
     if not _has_run(results):
         return
     folder.mkdir(parents=True, exist_ok=True)
     known = read_records(folder / RECORDS, experiment)
-    if lost := sorted(_runs(experiment, known) - _runs(experiment, results)):
-        runs = ", ".join(f"{setting}, {label}, seed {seed}" for setting, label, seed in lost)
+    stay = {variant: _missing(known[variant], results[variant]) for variant in results}
+    given, before = overrides_of(results), overrides_of(stay)
+    if _has_run(stay) and given != before:
         raise ValueError(
-            f"Expected all finished runs of {experiment.name} that {folder} holds, but not among "
-            f"those to publish are {runs}. Finish them, or publish to another folder."
+            f"Expected runs of {experiment.name} with --override {before}, as some that {folder} "
+            f"holds, but got runs with {given}. Publish them to another folder."
         )
+    results = {v: _with(records, stay[v]) for v, records in results.items()}
     seeds = {record.seed for records in results.values() for record in records}
     line = [experiment.name, "--scale", experiment.scale, "--seeds", str(len(seeds))]
     line += [f"--override={argument}" for argument in overrides_of(results)]
@@ -117,13 +127,16 @@ def _has_run(results: Results) -> bool:
     return any(finished(records) for records in results.values())
 
 
-def _runs(experiment: Experiment, results: Results) -> set[tuple[str, str, int]]:
-    """Setting, label and seed of each finished run."""
-    return {
-        (part.setting, variant.label, record.seed)
-        for part, variant in experiment.pairs
-        for record in finished(results[variant])
-    }
+def _missing(known: Iterable[Record], records: Iterable[Record]) -> list[Record]:
+    """Finished runs whose seed is not among those of the others that are finished."""
+    seeds = {record.seed for record in finished(records)}
+    return [record for record in finished(known) if record.seed not in seeds]
+
+
+def _with(records: Iterable[Record], others: Iterable[Record]) -> list[Record]:
+    """Records with others in the place of those of their seeds, by seed."""
+    by_seed = {record.seed: record for record in (*records, *others)}
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def _link(finding: Finding) -> str:

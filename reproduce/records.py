@@ -34,6 +34,13 @@ class Record:
     folder: Path = Path()
 
     @property
+    def processor(self) -> str:
+        """What its time was taken on, and the threads."""
+        return (
+            f"{self.machine.get('gpu') or self.machine.get('cpu')} {self.machine.get('threads')}"
+        )
+
+    @property
     def clock(self) -> Literal["seconds", "cpu_seconds"]:
         """Wall-clock time on a GPU; on CPU, which other work may share, processor time."""
         return "seconds" if self.machine.get("gpu") else "cpu_seconds"
@@ -61,6 +68,7 @@ class Record:
 
 
 Results = Mapping[Variant, Sequence[Record]]
+Pair = tuple[int, str]  # seed, and processor where it matters: what two compared runs share
 
 
 def finished(records: Iterable[Record]) -> list[Record]:
@@ -74,10 +82,14 @@ def overrides_of(results: Results) -> list[str]:
     return [*dict.fromkeys(argument for record in runs for argument in record.overrides)]
 
 
-def by_seed(records: Iterable[Record], metric: Metric) -> dict[int, float]:
-    """A metric of the finished runs, as shown."""
-    found = {record.seed: record.value(metric.key) for record in finished(records)}
-    return {seed: metric.factor * value for seed, value in found.items() if value is not None}
+def by_seed(records: Iterable[Record], metric: Metric) -> dict[Pair, float]:
+    """A metric of the finished runs, as shown; time of two processors is not compared."""
+    timed = metric.key == "train/seconds"
+    return {
+        (record.seed, record.processor if timed else ""): metric.factor * value
+        for record in finished(records)
+        if (value := record.value(metric.key)) is not None
+    }
 
 
 def write_records(path: Path, experiment: Experiment, results: Results) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from reproduce.experiments import Comparison, Experiment, Metric, Variant
-from reproduce.records import Record, Results, by_seed, finished, overrides_of
+from reproduce.records import Pair, Record, Results, by_seed, finished, overrides_of
 from reproduce.statistics import HELD, Paired, Summary, paired, reached, summary
 
 
@@ -78,10 +78,12 @@ def work_tables(experiment: Experiment, results: Results) -> str:
     if not records:
         return ""
 
-    def to_reach(part: Comparison, variant: Variant) -> dict[int, float]:
+    def to_reach(part: Comparison, variant: Variant) -> dict[Pair, float]:
+        processors = {record.seed: record.processor for record in results[variant]}
+        found = reached(results[part.baseline], results[variant])
         return {
-            seed: math.log(getattr(check, records[0].clock)) if check else math.inf
-            for seed, check in reached(results[part.baseline], results[variant]).items()
+            (seed, processors[seed]): math.log(getattr(at, records[0].clock)) if at else math.inf
+            for seed, at in found.items()
         }
 
     shown = {metric.key for metric in experiment.metrics}
@@ -90,7 +92,8 @@ def work_tables(experiment: Experiment, results: Results) -> str:
     text = (
         "Work. Evaluations of the vector field in training are forward and backward, summed over "
         "the batches; seconds are those in training batches (on a CPU processor seconds), without "
-        f"validation; evaluations in test batches are means{over}."
+        "validation, and compared on the same processor alone; evaluations in test batches are "
+        f"means{over}."
     )
     costs = [metric for metric in (*WORK, _TEST_NFE) if metric.key not in shown]
     tables = [metric_table(experiment, metric, results) for metric in costs]
@@ -110,7 +113,7 @@ def _table(
     experiment: Experiment,
     metric: Metric,
     results: Results,
-    values: Callable[[Comparison, Variant], dict[int, float]],
+    values: Callable[[Comparison, Variant], dict[Pair, float]],
 ) -> str:
     """A row for each variant; an infinite logarithm is what was not reached."""
     first = metric is experiment.metrics[0]
@@ -170,21 +173,21 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
 
 
-def n_seeds(own: Mapping[int, float], baseline: Mapping[int, float]) -> str:
+def n_seeds(own: Mapping[Pair, float], baseline: Mapping[Pair, float]) -> str:
     """How many seeds a row has, and how many of them are compared where those are fewer."""
     n_pairs = len(own.keys() & baseline.keys())
     return f"{len(own)}" if n_pairs == len(own) else f"{len(own)} ({n_pairs} compared)"
 
 
-def metric_values(records: Sequence[Record], metric: Metric) -> dict[int, float]:
-    """By seed, as shown; logarithms where ratios are compared."""
+def metric_values(records: Sequence[Record], metric: Metric) -> dict[Pair, float]:
+    """As shown; logarithms where ratios are compared."""
     shown = by_seed(records, metric)
     if metric.ratio:
-        shown = {seed: math.log(v) if v > 0 else math.nan for seed, v in shown.items()}
+        shown = {pair: math.log(v) if v > 0 else math.nan for pair, v in shown.items()}
     return shown
 
 
-def compare(metric: Metric, baseline: Mapping[int, float], other: Mapping[int, float]) -> Paired:
+def compare(metric: Metric, baseline: Mapping[Pair, float], other: Mapping[Pair, float]) -> Paired:
     """Pairs of such values, and what they say."""
     return paired(baseline, other, metric.better, _threshold(metric))
 

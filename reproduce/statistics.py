@@ -1,15 +1,17 @@
 """Means, paired differences over seeds, and the time to reach a metric."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from statistics import mean, median, stdev
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from scipy.stats import t as student
 
 from reproduce.records import Record, finished
 from steer_lightning.callbacks.training_clock import Check
+
+K = TypeVar("K", bound=Hashable)
 
 
 class Summary(NamedTuple):
@@ -54,8 +56,8 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def paired(
-    baseline: Mapping[int, float],
-    other: Mapping[int, float],
+    baseline: Mapping[K, float],
+    other: Mapping[K, float],
     better: Literal["higher", "lower"],
     matters: float = 0.0,
 ) -> Paired:
@@ -72,7 +74,7 @@ def paired(
         >>> paired({0: 1.0, 1: 2.0}, {0: 1.1, 1: 1.9}, "higher", matters=0.5).verdict
         'not shown'
     """
-    differences = [other[seed] - value for seed, value in baseline.items() if seed in other]
+    differences = [other[pair] - value for pair, value in baseline.items() if pair in other]
     middle, std, n = summary(differences)
     if n < 2 or math.isnan(std):
         verdict = ("no pairs", "one seed: no verdict", "not finite: no verdict")[min(n, 2)]

@@ -118,13 +118,24 @@ def test_all_pages_name_what_was_changed(catalogue, tmp_path):
     assert (tmp_path / "index.md").read_text().count("with `--trainer.max_epochs=5`.**") == 2
 
 
-@pytest.mark.parametrize("last", [[], [record(2, 0.0, status="pending")]])
-def test_no_finished_run_is_lost(catalogue, tmp_path, last):
+@pytest.mark.parametrize("rest", [[], [record(1, 0.0, status="pending")]])
+def test_runs_of_two_machines_are_published_side_by_side(catalogue, tmp_path, rest):
     publish(tmp_path, catalogue[0], RESULTS)
-    fewer = {**RESULTS, STEER: [*RESULTS[STEER][:2], *last]}
-    with pytest.raises(ValueError, match="not among those to publish are MNIST, STEER, seed 2"):
-        publish(tmp_path, catalogue[0], fewer)
-    assert len(read_records(tmp_path / "records.jsonl", catalogue[0])[STEER]) == 3
+    again = record(2, 0.1, machine={**MACHINE, "cpu": "Another CPU"})
+    publish(tmp_path, catalogue[0], {BASELINE: [], STEER: [*rest, again]})
+    found = read_records(tmp_path / "records.jsonl", catalogue[0])
+    assert [r.values for r in found[BASELINE]] == [r.values for r in BASE]
+    assert [r.values for r in found[STEER]] == [r.values for r in (*MORE[:2], again)]
+    page = (tmp_path / "table9.md").read_text()
+    assert "--seeds 3\n" in page
+    assert page.count("Made by commit") == 2
+
+
+def test_runs_with_other_overrides_are_not_mixed(catalogue, tmp_path):
+    publish(tmp_path, catalogue[0], RESULTS)
+    changed = [replace(r, overrides=["--trainer.max_epochs=5"]) for r in MORE]
+    with pytest.raises(ValueError, match=r"with --override \[\], as some that .* holds, but got"):
+        publish(tmp_path, catalogue[0], {BASELINE: [], STEER: changed})
 
 
 def test_there_is_no_index_without_a_claim_that_ran(catalogue, tmp_path):

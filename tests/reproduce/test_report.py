@@ -159,6 +159,17 @@ def test_all_commits_of_a_run_are_named():
     assert f"Made by commit {'a' * 10} then {'b' * 10} on Some CPU" in page
 
 
+def test_seconds_of_two_processors_are_not_compared():
+    other = {**MACHINE, "cpu": "Another CPU"}
+    results = {
+        BASELINE: [record(seed, 0.5, (0.3, 0.3, 0.3)) for seed in (0, 1)],
+        STEER: [record(0, 0.5, (0.3, 0.3, 0.3)), record(1, 0.5, (0.3, 0.3, 0.3), machine=other)],
+    }
+    rows = [line for line in write_page(experiment(), results).splitlines() if "| STEER" in line]
+    compared = ["2", "2", "2 (1 compared)", "2", "2 (1 compared)"]
+    assert [row.split(" | ")[-3] for row in rows] == compared
+
+
 def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
     on_gpu = {
         variant: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]
