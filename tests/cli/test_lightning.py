@@ -1,10 +1,7 @@
 """What Lightning brings along, in runs of the command line with STEER."""
 
-import re
-
 import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.profilers import SimpleProfiler
 
 import cli
 from tests.cli.running import QUIET, toy_config, write
@@ -39,18 +36,6 @@ def test_the_batch_size_finder():
     assert len(steps) == 2 * 32 // 4
 
 
-def test_moving_averages_of_weights():
-    steps, main = fit(
-        "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.75",
-        "--trainer.callbacks.update_every_n_steps=1",
-    )  # fmt: skip
-    average = steps[0]
-    for weights in steps[1:]:
-        average = 0.75 * average + 0.25 * weights
-    torch.testing.assert_close(vector(main.model), average, rtol=1e-5, atol=1e-7)
-    assert not torch.equal(vector(main.model), steps[-1])
-
-
 def test_stochastic_weight_averaging(folder):
     averaging = "--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"
     epochs = "--trainer.callbacks.swa_epoch_start=2", "--trainer.max_epochs=3"
@@ -59,13 +44,3 @@ def test_stochastic_weight_averaging(folder):
     torch.testing.assert_close(vector(main.model), sum(ends) / 2, rtol=1e-5, atol=1e-7)
     config = folder / main.trainer.log_dir / "config.yaml"
     cli.main(["validate", "--config", str(config), *QUIET])
-
-
-def test_the_profiler():
-    _, main = fit("--trainer.profiler=simple", "--trainer.max_epochs=1")
-    assert isinstance(main.trainer.profiler, SimpleProfiler)
-    durations = main.trainer.profiler.recorded_durations
-    assert len(durations["run_training_batch"]) == 2
-    hook = "SteerCallback.*on_train_batch_end"
-    (steering,) = (d for name, d in durations.items() if re.search(hook, name))
-    assert len(steering) == 2

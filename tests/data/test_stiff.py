@@ -1,25 +1,11 @@
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 
 from datamodules.stiff import StiffBatch, StiffODEDataModule, StiffTrajectory, stiff_solution
 
 RATES = [0.01, 0.5, 1.0 - 1e-9, 1.0, 1.0 + 1e-9, 1.5, 3.0, 10.0, 1000.0]
-
-
-@pytest.mark.parametrize("r", [10.0, 1000.0])
-def test_solution_against_radau(r):
-    t = np.sort(np.concatenate([np.linspace(0.0, 5.0 / r, 20), np.linspace(0.1, 25.0, 30)]))
-
-    def field(t, y):
-        return -r * y + 3.0 * r - 2.0 * r * np.exp(-t)
-
-    reference = solve_ivp(field, (0, 25), [0.0], "Radau", t_eval=t, rtol=1e-10, atol=1e-12)
-    got = stiff_solution(torch.from_numpy(t), r)
-    np.testing.assert_allclose(got.numpy(), reference.y[0], atol=1e-8)
 
 
 @pytest.mark.parametrize("r", RATES)
@@ -33,19 +19,6 @@ def test_solution_satisfies_the_equation(r):
     late = stiff_solution(torch.tensor([0.0, 100.0, 1e4]), r)
     assert late.dtype == torch.float32
     assert late.isfinite().all()
-
-
-def test_solution_at_the_paper_rate():
-    t = torch.tensor([1e-4, 1e-2, 1.0, 15.0], dtype=torch.float64)
-    expected = 3.0 - 0.998 * torch.exp(-1000.0 * t) - 2.002 * torch.exp(-t)
-    torch.testing.assert_close(stiff_solution(t, 1000.0), expected, atol=1e-5, rtol=0.0)
-
-
-def test_solution_at_rate_one_and_its_limit():
-    t = torch.linspace(0.0, 10.0, 11, dtype=torch.float64)
-    limit = 3.0 - (3.0 + 2.0 * t) * torch.exp(-t)
-    for r in (1.0, 1.0 - 1e-10, 1.0 + 1e-10):
-        torch.testing.assert_close(stiff_solution(t, r), limit, atol=1e-9, rtol=0.0)
 
 
 def test_training_batches():

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.modules import ClassifierModule
-from steer_lightning.nn import Augmented, ConvField, MLPField, ODEBlock
-from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from steer_lightning.nn import Augmented, MLPField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver
 
 
 class Scale(nn.Module):
@@ -104,26 +104,6 @@ def test_features_of_any_shape_are_flattened():
 
     module = ClassifierModule(ODEBlock(Images()), nn.Linear(12, 2), num_classes=2)
     assert module(torch.zeros(3, 2, 2, 3)).shape == (3, 2)
-
-
-@pytest.mark.parametrize(
-    ("build", "in_field", "in_all"),
-    [
-        (lambda solver: ODEBlock(ConvField(1, 92), solver), 77_466, 85_316),
-        (lambda solver: Augmented(ODEBlock(ConvField(1 + 5, 64), solver), 5), 38_412, 85_462),
-    ],
-)
-def test_sizes_of_the_papers_classifiers(build, in_field, in_all):
-    block = build(TorchdiffeqSolver(rtol=1e-3, atol=1e-3))
-    module = ClassifierModule(block, nn.LazyLinear(10))
-    images = torch.rand(2, 1, 28, 28)
-    assert module(images).shape == (2, 10)
-    assert count_parameters(block) == in_field
-    assert count_parameters(module) == in_all
-
-
-def count_parameters(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])

@@ -24,15 +24,6 @@ def test_decays_to_the_floor_and_stays_below_it():
     assert rates(*make(lr=1e-4, gamma=0.5, min_lr=1e-3), n=3) == [1e-4] * 3
 
 
-def test_continues_from_a_state_dict():
-    optimizer, schedule = make(gamma=0.9, min_lr=1e-3)
-    rates(optimizer, schedule, 3)
-    again, continued = make(gamma=0.9, min_lr=1e-3)
-    again.load_state_dict(optimizer.state_dict())
-    continued.load_state_dict(schedule.state_dict())
-    assert rates(again, continued, 4) == rates(optimizer, schedule, 4)
-
-
 @pytest.mark.parametrize("arguments", [{"gamma": 0.0}, {"gamma": 1.1}, {"gamma": 1, "min_lr": -1}])
 def test_arguments_out_of_range_raise(arguments):
     with pytest.raises(ValueError, match=r"Expected `gamma` in \(0, 1\] and `min_lr` >= 0"):

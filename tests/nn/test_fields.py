@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from steer_lightning.nn import ConcatField, ConvField, MLPField, ODEBlock, Posterior, PosteriorGRU
+from steer_lightning.nn import ConcatField, ConvField, MLPField, Posterior, PosteriorGRU
 from steer_lightning.nn.fields import TimeConv2d
 from tests.helpers.problems import times
 
@@ -123,8 +123,3 @@ def test_conv_field_under_autocast():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             dy = field(time, y)
         torch.testing.assert_close(dy.float(), field(time, y), atol=0.02, rtol=0.0)
-
-
-def test_parameters_of_the_papers_classifier():
-    model = nn.Sequential(ODEBlock(ConvField(1, 92)), nn.Flatten(), nn.Linear(784, 10))
-    assert sum(p.numel() for p in model.parameters()) == 77_466 + 7_850 == 85_316

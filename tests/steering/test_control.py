@@ -1,5 +1,7 @@
 """What can be steered and what is refused."""
 
+import math
+
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -74,6 +76,7 @@ def test_what_is_not_in_the_model_is_refused():
     ("settings", "message"),
     [
         ({"b": -0.5}, "Expected `b` to be 'auto' or finite and >= 0, but got -0.5"),
+        ({"b": math.nan}, "Expected `b` .* but got nan"),
         ({"b": 1.0}, r"\|t1 - t0\| = 1, .* but got b = 1"),
         ({"vector_fields": []}, "`vector_fields` to name at least one module, but got an empty"),
         ({"horizons": []}, "`horizons` to name at least one module, but got an empty list"),
