@@ -19,7 +19,7 @@ def left_out(pl_module: LightningModule, outputs: Any) -> bool:
 
 
 class RunState(Shown, Callback, ABC):
-    """Base of callbacks whose state starts anew with a training and goes on when it is resumed.
+    """Base of callbacks with state: reset when a training starts, restored when it is resumed.
 
     A validation, test or prediction from a checkpoint leaves it as it is: Lightning gives all
     callbacks the state of that checkpoint.

@@ -15,7 +15,7 @@ DIRECTIONS = (1, -1)
 
 
 class StepMemories(RunState):
-    """Keep the steps that blocks with ``first_step="previous"`` begin with.
+    """Save, resume and agree on the first steps of blocks with ``first_step="previous"``.
 
     They are saved with a checkpoint and go on exactly after a resume. With several processes the
     shortest step of all ranks is everyone's, by one reduction after each training batch, which

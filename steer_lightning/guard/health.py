@@ -85,9 +85,9 @@ class StepWatch:
 
 
 def look_at_fields(model: nn.Module, reaction: RandomFields) -> AbstractContextManager[None]:
-    """A context that says of each field solved inside if it has not one value at one point.
+    """A context that checks that each field solved inside is deterministic.
 
-    It warns, raises a ``ValueError`` or does not look, by the reaction.
+    Of one that is not it warns, or it raises a ``ValueError``; or it does not look.
     """
     if reaction == "ignore":
         return nullcontext()

@@ -28,7 +28,7 @@ STAGES: Final = {"train": "training", "validate": "validation", "sanity_check": 
 
 
 class SolverGuard(RunState):
-    r"""Say where a solve failed, and drop its batch if asked.
+    r"""Name block, batch and rank in a solver's errors; drop the batches that fail, if asked.
 
     Every :class:`~steer_lightning.solvers.SolverError` gets the path of its block, stage, epoch,
     batch and rank. In validation, test and prediction it always ends the run. In training:

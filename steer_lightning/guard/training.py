@@ -14,6 +14,7 @@ from steer_lightning.guard.agreement import agree, can_agree, late_logs
 from steer_lightning.solvers import SolverError
 from steer_lightning.solvers.foreign import as_solver_error
 from steer_lightning.solvers.wrapping import has_adjoint, solve_enclosed, wrapped_solves
+from steer_lightning.utils.buffers import keep_buffers
 from steer_lightning.utils.patching import WrappedMethods
 
 DROPPED = "solver_dropped"  # in the outputs of a batch whose forward pass failed
@@ -246,18 +247,11 @@ def _snapshot(module: LightningModule) -> Callable[[], None]:
     That is buffers (running statistics: a batch that holds NaN would leave NaN there) and the
     steps that blocks remember.
     """
-    buffers = [
-        (owner, name, buffer, buffer.clone())
-        for owner in module.modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-    ]
+    restore_buffers = keep_buffers(module.modules())
     steps = [(memory, dict(memory.steps)) for memory in find_step_memories(module).values()]
 
-    @torch.no_grad()
     def restore() -> None:
-        for owner, name, buffer, before in buffers:
-            setattr(owner, name, buffer)  # a step may have put another tensor there
-            buffer.copy_(before)
+        restore_buffers()
         for memory, kept in steps:
             memory.steps = dict(kept)
 

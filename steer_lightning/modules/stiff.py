@@ -22,12 +22,15 @@ class StiffODEModule(TaskModule):
     loss is an error at ``t_end``. An evaluation batch is a whole trajectory, ``t (T,)`` and
     ``y (T, D)``, rolled out from its first state.
 
-    Logged in validation: ``val/mse``; of the checks of a training ``val/mse_min``, its minimum so
-    far, which is chosen on the test trajectory and is what the paper reports, and
-    ``val/mse_median``, its median over the last ``window`` of them; ``val/relative_error_1`` and
-    so on, for each component the largest error of the trajectory, in units of the range of that
-    component; ``val/relative_error``, the largest of these. ``predict`` gives the rolled-out
-    states ``(T, D)``.
+    Logged in validation:
+
+    - ``val/mse``, and ``val/mse_min``, its minimum over the checks of a training, which is chosen
+      on the test trajectory and is what the paper reports;
+    - ``val/mse_median``, its median over the last ``window`` checks;
+    - ``val/relative_error_1`` and so on: for each component the largest error, in units of that
+      component's range; ``val/relative_error``, the largest of these.
+
+    ``predict`` gives the rolled-out states ``(T, D)``.
 
     Args:
         vector_field: ``f(t, y)`` for states ``(B, D)``; if not given, the tanh network of the

@@ -13,7 +13,7 @@ from steer_lightning.utils.schedule import Schedule
 
 
 class Acceleration(Penalty):
-    r"""How far the trajectory is from a straight line run at constant speed.
+    r"""Penalty on the squared second or third derivative of the trajectory in time (TayNODE).
 
     .. math:: \int \operatorname{mean}_d \Big(\frac{d^K y}{dt^K}\Big)^2 dt, \qquad
         \frac{d^2 y}{dt^2} = \partial_t f + \partial_y f\, f

@@ -8,7 +8,7 @@ from steer_lightning.penalties.base import Penalty, integrated_square
 
 
 class JacobianNorm(Penalty):
-    r"""How much the field changes from point to point.
+    r"""Penalty on the squared norm of the field's Jacobian, integrated over time (RNODE).
 
     .. math:: \int \operatorname{mean}_d \big(e^\top \partial_y f\big)^2\, dt, \qquad
         e \sim \mathcal{N}(0, I)

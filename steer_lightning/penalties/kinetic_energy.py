@@ -7,7 +7,7 @@ from steer_lightning.penalties.base import Penalty, integrated_square
 
 
 class KineticEnergy(Penalty):
-    r"""How fast the trajectory moves.
+    r"""Penalty on the squared speed of the trajectory, integrated over time (RNODE).
 
     .. math:: \int \tfrac12 \operatorname{mean}_d f(t, y(t))^2\, dt
 

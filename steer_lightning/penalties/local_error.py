@@ -18,7 +18,7 @@ from steer_lightning.utils.schedule import Schedule
 
 
 class LocalError(Penalty):
-    r"""How much error the solver makes in a step, in units of the tolerance.
+    r"""Penalty on the solver's local error estimate, in units of the tolerance (ERNODE, LRNDE).
 
     .. math:: E = \mathrm{RMS}\left(\frac{\mathrm{err}}
         {\mathrm{atol} + \mathrm{rtol}\max(|y_n|, |y_{n+1}|)}\right), \qquad

@@ -9,7 +9,7 @@ from steer_lightning.solvers.tableaus import ADAPTIVE, Tableau
 
 
 class Stiffness(Penalty):
-    r"""The largest rate of change that a step has met, in units of the method's stability.
+    r"""Penalty on the largest stiffness estimate of the accepted steps (SRNODE).
 
     .. math:: \max_n \frac{\mathrm{RMS}(k_7 - k_6)}{s\, \mathrm{RMS}(g_7 - g_6)}
 

@@ -8,7 +8,7 @@ from steer_lightning.penalties.base import Penalty, by_sample
 
 
 class TrajectoryPolynomial(Penalty):
-    r"""How far four states of the trajectory are from a line in time.
+    r"""Penalty on the distance of four states from a straight line in time (TPR).
 
     The squared residuals of the states at :math:`t_0`, two sorted uniform times and :math:`t_1`
     from the least-squares line through them, summed over dimensions, averaged over the four and

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.solvers.runge_kutta import evaluate
+from steer_lightning.utils.buffers import keep_buffers
 from steer_lightning.utils.problem import VectorField, first_part, parts
 from steer_lightning.utils.watching import unseen
 
 
 def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:
-    """What keeps a field from having one value at one point, in words; ``None`` if nothing does.
+    """Why a vector field is not deterministic, in words; ``None`` if it is.
 
     The field is evaluated twice at time ``t`` and state ``y``. Random streams (torch's, and
     generators that its modules hold), buffers, and what hooks count and keep stay as before.
@@ -54,9 +55,7 @@ def suspects(vector_field: VectorField) -> list[nn.Module]:
 def _undisturbed(modules: list[nn.Module], y: Any) -> Iterator[None]:
     """Put back what an evaluation in training changes besides its value."""
     device = first_part(y).device
-    buffers = [
-        (m, name, b, b.clone()) for m in modules for name, b in m.named_buffers(recurse=False)
-    ]
+    restore = keep_buffers(modules)
     generators = [
         (g, g.get_state()) for m in modules for g in vars(m).values()
         if isinstance(g, torch.Generator)
@@ -67,11 +66,7 @@ def _undisturbed(modules: list[nn.Module], y: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    setattr(module, name, buffer)  # an evaluation may put another tensor there
-                    if not torch.equal(buffer, before):  # autograd counts what is written
-                        buffer.copy_(before)
+            restore()
             for generator, state in generators:
                 generator.set_state(state)
 

@@ -25,20 +25,23 @@ def wrapped_solves(
     Called in its place is ``wrapper(solve, vector_field, y0, t_eval, **options)``, for the
     solvers that ``where`` says.
     """
-    solvers = {
-        id(value): WrappedMethods(value)
-        for module in model.modules()
-        for attribute in vars(module).values()
-        for value in _flat(attribute)
-        if isinstance(value, Solver) and where(value)
-    }
+    solvers = [WrappedMethods(solver) for solver in find_solvers(model) if where(solver)]
     try:
-        for methods in solvers.values():
+        for methods in solvers:
             methods.wrap("solve", wrapper)
         yield
     finally:
-        for methods in solvers.values():
+        for methods in solvers:
             methods.release()
+
+
+def find_solvers(model: nn.Module) -> list[Solver]:
+    """Every solver that a model's modules hold, in containers too, each once."""
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    found = (
+        solver for value in attributes for solver in _flat(value) if isinstance(solver, Solver)
+    )
+    return list({id(solver): solver for solver in found}.values())
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -87,7 +87,7 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
 
 
 def as_held(held: Held, function: Callable[P, T]) -> Callable[P, T]:
-    """A function of a field that sees it in backward passes with what it held then.
+    """A function of a field to which, in backward passes, the field holds what it held before.
 
     Another condition may be in force by then, of another solve of the same field.
     """

@@ -18,7 +18,7 @@ class Watching:
 
 @contextmanager
 def unseen(vector_field: Callable[..., Any]) -> Iterator[None]:
-    """Evaluations inside are nobody's: those of a penalty, or of a look before a solve."""
+    """Evaluations inside are not counted or kept, as those of a penalty or of a first look."""
     modules = vector_field.modules() if isinstance(vector_field, nn.Module) else ()
     found = (hook for module in modules for hook in module._forward_hooks.values())
     hooks: list[Any] = [hook for hook in found if isinstance(hook, Watching)]

@@ -18,6 +18,7 @@ from steer_lightning.callbacks.plots.evaluation import save_plot
 from steer_lightning.callbacks.plots.style import in_words, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import SolverError
+from steer_lightning.solvers.wrapping import find_solvers
 from steer_lightning.steering.contexts import end_time_offset_at
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
@@ -156,15 +157,14 @@ class EndTimeSweep(Shown, Callback):
 @contextmanager
 def _nfe_budget(model: nn.Module, max_nfe: int) -> Iterator[None]:
     """Lower the budget of every solver in a model."""
-    names = ("solver", "eval_solver")
-    solvers: set[Any] = {getattr(m, name, None) for m in model.modules() for name in names}
-    budgets = {solver: solver.max_nfe for solver in solvers if hasattr(solver, "max_nfe")}
+    solvers: list[Any] = [s for s in find_solvers(model) if hasattr(s, "max_nfe")]
+    budgets = [(solver, solver.max_nfe) for solver in solvers]
     try:
-        for solver, budget in budgets.items():
+        for solver, budget in budgets:
             solver.max_nfe = max_nfe if budget is None else min(budget, max_nfe)
         yield
     finally:
-        for solver, budget in budgets.items():
+        for solver, budget in budgets:
             solver.max_nfe = budget
 
 

@@ -10,7 +10,7 @@ from steer_lightning.nn.likelihood import standard_normal_log_prob
 
 
 class Transport(NamedTuple):
-    r"""Points carried from the data to the base, and what that cost.
+    r"""Base points of a pass from data to base, with its change of log-density and regularisers.
 
     Args:
         z: Base points.

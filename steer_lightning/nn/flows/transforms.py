@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class Logit:
-    r"""From the unit cube to all of space.
+    r"""Logit of data in the unit cube, with its log-determinant.
 
     .. math:: y = \operatorname{logit}(\alpha + (1 - 2 \alpha)\, x)
 
