@@ -27,7 +27,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from reproduce.experiments import Scale, Variant
 from reproduce.records import Record
 from steer_lightning.callbacks import TrainingClock
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot
+from steer_lightning.callbacks.plots.base import EvaluationPlot
 from steer_lightning.callbacks.training_clock import Check
 from steer_lightning.utils.io import replacing
 

@@ -28,7 +28,7 @@ found["lightning"] = [n for n in found["lightning"] if n.split(".")[0] != "steer
 from steer_lightning import NFEMonitor, SteerCallback, steer
 from steer_lightning.modules import ClassifierModule, CNFModule, StiffODEModule
 
-found["plotting"] = "steer_lightning.callbacks.plots.evaluation" in sys.modules
+found["plotting"] = "steer_lightning.callbacks.plots.base" in sys.modules
 
 from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 
@@ -96,4 +96,4 @@ def test_installed_wheel_imports_from_an_empty_folder(wheel, tmp_path):
     assert found["lightning"] == []  # the pure layers do not need it
     assert found["plotting"] is False  # nor does the callback need matplotlib
     assert found["datamodules"] is False
-    assert "steer_lightning.callbacks.plots.evaluation" in found["modules"]
+    assert "steer_lightning.callbacks.plots.base" in found["modules"]

@@ -16,10 +16,11 @@ from steer_lightning.callbacks.training_clock import TrainingClock
 
 if TYPE_CHECKING:
     from steer_lightning.callbacks.plots.end_time_sweep import EndTimeSweep
-    from steer_lightning.callbacks.plots.evaluation import FlowPlot, StiffPlot
     from steer_lightning.callbacks.plots.features import FeaturePlot
+    from steer_lightning.callbacks.plots.flow import FlowPlot
     from steer_lightning.callbacks.plots.samples import SampleGrid, SampleWriter
     from steer_lightning.callbacks.plots.series import SeriesPlot
+    from steer_lightning.callbacks.plots.stiff import StiffPlot
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -44,11 +45,11 @@ __all__ = [
 _HOMES = {
     "EndTimeSweep": "plots.end_time_sweep",
     "FeaturePlot": "plots.features",
-    "FlowPlot": "plots.evaluation",
+    "FlowPlot": "plots.flow",
     "SampleGrid": "plots.samples",
     "SampleWriter": "plots.samples",
     "SeriesPlot": "plots.series",
-    "StiffPlot": "plots.evaluation",
+    "StiffPlot": "plots.stiff",
 }
 
 

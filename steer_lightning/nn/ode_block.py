@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from steer_lightning.horizon import Horizon, SpanHorizon, WarpedField
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.nn.integrate import Block
+from steer_lightning.nn.block import Block
 from steer_lightning.solvers import AdaptiveSolver, Solver
 from steer_lightning.utils.checks import check_span
 from steer_lightning.utils.problem import last_of

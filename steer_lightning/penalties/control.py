@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.nn.integrate import Block
+from steer_lightning.nn.block import Block
 from steer_lightning.nn.probes import Probed, Probing
 from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe

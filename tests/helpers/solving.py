@@ -5,7 +5,7 @@ import torch
 
 from steer_lightning.horizon import WarpedField
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.nn.integrate import Block
+from steer_lightning.nn.block import Block
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 gradient_modes = pytest.mark.parametrize("gradient", ["autograd", "adjoint"])

@@ -20,7 +20,7 @@ from steer_lightning.nn import (
     ODEBlock,
     ODERNNForecaster,
 )
-from steer_lightning.nn.integrate import Block
+from steer_lightning.nn.block import Block
 from steer_lightning.nn.series import make_series
 from steer_lightning.solvers import FixedGridSolver
 from steer_lightning.steering.targets import find_stats

@@ -27,7 +27,7 @@ def places(pattern, *folders):
 
 
 def test_blocks_call_a_solver_in_one_place():
-    assert places(r"solver\.solve\(", "nn", "horizon", "modules") == ["nn/integrate.py"]
+    assert places(r"solver\.solve\(", "nn", "horizon", "modules") == ["nn/block.py"]
 
 
 def test_torchdiffeq_is_behind_one_file():

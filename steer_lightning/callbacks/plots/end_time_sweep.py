@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
 from steer_lightning.callbacks.folders import leaves_files, run_folder
-from steer_lightning.callbacks.plots.evaluation import save_plot
+from steer_lightning.callbacks.plots.base import save_plot
 from steer_lightning.callbacks.plots.style import in_words, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import SolverError

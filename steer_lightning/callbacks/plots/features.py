@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
-from steer_lightning.callbacks.plots.evaluation import EVERY_N_CHECKS, EvaluationPlot, array
+from steer_lightning.callbacks.plots.base import EVERY_N_CHECKS, EvaluationPlot, array
 from steer_lightning.callbacks.plots.style import COLOURS, legend_below, panels
 from steer_lightning.horizon import SpanHorizon
 from steer_lightning.solvers import SolverError

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from steer_lightning.callbacks.plots.evaluation import EVERY_N_CHECKS, EvaluationPlot, array
+from steer_lightning.callbacks.plots.base import EVERY_N_CHECKS, EvaluationPlot, array
 from steer_lightning.callbacks.prediction_writer import PredictionWriter
 from steer_lightning.nn import Flow
 from steer_lightning.utils.seeding import stream

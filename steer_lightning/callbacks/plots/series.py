@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule
 
-from steer_lightning.callbacks.plots.evaluation import EVERY_N_CHECKS, EvaluationPlot, array
+from steer_lightning.callbacks.plots.base import EVERY_N_CHECKS, EvaluationPlot, array
 from steer_lightning.callbacks.plots.style import COLOURS, legend_below, panels
 from steer_lightning.nn.series import SeriesBatch
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.horizon import SpanHorizon
+from steer_lightning.nn.block import Block
 from steer_lightning.nn.compiled import CompiledField
 from steer_lightning.nn.flows.divergence import DivergenceField
 from steer_lightning.nn.flows.flow import Flow, Transport, check_shape
-from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.likelihood import standard_normal_log_prob
 from steer_lightning.nn.trace import NOISES, TRACE_ESTIMATORS, Noise, TraceEstimator, trace_noise
 from steer_lightning.solvers import AdaptiveSolver, Solution, Solver

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.horizon import GridHorizon
+from steer_lightning.nn.block import Block
 from steer_lightning.nn.fields import autonomous_field, feedforward
-from steer_lightning.nn.integrate import Block
 from steer_lightning.nn.series import SeriesBatch, keep_times
 from steer_lightning.nn.series.encoders import ODERNNEncoder, RNNEncoder, observations
 from steer_lightning.nn.series.forecaster import Forecast

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
-from steer_lightning.callbacks.plots.evaluation import EvaluationPlot, log_figure
+from steer_lightning.callbacks.plots.base import EvaluationPlot, log_figure
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
