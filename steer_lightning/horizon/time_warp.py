@@ -4,6 +4,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
+from steer_lightning.utils.autograd import has_gradient
+
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
@@ -34,7 +36,7 @@ class TimeWarp(NamedTuple):
     @property
     def is_shared(self) -> bool:
         """Whether the map is one for all samples, and fixed."""
-        return not any(isinstance(x, Tensor) and (x.ndim or x.requires_grad) for x in self)
+        return not any(isinstance(x, Tensor) and (x.ndim or has_gradient(x)) for x in self)
 
     def actual(self, s: Tensor) -> Tensor:
         """Actual time at nominal time ``s``; shape ``()`` or ``(B,)``."""

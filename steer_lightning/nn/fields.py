@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steer_lightning.utils.autograd import transforms_active
 from steer_lightning.utils.checks import check_choice, check_widths
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -133,12 +134,20 @@ def has_own(field: nn.Module, name: str) -> bool:
     """Whether a field's method of that name derives what a call of the field computes.
 
     It does not know of hooks on the field or its parts, such as ``torch.nn.utils.spectral_norm``
-    sets, nor of the ``forward`` of a subclass.
+    sets, nor of the ``forward`` of a subclass or, in a field of this library, of somebody else's
+    layers in the place of its own.
     """
     if not hasattr(field, name) or any(map(is_changed, field.modules())):
         return False
     order = [base for base in type(field).__mro__ if vars(base).keys() & {"forward", name}]
-    return not order or name in vars(order[0])
+    if not order or order[0].__module__.partition(".")[0] != "steer_lightning":
+        return not order or name in vars(order[0])
+    return name in vars(order[0]) and all(map(is_known, (*field.modules(),)[1:]))
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a module is of a class of torch's, parametrized ones too, or of this library."""
+    return type(module).__module__.startswith(("torch.nn.", "steer_lightning."))
 
 
 class TimeConv2d(nn.Conv2d):
@@ -213,8 +222,8 @@ class ConvField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         # A compiler chooses memory formats by itself, and does it worse after us.
-        simple = not self.channels_last or torch.compiler.is_compiling()
-        if simple or any(map(is_changed, self.children())):
+        simple = not self.channels_last or torch.compiler.is_compiling() or transforms_active()
+        if simple or any(is_changed(part) or not is_known(part) for part in self.children()):
             y = self.conv1(t, y).relu()
             y = self.conv2(t, y).relu()
             derivative: Tensor = self.conv3(t, y)

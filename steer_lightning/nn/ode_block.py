@@ -10,7 +10,7 @@ from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.nn.block import Block
 from steer_lightning.solvers import AdaptiveSolver, Solver
 from steer_lightning.utils.checks import check_span
-from steer_lightning.utils.problem import last_of
+from steer_lightning.utils.problem import default_times, last_of
 
 
 class ODEBlock(Block):
@@ -89,8 +89,9 @@ class ODEBlock(Block):
             t_eval: Nominal times, shape ``(T,)``; the ends of the span if not given.
             t_start: Actual time of each sample at ``t0``, shape ``(B,)``, for samples that run
                 through intervals of their own; ``t0`` if not given; spans only.
-            t_end: Actual time of each sample at ``t1``, shape ``(B,)``; the start and the length
-                of the span if not given.
+            t_end: Actual time of each sample at ``t1``, shape ``(B,)``, where it ends in
+                evaluation too, whatever ``eval_end_time`` is; the start and the length of the
+                span if not given.
 
         Returns:
             The state at ``t1``, or with ``t_eval`` those at all its times, ``(T, B, ...)``.
@@ -105,6 +106,8 @@ class ODEBlock(Block):
             t0, t1 = self.horizon.t0, self.horizon.t1
             start = t0 if t_start is None else t_start
             rate = 1.0 if t_end is None else (t_end - start) / (t1 - t0)
+            if t_eval is None and t_end is not None:
+                times = default_times(y0, t0, t1)
             if isinstance(start, Tensor):  # an adjoint differentiates start and rate apart
                 start = start.clone()
             field = WarpedField(field, TimeWarp(t0, start, rate))

@@ -95,7 +95,8 @@ class AdaptiveSolver(ErrorControlledSolver):
         stepper = Stepper(vector_field, tableau, work, self.compile, checkpoint=self.checkpoint)
         if self.stiff == "ignore" or (self.stiff == "warn" and self._warned):
             return _ExplicitMethod(stepper)
-        watch = StiffnessWatch(tableau, getattr(vector_field, "controlled_parts", None))
+        controlled = getattr(vector_field, "controlled_parts", None)
+        watch = StiffnessWatch(tableau, controlled, max(self.rtol, self.atol))
         if self.stiff == "warn":
             return _ExplicitMethod(stepper, watch, self._warn)
         rodas5p = ROSENBROCK["rodas5p"]

@@ -16,13 +16,14 @@ from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Work
+from steer_lightning.utils.autograd import has_gradient
 from steer_lightning.utils.checks import (
     check_choice,
     check_problem,
     check_tolerances,
     refuse_export,
 )
-from steer_lightning.utils.problem import VectorField, stack
+from steer_lightning.utils.problem import VectorField, has_float64, stack
 
 # Steps in a row without a finite error, each a fifth of the last: shorter ones are of no use.
 _HOPELESS = 25
@@ -120,7 +121,7 @@ class ErrorControlledSolver(Solver):
         controlled = getattr(vector_field, "controlled_parts", None)
         # Times and lengths are numbers: a GPU is waited for once a step, to hear of its error.
         (t0, *between, t1) = t_eval.tolist()
-        first, last = (t_eval[0], t_eval[-1]) if t_eval.requires_grad else (t0, t1)
+        first, last = _exact_ends(t_eval) if has_gradient(t_eval) else (t0, t1)
         t, y, h = t0, y0, first_step
         slope = method.slope(first, y)
         if h is None:
@@ -183,10 +184,17 @@ def _end_of_step(t: float, t1: float, h: float) -> float:
     return t + (0.5 * left if h > 0.5 * abs(left) else math.copysign(h, left))
 
 
+def _exact_ends(t_eval: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last time with their gradient, in float64, as the ends of steps between them."""
+    if has_float64(t_eval.device):
+        t_eval = t_eval.double()
+    return t_eval[0], t_eval[-1]
+
+
 def _knots(ends: list[float], t_eval: Tensor) -> Tensor:
     """Ends of all steps, with the gradient of the first and the last one."""
     knots = torch.tensor(ends, dtype=torch.float64)
-    if not t_eval.requires_grad:
+    if not has_gradient(t_eval):
         return knots
     return torch.cat([t_eval[:1].to(knots), knots[1:-1], t_eval[-1:].to(knots)])
 

@@ -11,6 +11,7 @@ from steer_lightning.solvers.runge_kutta import Time
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import FIXED
 from steer_lightning.solvers.work import Stepper, Work
+from steer_lightning.utils.autograd import has_gradient
 from steer_lightning.utils.checks import check_choice, check_problem
 from steer_lightning.utils.problem import VectorField, stack
 
@@ -86,14 +87,14 @@ class FixedGridSolver(Solver):
                 slope = ks[-1]
         steps = None
         if dense:
-            moves = t_eval.requires_grad
+            moves = has_gradient(t_eval)
             ends = torch.stack(knots) if moves else torch.tensor(knots, dtype=torch.float64)
             steps = Steps([tableau] * len(stages), ends.to("cpu", torch.float64), states, stages)
         return Solution(stack(states[:: self.n_steps]), work.stats, steps)
 
     def _knots(self, t_eval: Tensor) -> list[Time]:
         """Ends of all steps; numbers, unless they have a gradient or no value in an export."""
-        as_tensors = t_eval.requires_grad or torch.compiler.is_exporting()
+        as_tensors = has_gradient(t_eval) or torch.compiler.is_exporting()
         times: list[Time] = list(t_eval.unbind()) if as_tensors else t_eval.tolist()
         knots = [
             start + (end - start) * (j / self.n_steps) if j else start

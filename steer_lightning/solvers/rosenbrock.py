@@ -10,7 +10,7 @@ from steer_lightning.solvers.error_controlled import ErrorControlledSolver, Meth
 from steer_lightning.solvers.jacobian import Layout, Linearization, linearize
 from steer_lightning.solvers.linear_systems import LinearSystems
 from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK, RosenbrockTableau
-from steer_lightning.solvers.runge_kutta import Time, advance, evaluate
+from steer_lightning.solvers.runge_kutta import Time, advance, evaluate, step_length
 from steer_lightning.solvers.work import Work
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.problem import VectorField, as_held, held_by, parts
@@ -154,7 +154,7 @@ class RosenbrockMethod(Method):
         return found
 
     def _step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
-        here, h = self._linearize(start, y), end - start
+        here, h = self._linearize(start, y), step_length(start, end, y)
         tableau, layout = self.tableau, self.layout
         self.work.spend(len(tableau.c) - 1, start)
         self.work.stats.count_factorization(self.work.phase)
@@ -186,7 +186,7 @@ def _check_dimension(y0: Any, layout: Layout, max_dimension: int) -> None:
         raise TypeError(
             f"Expected a real state for an implicit method, which solves linear systems with the "
             f"Jacobian, but got {first.dtype}. Give it real and imaginary parts, or use "
-            f"AdaptiveSolver or FixedGridSolver."
+            f"FixedGridSolver, or AdaptiveSolver without stiff='switch'."
         )
     if layout.dimension > max_dimension:
         # The matrices and their factors, which a step keeps for its gradient.
@@ -198,6 +198,6 @@ def _check_dimension(y0: Any, layout: Layout, max_dimension: int) -> None:
             f"Expected a state of at most max_dimension = {max_dimension} numbers a sample for an "
             f"implicit method, which solves a linear system of that size, but got "
             f"{layout.dimension}: for {layout.n_samples} samples each step would keep "
-            f"{size:.3g} {units[0]} of Jacobians and factors. Use an explicit solver, "
-            f"AdaptiveSolver or FixedGridSolver, or raise max_dimension."
+            f"{size:.3g} {units[0]} of Jacobians and factors. Use FixedGridSolver or "
+            f"AdaptiveSolver without stiff='switch', or raise max_dimension of RosenbrockSolver."
         )

@@ -27,7 +27,7 @@ def runge_kutta_step(
 
     ``first_stage`` is ``f(start, y)`` if it is known.
     """
-    h = end - start
+    h = step_length(start, end, y)
     stages = [] if first_stage is None else [first_stage]
     y_stage = y
     for c, row in zip(tableau.c[len(stages) :], tableau.a[len(stages) :], strict=True):
@@ -48,6 +48,12 @@ def evaluate(vector_field: VectorField, t: Time, y: Any) -> Any:
             f"Expected the vector field to return the shapes of the state, {expected}, but got "
             f"{got}."
         )
+    for k, part in zip(slopes, states, strict=True):
+        if k.is_complex() and not part.is_complex():
+            raise TypeError(
+                f"Expected a complex state for a vector field that gives {k.dtype}, but got "
+                f"{part.dtype}, in which its imaginary part would be lost."
+            )
     # Autocast lowers what a network gives.
     slopes = tuple(k.to(part.dtype) for k, part in zip(slopes, states, strict=True))
     return slopes if several else slopes[0]
@@ -60,6 +66,12 @@ def as_time(t: Time, y: Any) -> Tensor:
     if isinstance(t, Tensor):
         return t.to(like.device, dtype)
     return torch.full((), t, dtype=dtype, device=like.device)
+
+
+def step_length(start: Time, end: Time, y: Any) -> Time:
+    """The signed length of a step, in the precision of the state."""
+    h = end - start
+    return as_time(h, y) if isinstance(h, Tensor) else h
 
 
 def advance(y: Any, h: Time, weights: Row, stages: Sequence[Any]) -> Any:

@@ -57,7 +57,6 @@ class StepController:
         return h * min(max(factor, SHRINK), GROW)
 
 
-@torch.no_grad()
 def find_first_step(
     vector_field: VectorField,
     t: float,
@@ -82,6 +81,7 @@ def find_first_step(
         After Hairer, Norsett and Wanner, *Solving ODEs I*, Section II.4.
     """
 
+    @torch.no_grad()
     def size(x: Any) -> float:
         return float(error_ratio(y, y, [x], 1.0, (1.0,), tolerances, controlled))
 
@@ -95,7 +95,7 @@ def find_first_step(
     h = math.copysign(trial, t1 - t)
     work.spend(1, t)
     turned = evaluate(vector_field, t + h, advance(y, h, (1.0,), [slope]))
-    turn = [a - b for a, b in zip(parts(turned), parts(slope), strict=True)]
+    turn = [(a - b).detach() for a, b in zip(parts(turned), parts(slope), strict=True)]
     rate = size(tuple(turn) if isinstance(y, tuple) else turn[0]) / (trial * slope_size)
     if not math.isfinite(rate):  # too far already
         return 1e-3 * trial

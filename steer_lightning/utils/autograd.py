@@ -4,9 +4,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 # Whether a transform of torch.func is being taken.
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+
+def has_gradient(x: Tensor) -> bool:
+    """Whether derivatives pass through a tensor, in reverse or in forward mode."""
+    dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    return x.requires_grad or dual(x).tangent is not None
 
 
 class Node(NamedTuple):

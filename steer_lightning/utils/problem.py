@@ -1,7 +1,8 @@
 """An initial-value problem: its field, its state and the parts of it, its times."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import CellType, FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -73,17 +74,40 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
         extra = getattr(part, "trainable_tensors", None)
         found.extend(extra() if callable(extra) else ())
     known = {id(x) for x in found}
-    for part, name, value in held_by(module):
-        value = [*value.values()] if isinstance(value, dict) else value
-        for x in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(x, Tensor) and x.requires_grad and id(x) not in known:
+    for part in module.modules():
+        for name, value in {**vars(part), **part._buffers}.items():
+            outside = name not in _OF_EVERY_MODULE and _tensors_in(value, set())
+            if any(x.requires_grad and id(x) not in known for x in outside or ()):
                 raise ValueError(
                     f"Expected no tensor with a gradient but parameters in a vector field "
-                    f"for gradient='adjoint', which would drop it, but got `{name}` of "
+                    f"for gradient='adjoint', which would drop it, but got one in `{name}` of "
                     f"{type(part).__name__}. Make it a part of the state, whose derivative is "
-                    f"zero, or a parameter, or use gradient='autograd'."
+                    f"zero, or a parameter, or register the module that has it; or use "
+                    f"gradient='autograd'."
                 )
     return tuple(found)
+
+
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors in containers, in modules that are no parts, and in what functions hold."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    inside: Iterable[Any] = ()
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        inside = (*value.parameters(), *value.buffers())
+    elif isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, tuple | list | set):
+        inside = value
+    elif isinstance(value, MethodType):
+        inside = (value.__self__,)
+    elif isinstance(value, FunctionType):
+        inside = (cell.cell_contents for cell in value.__closure__ or () if cell != CellType())
+    for x in inside:
+        yield from _tensors_in(x, seen)
 
 
 def as_held(held: Held, function: Callable[P, T]) -> Callable[P, T]:
@@ -92,7 +116,7 @@ def as_held(held: Held, function: Callable[P, T]) -> Callable[P, T]:
     Another condition may be in force by then, of another solve of the same field.
     """
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+    def call(*args, **kwargs):  # type: ignore[no-untyped-def] # torch.compile guards annotations
         if not in_backward():
             return function(*args, **kwargs)
         with holding(held):

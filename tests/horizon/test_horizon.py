@@ -205,6 +205,8 @@ def test_evaluation_ends_where_it_is_told_and_training_does_not(span, share):
     block.horizon.reset()
     asked = block(y0, times(t0, t1))[-1]  # given times are as they are
     torch.testing.assert_close(asked, field.exact(y0, t0, t1))
+    asked = block(y0, t_end=torch.full((len(y0),), t1, dtype=y0.dtype))
+    torch.testing.assert_close(asked, field.exact(y0, t0, t1))
 
 
 @pytest.mark.parametrize("rate", [-10.0, 10.0])

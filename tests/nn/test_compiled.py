@@ -151,3 +151,9 @@ def test_data_dependent_branches_are_refused(graphs):
 
     with pytest.raises(torch._dynamo.exc.Unsupported, match="Data-dependent"):
         CompiledField(Branching())(torch.tensor(0.0), torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("solver_class", [AdaptiveSolver, FixedGridSolver])
+def test_a_block_with_checkpoints_can_be_compiled_whole(solver_class):
+    block, y0 = ODEBlock(MLPField(2, (4,)), solver_class(checkpoint=True)), torch.randn(3, 2)
+    torch.testing.assert_close(torch.compile(block, backend="eager")(y0), block(y0))

@@ -4,8 +4,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from steer_lightning.nn import ConcatField, ConvField, MLPField, Posterior, PosteriorGRU
+from steer_lightning.nn import (
+    ConcatField,
+    ConvField,
+    ConvFlowField,
+    MLPField,
+    Posterior,
+    PosteriorGRU,
+)
 from steer_lightning.nn.fields import TimeConv2d
+from tests.helpers.models import lively
 from tests.helpers.problems import times
 
 THREE_TIMES = times(0.1, 0.2, 0.3)
@@ -95,6 +103,28 @@ def test_conv_field_and_its_derivatives_against_its_formula(channels_last, t):
         results.append((dy, *torch.func.jvp(way, (t, y), (torch.ones_like(t), y)), *gradients))
     torch.testing.assert_close(*results)
     assert results[0][0].is_contiguous()
+
+
+class Doubled(TimeConv2d):
+    def forward(self, t, y):
+        return 2.0 * super().forward(t, y)
+
+
+def test_a_layer_of_somebody_elses_is_called():
+    fields = [ConvField(1, 4, channels_last) for channels_last in (True, False)]
+    for field in fields:
+        field.conv2 = Doubled(4, 4, 3)
+    fields[1].load_state_dict(fields[0].state_dict())
+    t, y = torch.tensor(0.5), torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(fields[0](t, y), fields[1](t, y))
+
+
+@pytest.mark.parametrize("field_class", [ConvField, ConvFlowField])
+def test_convolutions_under_vmap(field_class):
+    field = field_class(1, 4) if field_class is ConvField else lively(field_class(1, (4,)))
+    y = torch.rand(3, 2, 1, 4, 4)
+    found = torch.func.vmap(lambda part: field(torch.tensor(0.5), part))(y)
+    torch.testing.assert_close(found, torch.stack([field(torch.tensor(0.5), part) for part in y]))
 
 
 def test_layers_that_are_pruned_train():

@@ -1,6 +1,7 @@
 """What every solver computes, accepts, refuses and reports."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -133,6 +134,49 @@ def test_field_and_state_keep_their_dtype(solver, dtype):
 
     y0 = initial_state(dtype=dtype)
     assert solver.solve(Field().to(dtype), y0, times(0.0, 1.0).to(dtype)).ys.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "solver", [s for s in SOLVERS if "torchdiffeq" not in s.__module__], ids=repr
+)
+def test_times_with_a_gradient_change_no_value(solver):
+    """Far from zero, in float32, a step that begins at a rounded time is another step."""
+    y0, t = initial_state(), torch.tensor([20_000.0, 20_000.5])
+    found = [
+        solver.solve(lambda t, y: -3.0 * y, y0, t.requires_grad_(moves)).ys
+        for moves in (False, True)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    scalar = solver.solve(lambda t, y: -y, torch.tensor(1.0), times(0.0, 1.0).requires_grad_()).ys
+    assert scalar.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "solver", [AdaptiveSolver(**TIGHT), RosenbrockSolver(**TIGHT), FixedGridSolver(n_steps=50)],
+    ids=repr,
+)  # fmt: skip
+def test_tangents_of_times_are_not_lost(solver):
+    def of(t):
+        return solver.solve(lambda t, y: -t * y, y0, t).ys[1:]
+
+    y0, t = initial_state(), times(0.2, 0.7, 1.1)
+    exact = torch.autograd.functional.jacobian(of, t)
+    torch.testing.assert_close(torch.func.jacfwd(of)(t), exact, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if isinstance(s, AdaptiveSolver)], ids=repr)
+def test_a_field_may_differentiate_inside(solver):
+    def descent(t, y):
+        return -torch.autograd.grad(y.square().sum() / 2, y, create_graph=True)[0]
+
+    y0 = initial_state().requires_grad_()
+    y = solver.solve(descent, y0, times(0.0, 1.0)).ys[-1]
+    torch.testing.assert_close(y, y0 * math.exp(-1.0))
+
+
+def test_a_complex_field_is_refused_where_the_state_is_real():
+    with pytest.raises(TypeError, match=r"Expected a complex state .* torch.complex64, but got"):
+        AdaptiveSolver().solve(lambda t, y: 1j * y, torch.ones(1), times(0.0, 1.0))
 
 
 @every_solver

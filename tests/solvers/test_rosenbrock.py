@@ -143,7 +143,7 @@ class Large(nn.Module):
 def test_a_state_too_large_is_refused_with_its_size():
     message = (
         r"at most max_dimension = 256 .* got 784: for 32 samples each step would keep 150 MiB of "
-        r".* Use an explicit solver, AdaptiveSolver or FixedGridSolver, or raise max_dimension"
+        r".* Use FixedGridSolver or AdaptiveSolver without stiff='switch', or raise max_dim"
     )
     y0 = torch.zeros(32, 1, 28, 28)
     with pytest.raises(ValueError, match=message):

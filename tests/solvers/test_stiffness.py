@@ -36,6 +36,19 @@ def test_a_field_that_is_not_stiff_stays_with_the_explicit_method(stiff, ends):
     assert solution.stats == plain.stats
 
 
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-7, 1e-9, 1e-11])
+def test_stiffness_is_seen_at_every_tolerance(tolerance):
+    solver = AdaptiveSolver("dopri5", tolerance, tolerance, None, stiff="switch")
+    for field, y0, stiff in (
+        (lambda t, y: -2000.0 * (y - t.cos()), [[0.0]], True),
+        (lambda t, y: torch.stack([y[:, 1], -25.0 * y[:, 0]], 1), [[1.0, 0.0]], False),
+        (lambda t, y: -y, [[1.0]], False),
+    ):
+        y0 = torch.tensor(y0, dtype=torch.float64)
+        stats = solver.solve(field, y0, times(0.0, 0.5 if stiff else 10.0)).stats
+        assert (stats.jacobians > 0) is stiff
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_a_stiff_solve_is_handed_over_to_the_implicit_method(checkpoint):
     t = times(0.0, 0.01, 0.5, 7.0, 15.0)

@@ -273,12 +273,41 @@ class Conditional(nn.Module):
         return sum(self.context) * y if isinstance(self.context, tuple) else self.context * y
 
 
+class Holding(nn.Module):
+    """A field that holds what has a parameter and is no part of it."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.outer = nn.Linear(2, 2, dtype=torch.float64) if wrap is None else None
+        self.held = wrap and wrap(nn.Linear(2, 2, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return -y
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda module: [module],
+        lambda module: {"a": ([module.weight],)},
+        lambda module: module.forward,
+        lambda module: lambda y: module(y),
+    ],
+    ids=["list", "nested", "method", "closure"],
+)
+def test_an_adjoint_refuses_modules_that_are_no_parts(wrap):
+    solver, problem = TorchdiffeqSolver(gradient="adjoint"), (initial_state(), times(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"in `held` of Holding\. .* register the module that"):
+        solver.solve(Holding(wrap), *problem)
+    solver.solve(Holding(None), *problem)
+
+
 @pytest.mark.parametrize("held", [lambda x: x, lambda x: (1.0, 2.0 * x)])
 def test_an_adjoint_refuses_a_context_whose_gradient_it_would_drop(held):
     context = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     solver, problem = TorchdiffeqSolver(gradient="adjoint"), (initial_state(), times(0.0, 1.0))
     with pytest.raises(
-        ValueError, match=r"got `context` of Conditional\. Make it a part of the st"
+        ValueError, match=r"got one in `context` of Conditional\. Make it a part of the st"
     ):
         solver.solve(Conditional(held(context)), *problem)
     ys = TorchdiffeqSolver().solve(Conditional(held(context)), *problem).ys

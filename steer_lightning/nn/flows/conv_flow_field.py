@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steer_lightning.nn.fields import TimeConv2d
+from steer_lightning.utils.autograd import transforms_active
 from steer_lightning.utils.checks import check_choice, check_widths
 
 # Each activation with its derivative at the same point.
@@ -61,7 +62,7 @@ class ConvFlowField(nn.Module):
         if not hidden:
             raise ValueError("Expected at least one hidden layer, but got none.")
         self.activation = activation
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         widths = pairwise([channels, *hidden, channels])
         layers = [TimeConv2d(c_in, c_out, 3) for c_in, c_out in widths]
         nn.init.zeros_(layers[-1].weight)
@@ -71,7 +72,7 @@ class ConvFlowField(nn.Module):
         activate, _ = ACTIVATIONS[self.activation]
         *hidden, last = self.layers
         for layer in hidden:
-            y = layer(t, y).contiguous(memory_format=self.memory_format)
+            y = self._arranged(layer(t, y))
             with _own_precision(y):
                 y = activate(y)
         derivative: Tensor = last(t, y)
@@ -91,7 +92,12 @@ class ConvFlowField(nn.Module):
         return value + last.offset(t, value), tangent
 
     def _convolve(self, layer: TimeConv2d, y: Tensor) -> Tensor:
-        return layer.convolve(y).contiguous(memory_format=self.memory_format)
+        return self._arranged(layer.convolve(y))
+
+    def _arranged(self, y: Tensor) -> Tensor:
+        if not self.channels_last or transforms_active():  # vmap knows no memory formats
+            return y
+        return y.contiguous(memory_format=torch.channels_last)
 
 
 def _own_precision(y: Tensor) -> torch.autocast:

@@ -227,10 +227,14 @@ class ODERNN(nn.Module):
 
     def _is_plain(self, like: Tensor) -> bool:
         """Whether formulas over the weights give all that the networks do with a tensor."""
-        known = (MLPField, PosteriorGRU, nn.Sequential, nn.Linear, nn.Tanh)
         networks = (self.vector_field, self.gru)
+        gates = (self.gru.update_gate, self.gru.reset_gate, self.gru.new_state)
         return (
-            all(type(m) in known and not is_changed(m) for net in networks for m in net.modules())
+            type(self.vector_field) is MLPField
+            and type(self.gru) is PosteriorGRU
+            and not any(is_changed(part) for net in networks for part in net.modules())
+            and all(map(_is_tanh_network, (self.vector_field.network, *gates)))
+            and {len(gate) for gate in gates} == {3}
             and {p.dtype for net in networks for p in net.parameters()} == {like.dtype}
             and not torch.is_autocast_enabled(like.device.type)
             and not transforms_active()
@@ -242,6 +246,16 @@ class ODERNN(nn.Module):
         longest = torch.where(span > 0, self.max_step * span, 1.0)
         rates = self.horizon.rates(times, lengths, self.reverse)
         return plan_unroll(times, lengths, longest, rates, self.reverse)
+
+
+def _is_tanh_network(network: nn.Module) -> bool:
+    """Whether a network is linear layers, all with biases, and tanh between them."""
+    kinds = [type(part) for part in network.children()]
+    return (
+        type(network) is nn.Sequential
+        and kinds == [nn.Linear, *[nn.Tanh, nn.Linear] * (len(kinds) // 2)]
+        and all(part.bias is not None for part in list(network)[::2])
+    )
 
 
 def _observed(observations: Tensor) -> Tensor:

@@ -24,6 +24,18 @@ class Doubled(ConcatSquashField):
         return 2.0 * super().forward(t, y)
 
 
+class Adapted(nn.Linear):
+    """A layer that adds to what its weights give."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.3 * x.sum(1, keepdim=True)
+
+
+def adapted(field):
+    field.layers[0].layer = Adapted(3, 5)
+    return field
+
+
 def hooked(field):
     """A field of which one layer gives twice what its weights do."""
     layer = next(m for m in field.modules() if isinstance(m, nn.Linear | nn.Conv2d))
@@ -44,6 +56,7 @@ def hooked(field):
         (lambda: MLPField(3, (5,)), (3,)),
         (lambda: hooked(ConvFlowField(2, (3,), channels_last=False)), (2, 2, 2)),
         (lambda: hooked(ConcatSquashField(3, (5,))), (3,)),
+        (lambda: adapted(ConcatSquashField(3, (5,))), (3,)),
         (lambda: Doubled(3, (5,)), (3,)),
     ],
 )

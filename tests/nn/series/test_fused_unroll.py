@@ -147,6 +147,9 @@ CHANGES = {
     "a subclass": lambda rnn: setattr(rnn, "vector_field", OwnField(N_STATES, (4,)).double()),
     "a forward of its own": lambda rnn: setattr(rnn.vector_field, "forward", lambda t, y: -y),
     "another activation": lambda rnn: rnn.vector_field.network.insert(1, nn.ReLU()),
+    "one more layer": lambda rnn: rnn.gru.new_state.append(nn.Tanh()),
+    "two linear layers in a row": lambda rnn: rnn.vector_field.network.__delitem__(1),
+    "no bias": lambda rnn: rnn.gru.update_gate[2].register_parameter("bias", None),
     "a parametrised weight": lambda rnn: parametrize.register_parametrization(
         rnn.vector_field.network[0], "weight", Doubled()
     ),
