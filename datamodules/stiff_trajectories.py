@@ -85,7 +85,15 @@ class StiffSystemDataModule(TensorDataModule):
 
     def build(self, split: Split) -> TensorData[Any]:
         n_points = self.n_points if split == "train" else self.n_test
-        whole = StiffTrajectory(*(x.to(self.dtype) for x in trajectory(self.system, n_points)))
+        exact = trajectory(self.system, n_points)
+        whole = StiffTrajectory(*(x.to(self.dtype) for x in exact))
+        rounded = whole.t.diff() / exact.t.diff() - 1.0
+        if float(rounded.abs().max()) > 0.1:
+            raise ValueError(
+                f"Expected times that {self.dtype} tells apart, but of the {n_points} gaps of "
+                f"{self.system!r} it changes one by {float(rounded.abs().max()):.0%}. Use "
+                f"dtype='float64', or fewer points."
+            )
         if split != "train":
             return OneTrajectory(whole)
         first = torch.arange(n_points + 1 - self.gaps).repeat(self.repeats)

@@ -31,6 +31,10 @@ class StepMemories(RunState):
         self._memories: dict[str, StepMemory] = {}
         self._shared = False  # the ranks agree on the steps of this batch
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._memories = find_step_memories(pl_module)  # for who looks before the start, too
+
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -46,9 +50,8 @@ class StepMemories(RunState):
         return {path: dict(memory.steps) for path, memory in self._memories.items()}
 
     def go_on(self, state_dict: dict[str, Any]) -> None:
-        for path, steps in state_dict.items():
-            if path in self._memories:
-                self._memories[path].steps = dict(steps)
+        for path, memory in self._memories.items():
+            memory.steps = dict(state_dict.get(path, {}))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.world_size > 1 and self._memories and not self._shared:

@@ -52,7 +52,8 @@ class SolverGuard(RunState):
 
     Args:
         policy: ``"raise"`` or ``"skip"``.
-        max_consecutive: Failures in a row, of training batches, at which the run ends even so.
+        max_consecutive: Failures of training batches, with no step of the optimiser between them,
+            at which the run ends even so.
         save_batches: Save what a failed batch held to ``failed_batches`` in the run's folder, by
             :func:`torch.save`, with the error's text.
         min_dt: Warn of accepted steps below this, in units of time.
@@ -98,7 +99,8 @@ class SolverGuard(RunState):
         self._search: WrappedMethods | None = None
         self._in_hand: tuple[str, int, Any] | None = None  # stage, index and batch
         self._loss: Any = None  # of the training batch before
-        self._failures: list[str] = []  # in a row
+        self._failures: list[str] = []  # since the optimiser's last step
+        self._last_step = 0
         self._warned = False
         self._folder: Path | None = None
 
@@ -139,7 +141,7 @@ class SolverGuard(RunState):
                 yield
 
         skips = self.policy == "skip"
-        self._failures = []
+        self._failures, self._last_step = [], trainer.global_step
         self._steps.start_epoch(pl_module)  # a resume in mid-epoch has no start of its own
         self._training = GuardedTraining(
             trainer,
@@ -176,8 +178,10 @@ class SolverGuard(RunState):
         if self._training.batch_failed:
             self.skipped += 1
         else:
-            self._failures = []
             self._steps.check()
+        if trainer.global_step > self._last_step:  # nor is a good batch of a dropped window one
+            self._failures = []
+        self._last_step = trainer.global_step
         if self.policy == "skip":
             skipped = float(self.skipped)
             pl_module.log("solver/skipped", skipped, on_step=True, on_epoch=False, batch_size=1)

@@ -238,6 +238,7 @@ class StochasticTaskModule(TaskModule):
         self._noise_seed: int | None = None
         self._train_batches = 0
         self._in_hand = 0  # of them: a resumed run repeats a batch that did not end
+        self._in_batch = False  # of a Trainer, all closures of which have the same noise
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -252,16 +253,25 @@ class StochasticTaskModule(TaskModule):
         return stream(self.device, self.stream_name, seed, *key, self.global_rank)
 
     def next_training_stream(self) -> torch.Generator:
-        """The random stream of the next training batch."""
+        """The random stream of the training batch in hand; without a Trainer, of the next one."""
+        if not self._in_batch:
+            self._begin_batch()
+        return self.noise_stream("train", self._train_batches - 1)
+
+    def _begin_batch(self) -> None:
         self._train_batches += 1
         self._in_hand += 1
-        return self.noise_stream("train", self._train_batches - 1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._begin_batch()
+        self._in_batch = True
 
     def on_after_backward(self) -> None:
         self._in_hand = 0  # before callbacks save at the end of the batch
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._in_hand = 0  # of one without a backward pass
+        self._in_hand, self._in_batch = 0, False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         done = self._train_batches - self._in_hand

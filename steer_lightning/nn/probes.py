@@ -30,6 +30,7 @@ class Probed:
         rate: Actual time per unit of the times of ``steps``, a number or of shape ``(B,)``.
         generator: A random stream on the device of the state, for a penalty's own noise.
         steps: The accepted steps, where a penalty asked for them and the solver has them.
+        n_solves: How many solves this one stands for.
     """
 
     vector_field: VectorField
@@ -41,6 +42,7 @@ class Probed:
     generator: torch.Generator
     steps: Steps | None = None
     rate: Time = 1.0
+    n_solves: float = 1.0
 
 
 @dataclass

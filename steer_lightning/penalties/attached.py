@@ -20,7 +20,8 @@ class AttachedProbe:
 
     Each of the ``n`` evaluations of a step is kept with probability ``1 / n`` (reservoir
     sampling): times follow the density at which the solver evaluates, so that nothing is an
-    unbiased estimate of an integral over time. Under an adjoint the solver runs without a graph,
+    unbiased estimate of an integral over time. One of the ``m`` of its solve, it stands for
+    ``n / m`` solves: their values add up. Under an adjoint the solver runs without a graph,
     and the state that is kept is a constant. The span is that of torchdiffeq's solve; where none
     is seen it is taken for one from here on, of length one; under STEER it is the drawn one.
 
@@ -38,13 +39,15 @@ class AttachedProbe:
         """A batch begins; ``None`` looks at nothing."""
         self._active = key is not None
         self._n_evaluations = 0
+        self._solve: Any = None
+        self._n_of_solve = [0]  # shared with what is kept of it
         self._kept: tuple[Any, ...] | None = None
         self._key = key
         self._chance = torch.Generator().manual_seed(stream_key(key, "reservoir"))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has seen nothing: what is kept belongs to the graph of a loss."""
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_solve": None}
 
     def detach(self) -> None:
         """Take the hook off."""
@@ -55,19 +58,23 @@ class AttachedProbe:
         if not self._active or in_backward() or not self.field.training:
             return
         self._n_evaluations += 1
+        solve = solve_in_progress()
+        if solve is not self._solve:
+            self._solve, self._n_of_solve = solve, [0]
+        self._n_of_solve[0] += 1
         if float(torch.rand((), generator=self._chance)) * self._n_evaluations < 1.0:
-            solve = solve_in_progress()
             ends = None if solve is None or solve.times is None else solve.times[[0, -1]].detach()
             if ends is not None:
                 for horizon in attached_horizons(self.field, inside=False):
                     ends = horizon.actual(ends)
-            self._kept = args, kwargs, ends, held_by(self.field)
+            self._kept = args, kwargs, ends, held_by(self.field), self._n_of_solve
 
     def collect(self) -> list[Probed]:
         """What was kept in this batch, as far as it was not collected yet."""
         if self._kept is None:
             return []
-        (args, kwargs, ends, held), key = self._kept, self._key
+        (args, kwargs, ends, held, [n_of_solve]), key = self._kept, self._key
+        n_solves = self._n_evaluations / n_of_solve
         self.start(self._key)  # an optimiser's next closure keeps the same one
         given = dict(enumerate(args)) | kwargs
         time: Any = "t" if "t" in kwargs else 0
@@ -95,7 +102,7 @@ class AttachedProbe:
             return first_part(found)
 
         generator = torch.Generator(y.device).manual_seed(stream_key(key, "noise"))
-        return [Probed(field, (t,), (y,), (t0, t1), (y, y), length, generator)]
+        return [Probed(field, (t,), (y,), (t0, t1), (y, y), length, generator, n_solves=n_solves)]
 
 
 class _Keep(Watching):

@@ -121,7 +121,9 @@ class Penalizing:
         total = torch.zeros(())
         for penalty in self.penalties:
             if self._weights.get(penalty.name) and seen:
-                value = torch.stack([penalty.value(probed) for probed in seen]).sum()
+                value = torch.stack(
+                    [probed.n_solves * penalty.value(probed) for probed in seen]
+                ).sum()
                 before = self.values.get(penalty.name, 0.0)
                 self.values[penalty.name] = before + float(value.detach())
                 total = total.to(value) + self._weights[penalty.name] * value

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import LearningRateFinder
 from torch.utils.checkpoint import checkpoint
 
 from steer_lightning import SteerCallback, steer
@@ -116,6 +117,19 @@ def test_a_resumed_run_begins_with_the_same_steps(tmp_path):
     assert memories.state_dict()["block"]
     assert resumed.block.stats.nfe_forward < whole.block.stats.nfe_forward
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_search_for_a_learning_rate_leaves_no_step_behind(tmp_path):
+    class Starts(Callback):
+        def on_train_start(self, trainer, pl_module):
+            assert pl_module.block.step_memory.steps == {}
+
+    model = seeded(Remembering)
+    model.lr = 0.1
+    finder = LearningRateFinder(num_training_steps=3)
+    trainer = tiny_trainer(finder, Starts(), StepMemories(), default_root_dir=tmp_path)
+    trainer.fit(model, tiny_loader())
+    assert model.block.step_memory.steps
 
 
 def test_a_dropped_batch_leaves_no_step_behind():

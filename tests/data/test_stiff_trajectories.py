@@ -69,6 +69,12 @@ def test_evaluation_is_one_trajectory(system, dtype):
         assert torch.equal(batch.y, trajectory(system, 7).y.to(batch.y.dtype))
 
 
+def test_times_that_the_dtype_does_not_tell_apart_are_refused():
+    data = StiffSystemDataModule(system="van_der_pol", n_points=200, dtype="float32")
+    with pytest.raises(ValueError, match=r"float32 tells apart, .* Use dtype='float64'"):
+        data.setup("fit")
+
+
 def test_pieces_longer_than_the_trajectory_are_refused():
     with pytest.raises(ValueError, match=r"at most n_points = 4 gaps, but got gaps = 5\. Shorten"):
         StiffSystemDataModule(n_points=4, gaps=5)

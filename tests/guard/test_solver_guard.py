@@ -125,6 +125,15 @@ def test_failures_that_are_not_in_a_row_end_nothing():
     assert guard.skipped == 3
 
 
+def test_a_run_all_of_whose_windows_are_dropped_ends():
+    guard = SolverGuard("skip", max_consecutive=3)
+    with (
+        pytest.warns(UserWarning, match="a batch is dropped"),
+        pytest.raises(RepeatedFailureError, match="of 3 training batches"),
+    ):
+        fit(guard, *["none", "nan"] * 4, accumulate_grad_batches=2)
+
+
 def test_max_consecutive_of_one_raises_at_once():
     with pytest.raises(RepeatedFailureError, match="of 1 training batches in a row") as caught:
         fit(SolverGuard("skip", max_consecutive=1), "none", "nan")

@@ -195,6 +195,26 @@ def test_the_noise_of_a_second_training_has_a_seed_of_its_own(monkeypatch):
     assert found[0]["batches"] == found[1]["batches"]
 
 
+def test_all_closures_of_a_batch_have_the_same_noise(monkeypatch):
+    class Twice(torch.optim.SGD):
+        def step(self, closure):
+            closure()
+            return super().step(closure)
+
+    case = next(c for c in CASES.values() if issubclass(c.module, StochasticTaskModule))
+    module, found = case.build(), []
+    noise_stream = module.noise_stream
+
+    def record(*key):
+        found.append(key)
+        return noise_stream(*key)
+
+    monkeypatch.setattr(module, "noise_stream", record)
+    monkeypatch.setattr(module, "configure_optimizers", lambda: Twice(module.parameters(), 0.01))
+    steps().fit(module, case.data())
+    assert [key for key in found if key[0] == "train"] == [("train", n) for n in (0, 0, 1, 1)]
+
+
 def test_the_noise_of_a_batch_that_did_not_end_is_drawn_again():
     module, counts = StochasticTaskModule(), []
     for _ in range(2):

@@ -13,7 +13,7 @@ from steer_lightning import penalize, penalty, steer
 from steer_lightning.nn import ODEBlock, ODERNNForecaster
 from steer_lightning.nn.probes import Probed
 from steer_lightning.nn.series import make_series
-from steer_lightning.penalties import LocalError
+from steer_lightning.penalties import KineticEnergy, LocalError
 from steer_lightning.penalties.attached import AttachedProbe
 from tests.helpers.models import lively
 from tests.helpers.problems import CosineField
@@ -129,6 +129,23 @@ def test_every_evaluation_of_a_step_is_kept_as_often_as_any_other():
         (probed,) = probe.collect()
         counts[int(probed.t[0])] += 1
     assert all(abs(count - 100) < 30 for count in counts)  # 3.5 standard deviations
+
+
+@pytest.mark.parametrize("n_solves", [1, 2, 8])
+def test_the_values_of_several_solves_add_up(n_solves):
+    class Constant(nn.Module):
+        def forward(self, t, y):
+            return torch.full_like(y, 2.0)
+
+    field, ends = Constant(), torch.linspace(0.0, 4.0, n_solves + 1)
+    values = []
+    for step in range(5):
+        with penalize(field, [KineticEnergy(1.0)], step=step, seed=0, vector_fields=[""]):
+            y = torch.zeros(3, 1)
+            for span in ends.unfold(0, 2, 1):
+                y = odeint(field, y, span, method="rk4")[-1]
+            values.append(float(penalty(field)))
+    assert values == pytest.approx([8.0] * 5)  # half of the speed squared, times the span
 
 
 def test_closures_of_a_step_see_the_same_evaluation():

@@ -11,6 +11,7 @@ from torch import Tensor
 from steer_lightning.callbacks.plots.base import Array, EvaluationPlot, array
 from steer_lightning.callbacks.plots.style import legend_below, panels
 from steer_lightning.nn import CNF
+from steer_lightning.utils.seeding import stream
 
 
 class FlowPlot(EvaluationPlot):
@@ -48,12 +49,17 @@ class FlowPlot(EvaluationPlot):
         return plot(flow, array(points), weights)
 
 
+def _density(flow: CNF, x: Tensor, t: float) -> Tensor:
+    """By an estimated trace, with the same noise each time and not that of the global stream."""
+    return flow.log_prob(x, float(t), generator=stream(x.device, "flow plot")).exp()
+
+
 def _plot_flow_1d(flow: CNF, data: Array, weights: Array | None) -> Figure:
     """Density from base to data against time, with particle paths; then the end of it."""
     like, limit = next(flow.parameters()), 7.0
     x = torch.linspace(-limit, limit, 241).to(like)[:, None]
     times = np.linspace(flow.base_time, flow.data_time, 41)
-    density = torch.stack([flow.log_prob(x, float(t)).exp() for t in times])
+    density = torch.stack([_density(flow, x, t) for t in times])
     z = torch.special.ndtri(torch.linspace(0.02, 0.98, 30, dtype=torch.float64))
     paths, _ = flow.trajectories(z.to(like)[:, None], torch.as_tensor(times).to(like))
     figure, [[left, right]] = panels(1, 2, (9, 3.4), width_ratios=(2, 1))
@@ -82,7 +88,7 @@ def _plot_flow_2d(flow: CNF, data: Array, weights: Array | None) -> Figure:
     size = 2.6 * (n_times + 1), 3.2
     figure, [axes] = panels(1, n_times + 1, size, sharex=True, sharey=True)
     for axis, t in zip(axes, np.linspace(flow.base_time, flow.data_time, n_times), strict=False):
-        density = flow.log_prob(grid, float(t)).exp().reshape(n_points, n_points)
+        density = _density(flow, grid, t).reshape(n_points, n_points)
         field = flow.vector_field(like.new_tensor(float(t)), arrows)
         axis.imshow(array(density).T, origin="lower", extent=(-limit, limit, -limit, limit))
         axis.quiver(*array(arrows).T, *array(field).T, color="white", alpha=0.6, width=0.004)
