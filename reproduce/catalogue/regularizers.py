@@ -20,6 +20,7 @@ PENALTIES = {
     "acceleration": ("acceleration", (0.1, 1.0, 10.0)),
     "local error of the steps": ("local_error", (1.0, 10.0, 100.0)),
     "local error of one step": ("local_error", (1.0, 10.0, 100.0)),
+    "local error of one step, slope held": ("local_error", (1.0, 10.0, 100.0)),
     "stiffness": ("stiffness", (0.01, 0.1, 1.0)),
     "trajectory polynomial": ("trajectory_polynomial", (0.5, 5.0, 50.0)),
 }
@@ -55,8 +56,9 @@ def rivals(
     rtol, atol = tolerances
     for name, (option, values) in PENALTIES.items():
         settings: dict[str, object] = {}
-        if name == "local error of one step":
+        if name.startswith("local error of one step"):
             settings = {"form": "one_step", "rtol": rtol, "atol": atol}
+            settings |= {"hold_slope": "true"} if "held" in name else {}
         for value in values[1:2] if middle else values:
             weight = factor * value
             found[f"{name}, weight {weight:g}"] = options(

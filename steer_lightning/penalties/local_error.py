@@ -28,15 +28,20 @@ class LocalError(Penalty):
 
     ``form="steps"`` is the mean over the accepted steps of the solve, at the solver's own
     tolerances. ``form="one_step"`` takes one step of dopri5 from a uniform time, as long as a
-    first step would be, with the state, its slope and the length held constant: for any solver
-    and any adjoint, with seven further evaluations. ``E`` grows with one over the tolerance: a
-    weight goes with a tolerance.
+    first step would be, with the state and the length held constant: for any solver and any
+    adjoint, with eight further evaluations. ``E`` grows with one over the tolerance: a weight
+    goes with a tolerance.
+
+    The code released with LRNDE holds the slope at the start of that step constant, too. The
+    gradient is then not that of ``E``: it does not vanish where the error does, and minimising it
+    can raise the error.
 
     Args:
         weight: See :class:`Penalty`.
         form: ``"steps"`` or ``"one_step"``.
         rtol: Relative tolerance of the one step.
         atol: Absolute tolerance of the one step.
+        hold_slope: Hold the slope at the start of the one step constant, as released.
 
     Raises:
         ValueError: If the form is unknown, a tolerance not positive or the weight negative.
@@ -55,6 +60,7 @@ class LocalError(Penalty):
         form: Literal["steps", "one_step"] = "steps",
         rtol: float = 1e-5,
         atol: float = 1e-5,
+        hold_slope: bool = False,
     ) -> None:
         super().__init__(weight)
         check_choice("form", form, ("steps", "one_step"))
@@ -62,6 +68,7 @@ class LocalError(Penalty):
         self.form = form
         self.rtol = rtol
         self.atol = atol
+        self.hold_slope = hold_slope
         self.needs_steps = form == "steps"
         self.n_times = 1 if form == "one_step" else 0
 
@@ -87,12 +94,12 @@ class LocalError(Penalty):
         # Some solvers evaluate at their last time, or beyond it.
         end = last if (last - start) * (last - first) > 0.0 else start + last - first
         tolerances = (self.rtol, self.atol)
-        with torch.no_grad():
-            slope = evaluate(probed.vector_field, start, y)
-            h = find_first_step(
-                probed.vector_field, start, end, y, slope, DOPRI5.order, tolerances, None,
-                Work(y, None, None, tolerances),
-            )  # fmt: skip
+        slope = evaluate(probed.vector_field, start, y)
+        slope = slope.detach() if self.hold_slope else slope
+        h = find_first_step(
+            probed.vector_field, start, end, y, slope, DOPRI5.order, tolerances, None,
+            Work(y, None, None, tolerances),
+        )  # fmt: skip
         h = h if end > start else -h
         y_next, stages = runge_kutta_step(probed.vector_field, start, start + h, y, slope, DOPRI5)
         assert DOPRI5.error is not None

@@ -169,19 +169,29 @@ def test_local_error_of_steps_is_that_of_the_method():
     assert 0.0 < float(tight) < 1.0  # below the tolerance, times a step
 
 
-def test_local_error_of_one_step_holds_state_slope_and_length_constant():
+@pytest.mark.parametrize("hold_slope", [False, True])
+def test_local_error_of_one_step_holds_state_length_and_if_asked_slope_constant(hold_slope):
     tol = 1e-5
-    which = LocalError(1.0, "one_step", tol, tol)
+    which = LocalError(1.0, "one_step", tol, tol, hold_slope)
     probed = at(0.9)
     value = which.value(probed)
     (grad,) = torch.autograd.grad(value, FIELD.a)
     t, y = probed.t[0], probed.y[0]
-    k1 = FIELD(t, y).detach()
+    k1 = FIELD(t, y).detach() if hold_slope else FIELD(t, y)
     steps = np.geomspace(1e-3, 1.0, 400)  # the length is found: the value is of order one there
     per_length = [float(h * error_by_hand(FIELD, t, y, h, tol, k1)) for h in steps]
     h = np.interp(float(value), per_length, steps)
     expected = h * error_by_hand(FIELD, t, y, h, tol, k1)
     (by_hand,) = torch.autograd.grad(expected, FIELD.a)
+    if not hold_slope:  # only then is it the gradient of the value
+        a, change = FIELD.a.detach().clone(), 1e-3
+        moved = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                FIELD.a.copy_(a + sign * change)
+                moved.append(float(h * error_by_hand(FIELD, t, y, h, tol, FIELD(t, y))))
+                FIELD.a.copy_(a)
+        assert (moved[0] - moved[1]) / (2.0 * change) == pytest.approx(float(by_hand), rel=1e-3)
     assert float(grad) == pytest.approx(float(by_hand), rel=5e-2)
     assert 0.01 < float(value) / h <= 1.0
 

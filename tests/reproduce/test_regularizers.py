@@ -187,7 +187,7 @@ def test_what_is_trained(name, scale):
         assert len([label for label in labels if label.startswith(f"{penalty}, weight ")]) == 3
     assert len([label for label in labels if label.startswith("STEER and ")]) == 3
     assert len([label for label in labels if label.startswith("STEER")]) >= 5
-    assert [len(part.variants) for part in shorter] == [14] * len(shorter)
+    assert [len(part.variants) for part in shorter] == [15] * len(shorter)
     for part in made.comparisons:
         assert {variant.weights for variant in part.variants} == {"last"}
         for variant in part.others:  # everything else is the same
@@ -205,7 +205,7 @@ def test_one_step_has_the_tolerance_of_the_solver(name):
     (part,) = (x for x in config["model"]["init_args"].values() if "solver" in str(x))
     solver = part["init_args"]["solver"]["init_args"]
     one_step = [v for v in full.others if v.label.startswith("local error of one step")]
-    assert len(one_step) == 3
+    assert len(one_step) == 6
     for variant in one_step:
         given = dict(a.split("=") for a in variant.overrides if a.startswith("--penalties."))
         tolerances = [float(given[f"--penalties.local_error.{key}"]) for key in ("rtol", "atol")]
