@@ -39,7 +39,10 @@ from torch.optim import Optimizer
 import datamodules
 import steer_lightning.callbacks.plots.end_time_sweep
 import steer_lightning.callbacks.plots.features
+import steer_lightning.callbacks.plots.flow
 import steer_lightning.callbacks.plots.samples
+import steer_lightning.callbacks.plots.series
+import steer_lightning.callbacks.plots.stiff
 import steer_lightning.modules
 from steer_lightning.callbacks import (
     HyperparameterLog,
@@ -81,8 +84,9 @@ BARE = re.compile(r'(Parser key "[\w.]+":)( Given value: .*)?')
 # Who refuses a wrong argument in words: this project and the parser; others by a ValueError.
 OURS = "steer_lightning.", "datamodules.", "jsonargparse."
 THEIRS = "pytorch_lightning.", "lightning_fabric.", "torch.optim."
-# A penalty's weight in short, in arguments with NUL between them.
+# A penalty's weight, and STEER's b, in short, in arguments with NUL between them.
 WEIGHT = re.compile(r"(?<![^\0])(--penalties\.\w+)(?=[=\0][-+\d.])")
+B = re.compile(r"(?<![^\0])--steer(?=[=\0](\d|auto))")
 
 
 @dataclass
@@ -106,9 +110,12 @@ class OneLineParser(LightningArgumentParser):
     """Refuses in one line, with near names; with ``STEER_DEBUG=1`` by a traceback."""
 
     def parse_args(self, args: Any = None, **settings: Any) -> Any:
-        """Parse, with penalties' weights in short."""
+        """Parse, with penalties' weights and STEER's b in short."""
         given = sys.argv[1:] if args is None else args
-        full = WEIGHT.sub(r"\1.weight", "\0".join(given)).split("\0") if given else given
+        full = given
+        if given:
+            text = WEIGHT.sub(r"\1.weight", "\0".join(given))
+            full = B.sub("--steer.b", text).split("\0")
         return super().parse_args(full, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -141,7 +148,7 @@ def near_names(message: str, parser: LightningArgumentParser) -> list[str]:
         cls = getattr(module, name, None)
         known = set(inspect.signature(cls).parameters if cls else vars(module))
     if "import path string" in message:
-        known = {*vars(datamodules), *vars(steer_lightning.modules)}
+        known = {*vars(datamodules), *vars(steer_lightning.modules), *vars(torch.optim)}
     known |= set(re.findall(r"'(\w+)'", message)) - {word}  # choices
     matches = (difflib.get_close_matches(w, known, 2) for w in (word, word.partition(".")[0]))
     return next(filter(None, matches), [])
@@ -206,8 +213,17 @@ class SteerCLI(LightningCLI):
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)
         checkpoint = config.get("ckpt_path")
-        if self.subcommand in ("validate", "test", "predict") and not checkpoint:
+        if self.subcommand != "fit" and not checkpoint:
             rank_zero_warn("Without --ckpt_path the model has the weights that it starts with.")
+        # Lightning has words for some, which it looks up; `last` among its ModelCheckpoint's own.
+        looked_up = checkpoint == "hpc" or (checkpoint == "last" and config.checkpoint.save_last)
+        if checkpoint and not (looked_up or "://" in checkpoint or Path(checkpoint).exists()):
+            self.parser.error(
+                f"Expected --ckpt_path to be the file of a checkpoint, such as "
+                f"logs/cnf/toy2d/version_0/checkpoints/last.ckpt, but there is no {checkpoint!r}"
+            )
+        if self.subcommand != "fit":  # what trained is not needed any more
+            warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
         if self.subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
             write_beside(Path(checkpoint), config.trainer, self.subcommand)
         elif config.trainer.logger is False:
@@ -217,6 +233,10 @@ class SteerCLI(LightningCLI):
         for logger in as_list(config.trainer.logger):
             if getattr(logger, "class_path", "").endswith(".TensorBoardLogger"):
                 logger.init_args.default_hp_metric = False  # the table is `HyperparameterLog`'s
+            if self.subcommand == "fit" and getattr(logger, "class_path", "").endswith(
+                ".CSVLogger"
+            ):
+                keep_metrics(logger.init_args)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """With the callbacks of options, and those that every run has."""
@@ -233,6 +253,9 @@ class SteerCLI(LightningCLI):
             callbacks.append(PredictionWriter())
         if not any(isinstance(callback, TrainingClock) for callback in callbacks):
             callbacks.append(TrainingClock())
+        if trainer.enable_checkpointing is False:
+            parser = self._parser(self.subcommand)
+            parser.callback_keys = [k for k in parser.callback_keys if k == "guard"]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if trainer.enable_progress_bar is not False and not has_bar:
             callbacks.append(SolverProgressBar())
@@ -285,6 +308,15 @@ def write_beside(checkpoint: Path, trainer: Any, subcommand: str) -> None:
             logger.init_args[name] = value
 
 
+def keep_metrics(logger: Any) -> None:
+    """Move away the metrics that a CSVLogger would delete, of a run that goes on in its folder."""
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    path = Path(logger.save_dir, logger.name or "", version, "metrics.csv")
+    if path.is_file():
+        others = (path.with_name(f"metrics_{n}.csv") for n in count(1))
+        path.rename(next(other for other in others if not other.exists()))
+
+
 def follow_steer(trainer: Any, b: float | str) -> None:
     """Name the logs of a Trainer's config after STEER, and let its plots show all end times.
 
@@ -305,7 +337,9 @@ def quieten() -> None:
     # PyTorch's, of a class that Lightning's own code uses, and of what its own jvp uses.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")
-    # Lightning's: a default of `torch.load` that each checkpoint brings up, and an advertisement.
+    # Lightning's: a metric that no validation has logged yet, where a run ends before one.
+    warnings.filterwarnings("ignore", ".* could not find the monitored key in the returned metric")
+    # Likewise: a default of `torch.load` that each checkpoint brings up, and an advertisement.
     # Both of its packages write to the loggers of the one imported last.
     for package in ("pytorch_lightning", "lightning.pytorch"):
         for name in ("trainer.connectors.checkpoint_connector", "utilities.rank_zero"):
@@ -362,6 +396,10 @@ if __name__ == "__main__":
         main()
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+    except (SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if DEBUG or not is_refusal(error):
             raise

@@ -68,6 +68,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     if not found.names and not found.list:
         parser.error("name an experiment, or `all`, or ask for --list")
+    if found.records and not found.records.is_file():
+        parser.error(f"expected the file of --records, but there is no {found.records}")
     on_slurm = found.launcher == "slurm"
     for name, least in (("seeds", 1), ("jobs", 1 if on_slurm else 0)):
         value = getattr(found, name)
@@ -237,7 +239,11 @@ class Command:
                 prepare(run)
             except ABSENT as error:
                 self._absent[key] = str(error)
-            except (Exception, SystemExit):
+                print(f"{run.variant.config} and others cannot run: {error}", flush=True)
+            except SystemExit:
+                if self.settings.overrides:  # the parser has said what is wrong, of every run
+                    raise
+            except Exception:
                 pass  # the run itself will say what is wrong
         if message := self._absent[key]:
             run.fail(message, absent=True)

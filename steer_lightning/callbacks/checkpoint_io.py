@@ -1,6 +1,7 @@
 """Checkpoint files that are never cut short."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -46,7 +47,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Read a checkpoint; a broken one is a ``BadZipFile`` that names the file."""
+        """Read a checkpoint.
+
+        Raises:
+            BadZipFile: If the file is broken.
+            ValueError: If it holds something else than a checkpoint.
+        """
         if Path(path).is_file():
             check_whole(Path(path))
-        return super().load_checkpoint(path, *args, **settings)
+        try:
+            found: dict[str, Any] = super().load_checkpoint(path, *args, **settings)
+        except UnpicklingError as error:
+            raise ValueError(
+                f"Expected a checkpoint of plain values and tensors in {path}, but got objects: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        if "pytorch-lightning_version" not in found:
+            raise ValueError(
+                f"Expected a checkpoint of a training in {path}, but it holds {list(found)[:5]}."
+            )
+        return found

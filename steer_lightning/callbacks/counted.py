@@ -32,6 +32,16 @@ class CountedDraws(RunState):
         done = self._step - self._in_hand
         return {"seed": self.seed, "step": done, "settings": self._plain}
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say so where it joins a training, or leaves one, that goes on."""
+        if not self._trains:
+            return
+        name, kept = type(self).__name__, checkpoint["callbacks"]
+        if self.state_key not in kept:
+            rank_zero_warn(f"{name} begins here: the checkpoint was trained without {self}.")
+
     def go_on(self, state_dict: dict[str, Any]) -> None:
         """Continue the draws of a checkpoint; its seed wins, the settings asked for win."""
         name = type(self).__name__

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.utils.lightning import is_lightning
@@ -153,14 +154,26 @@ class LastCheckpoint(Shown, Checkpoint):
         """The first Ctrl-C; the next one is the handler's that was there before."""
         self._interrupted = True
         self._release()
-        rank_zero_info("\nCtrl-C: stopping after this batch. Press it again to stop at once.")
+        rank_zero_info(
+            "\nCtrl-C: stopping after this batch (or validation). Press it again to stop at once."
+        )
 
     def _release(self, *_: Any, **__: Any) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
 
-    on_exception = teardown = _release
+    teardown = _release
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+        if isinstance(exception, SIGTERMException) and self.path is not None:
+            left = (
+                f"Go on with --ckpt_path {self.path}" if self.path.is_file() else "Nothing is left"
+            )
+            rank_zero_info(f"Stopped by SIGTERM. {left}")
 
 
 def _remove_what_a_kill_left(folder: Path) -> None:

@@ -13,10 +13,24 @@ from tests.helpers.models import tiny_trainer
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "new" / "a.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(2), "n": 3}, str(path))
+    saved = {"x": torch.ones(2), "n": 3, "pytorch-lightning_version": "2"}
+    AtomicCheckpointIO().save_checkpoint(saved, str(path))
     found = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
     assert (found["x"].tolist(), found["n"]) == ([1.0, 1.0], 3)
     assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({"weight": torch.ones(2)}, r"training in .*a\.ckpt, but it holds \['weight'\]"),
+        (torch.nn.Linear(1, 1), r"plain values and tensors in .*a\.ckpt, but got objects"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, saved, words):
+    torch.save(saved, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=words):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=True)
 
 
 def test_a_kill_in_the_middle_leaves_the_checkpoint_before(tmp_path, monkeypatch):

@@ -163,7 +163,9 @@ def test_ctrl_c(tmp_path, times, monkeypatch, default_ctrl_c):
     trainer = trainer_in(tmp_path, Press(1, times), LastCheckpoint())
     with pytest.raises(SystemExit, match="1"):  # what Lightning makes of an interruption
         trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
-    pressed = "\nCtrl-C: stopping after this batch. Press it again to stop at once."
+    pressed = (
+        "\nCtrl-C: stopping after this batch (or validation). Press it again to stop at once."
+    )
     if times == 2:
         assert said == [pressed]
         assert not path.exists()
@@ -172,11 +174,14 @@ def test_ctrl_c(tmp_path, times, monkeypatch, default_ctrl_c):
         assert step_of(path) == 2
 
 
-def test_sigterm(tmp_path):
+def test_sigterm(tmp_path, monkeypatch):
+    said, path = [], tmp_path / "checkpoints" / "last.ckpt"
+    monkeypatch.setattr(last_checkpoint, "rank_zero_info", said.append)
     trainer = trainer_in(tmp_path, Press(1, number=signal.SIGTERM), LastCheckpoint())
     with pytest.raises(SIGTERMException):
         trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
-    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 2
+    assert step_of(path) == 2
+    assert said == [f"Stopped by SIGTERM. Go on with --ckpt_path {path}"]
 
 
 @pytest.mark.parametrize("validates", [False, True])

@@ -46,6 +46,9 @@ WEIGHED = change("penalties", {"local_error": 1.0})
         (change("penalties", {"local_eror": 1.0}), "", "accepted; did you mean local_error?"),
         (change("penalties", ["local_error"]), "", "expected settings by name, which --help"),
         (change("penalties", 1.0), "", "expected settings by name, which --help lists Given"),
+        ({}, "--optimizer=Adamm", "Adamm; did you mean Adam"),
+        ({}, "--ckpt_path=nowhere.ckpt", "but there is no 'nowhere.ckpt'"),
+        ({}, "--ckpt_path=last", "but there is no 'last'"),
         ({}, "--steeer.b=0.5", "--steeer.b=0.5; did you mean steer?"),
         ({}, f"--{FLOW}.data_att=t0", "'data_att' is not accepted; did you mean data_at?"),
         ({}, "--model=CNFModul", "CNFModul; did you mean CNFModule"),
@@ -148,6 +151,16 @@ def test_sigterm_ends_with_its_own_exit_code(script, folder, monkeypatch):
         script(toy_config())
     assert ended.value.code == 143
     assert [p.name for p in folder.rglob("last.ckpt")]
+
+
+def test_ctrl_c_ends_with_its_own_exit_code(script, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_start", stop)
+    with pytest.raises(SystemExit) as ended:
+        script(toy_config())
+    assert ended.value.code == 130
 
 
 def test_a_refused_run_shows_where_on_demand(script, monkeypatch):

@@ -16,8 +16,8 @@ from tests.cli.running import FLOW, QUIET, callbacks, toy_config, write
 IDLE = "LeafSpec", "`weights_only` was not set", "Tip: For seamless cloud logging"
 
 
-def run(command, *arguments, b=0.5):
-    config = write(toy_config(steer={"b": b}), "given.yaml")
+def run(command, *arguments, steer=0.5):
+    config = write(toy_config(steer=steer and {"b": steer}), "given.yaml")
     return cli.main([command, "--config", config, *arguments, *QUIET]).trainer
 
 
@@ -93,6 +93,41 @@ def test_other_runs_leave_the_metrics_of_a_csv_logger(folder):
         assert "test/nll" in (log_dir / name / "metrics.csv").read_text()
 
 
+def test_a_run_that_goes_on_keeps_the_metrics_of_a_csv_logger(folder):
+    logged = "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"
+    logged += "--trainer.logger.version=a", "--trainer.log_every_n_steps=1"
+    log_dir = Path(run("fit", *logged).log_dir)
+    metrics = (log_dir / "metrics.csv").read_text()
+    last = f"--ckpt_path={log_dir / 'checkpoints' / 'last.ckpt'}"
+    assert run("fit", *logged, last, "--trainer.max_epochs=3").log_dir == str(log_dir)
+    assert (log_dir / "metrics_1.csv").read_text() == metrics
+    assert (log_dir / "metrics.csv").read_text() != metrics
+
+
+def test_no_checkpoints_where_none_are_wanted(folder):
+    run("fit", "--trainer.enable_checkpointing=false")
+    assert not list(folder.rglob("*.ckpt"))
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_callback_that_joins_or_leaves_a_training_is_named(recwarn):
+    asked = "--steer=0.5", "--penalties.kinetic_energy=0.1"
+    for before, now, words in (
+        ((), asked, "{} begins here: the checkpoint was trained without {}"),
+        (asked, (), "The checkpoint was trained with {}"),
+    ):
+        folder = Path(run("fit", *before, steer=None).log_dir)
+        last = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+        recwarn.clear()
+        run("fit", *now, "--trainer.max_epochs=3", last, steer=None)
+        said = " ".join(str(warning.message) for warning in recwarn)
+        for name in ("SteerCallback", "PenaltyCallback"):
+            assert words.format(name, name) in said
+        recwarn.clear()
+        run("test", *now, last, steer=None)
+        assert not [warning for warning in recwarn if "callback" in str(warning.message)]
+
+
 def test_predictions_are_those_of_the_last_time(folder):
     checkpoint = f"--ckpt_path={Path(run('fit').log_dir) / 'checkpoints' / 'last.ckpt'}"
     for size, names in ((2, {"0_0.pt", "0_1.pt", "0_2.pt", "0_3.pt"}), (8, {"0_0.pt"})):
@@ -113,8 +148,8 @@ def test_without_a_logger_all_lies_in_the_folder_of_the_run(folder):
 
     off = "--trainer.logger=false", "--trainer.callbacks+=FlowPlot"
     for b in (0.25, 0.5):
-        run("fit", *off, b=b)
-    run("test", *off, "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt", b=0.25)
+        run("fit", *off, steer=b)
+    run("test", *off, "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt", steer=0.25)
     run("fit", *off, "--trainer.default_root_dir=mine", "--trainer.max_epochs=1")
     first, second, mine = folder / "logs/run/version_0", folder / "logs/run/version_1", "mine"
     assert (settings(first / "config.yaml"), settings(second / "config.yaml")) == (0.25, 0.5)
@@ -131,7 +166,7 @@ def test_without_a_logger_all_lies_in_the_folder_of_the_run(folder):
 def test_no_run_overwrites_the_config_of_another(folder):
     same = "--trainer.logger.version=same", "--trainer.max_epochs=1"
     for b in (0.25, 0.5, 0.5):
-        trainer = run("fit", *same, b=b)
+        trainer = run("fit", *same, steer=b)
     found = {
         p.name: yaml.safe_load(p.read_text())["steer"]["init_args"]["b"]
         for p in Path(trainer.log_dir).glob("config*.yaml")
