@@ -47,10 +47,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint; a broken one is a ``BadZipFile`` that names the file.
 
         Raises:
-            BadZipFile: If the file is broken.
             ValueError: If it holds something else than a checkpoint.
         """
         if Path(path).is_file():
