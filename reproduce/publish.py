@@ -1,8 +1,11 @@
 """What is published of finished runs: pages, pictures, records, and an index of what holds."""
 
+import fcntl
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,26 +45,38 @@ def publish(folder: Path, experiment: Experiment, results: Results) -> None:
     """
     if not _has_run(results):
         return
+    with _alone_in(folder):
+        known = read_records(folder / RECORDS, experiment)
+        stay = {variant: _missing(known[variant], results[variant]) for variant in results}
+        given, before = overrides_of(results), overrides_of(stay)
+        if _has_run(stay) and given != before:
+            raise ValueError(
+                f"Expected runs of {experiment.name} with --override {before}, as some that "
+                f"{folder} holds, but got runs with {given}. Publish them to another folder."
+            )
+        results = {v: _with(records, stay[v]) for v, records in results.items()}
+        n_seeds = 1 + max(record.seed for records in results.values() for record in records)
+        line = [experiment.name, "--scale", experiment.scale, "--seeds", str(n_seeds)]
+        line += [f"--override={argument}" for argument in overrides_of(results)]
+        page = write_page(experiment, results, shlex.join(["python", "-m", "reproduce", *line]))
+        picture = f"![{experiment.title}]({experiment.name}.png)"
+        (folder / f"{experiment.name}.md").write_text(f"{page}\n{picture}\n")
+        write_records(folder / RECORDS, experiment, results)
+        figure = experiment.draw(experiment, results)
+        if any(axis.has_data() for axis in figure.axes):
+            figure.savefig(folder / f"{experiment.name}.png", dpi=120)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder, and let other commands that publish to it wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    known = read_records(folder / RECORDS, experiment)
-    stay = {variant: _missing(known[variant], results[variant]) for variant in results}
-    given, before = overrides_of(results), overrides_of(stay)
-    if _has_run(stay) and given != before:
-        raise ValueError(
-            f"Expected runs of {experiment.name} with --override {before}, as some that {folder} "
-            f"holds, but got runs with {given}. Publish them to another folder."
-        )
-    results = {v: _with(records, stay[v]) for v, records in results.items()}
-    seeds = {record.seed for records in results.values() for record in records}
-    line = [experiment.name, "--scale", experiment.scale, "--seeds", str(len(seeds))]
-    line += [f"--override={argument}" for argument in overrides_of(results)]
-    page = write_page(experiment, results, shlex.join(["python", "-m", "reproduce", *line]))
-    picture = f"![{experiment.title}]({experiment.name}.png)"
-    (folder / f"{experiment.name}.md").write_text(f"{page}\n{picture}\n")
-    write_records(folder / RECORDS, experiment, results)
-    figure = experiment.draw(experiment, results)
-    if any(axis.has_data() for axis in figure.axes):
-        figure.savefig(folder / f"{experiment.name}.png", dpi=120)
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 class Finding(NamedTuple):

@@ -95,10 +95,15 @@ def by_seed(records: Iterable[Record], metric: Metric) -> dict[Pair, float]:
 def write_records(path: Path, experiment: Experiment, results: Results) -> None:
     """Write a line for each run, with rounded numbers and at most 500 checks of the monitor.
 
-    Lines of other experiments, and of this one at other scales, are kept.
+    Lines of other variants, experiments and scales are kept.
     """
     key = {"experiment": experiment.name, "scale": experiment.scale}
-    lines = [line for line in _lines(path) if not key.items() <= line.items()]
+    written = {(part.setting, variant.label) for part, variant in experiment.pairs}
+    lines = [
+        line
+        for line in _lines(path)
+        if not key.items() <= line.items() or (line["setting"], line["variant"]) not in written
+    ]
     for part, variant in experiment.pairs:
         for record in results[variant]:
             line = {

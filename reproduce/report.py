@@ -79,10 +79,10 @@ def work_tables(experiment: Experiment, results: Results) -> str:
         return ""
 
     def to_reach(part: Comparison, variant: Variant) -> dict[Pair, float]:
-        processors = {record.seed: record.processor for record in results[variant]}
+        ran = {record.seed: record for record in results[variant]}
         found = reached(results[part.baseline], results[variant])
         return {
-            (seed, processors[seed]): math.log(getattr(at, records[0].clock)) if at else math.inf
+            (seed, ran[seed].processor): math.log(getattr(at, ran[seed].clock)) if at else math.inf
             for seed, at in found.items()
         }
 

@@ -139,7 +139,11 @@ class Run:
         if (folder / "run.json").is_file():
             saved = json.loads((folder / "run.json").read_text())
             sessions = saved["sessions"]
-            commits = dict.fromkeys(str(session.get("commit")) for session in sessions)
+
+            def joined(name: str, by: str) -> str | None:
+                seen = dict.fromkeys(str(s[name]) for s in sessions if s.get(name))
+                return by.join(seen) or None
+
             return Record(
                 self.seed,
                 "finished",
@@ -147,7 +151,9 @@ class Run:
                 checks=[Check(**check) for check in saved["checks"]],
                 machine={
                     **sessions[-1],
-                    "commit": " ".join(commits),
+                    "cpu": joined("cpu", " then "),
+                    "gpu": joined("gpu", " then "),
+                    "commit": joined("commit", " "),
                     "dirty": any(session.get("dirty") for session in sessions),
                 },
                 overrides=self.settings.overrides,
@@ -180,17 +186,8 @@ def execute(run: Run, seconds: float | None = None) -> None:
 
     A stopped run goes on from its last check, or where Ctrl-C stopped it. After ``seconds`` it is
     stopped as by Ctrl-C, and is left pending; only in a main thread. Another command that
-    executes the same run, as experiments share some, is waited for.
+    executes the same run, as experiments share some, is waited for as long.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a kill frees it
-        if run.record().status != "finished":
-            _execute_alone(run, seconds)
-
-
-def _execute_alone(run: Run, seconds: float | None) -> None:
-    (run.folder / "failure.json").unlink(missing_ok=True)
     is_up = False
 
     def stop(*_: object) -> None:
@@ -202,7 +199,12 @@ def _execute_alone(run: Run, seconds: float | None) -> None:
         before = signal.signal(signal.SIGALRM, stop)
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
     try:
-        _execute(run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a kill frees it
+            if run.record().status != "finished":
+                (run.folder / "failure.json").unlink(missing_ok=True)
+                _execute(run)
     except Exception as error:
         traceback.print_exc()
         run.fail(f"{type(error).__name__}: {error}", isinstance(error, ABSENT))
@@ -256,7 +258,8 @@ def _execute(run: Run) -> None:
     values = {**(checks[-1].metrics if checks else {}), **tested}
     values["test/batches"] = sum(fit.trainer.num_test_batches)
     if fit.trainer.strategy.root_device.type != "cuda":
-        sessions[-1]["gpu"] = None  # there is one, and it was not used
+        for session in sessions:
+            session["gpu"] = None  # there may be one, and it was not used
     sweep: dict[str, list[float]] = {}  # columns of the table of `EndTimeSweep`
     for table in (run.folder / "logs" / "plots").glob("end_time_sweep_*.csv"):
         rows = list(csv.DictReader(table.read_text().splitlines()))

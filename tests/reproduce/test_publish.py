@@ -131,6 +131,15 @@ def test_runs_of_two_machines_are_published_side_by_side(catalogue, tmp_path, re
     assert page.count("Made by commit") == 2
 
 
+def test_a_variant_that_has_another_name_now_is_kept(catalogue, tmp_path):
+    publish(tmp_path, catalogue[0], RESULTS)
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text().replace('"variant":"STEER"', '"variant":"of old"'))
+    publish(tmp_path, catalogue[0], RESULTS)
+    assert path.read_text().count('"variant":"of old"') == len(MORE)
+    assert path.read_text().count('"variant":"STEER"') == len(MORE)
+
+
 def test_runs_with_other_overrides_are_not_mixed(catalogue, tmp_path):
     publish(tmp_path, catalogue[0], RESULTS)
     changed = [replace(r, overrides=["--trainer.max_epochs=5"]) for r in MORE]

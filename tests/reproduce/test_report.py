@@ -170,6 +170,14 @@ def test_seconds_of_two_processors_are_not_compared():
     assert [row.split(" | ")[-3] for row in rows] == compared
 
 
+def test_each_run_is_timed_by_its_own_clock():
+    held = (0.3, 0.3, 0.3)
+    on_gpu = [record(0, 0.5, held, machine={**MACHINE, "gpu": "A GPU"})]
+    page = write_page(experiment(), {BASELINE: [record(0, 0.5, held)], STEER: on_gpu})
+    to_reach = [line for line in page.splitlines() if "| 1 " in line][-2:]
+    assert [row.split(" | ")[2] for row in to_reach] == ["10", "20"]
+
+
 def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
     on_gpu = {
         variant: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]

@@ -207,6 +207,26 @@ def test_a_run_that_another_command_executes_is_waited_for(unbroken, monkeypatch
     assert executed == []
 
 
+def test_a_wait_for_another_command_ends_with_the_time():
+    run = make()
+    run.folder.mkdir(parents=True)
+    with (run.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = time.monotonic()
+        execute(run, 0.3)
+    assert 0.2 < time.monotonic() - before < 10.0
+    assert run.record().status == "pending"
+
+
+def test_a_run_on_two_machines_names_both(unbroken):
+    run, saved = make(), json.loads((unbroken.folder / "run.json").read_text())
+    (session,) = saved["sessions"]
+    saved["sessions"] = [session, {**session, "cpu": "Another CPU"}]
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "run.json").write_text(json.dumps(saved))
+    assert run.record().processor.startswith(f"{session['cpu']} then Another CPU")
+
+
 def test_a_run_stopped_between_training_and_test_is_tested(unbroken, monkeypatch):
     run = make(TINY.others[0])
     with monkeypatch.context() as patch:
