@@ -31,7 +31,8 @@ from pytorch_lightning.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
@@ -226,6 +227,11 @@ class SteerCLI(LightningCLI):
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
         if self.subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
             write_beside(Path(checkpoint), config.trainer, self.subcommand)
+        elif self.subcommand == "fit" and (job := slurm_job()):
+            # Lightning leaves what a requeued job goes on from there, and so would others' be.
+            config.trainer.default_root_dir = str(
+                Path(config.trainer.default_root_dir or "logs/slurm", job)
+            )
         elif config.trainer.logger is False:
             root = Path(config.trainer.default_root_dir or "logs/run")
             folders = (root / f"version_{n}" for n in count())
@@ -308,6 +314,15 @@ def write_beside(checkpoint: Path, trainer: Any, subcommand: str) -> None:
             logger.init_args[name] = value
 
 
+def slurm_job() -> str:
+    """The number of the Slurm job that this is, the same once it is requeued; empty elsewhere."""
+    if not SLURMEnvironment.detect():
+        return ""
+    array, place = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
+    return f"{array}_{place}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+@rank_zero_only
 def keep_metrics(logger: Any) -> None:
     """Move away the metrics that a CSVLogger would delete, of a run that goes on in its folder."""
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"

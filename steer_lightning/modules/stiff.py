@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
-from steer_lightning.modules.base import TaskModule
+from steer_lightning.modules.base import TaskModule, mean_with_nan
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import AdaptiveSolver, Solver
 from steer_lightning.utils.checks import check_choice
@@ -197,5 +197,9 @@ class StiffODEModule(TaskModule):
         self.update_metric(stage, "mae", predicted, y, batch_size=1)
         errors = (predicted - y).abs().amax(0) / (y.amax(0) - y.amin(0))
         found = {f"relative_error_{i}": error for i, error in enumerate(errors, start=1)}
+        metrics = self.stage_metrics(stage)
         for name, error in {**found, "relative_error": errors.max()}.items():
-            self.log(f"{stage}/{name}", error, batch_size=1, sync_dist=True)
+            if name not in metrics:  # how many components there are is known now
+                metrics.add_metrics({name: mean_with_nan().to(self.device)})
+            place = {"metric_attribute": f"metrics.{stage}.{name}"}
+            self.update_metric(stage, name, error, batch_size=1, **place)

@@ -104,6 +104,25 @@ def test_a_run_that_goes_on_keeps_the_metrics_of_a_csv_logger(folder):
     assert (log_dir / "metrics.csv").read_text() != metrics
 
 
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger=false"]])
+@pytest.mark.parametrize("task", [None, "3"])
+def test_what_a_job_of_slurm_leaves_is_found_by_itself_alone(monkeypatch, caplog, task, logger):
+    job = {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "8"}
+    if task:
+        job |= {"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": task}
+    for key, value in job.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    first = run("fit", *logger)
+    assert first.default_root_dir == f"logs/slurm/{'7_3' if task else '8'}"
+    first.save_checkpoint(Path(first.default_root_dir, "hpc_ckpt_1.ckpt"))
+    for key, goes_on in (("none", True), ("ARRAY_TASK_ID" if task else "JOB_ID", False)):
+        monkeypatch.setenv(f"SLURM_{key}", "4")
+        caplog.clear()
+        run("fit", *logger)
+        assert ("hpc_ckpt_1.ckpt" in caplog.text) is goes_on
+
+
 def test_no_checkpoints_where_none_are_wanted(folder):
     run("fit", "--trainer.enable_checkpointing=false")
     assert not list(folder.rglob("*.ckpt"))
