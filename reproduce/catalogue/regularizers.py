@@ -95,6 +95,8 @@ _NOTES = (
     "fixed at t1 - b; training on T ~ U(t1 - b, t1 + b), evaluation at t1 - b; b falling linearly "
     "to 0 over the first 70 % of the steps; t1 learned in [0.5, 1.5]. A column `at t1` is each "
     "model's own end of evaluation.",
+    "*Slope held*: the local error of one step as the code released with LRNDE has it, with a "
+    "gradient that is not the value's.",
     "Nobody has published this comparison.",
 )
 _ROOM = "steer_lightning.callbacks"

@@ -205,3 +205,32 @@ def test_ctrl_c_is_python_s_own_again_afterwards(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer_in(tmp_path, LastCheckpoint()).fit(seeded(OwnModel), tiny_loader())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"val_check_interval": 3, "check_val_every_n_epoch": None},
+        {"val_check_interval": 2, "check_val_every_n_epoch": 2},
+    ],
+)
+def test_every_step_is_in_the_file_whenever_validations_come(tmp_path, settings):
+    watch = Watch(tmp_path / "checkpoints" / "last.ckpt")
+    trainer = trainer_in(tmp_path, watch, LastCheckpoint(1), **settings)
+    trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
+    assert watch.steps == [None, *range(1, 12)]
+
+
+def test_a_run_with_fewest_steps_is_not_written_after_each_batch(tmp_path, monkeypatch):
+    class Stops(OwnModel):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.trainer.should_stop = True
+
+    saved = []
+    monkeypatch.setattr(
+        LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step)
+    )
+    trainer = trainer_in(tmp_path, LastCheckpoint(), min_steps=8)
+    trainer.fit(seeded(Stops), tiny_loader(16))
+    assert trainer.global_step == 8
+    assert {*saved} == {4, 8}

@@ -212,3 +212,19 @@ def test_a_module_known_by_two_paths_may_be_named_by_either():
     log = Log()
     tiny_trainer(NFEMonitor(["flow.0"]), log).fit(seeded(Alias), tiny_loader())
     assert all(m["train/nfe_forward"] > 0 for m in log.train)
+
+
+def test_batches_of_other_sizes_count_alike():
+    class Twice(OwnModel):
+        def training_step(self, batch, batch_idx):
+            for _ in range(batch_idx):
+                self(batch)
+            return self.loss(batch)
+
+    log = Log()
+    trainer = tiny_trainer(NFEMonitor(), log)
+    trainer.fit(seeded(Twice), tiny_loader(5))  # batches of four samples and of one
+    first, last = (logged["train/nfe_forward"] for logged in log.train)
+    assert last > first
+    mean = trainer.callback_metrics["train/nfe_forward_epoch"]
+    assert float(mean) == pytest.approx((first + last) / 2)

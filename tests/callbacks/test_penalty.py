@@ -207,3 +207,12 @@ def test_what_cannot_be_had_is_refused_at_the_start_of_fit():
     with pytest.raises(ValueError, match=r"has none. Name the modules"):
         train(model, PenaltyCallback(KineticEnergy(1.0)))
     assert model.ends == []
+
+
+def test_a_weight_that_begins_at_zero_is_looked_for_later():
+    class Solves(OwnModel):
+        def training_step(self, batch, batch_idx):
+            return sum(p.square().sum() for p in self.parameters())
+
+    with pytest.raises(ValueError, match=r"No solve of .* in the first training batch with a pen"):
+        train(seeded(Solves), PenaltyCallback(KineticEnergy(Schedule(0.0, 1.0, 1))))

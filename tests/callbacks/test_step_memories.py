@@ -1,5 +1,7 @@
 """First steps that go from batch to batch, through checkpoints, and around a failure."""
 
+import math
+
 import pytest
 import torch
 from pytorch_lightning import Callback
@@ -8,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steer_lightning import SteerCallback, steer
 from steer_lightning.callbacks import StepMemories
+from steer_lightning.callbacks.step_memories import find_step_memories
 from steer_lightning.guard import SolverGuard
 from steer_lightning.horizon.end_time import FixedOffset
 from steer_lightning.modules import CNFModule
@@ -171,3 +174,11 @@ def test_plain_training_remembers_under_steer():
     assert model.block.stats.nfe_forward == 2 + 1 + 1 + 6 * (
         model.block.stats.accepted + model.block.stats.rejected
     )
+
+
+def test_a_step_of_all_ranks_is_taken_only_where_there_is_one():
+    model, memories = seeded(Remembering), StepMemories()
+    model.block(torch.ones(3, 2))  # forward in time alone
+    memories._memories = find_step_memories(model)
+    memories.take(torch.tensor([0.25, math.inf]))
+    assert model.block.step_memory.steps == {1: (0.0, 0.25)}

@@ -218,3 +218,12 @@ def test_loading_before_setup_raises():
 def test_tensors_of_different_lengths_raise(tensors):
     with pytest.raises(ValueError, match="Expected tensors of one common length, but got lengths"):
         TensorData(tensors)
+
+
+@pytest.mark.parametrize("name", ["num_workers", "data_dir", "cache_dir", "download"])
+def test_what_belongs_to_a_machine_is_no_other_data(name, recwarn):
+    saved, now = Numbers(), Numbers()
+    setattr(saved, name, "there")
+    setattr(now, name, "here")
+    now.load_state_dict(saved.state_dict())
+    assert not recwarn.list

@@ -8,7 +8,7 @@ from torch import nn
 
 from steer_lightning import NFEMonitor, SteerCallback, steer
 from steer_lightning.guard import SolverGuard
-from steer_lightning.guard.health import look_at_fields
+from steer_lightning.guard.health import StepWatch, look_at_fields
 from steer_lightning.nn import CNF, MLPField, ODEBlock
 from steer_lightning.nn.series.latent_ode import LatentDecoder
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolverError, TorchdiffeqSolver
@@ -312,3 +312,14 @@ def test_looking_at_an_attached_field_of_our_own_block_moves_nothing():
         with steering as end_times, look_at_fields(model, "raise"):
             model(torch.ones(2, 2))
     assert 0.5 < end_times[f"steer/{path}/end_time"] < 1.5
+
+
+@pytest.mark.parametrize(("rejected", "warns"), [(5, False), (6, True)])
+def test_a_share_of_fewer_than_ten_steps_says_nothing(rejected, warns):
+    model, watch = seeded(OwnModel), StepWatch(0.0, 0.5)
+    watch.start_epoch(model)
+    watch.start()
+    model.block.stats.accepted, model.block.stats.rejected = 4, rejected
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        watch.check()
+    assert bool(caught) is warns

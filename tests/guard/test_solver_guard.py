@@ -1,5 +1,7 @@
 """Failures that end a run, with their place."""
 
+import warnings
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -138,3 +140,12 @@ def test_max_consecutive_of_one_raises_at_once():
     with pytest.raises(RepeatedFailureError, match="of 1 training batches in a row") as caught:
         fit(SolverGuard("skip", max_consecutive=1), "none", "nan")
     assert isinstance(caught.value.__cause__, NonFiniteStateError)
+
+
+def test_a_dropped_batch_is_named_once_an_epoch():
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        fit(SolverGuard("skip"), "nan", "nan", "none", max_epochs=2)
+    said = [str(w.message) for w in caught if "a batch is dropped" in str(w.message)]
+    assert len(said) == 2
+    assert "epoch 0" in said[0]
+    assert "epoch 1" in said[1]

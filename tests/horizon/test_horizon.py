@@ -246,3 +246,11 @@ def test_a_learnable_end_stays_in_its_range_and_finds_its_way_back(rate):
 def test_end_times_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SpanHorizon(**settings)
+
+
+def test_epsilon_does_not_cut_a_number_on_a_span():
+    horizon, ends = SpanHorizon(), []
+    for key in range(20):
+        horizon.perturb(EndTimeDraw(0.8, epsilon=0.9, key=key))
+        ends.append(horizon.in_force()["end_time"])
+    assert max(abs(end - 1.0) for end in ends) > 0.5

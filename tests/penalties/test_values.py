@@ -1,5 +1,7 @@
 """Each penalty against quadrature, finite differences, or a formula written again."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from steer_lightning.penalties import (
     Stiffness,
     TrajectoryPolynomial,
 )
-from steer_lightning.penalties.base import integrated_square
+from steer_lightning.penalties.base import integrated_square, mean_rate
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
 from steer_lightning.utils.schedule import Schedule
 from tests.helpers.problems import CosineField
@@ -325,3 +327,10 @@ def test_a_complex_dimension_is_two_real_ones(which, dims):
     real, of_complex = found
     for a, b in zip(real, of_complex, strict=True):
         torch.testing.assert_close(b, dims * a, rtol=1e-5, atol=1e-8)
+
+
+def test_the_mean_rate_is_a_constant():
+    learned = torch.tensor([0.5, 1.5], requires_grad=True)
+    rate = mean_rate(SimpleNamespace(rate=learned))
+    assert rate == 1.0
+    assert not rate.requires_grad

@@ -119,3 +119,9 @@ def test_runs_that_say_nothing_are_left_out():
     for nothing in (run(), run(0.5, 0.5), run(math.nan, 0.5, 0.5)):  # no level is held
         assert reached([nothing], [whole]) == {}
     assert reached([whole], [run(0.9, 0.9)]) == {0: None}
+
+
+def test_noise_is_that_of_the_second_half():
+    # Held: 0.5. Changes in the second half: 0, 0, 0.25; in the first they are larger.
+    settled = run(0.0, 0.7, 0.0, 0.7, 0.5, 0.5, 0.5, 0.75)
+    assert reached([settled], [run(0.4, 0.4, 0.4)])[0] is None

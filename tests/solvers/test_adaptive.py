@@ -1,5 +1,6 @@
 """The adaptive solver against closed forms, scipy, torchdiffeq, and counts by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -148,3 +149,16 @@ def test_the_controller_by_hand():
     assert controller.next_step(1.0, 0.5) == pytest.approx(0.9 * 0.5**-0.1775 * 0.5**0.03)
     assert controller.next_step(1.0, 1e9) == pytest.approx(0.2)
     assert controller.next_step(1.0, math.nan) == pytest.approx(0.2)
+
+
+def test_many_overflows_one_by_one_are_no_failure():
+    calls, cosine = itertools.count(1), CosineField()
+
+    def flaky(t, y):
+        return cosine(t, y) + (math.inf if next(calls) % 40 == 0 else 0.0)
+
+    solver = AdaptiveSolver("dopri5", 1e-6, 1e-6)
+    solution = solver.solve(flaky, initial_state(), times(0.0, 60.0))
+    assert solution.stats.rejected > 30
+    expected = cosine.exact(initial_state(), 0.0, 60.0)
+    torch.testing.assert_close(solution.ys[-1], expected, rtol=1e-3, atol=1e-3)

@@ -153,6 +153,7 @@ def test_a_state_too_large_is_refused_with_its_size():
     y0 = initial_state().requires_grad_()
     with pytest.raises(ValueError, match=r"max_dimension = 1 .* got 2: .* keep 192 bytes of"):
         solve(CosineField(), y0, 0.0, 1.0, max_dimension=1)
+    solve(CosineField(), y0, 0.0, 1.0, max_dimension=2)  # just as many are solved
 
 
 def test_a_complex_state_is_refused():

@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 
-from steer_lightning.solvers import AdaptiveSolver, RosenbrockSolver
+from steer_lightning.solvers import AdaptiveSolver, RosenbrockSolver, stiffness
+from steer_lightning.solvers.tableaus import DOPRI5
 from tests.helpers.problems import CosineField, initial_state, times
 from tests.helpers.stiff import Pull, two_scales
 
@@ -80,3 +81,19 @@ def test_gradients_through_a_change_of_methods_are_those_of_either():
         y = solution.ys[1:].sum()
         found.append(torch.autograd.grad(y, (y0, t, field.rates)))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ("s" * 20, True),
+        ("s" * 19, False),
+        ("s" * 19 + "l" * 6 + "s" * 19, False),
+        (("s" + "l" * 5) * 19 + "s", True),  # never six others in a row
+    ],
+)
+def test_twenty_steps_count_unless_six_others_come_in_a_row(steps, expected, monkeypatch):
+    rates = iter([1e9 if step == "s" else 0.0 for step in steps])
+    monkeypatch.setattr(stiffness, "stiffness_rate", lambda *_: next(rates))
+    watch = stiffness.StiffnessWatch(DOPRI5, None, 1e-3)
+    assert [watch.is_stiff(0.1, []) for _ in steps][-1] is expected

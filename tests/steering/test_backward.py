@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torchdiffeq import odeint_adjoint
+from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.steering.attach import AttachedHorizon
@@ -122,3 +122,13 @@ def test_a_forward_pass_in_eval_mode_stays_nominal_in_its_backward_pass(call, re
     for end, loss in losses.items():
         (found,) = torch.autograd.grad(loss, field.a)
         torch.testing.assert_close(found, gradient_of(field, y0, end), rtol=1e-6, atol=1e-6)
+
+
+def test_a_backward_pass_of_an_earlier_step_leaves_the_end_time_in_force():
+    field, y0 = CosineField(), initial_state()
+    horizon = attached(field, 0.4)
+    before = odeint_adjoint(field, y0, times(0.0, 1.0))[-1]
+    horizon.perturb(FixedOffset(-0.3))
+    odeint(field, y0, times(0.0, 1.0))
+    before.sum().backward()
+    assert horizon.in_force() == {"end_time": pytest.approx(0.7)}

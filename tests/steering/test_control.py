@@ -14,6 +14,7 @@ from steer_lightning.nn import ODEBlock
 from steer_lightning.steering.control import Steering, SteerSettings
 from steer_lightning.utils.schedule import Schedule
 from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
+from tests.helpers.problems import CosineField
 
 
 def refused(message, model, error=ValueError, **settings):
@@ -89,7 +90,7 @@ def test_what_is_not_in_the_model_is_refused():
         ({"b": 0.5, "scope": "samples"}, "`scope` .*Did you mean 'sample'"),
         ({"b": 0.5, "epsilon": 2.0}, "`epsilon`.* but got 2"),
         ({"b": "auto", "epsilon": Schedule(0.5, 1.5, 3)}, "`epsilon`.* but got 1.5"),
-        ({"b": "auto", "epsilon": Schedule(0.0, 1.0, 3)}, "`epsilon`.* but got 0"),
+        ({"b": "auto", "epsilon": Schedule(1.0, 0.0, 3)}, "`epsilon`.* but got 0"),
         ({"t1": 1.0, "vector_fields": ["block"]}, "both `t0` and `t1` with .* t0 = None, t1 = 1"),
         ({"t0": 0.0, "t1": 1.0}, "vector_fields = None. They are the span of attached fields"),
     ],
@@ -136,3 +137,23 @@ def test_the_table_shows_each_horizon_with_span_b_and_scope():
     assert lines[4].startswith("g          each interval of t_eval")
     table = Steering(nn.ModuleList([GridHorizon()]), SteerSettings("auto"), owner="test").table()
     assert "(1 - 0.001) gap" in table
+
+
+def test_a_span_that_is_given_wins_over_that_of_a_run_before():
+    model = nn.ModuleDict({"func": CosineField()})
+    steering = Steering(model, SteerSettings(0.5, ["func"], t0=0.0, t1=2.0), owner="one")
+    steering.take_spans({"func": (0.0, 1.0)})
+    assert steering.spans == {"func": (0.0, 2.0)}
+
+
+def test_another_span_does_not_take_a_field_from_its_owner():
+    model = nn.ModuleDict({"func": CosineField()})
+    first = Steering(model, SteerSettings(0.5, ["func"]), owner="one")
+    with pytest.raises(ValueError, match=r"one owner .* two asks and one has it"):
+        Steering(model, SteerSettings(0.5, ["func"], t0=0.0, t1=1.0), owner="two")
+    assert first.horizons["func"].attached
+
+
+def test_epsilon_is_checked_over_its_whole_schedule():
+    with pytest.raises(ValueError, match=r"`epsilon`.* in \(0, 1\], but got 0"):
+        SteerSettings("auto", epsilon=Schedule(0.0, 0.5, 10))

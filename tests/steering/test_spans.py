@@ -195,3 +195,12 @@ def test_a_module_around_the_field_may_get_an_end_time():
         y = model[0](times(1.0)[0], y0)
     expected = model[0].inner.exact(y0, 0.0, ends["steer/0.inner/end_time"])
     torch.testing.assert_close(y, expected)
+
+
+def test_one_step_that_evaluates_at_t0_alone_gives_no_warning():
+    field = CosineField()
+    horizon = attached(field, 0.4)
+    euler_by_hand(field, initial_state(), 0.0, 1.0, n=1)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        horizon.warn_of_doubts()
+    assert not caught

@@ -160,3 +160,12 @@ def test_what_a_checkpoint_repeats_counts_as_backward(wrap):
 def test_a_step_that_is_no_fraction_is_refused(max_step):
     with pytest.raises(ValueError, match=rf"`max_step`, .* in \(0, 1\], but got {max_step}"):
         ODERNN(MLPField(3), 2, 3, max_step=max_step)
+
+
+def test_a_single_time_may_be_zero():
+    rnn = ODERNN(MLPField(4, (8,), time_dependent=False), n_features=1, n_states=4)
+    found = [
+        rnn(torch.full((1, 1), t), torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.tensor([1]))
+        for t in (0.7, 0.0)
+    ]
+    assert torch.equal(found[0].final.mean, found[1].final.mean)
