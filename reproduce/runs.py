@@ -188,11 +188,13 @@ def execute(run: Run, seconds: float | None = None) -> None:
     stopped as by Ctrl-C, and is left pending; only in a main thread. Another command that
     executes the same run, as experiments share some, is waited for as long.
     """
-    is_up = False
+    is_up, waits = False, True
 
     def stop(*_: object) -> None:
         nonlocal is_up
         is_up = True
+        if waits:  # whatever SIGINT does here: in the background of a shell nothing
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     if seconds is not None:
@@ -202,6 +204,7 @@ def execute(run: Run, seconds: float | None = None) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         with (run.folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a kill frees it
+            waits = False
             if run.record().status != "finished":
                 (run.folder / "failure.json").unlink(missing_ok=True)
                 _execute(run)
