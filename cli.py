@@ -113,11 +113,8 @@ class OneLineParser(LightningArgumentParser):
     def parse_args(self, args: Any = None, **settings: Any) -> Any:
         """Parse, with penalties' weights and STEER's b in short."""
         given = sys.argv[1:] if args is None else args
-        full = given
-        if given:
-            text = WEIGHT.sub(r"\1.weight", "\0".join(given))
-            full = B.sub("--steer.b", text).split("\0")
-        return super().parse_args(full, **settings)
+        text = B.sub("--steer.b", WEIGHT.sub(r"\1.weight", "\0".join(given)))
+        return super().parse_args(text.split("\0") if given else given, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if DEBUG or not self.exit_on_error:  # jsonargparse tries a class's arguments by the latter
@@ -214,7 +211,8 @@ class SteerCLI(LightningCLI):
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)
         checkpoint = config.get("ckpt_path")
-        if self.subcommand != "fit" and not checkpoint:
+        evaluates = self.subcommand in ("validate", "test", "predict")
+        if evaluates and not checkpoint:
             rank_zero_warn("Without --ckpt_path the model has the weights that it starts with.")
         # Lightning has words for some, which it looks up; `last` among its ModelCheckpoint's own.
         looked_up = checkpoint == "hpc" or (checkpoint == "last" and config.checkpoint.save_last)
@@ -223,7 +221,7 @@ class SteerCLI(LightningCLI):
                 f"Expected --ckpt_path to be the file of a checkpoint, such as "
                 f"logs/cnf/toy2d/version_0/checkpoints/last.ckpt, but there is no {checkpoint!r}"
             )
-        if self.subcommand != "fit":  # what trained is not needed any more
+        if evaluates:  # what trained is not needed any more
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
         if self.subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
             write_beside(Path(checkpoint), config.trainer, self.subcommand)
@@ -237,11 +235,10 @@ class SteerCLI(LightningCLI):
             folders = (root / f"version_{n}" for n in count())
             config.trainer.default_root_dir = str(next(f for f in folders if not f.exists()))
         for logger in as_list(config.trainer.logger):
-            if getattr(logger, "class_path", "").endswith(".TensorBoardLogger"):
+            kind = getattr(logger, "class_path", "").rpartition(".")[2]
+            if kind == "TensorBoardLogger":
                 logger.init_args.default_hp_metric = False  # the table is `HyperparameterLog`'s
-            if self.subcommand == "fit" and getattr(logger, "class_path", "").endswith(
-                ".CSVLogger"
-            ):
+            elif kind == "CSVLogger" and self.subcommand == "fit":
                 keep_metrics(logger.init_args)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:

@@ -35,11 +35,9 @@ class CountedDraws(RunState):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say so where it joins a training, or leaves one, that goes on."""
-        if not self._trains:
-            return
-        name, kept = type(self).__name__, checkpoint["callbacks"]
-        if self.state_key not in kept:
+        """Say so where it joins a training that goes on."""
+        if self._trains and self.state_key not in checkpoint["callbacks"]:
+            name = type(self).__name__
             rank_zero_warn(f"{name} begins here: the checkpoint was trained without {self}.")
 
     def go_on(self, state_dict: dict[str, Any]) -> None:

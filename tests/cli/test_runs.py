@@ -123,6 +123,11 @@ def test_what_a_job_of_slurm_leaves_is_found_by_itself_alone(monkeypatch, caplog
         assert ("hpc_ckpt_1.ckpt" in caplog.text) is goes_on
 
 
+def test_what_is_only_built_is_not_warned_of(folder, recwarn):
+    cli.main(["--config", write(toy_config())], run=False)
+    assert not [warning for warning in recwarn if "--ckpt_path" in str(warning.message)]
+
+
 def test_no_checkpoints_where_none_are_wanted(folder):
     run("fit", "--trainer.enable_checkpointing=false")
     assert not list(folder.rglob("*.ckpt"))
