@@ -57,7 +57,8 @@ def test_alone_it_finds_a_folder(tmp_path, given):
     assert step_of(folder / "last.ckpt") == 6
 
 
-def test_a_run_that_may_not_stop_yet_is_not_written_after_each_batch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("least", [{"min_epochs": 2}, {"min_steps": 8}])
+def test_a_run_that_may_not_stop_yet_is_not_written_after_each_batch(tmp_path, monkeypatch, least):
     class Stops(OwnModel):
         def on_train_batch_start(self, batch, batch_idx):
             self.trainer.should_stop = True
@@ -66,7 +67,7 @@ def test_a_run_that_may_not_stop_yet_is_not_written_after_each_batch(tmp_path, m
     monkeypatch.setattr(
         LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step)
     )
-    trainer = trainer_in(tmp_path, LastCheckpoint(), min_epochs=2)
+    trainer = trainer_in(tmp_path, LastCheckpoint(), **least)
     trainer.fit(seeded(Stops), tiny_loader(16))
     assert trainer.global_step == 8  # two epochs of four
     assert {*saved} == {4, 8}
@@ -219,18 +220,3 @@ def test_every_step_is_in_the_file_whenever_validations_come(tmp_path, settings)
     trainer = trainer_in(tmp_path, watch, LastCheckpoint(1), **settings)
     trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
     assert watch.steps == [None, *range(1, 12)]
-
-
-def test_a_run_with_fewest_steps_is_not_written_after_each_batch(tmp_path, monkeypatch):
-    class Stops(OwnModel):
-        def on_train_batch_start(self, batch, batch_idx):
-            self.trainer.should_stop = True
-
-    saved = []
-    monkeypatch.setattr(
-        LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step)
-    )
-    trainer = trainer_in(tmp_path, LastCheckpoint(), min_steps=8)
-    trainer.fit(seeded(Stops), tiny_loader(16))
-    assert trainer.global_step == 8
-    assert {*saved} == {4, 8}
