@@ -77,7 +77,7 @@ def _stiff(
     _NOTES,
     claims=(
         Claim(
-            "STEER has the lower error at every stiffness, as released",
+            "STEER has the lower minimum error at every stiffness, as released",
             "val/mse_min",
             settings="as released, r",
         ),
@@ -98,7 +98,7 @@ def figure5(scale: Scale) -> Iterator[Comparison]:
     _NOTES,
     claims=(
         Claim(
-            "STEER has the lower error on the stiff equation, as released",
+            "STEER has the lower minimum error on the stiff equation, as released",
             "val/mse_min",
             settings="as released, r",
         ),

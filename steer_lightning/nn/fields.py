@@ -140,9 +140,10 @@ def has_own(field: nn.Module, name: str) -> bool:
     if not hasattr(field, name) or any(map(is_changed, field.modules())):
         return False
     order = [base for base in type(field).__mro__ if vars(base).keys() & {"forward", name}]
-    if not order or order[0].__module__.partition(".")[0] != "steer_lightning":
-        return not order or name in vars(order[0])
-    return name in vars(order[0]) and all(map(is_known, (*field.modules(),)[1:]))
+    if order and name not in vars(order[0]):
+        return False
+    ours = bool(order) and order[0].__module__.startswith("steer_lightning.")
+    return not ours or all(is_known(part) for part in field.modules() if part is not field)
 
 
 def is_known(module: nn.Module) -> bool:

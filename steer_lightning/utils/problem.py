@@ -104,7 +104,7 @@ def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
         inside = value
     elif isinstance(value, MethodType):
         inside = (value.__self__,)
-    elif isinstance(value, FunctionType):
+    elif isinstance(value, FunctionType):  # a cell may be empty as yet
         inside = (cell.cell_contents for cell in value.__closure__ or () if cell != CellType())
     for x in inside:
         yield from _tensors_in(x, seen)
