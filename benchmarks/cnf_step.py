@@ -23,7 +23,6 @@ from benchmarks.timing import (
     Contender,
     best_device,
     convolve_with_time,
-    count_evaluation,
     machine,
     measure,
 )
@@ -100,7 +99,7 @@ class PlainField(nn.Module):
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Derivatives of state, log-density and regularisers."""
-        count_evaluation(self.stats)
+        self.stats.count("nfe")
         y, e = state[0], self.probe
         if self.forward_mode:
             dy, product = torch.func.jvp(lambda y: self.network(t, y), (y,), (e,))

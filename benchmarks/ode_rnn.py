@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from benchmarks.configs import DATA_DIR, build
-from benchmarks.timing import Contender, count_evaluation, machine, measure
+from benchmarks.timing import Contender, machine, measure
 from steer_lightning.modules import LatentODEModule
 from steer_lightning.nn import (
     LatentDecoder,
@@ -90,7 +90,7 @@ class UnionUnroll(nn.Module):
         m, std = masked_gru(rnn.gru, m, std, inputs[:, -1])
         for i in reversed(range(len(pieces))):
             for j in range(pieces[i]):
-                count_evaluation(rnn.stats)
+                rnn.stats.count("nfe")
                 m = m + steps[i] * rnn.vector_field(times[i + 1] + j * steps[i], m)
             m, std = masked_gru(rnn.gru, m, std, inputs[:, i])
         latent, std = self.encoder.to_latent(torch.cat([m, std], 1)).chunk(2, 1)
@@ -107,7 +107,7 @@ class PlainDecoder(nn.Module):
         self.settings = {"rtol": solver.rtol, "atol": solver.atol, "method": "dopri5"}
         self.integrate = integrate
         self.stats = SolveStats()
-        self.vector_field.register_forward_pre_hook(lambda *_: count_evaluation(self.stats))
+        self.vector_field.register_forward_pre_hook(lambda *_: self.stats.count("nfe"))
 
     def forward(self, z0: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
         """States ``(S, B, T, L)``."""

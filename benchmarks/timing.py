@@ -11,9 +11,6 @@ import torchdiffeq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steer_lightning.solvers import SolveStats
-from steer_lightning.utils.autograd import in_backward
-
 
 def machine() -> str:
     """The hardware and versions that numbers depend on."""
@@ -22,11 +19,6 @@ def machine() -> str:
         f"Python {platform.python_version()}, torch {torch.__version__}, torchdiffeq "
         f"{torchdiffeq.__version__}, {torch.get_num_threads()} CPU threads, {device}"
     )
-
-
-def count_evaluation(stats: SolveStats) -> None:
-    """Count one call of a field that a solver of someone else's integrates."""
-    stats.count_evaluation("backward" if in_backward() else "forward")
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:

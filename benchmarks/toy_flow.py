@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from benchmarks.timing import Contender, count_evaluation
+from benchmarks.timing import Contender
 from datamodules.toy_densities import get_density
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.nn.likelihood import standard_normal_log_prob
@@ -59,7 +59,7 @@ class PlainFlow(nn.Module):
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Derivatives of the points and of their log-density."""
-        count_evaluation(self.stats)
+        self.stats.count("nfe")
         y, _ = state
         if not self.double_backward:
             return self.field.value_and_divergence(t, y)

@@ -13,7 +13,6 @@ from torch import nn
 from steer_lightning.callbacks.run_state import left_out
 from steer_lightning.solvers import SolveStats
 from steer_lightning.steering.targets import as_paths, find_stats
-from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.watching import Watching
@@ -151,4 +150,4 @@ class _CountCall(Watching):
 
     def __call__(self, *_: Any) -> None:
         if self.watching:
-            self.stats.count_evaluation("backward" if in_backward() else "forward")
+            self.stats.count("nfe")

@@ -139,10 +139,10 @@ def has_own(field: nn.Module, name: str) -> bool:
     """
     if not hasattr(field, name) or any(map(is_changed, field.modules())):
         return False
-    order = [base for base in type(field).__mro__ if vars(base).keys() & {"forward", name}]
-    if order and name not in vars(order[0]):
+    owner = next(base for base in type(field).__mro__ if vars(base).keys() & {"forward", name})
+    if name not in vars(owner):
         return False
-    ours = bool(order) and order[0].__module__.startswith("steer_lightning.")
+    ours = owner.__module__.startswith("steer_lightning.")
     return not ours or all(is_known(part) for part in field.modules() if part is not field)
 
 

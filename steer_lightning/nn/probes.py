@@ -9,7 +9,7 @@ from torch import Tensor
 from steer_lightning.horizon import WarpedField
 from steer_lightning.solvers import Solution, Steps
 from steer_lightning.utils.problem import VectorField, first_part, held_by, holding
-from steer_lightning.utils.seeding import stream_key
+from steer_lightning.utils.seeding import stream
 from steer_lightning.utils.watching import unseen
 
 Time = float | Tensor
@@ -75,7 +75,7 @@ class Probing:
 
     def _shares(self) -> Tensor:
         """Of the span, before each probe, in the order of their draw."""
-        generator = torch.Generator().manual_seed(stream_key(self.key, 0))
+        generator = stream("cpu", self.key, 0)
         return torch.rand(self.n_times, generator=generator, dtype=torch.float64)
 
     def see(
@@ -96,9 +96,7 @@ class Probing:
         device, dtype = y.device, y.real.dtype
         first, *inner, last = (x.to(device, dtype) for x in actual)
         drawn = self._shares().argsort().argsort().tolist()  # where in the solve each one is
-        generator = torch.Generator(device).manual_seed(
-            stream_key(self.key, "noise", len(self.seen))
-        )
+        generator = stream(device, self.key, "noise", len(self.seen))
         length = float(times[-1] - times[0]) * rate
         length = length.abs() if isinstance(length, Tensor) else abs(length)
         self.seen.append(

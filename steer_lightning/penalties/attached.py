@@ -11,7 +11,7 @@ from steer_lightning.steering.contexts import nominal
 from steer_lightning.steering.targets import attached_horizons
 from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import first_part, held_by, holding
-from steer_lightning.utils.seeding import stream_key
+from steer_lightning.utils.seeding import stream
 from steer_lightning.utils.watching import Watching, unseen
 
 
@@ -43,7 +43,7 @@ class AttachedProbe:
         self._n_of_solve = [0]  # shared with what is kept of it
         self._kept: tuple[Any, ...] | None = None
         self._key = key
-        self._chance = torch.Generator().manual_seed(stream_key(key, "reservoir"))
+        self._chance = stream("cpu", key, "reservoir")
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has seen nothing: what is kept belongs to the graph of a loss."""
@@ -81,14 +81,14 @@ class AttachedProbe:
         place = next(key for key in given if key != time)  # of the state
         # A solver's first step, and so its times, may have a graph: no part of a penalty.
         t, state = given[time].detach(), given[place]
-        if bool((t != t.flatten()[0]).any()):
+        y = first_part(state)
+        if t.numel() not in (1, y.shape[:1].numel()):
             raise ValueError(
                 f"Expected the vector field to be called as f(t, y, ...), or with t=..., and one "
-                f"time, but got t of shape {tuple(t.shape)}. Name the module that is passed to "
-                f"odeint."
+                f"time, or one for each sample, but got t of shape {tuple(t.shape)}. Name the "
+                f"module that is passed to odeint."
             )
         t = t.reshape(()) if t.numel() == 1 else t
-        y = first_part(state)
         t0, t1 = (t, t + 1.0) if ends is None else ends.to(y.device, y.real.dtype)
         length = 1.0 if ends is None else float((t1 - t0).abs())
 
@@ -101,8 +101,8 @@ class AttachedProbe:
                 )
             return first_part(found)
 
-        generator = torch.Generator(y.device).manual_seed(stream_key(key, "noise"))
-        return [Probed(field, (t,), (y,), (t0, t1), (y, y), length, generator, n_solves=n_solves)]
+        noise = stream(y.device, key, "noise")
+        return [Probed(field, (t,), (y,), (t0, t1), (y, y), length, noise, n_solves=n_solves)]
 
 
 class _Keep(Watching):

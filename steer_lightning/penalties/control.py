@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from steer_lightning.steering.contexts import agreed_seed
 from steer_lightning.steering.targets import find_field, plain_path
 from steer_lightning.utils.seeding import stream_key
 
-_ACTIVE: WeakKeyDictionary[nn.Module, "Penalizing"] = WeakKeyDictionary()
+_ACTIVE: dict[nn.Module, "Penalizing"] = {}
 
 
 class Penalizing:

@@ -35,7 +35,7 @@ class Stiffness(Penalty):
 
     def value(self, probed: Probed) -> Tensor:
         assert probed.steps is not None
-        assert isinstance(probed.steps.tableau, Tableau)
-        assert probed.steps.tableau.stable is not None
-        largest = probed.steps.stiffness_estimates().max() / mean_rate(probed)
-        return largest / probed.steps.tableau.stable
+        tableau = probed.steps.tableaus[0]  # that of all steps
+        assert isinstance(tableau, Tableau)
+        assert tableau.stable is not None
+        return probed.steps.stiffness_estimates().max() / mean_rate(probed) / tableau.stable

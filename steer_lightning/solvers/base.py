@@ -8,10 +8,12 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from steer_lightning.solvers.steps import Steps
+from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import VectorField
 from steer_lightning.utils.representation import Shown
 
 Phase = Literal["forward", "backward"]
+Counted = Literal["nfe", "accepted", "rejected", "jacobians", "factorizations"]
 
 
 @dataclass
@@ -57,20 +59,13 @@ class SolveStats:
         for count in fields(self):
             setattr(self, count.name, count.default)
 
-    def count_evaluation(self, phase: Phase, n: int = 1) -> None:
-        setattr(self, f"nfe_{phase}", getattr(self, f"nfe_{phase}") + n)
-
-    def count_step(self, phase: Phase, *, accepted: bool, n: int = 1) -> None:
-        self._count("accepted" if accepted else "rejected", phase, n)
-
-    def count_jacobian(self, phase: Phase) -> None:
-        self._count("jacobians", phase)
-
-    def count_factorization(self, phase: Phase) -> None:
-        self._count("factorizations", phase)
-
-    def _count(self, name: str, phase: Phase, n: int = 1) -> None:
-        name += "_backward" * (phase == "backward")
+    def count(self, what: Counted, n: int = 1) -> None:
+        """Add to a count; inside a backward pass to that of its backward half."""
+        backward = in_backward()
+        if what == "nfe":
+            name = "nfe_backward" if backward else "nfe_forward"
+        else:
+            name = f"{what}_backward" if backward else what
         setattr(self, name, getattr(self, name) + n)
 
 

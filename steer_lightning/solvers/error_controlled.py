@@ -76,12 +76,8 @@ class ErrorControlledSolver(Solver):
         self.atol = atol
         self.max_nfe = max_nfe
         self.first_step = first_step
+        self.remembers = first_step == "previous"
         self._check_tf32 = TF32Check()
-
-    @property
-    def remembers(self) -> bool:  # type: ignore[override]
-        """Whether ``first_step`` is ``"previous"``."""
-        return self.first_step == "previous"
 
     @abstractmethod
     def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
@@ -149,7 +145,7 @@ class ErrorControlledSolver(Solver):
             h = controller.next_step(abs(work.dt), error)
             n_not_finite = 0 if math.isfinite(error) else n_not_finite + 1
             accepted = error <= 1.0
-            work.stats.count_step(work.phase, accepted=accepted)
+            work.stats.count("accepted" if accepted else "rejected")
             if not accepted:
                 continue
             if next_step is None:

@@ -78,7 +78,7 @@ class FixedGridSolver(Solver):
         knots: Any = self._knots(t_eval)
         states, stages, slope = [y0], [], None
         # At once, as a checkpoint that repeats them may stop before the last.
-        work.stats.count_step(work.phase, accepted=True, n=len(knots) - 1)
+        work.stats.count("accepted", len(knots) - 1)
         for start, end in pairwise(knots):
             y, ks = step(start, end, states[-1], slope)
             states.append(y)

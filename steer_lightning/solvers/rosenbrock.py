@@ -143,7 +143,7 @@ class RosenbrockMethod(Method):
     def _linearize(self, t: Time, y: Any) -> Linearization:
         if self._here is None:
             self.work.spend(1, t)
-            self.work.stats.count_jacobian(self.work.phase)
+            self.work.stats.count("jacobians")
             self._here = linearize(self.vector_field, t, y, self.layout)
         return self._here
 
@@ -157,7 +157,7 @@ class RosenbrockMethod(Method):
         here, h = self._linearize(start, y), step_length(start, end, y)
         tableau, layout = self.tableau, self.layout
         self.work.spend(len(tableau.c) - 1, start)
-        self.work.stats.count_factorization(self.work.phase)
+        self.work.stats.count("factorizations")
         unit = torch.eye(layout.dimension, dtype=here.slope.dtype, device=here.slope.device)
         systems = LinearSystems(unit / tableau.gamma - h * here.jacobian)
         rows: list[Tensor] = []

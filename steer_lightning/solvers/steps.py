@@ -43,11 +43,6 @@ class Steps:
         return len(self.stages)
 
     @property
-    def tableau(self) -> Tableau | RosenbrockTableau:
-        """Method of the first step."""
-        return self.tableaus[0]
-
-    @property
     def lengths(self) -> list[float]:
         """Length of each step, negative in a solve back in time."""
         lengths: list[float] = self.knots.detach().diff().tolist()

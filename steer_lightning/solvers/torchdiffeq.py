@@ -248,12 +248,12 @@ class _CountedField:
 
     def _accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         stats = self.work.stats
-        stats.count_step(self.work.phase, accepted=True)
+        stats.count("accepted")
         if self.work.dt is not None:  # of an adaptive method
             stats.smallest_dt = min(stats.smallest_dt, abs(self.work.dt))
 
     def _reject_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        self.work.stats.count_step(self.work.phase, accepted=False)
+        self.work.stats.count("rejected")
 
 
 def _leading_norm(n: int, parts: tuple[Tensor, ...]) -> Tensor:

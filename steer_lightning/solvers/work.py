@@ -56,7 +56,7 @@ class Work:
             t = float(t.detach()) if isinstance(t, Tensor) else t
             raise self.place(NFEBudgetExceededError(self.max_nfe, t, self.phase))
         self._spent += n
-        self.stats.count_evaluation(self.phase, n)
+        self.stats.count("nfe", n)
 
     def place(self, error: Error) -> Error:
         """Add to an error what is known of this solve."""

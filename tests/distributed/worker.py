@@ -119,7 +119,7 @@ class Costs(LightningModule):
 
     def validation_step(self, batch, batch_idx):
         for _ in range(int(batch[0][0])):
-            self.block.stats.count_evaluation("forward")
+            self.block.stats.count("nfe")
 
     test_step = validation_step
 

@@ -11,8 +11,7 @@ from steer_lightning.nn.fields import MLPField, feedforward, is_changed
 from steer_lightning.nn.series.fused_unroll import Network, fused_unroll
 from steer_lightning.nn.series.unroll import UnrollPlan, list_steps, plan_unroll
 from steer_lightning.solvers import SolveStats
-from steer_lightning.solvers.base import Phase
-from steer_lightning.utils.autograd import in_backward, transforms_active
+from steer_lightning.utils.autograd import transforms_active
 from steer_lightning.utils.checks import check_state
 
 
@@ -182,10 +181,9 @@ class ODERNN(nn.Module):
         check_state(values.new_zeros(len(times), self.n_states))
         plan = self.plan(times, lengths)
         observations = torch.cat([values * mask, mask], dim=2)
-        phase: Phase = "backward" if in_backward() else "forward"  # a checkpoint repeats it
         n_steps = plan.dt.shape[1]
-        self.stats.count_evaluation(phase, n_steps)
-        self.stats.count_step(phase, accepted=True, n=n_steps)
+        self.stats.count("nfe", n_steps)
+        self.stats.count("accepted", n_steps)
         unroll = self._fused_unroll if self._is_plain(observations) else self._unroll
         return unroll(observations, plan)
 
