@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import torch
 from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import (
     ArgsType,
@@ -246,22 +246,26 @@ class SteerCLI(LightningCLI):
         trainer, steer, penalties = (
             self._get(self.config_init, name) for name in ("trainer", "steer", "penalties")
         )
-        callbacks = [*as_list(trainer.callbacks), HyperparameterLog()]
+        callbacks = [*as_list(trainer.callbacks)]
+
+        def supply(own: type[Callback], kind: type[Callback] | None = None) -> None:
+            """Add one of our own where none of its kind is given."""
+            if not any(isinstance(callback, kind or own) for callback in callbacks):
+                callbacks.append(own())
+
+        supply(HyperparameterLog)
         if steer is not None:
             callbacks.append(steer)
         if penalties is not None and (chosen := penalties.chosen()):
             callbacks.append(PenaltyCallback(*chosen))
-        writes = any(isinstance(callback, BasePredictionWriter) for callback in callbacks)
-        if self.subcommand == "predict" and not writes:
-            callbacks.append(PredictionWriter())
-        if not any(isinstance(callback, TrainingClock) for callback in callbacks):
-            callbacks.append(TrainingClock())
+        if self.subcommand == "predict":
+            supply(PredictionWriter, BasePredictionWriter)
+        supply(TrainingClock)
         if trainer.enable_checkpointing is False:
             parser = self._parser(self.subcommand)
             parser.callback_keys = [k for k in parser.callback_keys if k == "guard"]
-        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
-        if trainer.enable_progress_bar is not False and not has_bar:
-            callbacks.append(SolverProgressBar())
+        if trainer.enable_progress_bar is not False:
+            supply(SolverProgressBar, ProgressBar)
         return super().instantiate_trainer(callbacks=callbacks, **settings)
 
 

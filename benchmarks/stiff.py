@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from benchmarks.configs import build
 from benchmarks.timing import flat_gradient, machine, side_by_side, table
 from datamodules.stiff_systems import StiffSystem, robertson, two_scales
+from datamodules.stiff_trajectories import radau
 from steer_lightning.solvers import (
     AdaptiveSolver,
     NFEBudgetExceededError,
@@ -62,18 +62,6 @@ def training_step(system: StiffSystem, solver: Solver) -> tuple[Tensor, Tensor, 
     return y.detach(), flat_gradient(system.vector_field), solution.stats
 
 
-def exact(system: StiffSystem) -> Tensor:
-    """State at the end, by scipy."""
-
-    @torch.no_grad()
-    def field(t: float, y: object) -> object:
-        time = torch.tensor(t, dtype=torch.float64)
-        return system.vector_field(time, torch.as_tensor(y)[None])[0].numpy()
-
-    found = solve_ivp(field, system.t_span, system.y0, method="Radau", rtol=1e-12, atol=1e-15)
-    return torch.from_numpy(found.y[:, -1])
-
-
 def by_diffrax(python: str, tolerance: float, repeats: int) -> dict[str, Any]:
     """What `peers/kvaerno5.py` prints, run by an interpreter that has diffrax."""
     script = Path(__file__).parent / "peers" / "kvaerno5.py"
@@ -87,7 +75,7 @@ def compare(
     name: str, system: StiffSystem, tolerance: float, repeats: int, diffrax: dict[str, Any] | None
 ) -> list[list[str]]:
     """A row for each solver, and one of diffrax's numbers."""
-    reference = exact(system)
+    reference = torch.from_numpy(radau(system, 1e-12, 1e-15).y[:, -1])
     tight = RosenbrockSolver("rodas5p", 1e-2 * tolerance, 1e-5 * tolerance, None)
     _, gradient, _ = training_step(system, tight)
 

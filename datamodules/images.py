@@ -94,10 +94,9 @@ class ImageDataModule(TensorDataModule):
     r"""Base of image sets that fit in memory: a subclass names, checks, fetches and reads files.
 
     A batch is a tuple ``(images, labels)``: images, shape ``(B, C, H, W)``, float32, and labels,
-    shape ``(B,)``, int64. The test files are never part of the validation set. Files are kept as
-    bytes, in one copy for training and validation. The folder is only written to when ``download``
-    is true and a file is missing or broken; the MD5 of every file is compared with the published
-    one before any is opened.
+    shape ``(B,)``, int64. Files are kept as bytes, in one copy for training and validation. The
+    folder is only written to when ``download`` is true and a file is missing or broken; the MD5 of
+    every file is compared with the published one before any is opened.
 
     Args:
         data_dir: Folder of the files, in torchvision's layout; ``None`` means the folder of the

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least
 from datamodules.stiff import DTYPES, OneTrajectory, StiffBatch, StiffTrajectory
-from datamodules.stiff_systems import lienard, robertson
+from datamodules.stiff_systems import StiffSystem, lienard, robertson
 from steer_lightning.utils.checks import check_choice
 
 Array = NDArray[np.float64]
@@ -104,7 +104,7 @@ class StiffSystemDataModule(TensorDataModule):
 
 def trajectory(name: str, n_points: int) -> StiffTrajectory:
     """The start of a system and ``n_points`` points behind it, in float64, states scaled."""
-    system, solution = SYSTEMS[name](), solve(name)
+    system, solution = SYSTEMS[name](), solved(name)
     t0, t1 = system.t_span
     if name == "robertson":
         t = np.concatenate([[t0], np.geomspace(FIRST_TIME, t1, n_points)])
@@ -115,19 +115,23 @@ def trajectory(name: str, n_points: int) -> StiffTrajectory:
 
 
 @cache
-def solve(name: str) -> Any:
-    """A system's solution by scipy, with a dense output."""
+def solved(name: str) -> Any:
+    """The solution that the data is taken from, with a dense output."""
     system = SYSTEMS[name]()
+    return radau(system, 1e-9, 1e-11 * np.array(system.scale), dense_output=True)
+
+
+def radau(system: StiffSystem, rtol: float, atol: Any, dense_output: bool = False) -> Any:
+    """The solution of a system by scipy's Radau."""
 
     @torch.no_grad()
     def field(t: float, y: Array) -> Array:
-        slope: Tensor = system.vector_field(torch.tensor(t), torch.from_numpy(y)[None])
+        time = torch.tensor(t, dtype=torch.float64)
+        slope: Tensor = system.vector_field(time, torch.from_numpy(y)[None])
         return np.asarray(slope[0])
 
-    atol = 1e-11 * np.array(system.scale)
-    return solve_ivp(
-        field, system.t_span, system.y0, "Radau", rtol=1e-9, atol=atol, dense_output=True
-    )
+    span, y0 = system.t_span, system.y0
+    return solve_ivp(field, span, y0, "Radau", rtol=rtol, atol=atol, dense_output=dense_output)
 
 
 def along_the_curve(solution: Any, n_points: int, scale: Array) -> Array:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Split, TensorData, TensorDataModule, check_at_least, seeded_generator
-from datamodules.toy_densities import KnownDensity, get_density
+from datamodules.toy_densities import MixtureDensity, get_density
 from steer_lightning.utils.checks import check_choice
 
 
@@ -61,7 +61,7 @@ class ToyDensityDataModule(TensorDataModule):
         self.name = name
         self.density = get_density(name)
         if test_points == "quadrature" and not (
-            isinstance(self.density, KnownDensity) and self.density.dim == 1
+            isinstance(self.density, MixtureDensity) and self.density.dim == 1
         ):
             raise ValueError(
                 "Expected a one-dimensional density in closed form for test_points='quadrature', "
@@ -74,7 +74,7 @@ class ToyDensityDataModule(TensorDataModule):
     def build(self, split: Split) -> TensorData[tuple[Tensor, Tensor]]:
         n = self.sizes[split]
         if split == "test" and self.test_points == "quadrature":
-            assert isinstance(self.density, KnownDensity)
+            assert isinstance(self.density, MixtureDensity)
             low, high = self.density.support
             width = (high - low) / n
             nodes = low + width * (torch.arange(n, dtype=torch.float64).unsqueeze(-1) + 0.5)

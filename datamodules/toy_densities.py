@@ -1,7 +1,6 @@
 """One- and two-dimensional densities to fit flows to, at a scale of about [-4, 4]."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,26 +25,12 @@ class Density:
         return self._draw(n, generator)
 
 
-class KnownDensity(Density, ABC):
-    """A density in closed form; the interval ``support`` holds its mass along every axis."""
-
-    def __init__(self, dim: int, support: tuple[float, float]) -> None:
-        self.dim = dim
-        self.support = support
-
-    @abstractmethod
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        pass
-
-    @abstractmethod
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Evaluate the log-density, in nats, shape ``(...)``, at points, shape ``(..., D)``."""
-
-
-class MixtureDensity(KnownDensity):
+class MixtureDensity(Density):
     r"""An equal-weight mixture of isotropic Gaussians of one variance.
 
     .. math:: p(x) = \frac{1}{K} \sum_k \mathcal{N}(x;\, \mu_k, \sigma^2 I)
+
+    The interval ``support`` holds its mass along every axis.
 
     Args:
         means: Centres, ``K`` rows of ``D`` numbers.
@@ -74,51 +59,32 @@ class MixtureDensity(KnownDensity):
         self.means = torch.tensor(means, dtype=torch.float64)
         self.variance = variance
         reach = 9.0 * math.sqrt(variance)
-        low, high = float(self.means.min()) - reach, float(self.means.max()) + reach
-        super().__init__(dim=self.means.shape[1], support=(low, high))
+        self.support = float(self.means.min()) - reach, float(self.means.max()) + reach
+        super().__init__(self.means.shape[1], self._points)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Evaluate the log-density, in nats, shape ``(...)``, at points, shape ``(..., D)``."""
         means = self.means.to(x)
         square_distance = (x.unsqueeze(-2) - means).square().sum(-1)
         log_norm = 0.5 * self.dim * math.log(TWO_PI * self.variance) + math.log(len(means))
         return torch.logsumexp(-0.5 * square_distance / self.variance, dim=-1) - log_norm
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def _points(self, n: int, generator: torch.Generator | None) -> Tensor:
         component = torch.randint(len(self.means), (n,), generator=generator)
         noise = torch.randn(n, self.dim, generator=generator)
         return self.means.float()[component] + math.sqrt(self.variance) * noise
 
 
-class CheckerboardDensity(KnownDensity):
-    r"""Uniform on the black squares of a board: side 2, four rows, four columns, on [-4, 4]^2.
-
-    A point is on a black square if the sum of its column and row numbers is even.
-
-    Example:
-        >>> board = CheckerboardDensity()
-        >>> board.log_prob(torch.tensor([[0.5, 0.5], [0.5, -0.5]]))
-        tensor([-3.4657,    -inf])
-    """
-
-    def __init__(self) -> None:
-        super().__init__(dim=2, support=(-4.0, 4.0))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        cell = torch.floor(x / 2.0)
-        black = torch.remainder(cell.sum(-1), 2.0) == 0
-        on_board = ((cell >= -2) & (cell <= 1)).all(-1)
-        inside = torch.full_like(x[..., 0], -math.log(32.0))
-        return torch.where(black & on_board, inside, -math.inf)
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        column = torch.randint(4, (n,), generator=generator)
-        row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
-        corner = 2.0 * torch.stack([column, row], dim=-1) - 4.0
-        return corner + 2.0 * torch.rand(n, 2, generator=generator)
-
-
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+
+def _checkerboard(n: int, generator: torch.Generator | None) -> Tensor:
+    # Black squares of side 2, four rows and columns on [-4, 4]: column + row is even.
+    column = torch.randint(4, (n,), generator=generator)
+    row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
+    corner = 2.0 * torch.stack([column, row], dim=-1) - 4.0
+    return corner + 2.0 * torch.rand(n, 2, generator=generator)
 
 
 def _pinwheel(n: int, generator: torch.Generator | None) -> Tensor:
@@ -168,7 +134,7 @@ def _eight_gaussians() -> MixtureDensity:
 DENSITIES: dict[str, Callable[[], Density]] = {
     "mixture1d": lambda: MixtureDensity([[-2.8], [-0.9], [2.0], [3.4], [5.1]], variance=0.4),
     "8gaussians": _eight_gaussians,
-    "checkerboard": CheckerboardDensity,
+    "checkerboard": lambda: Density(2, _checkerboard),
     "pinwheel": lambda: Density(2, _pinwheel),
     "2spirals": lambda: Density(2, _two_spirals),
     "moons": lambda: Density(2, _moons),

@@ -1,8 +1,10 @@
 """Plots of experiments, from their records and from what callbacks drew."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from statistics import geometric_mean, mean
 from textwrap import fill
 from typing import Any
@@ -26,7 +28,7 @@ def draw_curves(experiment: Experiment, results: Results) -> Figure:
     parts = [p for p in experiment.comparisons if any(finished(results[a]) for a in p.variants)]
     parts = parts or [*experiment.comparisons[:1]]  # an empty panel says that nothing has run
     figure, axes = _panels(len(parts))
-    colours = _Colours()
+    colours = _colours()
     for axis, part in zip(axes, parts, strict=True):
         axis.set(title=part.setting, xlabel="training time (s)")
         for variant in part.variants:
@@ -49,7 +51,7 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
     name = experiment.metrics[0].key.removeprefix("sweep/").partition("@")[0]
     factor = experiment.metrics[0].factor
     figure, axes = _panels(len(experiment.comparisons))
-    colours = _Colours()
+    colours = _colours()
     for axis, part in zip(axes, experiment.comparisons, strict=True):
         for variant in part.variants:
             columns: dict[float, list[float]] = {}
@@ -118,7 +120,7 @@ def draw_against_numbers(experiment: Experiment, results: Results, axis_name: st
     metrics = experiment.metrics
     size = 4.0 * len(lines), 2.8 * len(metrics)
     figure, grid = panels(len(metrics), max(1, len(lines)), size)
-    colours = _Colours()
+    colours = _colours()
     for axes, metric in zip(grid, metrics, strict=True):
         for axis, (panel, found) in zip(axes, lines.items(), strict=False):
             for line, by_number in found.items():
@@ -235,8 +237,6 @@ def _band(
         axis.fill_between([*columns], low, high, color=colour, alpha=0.2, lw=0)
 
 
-class _Colours(dict[str, str]):
+def _colours() -> dict[str, str]:
     """One colour for each label, over all panels of a figure."""
-
-    def __missing__(self, label: str) -> str:
-        return self.setdefault(label, COLOURS[len(self) % len(COLOURS)])
+    return defaultdict(cycle(COLOURS).__next__)

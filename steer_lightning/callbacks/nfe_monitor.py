@@ -12,8 +12,7 @@ from torch import nn
 
 from steer_lightning.callbacks.run_state import left_out
 from steer_lightning.solvers import SolveStats
-from steer_lightning.steering.targets import as_paths, find_stats
-from steer_lightning.utils.checks import check_choice
+from steer_lightning.steering.targets import as_paths, find_field, find_stats
 from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.watching import Watching
 
@@ -59,11 +58,10 @@ class NFEMonitor(Shown, Callback):
         if self.vector_fields is None:
             self._stats = find_stats(model)
         else:
-            known = dict(model.named_modules(remove_duplicate=False))
             for path in self.vector_fields:
-                check_choice("vector_fields", path, known)
-                self._stats[path] = stats = SolveStats()
-                self._handles.append(known[path].register_forward_hook(_CountCall(stats)))
+                field = find_field(model, path)
+                self._stats[path or "model"] = stats = SolveStats()
+                self._handles.append(field.register_forward_hook(_CountCall(stats)))
         if not self._stats:
             raise ValueError(
                 f"Expected a model with blocks of steer_lightning.nn, but "
@@ -96,8 +94,8 @@ class NFEMonitor(Shown, Callback):
     ) -> None:
         if not self._checked and not left_out(pl_module, outputs):
             self._checked = True
-            unseen = [p for p in self.vector_fields or () if not self._stats[p].nfe_forward]
-            if unseen:
+            unseen = [path for path, stats in self._stats.items() if not stats.nfe_forward]
+            if self.vector_fields and unseen:
                 rank_zero_warn(
                     f"The vector fields {unseen} were not called in the first training batch, and "
                     f"their evaluations are logged as 0. Name the modules that are passed to "

@@ -161,7 +161,6 @@ class SteerCallback(CountedDraws):
         if self._steering is not None:
             self._steering.reset()
 
-    on_sanity_check_start = on_test_start = on_predict_start = on_validation_start
     on_train_epoch_end = on_validation_start  # a batch that was skipped had no end of its own
 
     def release(self) -> None:

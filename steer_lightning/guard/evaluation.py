@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 
 from steer_lightning.guard.agreement import agree
 from steer_lightning.solvers import SolverError
@@ -34,19 +35,14 @@ class GuardedEvaluation:
 
     def end_batch(self, batch_idx: int, dataloader_idx: int) -> None:
         """Raise on all ranks what failed on one, if this was the last batch of a loader."""
-        trainer = self.trainer
-        if trainer.sanity_checking:
-            n_batches = trainer.num_sanity_val_batches
-        else:
-            n_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        if trainer.testing:
-            loop = trainer.test_loop
-        elif trainer.validating:
-            loop = trainer.validate_loop
-        else:
-            loop = trainer.fit_loop.epoch_loop.val_loop
+        loops: dict[TrainerFn | None, Any] = {
+            TrainerFn.FITTING: self.trainer.fit_loop.epoch_loop.val_loop,
+            TrainerFn.VALIDATING: self.trainer.validate_loop,
+            TrainerFn.TESTING: self.trainer.test_loop,
+        }
+        loop = loops[self.trainer.state.fn]
         # The loop knows the last batch of a loader without a length.
-        if batch_idx + 1 == n_batches[dataloader_idx] or loop.batch_progress.is_last_batch:
+        if batch_idx + 1 == loop.max_batches[dataloader_idx] or loop.batch_progress.is_last_batch:
             self.end()
 
     def end(self) -> None:

@@ -233,7 +233,7 @@ class _StepDropped(Exception):
 def _uncount_step(trainer: Trainer) -> None:
     """Take back the step that Lightning's loop counts once ``optimizer_step`` returns.
 
-    Nothing public does; no other place touches Lightning's progress.
+    Nothing public does; no other place touches that of a running loop.
     """
     steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
     for count in (steps.total, steps.current):

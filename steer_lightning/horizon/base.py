@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.history import DrawHistory
 from steer_lightning.horizon.time_warp import TimeWarp
+from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import VectorField
 
 
@@ -95,6 +96,11 @@ class Movable(nn.Module, ABC):
         self.history.put(draw, root)
         self.drawn = None
 
+    def note(self, drawn: float) -> None:
+        """Keep what a draw makes of this horizon; a backward pass repeats an older draw."""
+        if not in_backward():
+            self.drawn = drawn
+
     def reset(self) -> None:
         """Go back to the nominal end time."""
         self.history.put(None)
@@ -127,16 +133,6 @@ class Movable(nn.Module, ABC):
 class Horizon(Movable):
     """Times of a solve of this library's that a draw can move: a pure transform."""
 
-    @staticmethod
-    def _batch_size(draw: Draw, y: Tensor) -> int | None:
-        """Samples along axis 0 of a state; ``None`` of a scalar, where none has an end time."""
-        if y.ndim == 0 and draw.per_sample:
-            raise ValueError(
-                "Expected a state with a batch along axis 0 for scope='sample', but got a scalar. "
-                "Use scope='batch', or give the state an axis: y0[None]."
-            )
-        return len(y) if y.ndim else None
-
     @abstractmethod
     def times(self, y0: Any) -> Tensor:
         """The nominal times of a solve that asks for none, shape ``(2,)``."""
@@ -161,9 +157,6 @@ def moved(horizons: Sequence[Movable], draw: Draw | None) -> Iterator[None]:
     Raises:
         ValueError: If the draw does not fit a horizon; none is moved then.
     """
-    for horizon in horizons:
-        if draw is not None:
-            horizon.check(draw)
     before = [(horizon.history.last(), horizon.drawn) for horizon in horizons]
     try:
         for horizon in horizons:

@@ -134,9 +134,12 @@ class EndTimeDraw:
         shape = tuple(gaps.shape)
         if self.per_sample:
             if batch_size is None:
-                raise ValueError("Expected a batch size for scope='sample', but got none.")
+                raise ValueError(
+                    "Expected a state with a batch along axis 0 for scope='sample', but got a "
+                    "scalar. Use scope='batch', or give the state an axis: y0[None]."
+                )
             shape = (batch_size, *shape)
-        generator = torch.Generator(device="cpu").manual_seed(self.key)
+        generator = torch.Generator().manual_seed(self.key)
         u = torch.rand(shape, generator=generator, dtype=torch.float64)
         return end_time_offset(u, b, self.distribution)
 
@@ -152,7 +155,7 @@ class FixedOffset:
 
     offset: float
 
-    per_sample: bool = False
+    per_sample = False
 
     def offsets(self, gaps: Tensor, batch_size: int | None, *, clip: bool) -> Tensor | None:
         if bool((self.offset * gaps.sign() <= -gaps.abs()).any()):

@@ -64,10 +64,10 @@ class GridHorizon(Horizon):
             return vector_field, t_eval
         check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
         y = first_part(y0)
-        rates = _rates(draw, t_eval, self._batch_size(draw, y))
+        rates = _rates(draw, t_eval, len(y) if y.ndim else None)
         if rates is None:
             return vector_field, t_eval
-        self.drawn = float(rates.mean())
+        self.note(float(rates.mean()))
         if rates.ndim == 1 and getattr(vector_field, "autonomous", False):
             return vector_field, _stretched(t_eval, rates)
         rates = rates.to(y.device, y.real.dtype)
@@ -112,7 +112,7 @@ class GridHorizon(Horizon):
             offsets = offsets.expand(len(gaps), -1)
         stretch = 1.0 + offsets.flatten() / gaps[moved]
         rates = torch.ones_like(gaps).masked_scatter(moved, stretch)
-        self.drawn = float(rates[moved].mean())
+        self.note(float(rates[moved].mean()))
         return rates.to(times)
 
 

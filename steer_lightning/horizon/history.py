@@ -9,7 +9,7 @@ from torch import nn
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.utils.autograd import next_node, running_node
 
-_REMEMBERED = 1000  # changes; two a batch
+_REMEMBERED = 1000  # changes: a draw and the way back, at least, in each step
 
 
 @dataclass
@@ -62,8 +62,8 @@ class DrawHistory:
             later = change
         raise RuntimeError(
             "A backward pass solves again what its forward pass solved before the last "
-            f"{_REMEMBERED} draws of end times, or before the span was set: the end time is no "
-            "longer known. Call backward earlier."
+            f"{_REMEMBERED} changes of the end time, two or more a step, or before the span was "
+            "set: the end time is no longer known. Call backward earlier."
         )
 
     def last(self) -> tuple[Draw | None, nn.Module | None]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from steer_lightning.horizon.base import Horizon, WarpedField
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import VectorField, default_times, first_part, has_float64
 
 
@@ -149,7 +148,7 @@ class SpanHorizon(Horizon):
     def time_warp(self, y: Tensor) -> TimeWarp | None:
         """The map of times in force for a state; ``None`` if nominal time is actual time."""
         draw = self.current_draw()
-        offsets = None if draw is None else self._offsets(draw, self._batch_size(draw, y))
+        offsets = None if draw is None else self._offsets(draw, len(y) if y.ndim else None)
         learned = self._learned()
         if offsets is None and learned is None:
             return None
@@ -179,6 +178,5 @@ class SpanHorizon(Horizon):
         """Offsets of a draw, shape ``(1,)`` or ``(B, 1)``, for the end time as it is now."""
         gap = torch.tensor([self.end_time - self.t0], dtype=torch.float64)
         offsets = draw.offsets(gap, batch_size, clip=self.learned_t1 is not None)
-        if not in_backward():
-            self.drawn = self.end_time + (0.0 if offsets is None else float(offsets.mean()))
+        self.note(self.end_time + (0.0 if offsets is None else float(offsets.mean())))
         return offsets

@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 import torch
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.plugins import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -222,10 +221,6 @@ class TaskModule(LightningModule):
             check_same_network(self, state_dict, checkpoint)
         if checkpoint is not None and self._trainer is not None and self.trainer.training:
             warn_of_changes("the model", checkpoint.get("hyper_parameters", {}), self.hparams)
-            now = {callback.state_key for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-            for key in checkpoint.get("callbacks", {}).keys() - now:
-                if key.startswith(("SteerCallback", "PenaltyCallback")):
-                    rank_zero_warn(f"The checkpoint was trained with {key}, which ends here.")
         return super().load_state_dict(state_dict, strict, assign)
 
 

@@ -13,7 +13,7 @@ from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
 from steer_lightning.steering.contexts import agreed_seed
-from steer_lightning.steering.targets import find_field, plain_path
+from steer_lightning.steering.targets import find_field, named_parts
 from steer_lightning.utils.seeding import stream_key
 
 _ACTIVE: dict[nn.Module, "Penalizing"] = {}
@@ -46,11 +46,7 @@ class Penalizing:
         self._blocks: dict[str, Block] = {}
         self._attached: dict[str, AttachedProbe] = {}
         if vector_fields is None:
-            self._blocks = {
-                plain_path(path) or "model": block
-                for path, block in model.named_modules()
-                if isinstance(block, Block)
-            }
+            self._blocks = {p: part for p, part in named_parts(model) if isinstance(part, Block)}
             self._check_blocks()
         else:
             fields = {path: find_field(model, path) for path in vector_fields}

@@ -282,8 +282,7 @@ class AttachedHorizon(Movable):
             offset = 0.0 if offsets is None else float(offsets)
             warp = None if offsets is None else TimeWarp(t0, t0, 1.0 + offset / (t1 - t0))
             self._warp = draw, warp
-            if running_node() is None:
-                self.drawn = t1 + offset
+            self.note(t1 + offset)
         return self._warp[1]
 
     def _gap(self) -> Tensor:

@@ -144,7 +144,6 @@ class Steering:
                     f"`vector_fields` or `horizons`."
                 )
             horizon.check(draw)
-        for horizon in self.horizons.values():
             horizon.owner = self.owner
 
     def perturb(self, draw: EndTimeDraw, *, seed: int, step: int, rank: int = 0) -> None:

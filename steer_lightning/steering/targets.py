@@ -1,6 +1,6 @@
 """Find what STEER moves in a model: its own horizons, and vector fields by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -28,6 +28,11 @@ def plain_path(path: str) -> str:
     return ".".join(name for name in path.split(".") if name != "_orig_mod")
 
 
+def named_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model by the paths that logs and draws name; its own is ``model``."""
+    return ((plain_path(path) or "model", part) for path, part in model.named_modules())
+
+
 def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict[str, Horizon]:
     """A model's own horizons by path.
 
@@ -38,11 +43,7 @@ def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict
     Raises:
         ValueError: If the model, or one of those parts, has no horizon.
     """
-    horizons = {
-        plain_path(path) or "model": module
-        for path, module in model.named_modules()
-        if isinstance(module, Horizon)
-    }
+    horizons = {path: part for path, part in named_parts(model) if isinstance(part, Horizon)}
     if not horizons:
         raise ValueError(
             f"Expected a model with horizons, but {type(model).__name__} has none, so there is "
@@ -62,11 +63,8 @@ def find_horizons(model: nn.Module, within: Sequence[str] | None = None) -> dict
 
 def find_stats(model: nn.Module) -> dict[str, SolveStats]:
     """The counts of a model's blocks, of whatever has ``stats``, by path."""
-    return {
-        plain_path(path) or "model": module.stats
-        for path, module in model.named_modules()
-        if isinstance(getattr(module, "stats", None), SolveStats)
-    }
+    found = ((path, getattr(part, "stats", None)) for path, part in named_parts(model))
+    return {path: stats for path, stats in found if isinstance(stats, SolveStats)}
 
 
 def refuse_double_warp(model: nn.Module) -> None:

@@ -199,6 +199,7 @@ def test_penalties_by_name_with_schedules(folder):
         "--penalties.kinetic_energy.weight.start=1.0", "--penalties.kinetic_energy.weight.end=0.0",
         "--penalties.kinetic_energy.weight.length=4",
         "--steer.b.start=0.5", "--steer.b.end=0.0", "--steer.b.length=2",
+        "--trainer.callbacks+=HyperparameterLog",  # as every run has one: no second
     ]  # fmt: skip
     config = write(toy_config(penalties={"acceleration": 0.5}))
     fit = cli.main(["fit", "--config", config, *settings, *QUIET])

@@ -133,23 +133,30 @@ def test_no_checkpoints_where_none_are_wanted(folder):
     assert not list(folder.rglob("*.ckpt"))
 
 
+ASKED = "--steer=0.5", "--penalties.kinetic_energy=0.1"
+
+
 @pytest.mark.usefixtures("folder")
-def test_a_callback_that_joins_or_leaves_a_training_is_named(recwarn):
-    asked = "--steer=0.5", "--penalties.kinetic_energy=0.1"
-    for before, now, words in (
-        ((), asked, "{} begins here: the checkpoint was trained without {}"),
-        (asked, (), "The checkpoint was trained with {}"),
-    ):
-        folder = Path(run("fit", *before, steer=None).log_dir)
-        last = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
-        recwarn.clear()
-        run("fit", *now, "--trainer.max_epochs=3", last, steer=None)
-        said = " ".join(str(warning.message) for warning in recwarn)
-        for name in ("SteerCallback", "PenaltyCallback"):
-            assert words.format(name, name) in said
-        recwarn.clear()
-        run("test", *now, last, steer=None)
-        assert not [warning for warning in recwarn if "callback" in str(warning.message)]
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ((), ASKED, "{} begins here: the checkpoint was trained without {}"),
+        (ASKED, (), "Please add the following callbacks"),  # Lightning's
+    ],
+    ids=["joins", "leaves"],
+)
+def test_a_callback_that_joins_or_leaves_a_training_is_named(before, now, words, recwarn):
+    folder = Path(run("fit", *before, steer=None).log_dir)
+    last = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    recwarn.clear()
+    run("fit", *now, "--trainer.max_epochs=3", last, steer=None)
+    said = " ".join(str(warning.message) for warning in recwarn)
+    for name in ("SteerCallback", "PenaltyCallback"):
+        assert words.format(name, name) in said
+        assert name in said
+    recwarn.clear()
+    run("test", *now, last, steer=None)
+    assert not [warning for warning in recwarn if "callback" in str(warning.message)]
 
 
 def test_predictions_are_those_of_the_last_time(folder):

@@ -12,6 +12,13 @@ from steer_lightning.solvers import SolverError
 from tests.helpers.faults import FAULTS, FaultyModel, Steps, batches, state_of, untouched
 from tests.helpers.models import seeded, tiny_trainer
 
+ENDS = (
+    "validation in fit",
+    "validation in fit, unknown length",
+    "validate",
+    "validate, unknown length",
+    "test",
+)
 RANK = int(os.environ.get("RANK", "0"))
 Q = {"devices": 2, "use_distributed_sampler": False}
 
@@ -61,12 +68,13 @@ def run(guard, *faults, gradient="autograd", end="fit", steer=False, **settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            if end == "validation in fit":
+            stage, _, of_unknown_length = end.partition(", ")
+            if of_unknown_length:
+                own = DataLoader(Endless(own.dataset), batch_size=None)
+            if stage == "validation in fit":
                 trainer.fit(module, share("none", "none"), own)
-            elif end == "unknown length":
-                trainer.validate(module, DataLoader(Endless(own.dataset), batch_size=None))
             else:
-                getattr(trainer, end)(module, own)
+                getattr(trainer, stage)(module, own)
         except SolverError as error:
             found["error"] = (type(error).__name__, str(error), error.rank, error.batch_idx)
     found["warnings"] = [str(w.message) for w in caught if "SolverGuard" in str(w.message)]
@@ -99,9 +107,7 @@ def all_runs():
     found["steer"] = run(SolverGuard("skip"), *three[:2], "nan", "none", steer=True)
     in_a_row = SolverGuard("skip", max_consecutive=2)
     found["in a row"] = run(in_a_row, "none", "nan", "nan", "none")
-    found["first of unknown length"] = run(SolverGuard(), "budget", "none", end="unknown length")
-    found["unknown length"] = run(SolverGuard(), "none", "budget", "none", end="unknown length")
-    for end in ("validation in fit", "validate", "test"):
+    for end in ENDS:
         found[end] = run(SolverGuard("skip"), "none", "budget", "none", end=end)
         found[f"first of {end}"] = run(SolverGuard(), "budget", "none", end=end)
     return found

@@ -12,6 +12,7 @@ import torch
 import cli
 from steer_lightning.modules.base import StochasticTaskModule
 from tests.distributed import tasks, worker
+from tests.distributed.guard_runs import ENDS
 from tests.distributed.processes import ROOT, launch
 from tests.helpers.faults import FAULTS, assert_same
 
@@ -307,9 +308,6 @@ def test_the_failed_rank_says_so_at_once(runs, printed):
     """Should something else keep the others from hearing of it."""
     assert "[rank 1] NFEBudgetExceededError: The forward solve needs more" in printed
     assert "[rank 0]" not in printed
-
-
-ENDS = ("validation in fit", "validate", "test", "unknown length")
 
 
 @pytest.mark.parametrize("name", [*ENDS, *(f"first of {end}" for end in ENDS)])

@@ -70,8 +70,6 @@ def test_one_offset_for_each_sample_and_interval():
     offsets = draw.offsets(gaps(1.0, 2.0), 4, clip=False)
     assert offsets.shape == (4, 2)
     assert len(offsets.unique()) == 8
-    with pytest.raises(ValueError, match="batch size for scope='sample'"):
-        draw.offsets(gaps(1.0), None, clip=False)
     assert len(EndTimeDraw(0.5).offsets(gaps(1.0, 1.0), None, clip=False).unique()) == 2
     assert EndTimeDraw(0.0).offsets(gaps(1.0, 2.0), None, clip=False) is None
 
