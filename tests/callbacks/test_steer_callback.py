@@ -3,16 +3,10 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from torchdiffeq import odeint
 
 from steer_lightning import SteerCallback
 from tests.callbacks.kinds import both
 from tests.helpers.models import (
-    ClockField,
-    ForeignModel,
-    OwnModel,
-    RecordingField,
-    TinyModule,
     seeded,
     tiny_data,
     tiny_loader,
@@ -82,16 +76,6 @@ def test_evaluation_within_and_after_fit_is_bit_for_bit_nominal(model_class, whe
 
 
 @both
-def test_evaluation_without_a_fit_is_untouched(model_class, where):
-    model = seeded(model_class)
-    trainer = tiny_trainer(SteerCallback(0.5, **where))
-    trainer.validate(model, tiny_loader(), verbose=False)
-    trainer.test(model, tiny_loader(), verbose=False)
-    trainer.predict(model, tiny_loader())
-    assert is_nominal(model)
-
-
-@both
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()], ids=repr)
 def test_after_an_exception_in_a_training_step_the_model_is_nominal(model_class, where, error):
     class Breaks(model_class):
@@ -128,24 +112,6 @@ def test_after_a_skipped_step_evaluation_is_nominal(model_class, where):
     }
 
 
-def test_targets_resolve_after_configure_model():
-    class Late(TinyModule):
-        def __init__(self):
-            super().__init__()
-            self.func = None
-
-        def configure_model(self):
-            if self.func is None:
-                self.func = ClockField()
-
-        def forward(self, y0):
-            return odeint(self.func, y0, torch.tensor([0.0, 1.0]))[-1]
-
-    model = Late()
-    tiny_trainer(SteerCallback(0.5, ["func"], seed=0)).fit(model, tiny_loader())
-    assert all(abs(end - 1.0) > 1e-3 for end in model.ends)
-
-
 @both
 def test_nothing_is_left_behind(model_class, where):
     model = seeded(model_class)
@@ -178,51 +144,7 @@ def test_b_zero_trains_bit_for_bit_like_no_callback_and_b_above_does_not(model_c
     assert not torch.equal(weights(plain), weights(steered))
 
 
-# 3. The user's solver, tolerances and options are honoured.
-
-
-@pytest.mark.parametrize("offset_on", [False, True])
-def test_a_foreign_solver_keeps_its_method_options_and_times(offset_on):
-    class Picky(ForeignModel):
-        def __init__(self):
-            super().__init__()
-            self.func = RecordingField(ClockField())
-            self.nominal_times = []
-
-        def forward(self, y0):
-            t = torch.tensor([0.0, 0.5, 1.0])
-            self.func.times.clear()
-            y = odeint(self.func, y0, t, method="midpoint", options={"step_size": 0.25})[-1]
-            self.nominal_times.append([float(s) for s in self.func.times])
-            return y
-
-    model = seeded(Picky)
-    callback = SteerCallback(0.5 if offset_on else 0.0, ["func"], seed=0)
-    tiny_trainer(callback).fit(model, tiny_loader())
-    grid = [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
-    for seen, end in zip(model.nominal_times, model.ends, strict=True):
-        assert seen == pytest.approx([end * s for s in grid], abs=1e-6)
-        assert (end != 1.0) is offset_on
-
-
-def test_a_blocks_solver_keeps_its_settings_and_is_asked_for_the_moved_end(monkeypatch):
-    model, heard = seeded(OwnModel), []
-    solve = type(model.block.solver).solve
-
-    def listen(self, vector_field, y0, t_eval, **options):
-        heard.append((self, t_eval.tolist()))
-        return solve(self, vector_field, y0, t_eval, **options)
-
-    monkeypatch.setattr(type(model.block.solver), "solve", listen)
-    solver = model.block.solver
-    tiny_trainer(SteerCallback(0.5, seed=0)).fit(model, tiny_loader())
-    assert [found for found, _ in heard] == [solver] * 2
-    for (_, t_eval), end in zip(heard, model.ends, strict=True):
-        assert t_eval == pytest.approx([0.0, end], abs=1e-5)
-    assert all(abs(end - 1.0) > 1e-3 for end in model.ends)
-
-
-# 4. What is in force is logged; it is never in buffers, nor in checkpoints of the model.
+# 3. What is in force is logged; it is never in buffers, nor in checkpoints of the model.
 
 
 @both

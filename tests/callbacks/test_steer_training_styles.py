@@ -1,13 +1,12 @@
 """Ways of training: all of them work, with the end time that the step drew."""
 
-import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torchdiffeq import odeint
 
 from steer_lightning import SteerCallback
+from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from tests.helpers.models import (
     ClockField,
@@ -160,70 +159,12 @@ def test_a_solve_in_inference_mode_within_the_step_is_harmless(model_class, sett
     assert runs[0].ends == runs[1].ends
 
 
-def test_half_precision_stays_half_precision_in_a_foreign_field():
-    class Field(nn.Linear):
-        def forward(self, t, y):
-            return super().forward(torch.cat([y, t.expand(len(y), 1)], dim=1))
-
-    class Half(ForeignModel):
-        def __init__(self):
-            super().__init__()
-            self.net = Field(3, 2)
-
-        def forward(self, y0):
-            t, options = torch.tensor([0.0, 1.0], dtype=y0.dtype), {"step_size": 0.25}
-            return odeint(self.net, y0, t, method="euler", options=options)[-1]
-
-    model = seeded(Half)
-    trainer = tiny_trainer(SteerCallback(0.2, ["net"], seed=0), precision="bf16-true")
-    trainer.fit(model, tiny_loader())
-    assert model.net.weight.grad.dtype == torch.bfloat16
-
-
 def test_the_end_of_a_flow_is_learned_around_its_draws():
-    class Flow(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.flow = CNF(ConcatSquashField(2, (8,)), (2,), learn_t1=True)
-            self.ends = []
-
-        def training_step(self, batch, batch_idx):
-            return -self.flow.log_prob(batch).mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    model = Flow()
+    model = CNFModule(CNF(ConcatSquashField(2, (8,)), (2,), learn_t1=True))
     tiny_trainer(SteerCallback(0.5, seed=0)).fit(model, tiny_loader())
     learned = float(model.flow.horizon.learned_t1.detach())
     assert learned != 1.0
     assert model.flow.horizon.in_force() == {"end_time": pytest.approx(learned)}
-
-
-def test_works_under_the_trainer_of_the_lightning_package():
-    class Model(lightning.pytorch.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.inner = seeded(ForeignModel, True)
-
-        def training_step(self, batch, batch_idx):
-            return self.inner.loss(batch)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    model = Model()
-    trainer = lightning.pytorch.Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[SteerCallback(0.5, ["inner.func"], seed=0)],
-    )  # fmt: skip
-    trainer.fit(model, tiny_loader())
-    assert all(abs(end - 1.0) > 1e-3 for end in model.inner.ends)
-    assert float(trainer.callback_metrics["steer/inner.func/end_time"]) == pytest.approx(
-        model.inner.ends[-1], abs=1e-5
-    )
-    assert not model.inner.func._forward_hooks
 
 
 def test_barebones_training_works():

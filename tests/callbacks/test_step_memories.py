@@ -8,7 +8,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateFinder
 from torch.utils.checkpoint import checkpoint
 
-from steer_lightning import SteerCallback, steer
+from steer_lightning import SteerCallback
 from steer_lightning.callbacks import StepMemories
 from steer_lightning.callbacks.step_memories import find_step_memories
 from steer_lightning.guard import SolverGuard
@@ -164,16 +164,6 @@ def test_modules_of_this_library_bring_the_callback(tmp_path):
         trainer = tiny_trainer(max_steps=1)
         trainer.fit(module, tiny_loader())
         assert sum(isinstance(c, StepMemories) for c in trainer.callbacks) == expected
-
-
-def test_plain_training_remembers_under_steer():
-    model = seeded(Remembering)
-    for step in range(3):
-        with steer(model, b=0.5, step=step, seed=0):
-            model(torch.ones(3, 2)).sum().backward()
-    assert model.block.stats.nfe_forward == 2 + 1 + 1 + 6 * (
-        model.block.stats.accepted + model.block.stats.rejected
-    )
 
 
 def test_a_step_of_all_ranks_is_taken_only_where_there_is_one():

@@ -51,10 +51,11 @@ def test_without_an_offset_nothing_changes_not_even_a_bit(call, draw):
         assert torch.equal(plain, hooked)
 
 
-def test_the_fields_own_code_sees_actual_times():
-    field = RecordingField(CosineField())
+def test_the_fields_own_code_sees_actual_times_and_the_solver_keeps_its_options():
+    field, options = RecordingField(CosineField()), {"step_size": 1.0}
     attached(field, 0.5)
-    y = odeint(field, initial_state(), times(0.0, 1.0), method="midpoint")[-1]
+    ts = times(0.0, 0.5, 1.0)
+    y = odeint(field, initial_state(), ts, method="midpoint", options=options)[-1]
     assert [float(t) for t in field.times] == [0.0, 0.75]
     middle = initial_state() * (1 + 0.75 * 0.9)  # one midpoint step of length 1.5, by hand
     expected = initial_state() + 1.5 * 0.9 * torch.cos(times(0.75)) * middle
@@ -98,7 +99,7 @@ def test_further_arguments_pass_through_and_time_may_be_a_keyword():
     torch.testing.assert_close(field(t=t, y=y, context=context, gain=4.0), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_the_dtypes_of_time_and_derivative_are_kept(dtype):
     class Field(nn.Module):
         def forward(self, t, y):

@@ -1,7 +1,5 @@
 """What can be steered and what is refused."""
 
-import math
-
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -77,7 +75,6 @@ def test_what_is_not_in_the_model_is_refused():
     ("settings", "message"),
     [
         ({"b": -0.5}, "Expected `b` to be 'auto' or finite and >= 0, but got -0.5"),
-        ({"b": math.nan}, "Expected `b` .* but got nan"),
         ({"b": 1.0}, r"\|t1 - t0\| = 1, .* but got b = 1"),
         ({"vector_fields": []}, "`vector_fields` to name at least one module, but got an empty"),
         ({"horizons": []}, "`horizons` to name at least one module, but got an empty list"),
@@ -86,9 +83,6 @@ def test_what_is_not_in_the_model_is_refused():
         ({"b": 0.5, "vector_fields": "func"}, r"the string 'func'\. Write \['func'\]"),
         ({"b": Schedule(-0.1, 0.5, 3)}, "schedule of `b` that is never negative"),
         ({"b": Schedule(0.0, 1.0, 3)}, r"\|t1 - t0\| = 1, .* but got b = 1"),
-        ({"b": 0.5, "distribution": "norm"}, "`distribution` .*Did you mean 'normal'"),
-        ({"b": 0.5, "scope": "samples"}, "`scope` .*Did you mean 'sample'"),
-        ({"b": 0.5, "epsilon": 2.0}, "`epsilon`.* but got 2"),
         ({"b": "auto", "epsilon": Schedule(0.5, 1.5, 3)}, "`epsilon`.* but got 1.5"),
         ({"b": "auto", "epsilon": Schedule(1.0, 0.0, 3)}, "`epsilon`.* but got 0"),
         ({"t1": 1.0, "vector_fields": ["block"]}, "both `t0` and `t1` with .* t0 = None, t1 = 1"),
@@ -114,15 +108,6 @@ def test_what_auto_leaves_free_may_grow_to_the_whole_interval():
     for step in (1, 2):
         with steer(block, "auto", step=step, epsilon=epsilon, seed=0):
             assert torch.equal(block(y0, t_eval), nominal) is (step == 2)
-
-
-def test_check_solved_names_what_was_left_out():
-    own = Steering(seeded(OwnModel), SteerSettings(0.5), owner="test")
-    with pytest.raises(ValueError, match=r"horizon 'block.horizon' was not solved in the first"):
-        own.check_solved("in the first batch")
-    foreign = Steering(seeded(ForeignModel), SteerSettings(0.5, ("func",)), owner="test")
-    with pytest.raises(ValueError, match=r"field 'func' was not called .* A closure, a direct"):
-        foreign.check_solved("in the first batch")
 
 
 def test_the_table_shows_each_horizon_with_span_b_and_scope():
@@ -152,8 +137,3 @@ def test_another_span_does_not_take_a_field_from_its_owner():
     with pytest.raises(ValueError, match=r"one owner .* two asks and one has it"):
         Steering(model, SteerSettings(0.5, ["func"], t0=0.0, t1=1.0), owner="two")
     assert first.horizons["func"].attached
-
-
-def test_epsilon_is_checked_over_its_whole_schedule():
-    with pytest.raises(ValueError, match=r"`epsilon`.* in \(0, 1\], but got 0"):
-        SteerSettings("auto", epsilon=Schedule(0.0, 0.5, 10))
