@@ -241,17 +241,6 @@ def test_data_modules_whose_own_import_fails_are_a_fault(tmp_path, monkeypatch):
     assert "could not be looked at (ModuleNotFoundError: " in found.sentence
 
 
-def test_a_truncated_file_sets_the_exit_status(quick, tmp_path, capsys):
-    write_mnist(tmp_path / "mnist")
-    path = tmp_path / "mnist" / "MNIST" / "raw" / "train-labels-idx1-ubyte"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert doctor.main(["--data_dir", str(tmp_path)]) == 1
-    words = " ".join(capsys.readouterr().out.split())
-    assert "FAULT mnist Expected" in words
-    assert "train-labels-idx1-ubyte to be an uncompressed IDX file of bytes" in words
-    assert "Set `--data.download true` to replace it" in words
-
-
 def test_the_data_folder_of_the_environment(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STEER_DATA_DIR", str(tmp_path / "elsewhere"))
     doctor.main([])

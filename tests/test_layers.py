@@ -1,13 +1,12 @@
 """Who may import whom."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import steer_lightning
+from tests.helpers.alone import run
 
 PACKAGE = Path(steer_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -103,14 +102,7 @@ import steer_lightning.doctor.devices, steer_lightning.nn, steer_lightning.steer
 loaded = {{name.split(".")[0] for name in sys.modules}}
 print(sorted(loaded & {LIGHTNING | {"datamodules", "torchvision", "matplotlib"}!r}))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=PACKAGE.parent,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"
+    assert run("-c", code, cwd=PACKAGE.parent).strip() == "[]"
 
 
 def test_the_packages_top_level_exports_lazily():

@@ -1,16 +1,14 @@
 """What `pip install` gives: the package alone, importable from anywhere."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import steer_lightning
+from tests.helpers.alone import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,19 +35,6 @@ found["modules"] = [__import__(module.name, fromlist=["_"]).__name__ for module 
 found["datamodules"] = "datamodules" in sys.modules
 print(json.dumps(found))
 """
-
-
-def run(*command, cwd, **environment):
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,6 @@
 """A run that stops anywhere and goes on ends where an unbroken one does, bit for bit."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -148,27 +144,6 @@ def test_a_resume_with_workers(tmp_path):
     whole = run_task(CASES["latent ode"], tmp_path)
     path = tmp_path / "2.ckpt"
     goes_on(run_task(CASES["latent ode"], tmp_path / "rest", path, num_workers=2), whole)
-
-
-def test_a_run_that_is_killed_goes_on(tmp_path):
-    code = f"""
-import os, signal
-from pathlib import Path
-from pytorch_lightning import Callback
-from tests.test_resume import CASES, run_task
-
-class Kill(Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-run_task(CASES["latent ode"], Path({str(tmp_path)!r}), None, Kill())
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    case = CASES["latent ode"]
-    run = run_task(case, tmp_path / "rest", tmp_path / "last.ckpt")
-    assert goes_on(run, run_task(case, tmp_path / "whole"))[0][:2] == ("train", 5)
 
 
 @pytest.mark.parametrize(

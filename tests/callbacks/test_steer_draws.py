@@ -36,11 +36,6 @@ def end_by_hand(*key, distribution="uniform"):
     return 1.0 + float(draw.offsets(gap, None, clip=False))
 
 
-@pytest.fixture(autouse=True)
-def no_global_seed(monkeypatch):
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-
-
 @both
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 def test_a_draw_is_a_function_of_seed_count_and_path(model_class, where, distribution):

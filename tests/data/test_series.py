@@ -142,21 +142,14 @@ def test_splits_share_one_store_that_is_loaded_and_scaled_once():
     assert len({loader.dataset.tensors.values.data_ptr() for loader in loaders}) == 1
     assert sorted(itertools.chain(*map(labels_of, loaders))) == list(range(50))
     assert sorted(labels_of(loaders[0])) == sorted(data.train.tolist())
+    for part in map(labels_of, loaders):  # groups of two stay together
+        assert {label ^ 1 for label in part} == set(part)
     assert all(loader.collate_fn is keep_batch for loader in loaders)
     for loader in loaders:
         for batch in loader:
             check_series(batch)
             assert torch.equal(batch.values[:, 0, 0], batch.labels + 1000.0)
             assert batch.times.shape[1] == batch.lengths.max()
-
-
-def test_groups_stay_together():
-    data = Known(val_size=5)
-    data.setup()
-    parts = [labels_of(loader) for loader in (data.val_dataloader(), data.test_dataloader())]
-    assert [len(part) for part in parts] == [6, 10]
-    for part in parts:
-        assert {label ^ 1 for label in part} == set(part)
 
 
 def test_limit_train_changes_nothing_else():

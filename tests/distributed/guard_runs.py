@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from steer_lightning import SteerCallback
 from steer_lightning.guard import SolverGuard
 from steer_lightning.solvers import SolverError
-from tests.helpers.faults import FAULTS, FaultyModel, Steps, batches, state_of, untouched
+from tests.helpers.faults import FAULTS, FaultyModel, batches, state_of, untouched
 from tests.helpers.models import seeded, tiny_trainer
+from tests.helpers.watching import Log
 
 ENDS = (
     "validation in fit",
@@ -59,12 +60,12 @@ class Endless(IterableDataset):
 def run(guard, *faults, gradient="autograd", end="fit", steer=False, **settings):
     """What a rank saw of a run whose faults are those of rank 1."""
     own = share(*faults)
-    module, steps = seeded(Shared, gradient), Steps()
+    module, steps = seeded(Shared, gradient), Log()
     callbacks = [SteerCallback(0.5, seed=0)] * steer + [guard] * (guard is not None) + [steps]
     # find_unused_parameters is False: the zero loss of a dropped batch reaches every parameter.
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
     trainer = tiny_trainer(*callbacks, **{**Q, "strategy": strategy, **settings})
-    found = {"error": None, "steps": steps.logged}
+    found = {"error": None, "steps": steps.train}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

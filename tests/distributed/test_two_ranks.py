@@ -4,6 +4,7 @@ The ranks run once, see ``worker.py`` and ``guard_runs.py``.
 """
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from steer_lightning.modules.base import StochasticTaskModule
 from tests.distributed import tasks, worker
 from tests.distributed.guard_runs import ENDS
 from tests.distributed.processes import ROOT, launch
-from tests.helpers.faults import FAULTS, assert_same
+from tests.helpers.faults import FAULTS
+from tests.helpers.watching import assert_same
 
 pytestmark = pytest.mark.slow
 RANKS = (0, 1)
@@ -39,10 +41,7 @@ def found(folder, printed):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in RANKS]
 
 
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **CLOSE, msg=lambda m, name=name: name + m)
+same = partial(torch.testing.assert_close, **CLOSE)
 
 
 @pytest.mark.parametrize(("variant", "gradient"), tasks.MODES)

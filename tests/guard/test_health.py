@@ -12,7 +12,7 @@ from steer_lightning.guard.health import StepWatch, look_at_fields
 from steer_lightning.nn import CNF, MLPField, ODEBlock
 from steer_lightning.nn.series.latent_ode import LatentDecoder
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolverError, TorchdiffeqSolver
-from tests.helpers.faults import FaultyModel, Steps, assert_same, loader, state_of
+from tests.helpers.faults import FaultyModel, loader, state_of
 from tests.helpers.models import (
     ClockField,
     OwnModel,
@@ -21,6 +21,7 @@ from tests.helpers.models import (
     tiny_loader,
     tiny_trainer,
 )
+from tests.helpers.watching import Log, assert_same
 
 
 def messages(guard, model=None, data=None, match="close to failing|defines no ODE", **settings):
@@ -264,7 +265,7 @@ def test_looking_disturbs_neither_stream_nor_buffers_nor_counts(solver):
 
     seen = []
     for random_fields in ("warn", "ignore"):
-        model, steps = seeded(Draws), Steps()
+        model, steps = seeded(Draws), Log()
         monitors = NFEMonitor(), NFEMonitor(["block.vector_field"])
         torch.manual_seed(1)
         with warnings.catch_warnings():
@@ -276,7 +277,7 @@ def test_looking_disturbs_neither_stream_nor_buffers_nor_counts(solver):
             trainer.fit(model, tiny_loader())
             hooked = tiny_trainer(SolverGuard(random_fields=random_fields), monitors[1], steps)
             hooked.fit(model, tiny_loader())
-        nfe = [logged.get("train/nfe_forward") for logged in steps.logged]
+        nfe = [logged.get("train/nfe_forward") for logged in steps.train]
         seen.append((state_of(hooked), model.numbers, nfe, model.block.stats.nfe_forward))
     assert_same(seen[0][0], seen[1][0])
     assert seen[0][1:] == seen[1][1:]

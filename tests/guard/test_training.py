@@ -15,8 +15,6 @@ from tests.helpers.faults import (
     FAULTS,
     MARKS,
     FaultyModel,
-    Steps,
-    assert_same,
     fit,
     loader,
     scaled,
@@ -24,6 +22,7 @@ from tests.helpers.faults import (
     untouched,
 )
 from tests.helpers.models import seeded, tiny_trainer
+from tests.helpers.watching import Log, assert_same
 
 each_fault = pytest.mark.parametrize("fault", FAULTS)
 
@@ -33,14 +32,14 @@ each_fault = pytest.mark.parametrize("fault", FAULTS)
 def test_skip_is_a_run_that_never_saw_the_batches(fault, where):
     gradient = FAULTS[fault][0]
     expected = fit(None, *["none"] * (4 - len(where)), gradient=gradient)
-    guard, steps = SolverGuard("skip"), Steps()
+    guard, steps = SolverGuard("skip"), Log()
     faults = [fault if i in where else "none" for i in range(4)]
     warned = rf"a batch is dropped.*block 'block'.*batch {where[0]}, rank 0"
     with pytest.warns(UserWarning, match=warned):
         found = fit(guard, *faults, gradient=gradient, after=[steps])
     assert_same(state_of(found), state_of(expected))
     skipped = [sum(failed <= i for failed in where) for i in range(4)]
-    assert [logged["solver/skipped"] for logged in steps.logged] == skipped
+    assert [logged["solver/skipped"] for logged in steps.train] == skipped
     assert guard.state_dict() == {"skipped": len(where)}
     assert untouched(found.lightning_module)
 

@@ -15,10 +15,15 @@ def run_alone(folder: Path, *arguments: str, torch: bool = True) -> str:
     (site / "steer_lightning").symlink_to(Path(steer_lightning.__file__).parent)
     if not torch:
         (site / "torch.py").write_text("raise ImportError('broken')")
+    return run("-m", *arguments, cwd=folder, PYTHONPATH=str(site))
+
+
+def run(*arguments: object, cwd: Path, **environment: str) -> str:
+    """Run Python, which must succeed; gives its output."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,

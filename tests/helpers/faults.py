@@ -92,16 +92,6 @@ def loader(*faults: str) -> DataLoader:
     return DataLoader(batches(*faults), batch_size=None)
 
 
-class Steps(pl.Callback):
-    """Keeps what is logged after each batch."""
-
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        self.logged.append({k: float(v) for k, v in trainer.logged_metrics.items()})
-
-
 def state_of(trainer: pl.Trainer) -> dict[str, Tensor]:
     """Every number that a step changes: weights, buffers, moments, schedule, count of steps."""
     (optimizer,) = trainer.optimizers
@@ -113,12 +103,6 @@ def state_of(trainer: pl.Trainer) -> dict[str, Tensor]:
         state[f"schedule.{i}"] = torch.tensor(config.scheduler.last_epoch)
     state["global_step"] = torch.tensor(trainer.global_step)
     return state
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    different = [k for k, v in expected.items() if not torch.equal(found[k], v)]
-    assert not different
 
 
 def fit(guard, *faults, gradient="autograd", before=(), after=(), model=None, **settings):

@@ -92,11 +92,3 @@ def jacobians(vector_field: nn.Module, t: Tensor, y: Tensor) -> Tensor:
         )
 
     return torch.stack([of(t[i] if t.ndim else t, sample) for i, sample in enumerate(y)])
-
-
-def hadamard(dim: int) -> Tensor:
-    """Rows of plus and minus one with the identity as their mean outer product."""
-    rows = torch.ones(1, 1, dtype=torch.float64)
-    while len(rows) < dim:
-        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
-    return rows

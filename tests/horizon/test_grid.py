@@ -96,14 +96,6 @@ def test_ends_stay_within_the_half_width_of_each_interval(grid, b):
         assert bool(((ends - t_eval[1:]).abs() <= limit + 1e-12).all())
 
 
-def test_the_same_draw_gives_the_same_ends_when_asked_again():
-    horizon, t_eval = perturbed(), times(0.0, 0.3, 1.0)
-    first = horizon.end_times(t_eval)
-    assert torch.equal(horizon.end_times(t_eval), first)
-    assert not torch.equal(perturbed(key=6).end_times(t_eval), first)
-    assert len(((first - t_eval[:-1]) / t_eval.diff()).unique()) == 2
-
-
 @pytest.mark.parametrize("draw", [None, EndTimeDraw(0.0)])
 def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     horizon, stub, field, t_eval = GridHorizon(), StubSolver(), CosineField(), times(0.0, 0.3, 1.0)
@@ -236,16 +228,6 @@ def test_intervals_are_numbered_as_they_are_unrolled_and_the_far_end_moves(rever
     else:
         expected = [[1.5, 1 + 0.125 / 0.75, 1.25], [1.0625, 1.0, 1.0], [1.0] * 3]
     torch.testing.assert_close(rates, torch.tensor(expected).double())
-
-
-@pytest.mark.parametrize("scope", ["batch", "sample"])
-def test_the_same_draw_stretches_alike_when_asked_again(scope):
-    horizon, state = perturbed(scope=scope), torch.random.get_rng_state()
-    for series in ((OWN, OWN_LENGTHS), shared()):
-        first = horizon.rates(*series)
-        assert torch.equal(horizon.rates(*series), first)
-        assert not torch.equal(perturbed(scope=scope, key=6).rates(*series), first)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("draw", [EndTimeDraw("auto"), FixedOffset(0.1)])

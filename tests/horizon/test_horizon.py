@@ -1,8 +1,6 @@
 """Spans, against the plain reference: the solve that ends at T, written by hand."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -142,22 +140,6 @@ def test_a_learnable_end_keeps_steer_around_itself():
     horizon.perturb(EndTimeDraw(0.5, key=1))  # b is cut to what is left
     assert 0.0 < horizon.in_force()["end_time"] < 0.5
     assert horizon.describe() == "[0, 1] learned"
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-@pytest.mark.parametrize("scope", ["batch", "sample"])
-def test_a_copy_is_nobodys_and_stands_at_the_nominal_end(copied, scope):
-    block, y0 = ODEBlock(CosineField()), initial_state()
-    nominal = block(y0)
-    block.horizon.owner = "somebody"
-    block.horizon.perturb(EndTimeDraw(0.5, scope=scope, key=1))
-    moved = block(y0)
-    twin = copied(block)
-    assert torch.equal(twin(y0), nominal)
-    assert twin.horizon.owner is None
-    assert twin.horizon.in_force() == {"end_time": 1.0}
-    assert torch.equal(block(y0), moved)
-    assert not torch.equal(moved, nominal)
 
 
 def test_b_must_fit_and_a_refused_draw_changes_nothing():

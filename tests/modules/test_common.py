@@ -6,7 +6,6 @@ import yaml
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.tuner import Tuner
-from torch import nn
 
 import cli
 import steer_lightning.modules as modules
@@ -14,15 +13,8 @@ from steer_lightning.modules import CNFModule
 from steer_lightning.modules.base import StochasticTaskModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.utils.seeding import stream
-from tests.helpers.watching import RecordRates
+from tests.helpers.watching import RecordRates, assert_same
 from tests.modules.cases import CASES, steps
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    a_state, b_state = a.state_dict(), b.state_dict()
-    return a_state.keys() == b_state.keys() and all(
-        torch.equal(a_state[key], b_state[key]) for key in a_state
-    )
 
 
 class Watch(Callback):
@@ -93,7 +85,7 @@ def test_checkpoint_of_a_module_built_in_python(trained, tmp_path):
     stored = torch.load(path, weights_only=True)["hyper_parameters"]
     torch.manual_seed(1)
     loaded = case.module.load_from_checkpoint(path, weights_only=True, **case.objects())
-    assert same_weights(loaded, module)
+    assert_same(loaded.state_dict(), module.state_dict())
     for saved in (stored, loaded.hparams):
         assert {key: saved[key] for key in case.plain} == case.plain
     results = [trainer.test(m, data, verbose=False) for m in (module, loaded)]
@@ -148,7 +140,7 @@ def test_checkpoint_of_a_module_built_by_the_cli(case, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     module = cli.main(["fit", "--config", "config.yaml"]).model
     loaded = case.module.load_from_checkpoint("checkpoints/last.ckpt", weights_only=True)
-    assert same_weights(loaded, module)
+    assert_same(loaded.state_dict(), module.state_dict())
     configured = loaded.configure_optimizers()
     assert isinstance(configured["optimizer"], torch.optim.SGD)
     assert configured["optimizer"].defaults["lr"] == 0.5

@@ -19,11 +19,6 @@ from tests.helpers.watching import Log
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def make_batch(interval, dim=1):
     t_start = torch.tensor([0.0, 3.0, 7.5], dtype=torch.float64)
     y_start, y_end = torch.randn(2, 3, dim, dtype=torch.float64)

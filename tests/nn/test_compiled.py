@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import CNF, CompiledField, ConcatSquashField, MLPField, ODEBlock
 from steer_lightning.nn.flows.divergence import DivergenceField
@@ -92,6 +93,22 @@ def test_flow_compiles_its_divergence_once(graphs):
     assert len(graphs) == first
 
 
+def test_no_interval_of_a_grid_compiles_again(graphs):
+    solver = FixedGridSolver("euler", 1, compile=True)
+    block, plain = (
+        ODEBlock(MLPField(2, (4,)), s, horizon=GridHorizon())
+        for s in (solver, FixedGridSolver("euler", 1))
+    )
+    plain.vector_field = block.vector_field
+    for key, n_times in ((0, 6), (1, 9)):
+        grid = torch.linspace(0.0, 1.0, n_times).square()
+        for each in (block, plain):
+            each.horizon.perturb(EndTimeDraw("auto", key=key))
+        torch.testing.assert_close(block(torch.ones(5, 2), grid), plain(torch.ones(5, 2), grid))
+    assert len(graphs) == 2  # of data without a gradient, and of states with one
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
 @pytest.mark.parametrize(
     ("regularize", "settings"),
     [
@@ -102,7 +119,7 @@ def test_flow_compiles_its_divergence_once(graphs):
     ids=["field", "step", "step, checkpointed"],
 )
 def test_blocks_of_one_shape_share_a_compilation_whatever_noise_and_end_time(
-    graphs, regularize, settings
+    graphs, regularize, settings, scope
 ):
     settings = {"solver": FixedGridSolver("midpoint", 2), "n_blocks": 3, **settings}
     flow = lively(image_flow((1, 4, 4), **settings))
@@ -115,13 +132,15 @@ def test_blocks_of_one_shape_share_a_compilation_whatever_noise_and_end_time(
         found = []
         for model in (plain, flow):
             for i, block in enumerate(model.blocks):
-                block.horizon.perturb(EndTimeDraw(b=0.5, key=10 * key + i))
+                block.horizon.perturb(EndTimeDraw(b=0.5, scope=scope, key=10 * key + i))
             generator = torch.Generator().manual_seed(key)
             carried = model.transport(x, generator=generator, regularize=regularize)
             loss = carried.log_p.sum() + sum(e.sum() for e in carried[2:] if e is not None)
             found.append((carried.log_p, *torch.autograd.grad(loss, list(model.parameters()))))
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
         counts.append(len(graphs))
+        stats = [[block.stats for block in model.blocks] for model in (plain, flow)]
+        assert [s.nfe_forward for s in stats[0]] == [s.nfe_forward for s in stats[1]]
     assert 1 <= counts[0] <= 3  # a state with and one without a gradient
     assert counts == 3 * counts[:1]
 

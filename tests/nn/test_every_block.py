@@ -134,6 +134,9 @@ def test_a_draw_moves_a_network_alone_and_a_reset_puts_back_every_bit(case, scop
     make, call = case
     network = make()
     names, nominal = list(network.state_dict()), call(network)
+    horizons = [m for m in network.modules() if isinstance(m, Horizon)]
+    for horizon in horizons:
+        horizon.owner = "somebody"
     perturb(network, EndTimeDraw(0.3, key=1, scope=scope))
     moved = call(network)
     assert not same(moved, nominal)
@@ -141,9 +144,11 @@ def test_a_draw_moves_a_network_alone_and_a_reset_puts_back_every_bit(case, scop
     assert list(network.state_dict()) == names
     assert not list(network.buffers())
     for copied in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
-        assert same(call(copied(network)), nominal)  # a copy stands at the nominal end
+        twin = copied(network)
+        assert same(call(twin), nominal)  # a copy is nobody's, and stands at the nominal end
+        assert {m.owner for m in twin.modules() if isinstance(m, Horizon)} <= {None}
     assert same(call(network), moved)
-    for horizon in (m for m in network.modules() if isinstance(m, Horizon)):
+    for horizon in horizons:
         horizon.reset()
     assert same(call(network), nominal)
     perturb(network, EndTimeDraw(0.0, scope=scope))

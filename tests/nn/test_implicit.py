@@ -75,16 +75,6 @@ def test_blocks_and_their_gradients_are_those_of_the_explicit_solver(case, scope
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_it_remembers_its_first_step():
-    block = ODEBlock(MLPField(2, (6,)), RosenbrockSolver(first_step="previous"))
-    for to_find_it in (1, 0):
-        block.stats.reset()
-        block(X)
-        stats = block.stats
-        for_stages = stats.jacobians + 7 * stats.factorizations
-        assert stats.nfe_forward == for_stages + to_find_it
-
-
 def test_it_works_in_float32_in_inference_mode_and_under_a_transform_of_torch_func():
     block, x = ODEBlock(MLPField(2, (6,)), RosenbrockSolver()), X.clone().requires_grad_()
     expected = block(x)

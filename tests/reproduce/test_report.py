@@ -176,16 +176,7 @@ def test_each_run_is_timed_by_its_own_clock():
     page = write_page(experiment(), {BASELINE: [record(0, 0.5, held)], STEER: on_gpu})
     to_reach = [line for line in page.splitlines() if "| 1 " in line][-2:]
     assert [row.split(" | ")[2] for row in to_reach] == ["10", "20"]
-
-
-def test_time_on_a_gpu_is_that_of_the_clock_on_the_wall():
-    on_gpu = {
-        variant: [record(r.seed, 0.5, machine={**MACHINE, "gpu": "A GPU"}) for r in records]
-        for variant, records in RESULTS.items()
-    }
-    table = write_page(experiment(), on_gpu)
-    assert "| MNIST | without | 40 */ 1 | 2 |" in table.partition("seconds of training")[2]
-    assert "on A GPU," in table
+    assert "on A GPU, " in page
 
 
 @pytest.mark.parametrize("status", ["failed", "not run"])

@@ -13,11 +13,6 @@ from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
 from tests.callbacks.plots.drawing import make_cnf, make_trainer, toy_data
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @torch.no_grad()
 def test_figure_of_a_one_dimensional_flow():
     class Widen(nn.Module):

@@ -22,11 +22,6 @@ from tests.callbacks.plots.drawing import (
 from tests.helpers.watching import weights
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def read_sweep(tmp_path, split="test"):
     with (tmp_path / f"run/v/plots/end_time_sweep_{split}.csv").open(newline="") as file:
         header, *rows = csv.reader(file)

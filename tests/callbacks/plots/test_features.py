@@ -10,11 +10,6 @@ from steer_lightning.nn import Augmented, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def make_classifier(t_span=(0.0, 1.0)):
     block = ODEBlock(MLPField(4, (8,)), FixedGridSolver("rk4", 1), t_span)
     return ClassifierModule(Augmented(block, 1), nn.Linear(4, 3), num_classes=3)

@@ -53,9 +53,12 @@ def test_both_ways_and_the_density_against_the_closed_form(data_at, end):
     assert_near(flow.log_prob(x), Normal(0.0, 1.0).log_prob(z).sum(1) + delta_log_p)
     for t in (None, T0, 0.8, end):
         assert_near(flow.log_prob(x, t), exact_log_prob(flow, x, t, end=end))
-    states, log_p = flow.trajectories(z, times(base, data))
+    ts = torch.linspace(base, data, 4, dtype=torch.float64)
+    states, log_p = flow.trajectories(z, ts)
+    assert torch.equal(states[0], z)
     assert_near(states[-1], x)
-    assert_near(log_p[-1], exact_log_prob(flow, x, end=end))
+    for t, state, found in zip(ts, states, log_p, strict=True):
+        assert_near(found, exact_log_prob(flow, state, float(t), end=end))
     other = linear_flow("t0" if data_at == "t1" else "t1")  # of the wrong sign
     assert (exact_log_prob(flow, x) - exact_log_prob(other, x)).abs().min() > 0.1
     flow.horizon.perturb(FixedOffset(0.25))
@@ -79,36 +82,16 @@ def test_gradients_of_parameters_and_end_time_against_the_closed_form(data_at):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
+@both_ends
 @pytest.mark.parametrize("field", [None, MLPField(2, (8,)).double()], ids=["own", "mlp"])
-def test_log_prob_is_the_log_determinant_of_the_flow(field):
-    flow = small_flow() if field is None else CNF(field, (2,), TorchdiffeqSolver(**TIGHT))
+def test_log_prob_is_the_log_determinant_of_the_flow(field, data_at):
+    settings = {"solver": TorchdiffeqSolver(**TIGHT), "data_at": data_at}
+    flow = small_flow(**settings) if field is None else CNF(field, (2,), **settings)
     x = torch.randn(3, 2, dtype=torch.float64)
     _, delta_log_p = flow(x)
     for point, delta in zip(x, delta_log_p, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda p: flow(p[None])[0][0], point)
         assert_near(delta, jacobian.det().abs().log())
-
-
-@both_ends
-def test_density_integrates_to_one(data_at):
-    flow = small_flow(1, solver=TorchdiffeqSolver(rtol=1e-7, atol=1e-7), data_at=data_at)
-    x = torch.linspace(-20.0, 20.0, 1001, dtype=torch.float64)[:, None]
-    for t in (None, 0.3):
-        density = flow.log_prob(x, t).exp()
-        assert float(density.sum().detach() * 40.0 / 1000) == pytest.approx(1.0, abs=1e-6)
-
-
-@both_ends
-def test_trajectories_end_at_the_data_with_its_density(data_at):
-    flow = small_flow(data_at=data_at)
-    z = torch.randn(6, 2, dtype=torch.float64)
-    t_eval = torch.linspace(flow.base_time, flow.data_time, 4, dtype=torch.float64)
-    states, log_p = flow.trajectories(z, t_eval)
-    assert states.shape == (4, 6, 2)
-    assert torch.equal(states[0], z)
-    assert_near(states[-1], flow.inverse(z))
-    for state, t, found in zip(states, t_eval, log_p, strict=True):
-        assert_near(found, flow.log_prob(state, float(t)))
 
 
 def test_trajectories_from_a_time_that_float32_rounds():

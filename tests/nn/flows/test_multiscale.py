@@ -10,7 +10,6 @@ from torch import nn
 from steer_lightning import steer
 from steer_lightning.nn import ConvFlowField, MultiScaleCNF
 from steer_lightning.nn.flows.multiscale import scale_shapes
-from steer_lightning.nn.flows.transforms import Logit
 from steer_lightning.solvers import FixedGridSolver
 from tests.helpers.models import image_flow, lively
 
@@ -65,23 +64,6 @@ def test_latents_are_flat_and_those_that_left_first_come_first(data_at):
     torch.testing.assert_close(z, expected)
     assert not delta_log_p.any()
     torch.testing.assert_close(flow.inverse(z), x)
-
-
-def test_a_new_flow_of_no_drift_is_the_logit_and_the_normal():
-    flow = image_flow((3, 8, 8), alpha=0.05)
-    for block in flow.blocks:
-        nn.init.zeros_(block.vector_field.layers[-1].bias)
-    x = torch.rand(2, 3, 8, 8)
-    y, log_det = Logit(0.05)(x)
-    z, delta_log_p = flow(x)
-    torch.testing.assert_close(z.sort(1).values, y.flatten(1).sort(1).values)
-    torch.testing.assert_close(delta_log_p, log_det)
-    normal = torch.distributions.Normal(0.0, 1.0).log_prob(y).flatten(1).sum(1)
-    torch.testing.assert_close(flow.log_prob(x), normal + log_det)
-    plain = image_flow((3, 8, 8), alpha=None)
-    assert plain.logit is None
-    plain.load_state_dict(flow.state_dict())
-    torch.testing.assert_close(plain.log_prob(y), normal)
 
 
 def test_every_block_has_an_end_time_of_its_own():

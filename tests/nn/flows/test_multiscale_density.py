@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from scipy.linalg import hadamard
 
 from steer_lightning.nn import CNF
 from steer_lightning.nn.flows import cnf as module
 from steer_lightning.nn.likelihood import standard_normal_log_prob
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.models import image_flow, lively
-from tests.helpers.problems import hadamard
 
 TIGHT = TorchdiffeqSolver(rtol=1e-8, atol=1e-8)
 SHAPES = [(1, 8, 8), (1, 4, 4), (3, 4, 4)]
@@ -63,7 +63,7 @@ def test_estimates_along_orthogonal_probes_average_to_the_exact_density(monkeypa
     x = images(1, (1, 4, 4)).expand(16, 1, 4, 4)
 
     def probes(y, noise, generator):
-        rows = hadamard(y[0].numel())
+        rows = torch.from_numpy(hadamard(y[0].numel())).double()  # of mean outer product one
         return rows.repeat(16 // len(rows), 1).view_as(y)
 
     monkeypatch.setattr(module, "trace_noise", probes)

@@ -109,25 +109,6 @@ def test_every_sample_unrolls_interval_by_interval(time_dependent, reverse, scop
     assert rnn.stats == SolveStats(nfe_forward=longest, accepted=longest)
 
 
-def test_the_field_is_told_the_actual_time():
-    rnn, batch = make(time_dependent=True, max_step=1.0), own_grids()
-    series = batch[0]
-    rnn.horizon.perturb(EndTimeDraw("auto", key=3))
-    rnn(*batch)
-    told = torch.stack(rnn.vector_field.times, dim=1)
-    assert told.shape == (4, 5)
-    for b, n in enumerate(LENGTHS):  # no interval is cut, so that each step starts at a time
-        assert torch.equal(told[b, 1:n], series[b, : n - 1])
-    rnn, series = make(time_dependent=True, max_step=0.5), torch.tensor([[0.0, 1.0, 3.0]]).double()
-    rnn.horizon.perturb(EndTimeDraw("auto", key=3))
-    rates = rnn.horizon.rates(series, torch.tensor([3]))[0]
-    rnn(series, torch.ones(1, 3, 2).double(), torch.ones(1, 3, 2).double(), torch.tensor([3]))
-    told = torch.cat(rnn.vector_field.times)
-    torch.testing.assert_close(
-        told[1:], torch.stack([0 * rates[0], 1 + 0 * rates[0], 1 + rates[1]])
-    )
-
-
 def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
     rnn, (series, *rest) = make(), shared_grid()
     asked = []
