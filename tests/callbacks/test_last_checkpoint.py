@@ -95,15 +95,18 @@ class Watch(Callback):
         (2, {"val_check_interval": 3, "check_val_every_n_epoch": None}, [None, None, 2, 3, 4, 4]),
         (1, {"limit_val_batches": 0}, [None, 1, 2, 3, 4, 5]),
         (1, {"check_val_every_n_epoch": 2}, [None, 1, 2, 3, 4, 5]),
+        (1, {"val_check_interval": 3, "check_val_every_n_epoch": None}, [None, *range(1, 12)]),
+        (1, {"val_check_interval": 2, "check_val_every_n_epoch": 2}, [None, *range(1, 12)]),
     ],
 )
 def test_when_it_is_written(tmp_path, every, settings, expected):
-    """Four batches in an epoch, and two more."""
+    """Four batches in an epoch, and as many more as are expected."""
     watch = Watch(tmp_path / "checkpoints" / "last.ckpt")
     trainer = trainer_in(
         tmp_path, watch, LastCheckpoint(every), **{"num_sanity_val_steps": 1, **settings}
     )
-    trainer.fit_loop.epoch_loop.max_steps = 6 // settings.get("accumulate_grad_batches", 1)
+    n_steps = len(expected) // settings.get("accumulate_grad_batches", 1)
+    trainer.fit_loop.epoch_loop.max_steps = n_steps
     trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
     assert watch.steps == expected
     assert step_of(watch.path) == trainer.global_step
@@ -157,32 +160,26 @@ def default_ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c(tmp_path, times, monkeypatch, default_ctrl_c):
+@pytest.mark.parametrize(
+    ("press", "error", "words", "step"),
+    [
+        (Press(1), SystemExit, ["\nCtrl-C: stopping after", "Stopped. Go on from here with"], 2),
+        (Press(1, times=2), SystemExit, ["\nCtrl-C: stopping after"], None),
+        (Press(1, number=signal.SIGTERM), SIGTERMException, ["Stopped by SIGTERM. Go on with"], 2),
+    ],
+    ids=["Ctrl-C", "twice", "SIGTERM"],
+)
+def test_a_run_that_is_stopped_says_where_it_goes_on(
+    tmp_path, press, error, words, step, monkeypatch, default_ctrl_c
+):
     said, path = [], tmp_path / "checkpoints" / "last.ckpt"
     monkeypatch.setattr(last_checkpoint, "rank_zero_info", said.append)
-    trainer = trainer_in(tmp_path, Press(1, times), LastCheckpoint())
-    with pytest.raises(SystemExit, match="1"):  # what Lightning makes of an interruption
+    trainer = trainer_in(tmp_path, press, LastCheckpoint())
+    with pytest.raises(error):
         trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
-    pressed = (
-        "\nCtrl-C: stopping after this batch (or validation). Press it again to stop at once."
-    )
-    if times == 2:
-        assert said == [pressed]
-        assert not path.exists()
-    else:
-        assert said == [pressed, f"Stopped. Go on from here with --ckpt_path {path}"]
-        assert step_of(path) == 2
-
-
-def test_sigterm(tmp_path, monkeypatch):
-    said, path = [], tmp_path / "checkpoints" / "last.ckpt"
-    monkeypatch.setattr(last_checkpoint, "rank_zero_info", said.append)
-    trainer = trainer_in(tmp_path, Press(1, number=signal.SIGTERM), LastCheckpoint())
-    with pytest.raises(SIGTERMException):
-        trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
-    assert step_of(path) == 2
-    assert said == [f"Stopped by SIGTERM. Go on with --ckpt_path {path}"]
+    assert all(line.startswith(begins) for line, begins in zip(said, words, strict=True))
+    assert (step_of(path) if path.exists() else None) == step
+    assert said[-1].endswith(f" --ckpt_path {path}") is (step is not None)
 
 
 @pytest.mark.parametrize("validates", [False, True])
@@ -206,17 +203,3 @@ def test_ctrl_c_is_python_s_own_again_afterwards(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer_in(tmp_path, LastCheckpoint()).fit(seeded(OwnModel), tiny_loader())
     assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"val_check_interval": 3, "check_val_every_n_epoch": None},
-        {"val_check_interval": 2, "check_val_every_n_epoch": 2},
-    ],
-)
-def test_every_step_is_in_the_file_whenever_validations_come(tmp_path, settings):
-    watch = Watch(tmp_path / "checkpoints" / "last.ckpt")
-    trainer = trainer_in(tmp_path, watch, LastCheckpoint(1), **settings)
-    trainer.fit(seeded(OwnModel), tiny_loader(16), tiny_loader())
-    assert watch.steps == [None, *range(1, 12)]

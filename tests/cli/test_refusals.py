@@ -139,28 +139,21 @@ def test_a_failed_download_is_refused_and_other_failures_are_not(folder):
         assert not cli.is_refusal(mistake.value)
 
 
-def test_sigterm_ends_with_its_own_exit_code(script, folder, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_its_own_exit_code(script, folder, monkeypatch, number):
     start = LastCheckpoint.on_train_start
 
     def stop(*arguments):
         start(*arguments)
-        signal.raise_signal(signal.SIGTERM)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(LastCheckpoint, "on_train_start", stop)
     with pytest.raises(SystemExit) as ended:
         script(toy_config())
-    assert ended.value.code == 143
-    assert [p.name for p in folder.rglob("last.ckpt")]
-
-
-def test_ctrl_c_ends_with_its_own_exit_code(script, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(LastCheckpoint, "on_train_start", stop)
-    with pytest.raises(SystemExit) as ended:
-        script(toy_config())
-    assert ended.value.code == 130
+    assert ended.value.code == 128 + number
+    assert bool([*folder.rglob("last.ckpt")]) is (number == signal.SIGTERM)
 
 
 def test_a_refused_run_shows_where_on_demand(script, monkeypatch):

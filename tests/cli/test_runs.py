@@ -105,8 +105,7 @@ def test_a_run_that_goes_on_keeps_the_metrics_of_a_csv_logger(folder):
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("logger", [[], ["--trainer.logger=false"]])
-@pytest.mark.parametrize("task", [None, "3"])
+@pytest.mark.parametrize(("task", "logger"), [(None, []), ("3", ["--trainer.logger=false"])])
 def test_what_a_job_of_slurm_leaves_is_found_by_itself_alone(monkeypatch, caplog, task, logger):
     job = {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "8"}
     if task:
