@@ -140,7 +140,8 @@ class EndTimeDraw:
                 )
             shape = (batch_size, *shape)
         generator = torch.Generator().manual_seed(self.key)
-        u = torch.rand(shape, generator=generator, dtype=torch.float64)
+        with torch._C._DisableFuncTorch():  # no noise that torch.func.vmap would have to refuse
+            u = torch.rand(shape, generator=generator, dtype=torch.float64)
         return end_time_offset(u, b, self.distribution)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.horizon.base import Horizon, WarpedField
-from steer_lightning.horizon.end_time import Draw
+from steer_lightning.horizon.end_time import Draw, EndTimeDraw
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.utils.problem import VectorField, default_times, first_part, has_float64
 
@@ -35,7 +35,7 @@ class SpanHorizon(Horizon):
     Raises:
         ValueError: If the ends are equal or not finite, an end time lies on the other side of
             ``t0``, ``t1_range`` has no ``t1`` to learn, or ``t1`` is learned and
-            ``eval_end_time`` given.
+            ``eval_end_time`` given, or so far from zero that float32 cannot hold it.
         TypeError: If an end is a tensor.
 
     Example:
@@ -70,6 +70,11 @@ class SpanHorizon(Horizon):
                 f"Expected a learned `t1` or `eval_end_time`, but got both: a learned end time is "
                 f"where the model is evaluated. Leave eval_end_time = {eval_end_time:g} out."
             )
+        if learn_t1 and torch.finfo(torch.float32).eps * abs(t1) > 1e-3 * abs(t1 - t0):
+            raise ValueError(
+                f"Expected a learned `t1` that float32 tells apart from t0 = {t0:.17g}, but got "
+                f"{t1:.17g}. Measure time from t0."
+            )
         if t1_range is not None and not (
             learn_t1 and len(t1_range) == 2 and t1_range[0] <= t1 <= t1_range[1]
         ):
@@ -95,7 +100,9 @@ class SpanHorizon(Horizon):
         A learned end time that comes within ``b`` of ``t0`` later on cuts ``b`` to
         ``(1 - epsilon) |t1 - t0|``.
         """
-        draw.offsets(torch.tensor([self.t1 - self.t0], dtype=torch.float64), 1, clip=False)
+        # An offset, which nothing cuts, is from where a learned end time is now.
+        end = self.t1 if isinstance(draw, EndTimeDraw) else self.end_time
+        draw.offsets(torch.tensor([end - self.t0], dtype=torch.float64), 1, clip=False)
 
     def perturb(self, draw: Draw, root: nn.Module | None = None) -> None:
         super().perturb(draw, root)

@@ -112,7 +112,7 @@ class ConcatField(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        t = t.to(y).reshape(-1, 1).expand(len(y), 1)
+        t = t.to(y).reshape(-1, 1).expand(y.shape[0], 1)  # not len: a number in an export
         for layer in self.layers:
             y = self.activation(layer(torch.cat([t, y], dim=1)))
         return y

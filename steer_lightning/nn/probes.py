@@ -1,5 +1,6 @@
 """What a training solve shows of its trajectory, at random times inside its span."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from steer_lightning.horizon import WarpedField
 from steer_lightning.solvers import Solution, Steps
+from steer_lightning.utils.autograd import in_backward
 from steer_lightning.utils.problem import VectorField, first_part, held_by, holding
 from steer_lightning.utils.seeding import stream
 from steer_lightning.utils.watching import unseen
@@ -31,6 +33,9 @@ class Probed:
         generator: A random stream on the device of the state, for a penalty's own noise.
         steps: The accepted steps, where a penalty asked for them and the solver has them.
         n_solves: How many solves this one stands for.
+        shares: Of the span, what lies before each probe, in float64 where ``t`` may not be; none
+            where the span is unknown.
+        direction: Of time, 1.0 or -1.0.
     """
 
     vector_field: VectorField
@@ -43,6 +48,8 @@ class Probed:
     steps: Steps | None = None
     rate: Time = 1.0
     n_solves: float = 1.0
+    shares: tuple[float, ...] = ()
+    direction: float = 1.0
 
 
 @dataclass
@@ -70,13 +77,14 @@ class Probing:
         At the same share of each solve of a batch, so that a checkpoint repeats its own.
         """
         t0, t1 = float(times[0]), float(times[-1])
-        inside = t0 + self._shares().sort().values.clamp(1e-6, 1.0 - 1e-6) * (t1 - t0)
+        inside = t0 + self._shares().sort().values * (t1 - t0)
         return inside.to(times.device, times.dtype)
 
     def _shares(self) -> Tensor:
         """Of the span, before each probe, in the order of their draw."""
         generator = stream("cpu", self.key, 0)
-        return torch.rand(self.n_times, generator=generator, dtype=torch.float64)
+        shares = torch.rand(self.n_times, generator=generator, dtype=torch.float64)
+        return shares.clamp(1e-6, 1.0 - 1e-6)
 
     def see(
         self, base: VectorField, solved: VectorField, times: Tensor, t: Tensor, y: Any, s: Solution
@@ -95,16 +103,16 @@ class Probing:
         y, ends = first_part(y), first_part(s.ys)
         device, dtype = y.device, y.real.dtype
         first, *inner, last = (x.to(device, dtype) for x in actual)
-        drawn = self._shares().argsort().argsort().tolist()  # where in the solve each one is
+        shares, span = self._shares(), float(times[-1] - times[0])
+        drawn = shares.argsort().argsort().tolist()  # where in the solve each one is
         generator = stream(device, self.key, "noise", len(self.seen))
-        length = float(times[-1] - times[0]) * rate
-        length = length.abs() if isinstance(length, Tensor) else abs(length)
-        self.seen.append(
-            Probed(
-                _as_now(base), tuple(inner[i] for i in drawn), tuple(y[i] for i in drawn),
-                (first, last), (ends[0], ends[-1]), length, generator, s.steps, rate,
-            )
+        probed = Probed(
+            _as_now(base), tuple(inner[i] for i in drawn), tuple(y[i] for i in drawn),
+            (first, last), (ends[0], ends[-1]), abs(span) * rate, generator, s.steps, rate,
+            shares=tuple(shares.tolist()), direction=math.copysign(1.0, span),
         )  # fmt: skip
+        if not in_backward():  # what a checkpoint repeats was seen in its forward pass
+            self.seen.append(probed)
 
 
 def _as_now(vector_field: VectorField) -> VectorField:

@@ -1,5 +1,6 @@
 """A probe of somebody else's solve: one of the evaluations of its vector field."""
 
+import math
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ class AttachedProbe:
             )
         t = t.reshape(()) if t.numel() == 1 else t
         t0, t1 = (t, t + 1.0) if ends is None else ends.to(y.device, y.real.dtype)
-        length = 1.0 if ends is None else float((t1 - t0).abs())
+        span = 1.0 if ends is None else float(ends[1]) - float(ends[0])
+        shares = () if ends is None else (float(t.flatten()[0] - ends[0]) / span,)
 
         def field(t: Tensor, y: Tensor) -> Tensor:
             whole = (y, *state[1:]) if isinstance(state, tuple) else y
@@ -102,7 +104,12 @@ class AttachedProbe:
             return first_part(found)
 
         noise = stream(y.device, key, "noise")
-        return [Probed(field, (t,), (y,), (t0, t1), (y, y), length, noise, n_solves=n_solves)]
+        return [
+            Probed(
+                field, (t,), (y,), (t0, t1), (y, y), abs(span), noise, n_solves=n_solves,
+                shares=shares, direction=math.copysign(1.0, span),
+            )
+        ]  # fmt: skip
 
 
 class _Keep(Watching):

@@ -27,10 +27,10 @@ class LocalError(Penalty):
     with the difference err of the embedded methods. Lengths of steps are constants.
 
     ``form="steps"`` is the mean over the accepted steps of the solve, at the solver's own
-    tolerances. ``form="one_step"`` takes one step of dopri5 from a uniform time, as long as a
-    first step would be, with the state and the length held constant: for any solver and any
-    adjoint, with eight further evaluations. ``E`` grows with one over the tolerance: a weight
-    goes with a tolerance.
+    tolerances, as in the code of ERNODE, whose paper has the sum. ``form="one_step"`` takes one
+    step of dopri5 from a uniform time, as long as a first step would be, with the state and the
+    length held constant: for any solver and any adjoint, with eight further evaluations. ``E``
+    grows with one over the tolerance: a weight goes with a tolerance.
 
     The code released with LRNDE holds the slope at the start of that step constant, too. The
     gradient is then not that of ``E``: it does not vanish where the error does, and minimising it
@@ -90,9 +90,10 @@ class LocalError(Penalty):
                 "Expected one time for all samples with form='one_step', but got one for each, as "
                 "scope='sample' or an ODE-RNN has them. Use scope='batch', or form='steps'."
             )
-        start, first, last = (float(x) for x in (t, *probed.ends))
+        start = float(t)
         # Some solvers evaluate at their last time, or beyond it.
-        end = last if (last - start) * (last - first) > 0.0 else start + last - first
+        left = 1.0 - probed.shares[0] if probed.shares and probed.shares[0] < 1.0 else 1.0
+        end = start + probed.direction * float(probed.length) * left
         tolerances = (self.rtol, self.atol)
         slope = evaluate(probed.vector_field, start, y)
         slope = slope.detach() if self.hold_slope else slope

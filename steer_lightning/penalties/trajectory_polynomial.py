@@ -22,11 +22,10 @@ class TrajectoryPolynomial(Penalty):
     n_times = 2
 
     def value(self, probed: Probed) -> Tensor:
-        t0, t1 = probed.ends
         states = (probed.y_ends[0], *probed.y[:2], probed.y_ends[1])
         y = torch.stack([by_sample(state) for state in states], dim=1)
         y = torch.view_as_real(y).flatten(2) if y.is_complex() else y
-        s = torch.stack([(t - t0) / (t1 - t0) for t in (t0, *probed.t[:2], t1)], dim=-1).detach()
+        s = y.new_tensor([0.0, *probed.shares[:2], 1.0])
         s = s.expand(len(y), 4)[..., None] - 0.5  # (B, 4, 1)
         basis = torch.cat([torch.ones_like(s), s], dim=-1)
         # The projection off the line: of full rank, as the ends differ.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from steer_lightning.utils.autograd import transforms_active
 
@@ -22,7 +23,8 @@ class LinearSystems:
 
     def solve(self, right: Tensor) -> Tensor:
         """Solutions ``x`` of ``matrix @ x = right``, shape ``(B, D)``, as is ``right``."""
-        if transforms_active():  # torch.func takes a form of _Solve that costs half as much again
+        # These take a form of _Solve that costs half as much again.
+        if transforms_active() or forward_ad._current_level >= 0:
             result: Tensor = torch.linalg.solve_ex(self.matrix, right[..., None])[0][..., 0]
             return result
         x: Tensor = _Solve.apply(self.matrix, self.lu, self.pivots, right, False)

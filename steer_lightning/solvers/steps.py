@@ -67,11 +67,12 @@ class Steps:
                 f"Expected times of shape (T,), or (B, T) for B = {n_samples} samples, but got "
                 f"shape {tuple(t.shape)}."
             )
-        step, theta = self._locate(t if t.ndim == 2 else t.expand(n_samples, -1))
+        step, theta = self._locate(t if t.ndim == 2 else t[None])
         found = []
         for part, polynomials in zip(parts(state), self._coefficients(), strict=True):
-            place = theta.to(part.device, part.real.dtype)
-            y = _evaluate(polynomials, step.to(part.device), place)
+            n = n_samples if t.ndim == 2 else _batch_size(part)
+            place = theta.to(part.device, part.real.dtype).expand(n, -1)
+            y = _evaluate(polynomials, step.to(part.device).expand(n, -1), place)
             if t.ndim == 1:
                 found.append(y.transpose(0, 1).reshape(len(t), *part.shape))
             else:
@@ -150,7 +151,8 @@ class Steps:
         """Of each part the polynomials in a step's own time, shape ``(N, B, P + 1, D)``."""
         if self._polynomials is None:
             pieces, start = [], 0
-            with torch.enable_grad():  # kept for later readings, whatever this one is for
+            # Kept for later readings, whatever this one is for.
+            with torch.inference_mode(False), torch.enable_grad():
                 lengths = self.knots.diff()
                 for tableau, run in groupby(self.tableaus):
                     n = slice(start, start := start + len(list(run)))

@@ -222,6 +222,7 @@ def test_a_learnable_end_stays_in_its_range_and_finds_its_way_back(rate):
         ({"learn_t1": True, "t1_range": (1.2, 2.0)}, r"\(smallest, largest\), around t1 = 1 and"),
         ({"learn_t1": True, "t1_range": (0.5,)}, r"smallest, largest"),
         ({"t1_range": (0.5, 2.0)}, r"but got \(0.5, 2.0\) with learn_t1=False"),
+        ({"learn_t1": True, "t0": 1.7e9, "t1": 1.7e9 + 10.0}, r"that float32 tells apart from"),
         ({"learn_t1": True, "eval_end_time": 0.5}, r"but got both: .* Leave eval_end_time = 0.5"),
     ],
 )

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from steer_lightning import steer
-from steer_lightning.nn import CNF, Augmented, ConcatSquashField, ConvField, MLPField, ODEBlock
+from steer_lightning.nn import (
+    CNF,
+    Augmented,
+    ConcatField,
+    ConcatSquashField,
+    ConvField,
+    MLPField,
+    ODEBlock,
+)
 from steer_lightning.solvers import (
     AdaptiveSolver,
     FixedGridSolver,
@@ -33,6 +41,7 @@ MODELS = {
         (2,),
     ),
     "augmented": (lambda: Augmented(ODEBlock(MLPField(4, (8,)), GRID), 2), (2,)),
+    "time concatenated": (lambda: ODEBlock(ConcatField(2, (8,)), GRID), (2,)),
     "convolutions": (lambda: ODEBlock(ConvField(3, 4), GRID), (3, 6, 6)),
     "flow": (lambda: CNF(ConcatSquashField(2, (8,)), event_shape=(2,), solver=GRID), (2,)),
 }

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
@@ -83,6 +84,9 @@ def test_it_works_in_float32_in_inference_mode_and_under_a_transform_of_torch_fu
     y, pull = torch.func.vjp(block, x)
     (gradient,) = torch.autograd.grad(expected.sum(), x)
     torch.testing.assert_close(pull(torch.ones_like(y))[0], gradient)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(block(forward_ad.make_dual(X, X))).tangent
+    torch.testing.assert_close(tangent, torch.func.jvp(block, (X,), (X,))[1])
 
 
 def test_a_compiled_field_is_differentiated_as_it_is(monkeypatch):

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
@@ -347,3 +348,35 @@ def test_a_state_without_features_is_one_number_a_sample(which, shape):
     if which.name != "jacobian_norm":  # whose noise has the shape of the state
         assert values[0] == pytest.approx(values[1])
     assert values[0] > 0.0
+
+
+@pytest.mark.parametrize("t0", [1e6, 1.7e9])
+def test_far_from_zero_a_penalty_of_a_float32_state_is_what_it_is_at_zero(t0):
+    field, y0 = seeded(MLPField, 2, (4,), time_dependent=False), torch.ones(3, 2)
+    found = []
+    for start in (0.0, t0):
+        block = ODEBlock(field, t_span=(start, start + 10.0))
+        one_step = LocalError(1.0, "one_step", rtol=1e-7, atol=1e-7)
+        with looking(block, TrajectoryPolynomial(1.0), one_step) as penalizing:
+            block(y0)
+            penalizing.take()
+        model = nn.ModuleDict({"func": field})
+        with looking(model, KineticEnergy(1.0), vector_fields=["func"]) as attached:
+            odeint(field, y0, torch.tensor([start, start + 10.0], dtype=torch.float64))
+            attached.take()
+        found.append(penalizing.values | attached.values)
+    assert all(value > 0.0 for value in found[0].values())
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_closures_of_a_step_have_the_same_penalty(checkpointed):
+    block, values = seeded(ODEBlock, MLPField(2, (4,)), FixedGridSolver()), []
+    with looking(block, KineticEnergy(1.0)) as penalizing:
+        for _ in range(3):
+            y0 = torch.ones(3, 2, requires_grad=True)
+            y = checkpoint(block, y0, use_reentrant=False) if checkpointed else block(y0)
+            value = penalizing.take()
+            (y.sum() + value).backward()
+            values.append(float(value.detach()))
+    assert values == values[:1] * 3

@@ -68,7 +68,7 @@ def at(*times, field=FIELD, steps=None):
     generator = torch.Generator().manual_seed(1)
     return Probed(
         field, t, tuple(map(state, times)), ends, tuple(map(state, SPAN)), SPAN[1] - SPAN[0],
-        generator, steps,
+        generator, steps, shares=tuple((x - SPAN[0]) / (SPAN[1] - SPAN[0]) for x in times),
     )  # fmt: skip
 
 
@@ -202,9 +202,12 @@ def test_local_error_of_one_step_holds_state_length_and_if_asked_slope_constant(
 @pytest.mark.parametrize("beyond", [0.0, 0.2])
 def test_a_step_from_the_end_or_beyond_it_goes_on_in_the_direction_of_the_solve(direction, beyond):
     def value(start, *ends):
-        y = torch.tensor([START])
+        y, shares = torch.tensor([START]), ((start - ends[0]) / (ends[1] - ends[0]),)
         start, *ends = (torch.tensor(x, dtype=torch.float64) for x in (start, *ends))
-        probed = Probed(FIELD, (start,), (y,), tuple(ends), (y, y), 1.4, torch.Generator())
+        probed = Probed(
+            FIELD, (start,), (y,), tuple(ends), (y, y), 1.4, torch.Generator(), shares=shares,
+            direction=direction,
+        )  # fmt: skip
         return float(LocalError(1.0, "one_step").value(probed).detach())
 
     end = direction * 1.4

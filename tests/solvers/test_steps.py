@@ -96,14 +96,15 @@ def test_gradcheck_in_state_parameters_and_times_read():
     assert torch.autograd.gradcheck(outputs, (y0, a, t), atol=1e-6)
 
 
+@pytest.mark.parametrize("quietly", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("solver", [AdaptiveSolver(), FixedGridSolver()])
-def test_a_look_without_gradients_takes_none_from_later_readings(solver):
+def test_a_look_without_gradients_takes_none_from_later_readings(solver, quietly):
     found = []
     for looks in (False, True):
         field = CosineField()
         solution = dense(solver, field, initial_state(), 0.0, 1.0)
         if looks:
-            with torch.no_grad():
+            with quietly():
                 solution.at(times(0.3))
         solution.at(times(0.5)).sum().backward()
         found.append(field.a.grad)
@@ -142,6 +143,16 @@ def test_states_of_any_shape_can_be_read(shape):
     solution = dense(TIGHT["dopri5"], lambda t, y: -y, y0, 0.0, 1.0)
     expected = (math.exp(-0.5) * y0).expand(1, *shape)
     torch.testing.assert_close(solution.at(times(0.5)), expected, rtol=1e-8, atol=0.0)
+
+
+def test_parts_of_a_state_may_have_batches_of_their_own():
+    y0 = torch.ones(4, 3, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    solution = TIGHT["dopri5"].solve(
+        lambda t, y: (-y[0], y[0].square().mean()), y0, times(0.0, 0.5, 1.0)
+    )
+    expected = 0.5 * (1.0 - torch.exp(-2.0 * times(0.0, 0.5, 1.0)))
+    torch.testing.assert_close(solution.ys[1], expected, rtol=1e-8, atol=1e-8)
+    assert solution.ys[0].shape == (3, 4, 3)
 
 
 @pytest.mark.parametrize("t", [-0.1, -0.001, 1.001, float("nan")])

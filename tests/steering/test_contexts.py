@@ -8,7 +8,8 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning import steer
 from steer_lightning.horizon import SpanHorizon
-from steer_lightning.nn import ODEBlock
+from steer_lightning.nn import MLPField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver
 from steer_lightning.steering.contexts import end_time_offset_at, nominal
 from steer_lightning.utils.schedule import Schedule
 from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data
@@ -108,6 +109,13 @@ def test_an_end_time_for_each_sample():
             clocks.append(model(x)[:, 1])
     assert len(torch.cat(clocks).unique()) == 2 * len(x)
     assert bool(((torch.cat(clocks) - 1.0).abs() <= 0.5 + 1e-5).all())
+
+
+def test_samples_can_be_mapped_over_by_torch_func():
+    block, x = seeded(ODEBlock, MLPField(2, (4,)), FixedGridSolver()), tiny_data(3)
+    with steer(block, b=0.5, step=0, seed=1):
+        mapped = torch.func.vmap(lambda sample: block(sample[None])[0])(x)
+        torch.testing.assert_close(mapped, block(x))
 
 
 @pytest.mark.parametrize("unit", ["step", "epoch"])
@@ -273,13 +281,17 @@ def test_a_sweep_over_the_end_time_moves_every_span_and_puts_it_back(offset):
 
 
 def test_a_sweep_that_reaches_t0_is_refused_and_leaves_the_model_as_it_was():
-    model = nn.ModuleList([SpanHorizon(0.0, 5.0), SpanHorizon(0.0, 1.0)])
+    model = nn.ModuleList([SpanHorizon(0.0, 5.0), SpanHorizon(0.0, 1.0, learn_t1=True)])
+    with torch.no_grad():
+        model[1].learned_t1.fill_(3.0)
+    with end_time_offset_at(model, -2.0):  # from where it is now
+        assert [h.in_force()["end_time"] for h in model] == [3.0, 1.0]
     with (
         pytest.raises(ValueError, match="keeps the end time apart from t0"),
-        end_time_offset_at(model, -2.0),
+        end_time_offset_at(model, -3.0),
     ):
         pass
-    assert [h.in_force()["end_time"] for h in model] == [5.0, 1.0]
+    assert [h.in_force()["end_time"] for h in model] == [5.0, 3.0]
 
 
 def test_a_sweep_needs_a_span():

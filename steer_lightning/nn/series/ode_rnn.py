@@ -195,7 +195,8 @@ class ODERNN(nn.Module):
         inputs = inputs.transpose(0, 1)
         observed = _observed(inputs)
         # Cut once, because a view at each step takes time; lists, so that a GPU is not waited for.
-        starts, observes = plan.t.t().unbind(0), observed[..., None].unbind(0)
+        starts = plan.t.t().to(observations.dtype).unbind(0)
+        observes = observed[..., None].unbind(0)
         dts = plan.dt.t()[..., None].to(observations.dtype).unbind(0)
         some_observe, all_observe = observed.any(1).tolist(), observed.all(1).tolist()
         arrivals, departures = [], []

@@ -118,6 +118,12 @@ def test_gates_are_asked_only_where_someone_arrives_at_an_observation():
     assert rnn.stats.nfe_forward > 10
 
 
+def test_a_field_is_told_the_time_in_the_precision_of_the_state():
+    rnn, (series, *rest) = make(time_dependent=True).float(), own_grids()
+    rnn(series, *(part.float() for part in rest[:2]), LENGTHS)
+    assert {t.dtype for t in rnn.vector_field.times} == {torch.float32}
+
+
 def test_autocast_lowers_the_precision_of_the_networks_alone():
     rnn, batch = make().float(), [part.float() for part in own_grids()[:3]]
     with torch.autocast("cpu", torch.bfloat16):
