@@ -102,6 +102,7 @@ class TaskModule(LightningModule):
         self._lr_interval = lr_interval
         self._configured_lr: float | None = None
         self._loading: Mapping[str, Any] | None = None
+        self.add_metrics({})
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
@@ -150,6 +151,14 @@ class TaskModule(LightningModule):
         metric = self.stage_metrics(stage)[name]
         metric.update(*values)
         self.log(f"{stage}/{name}", metric, **log)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what a validation that broke off has left."""
+        self.stage_metrics("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Likewise."""
+        self.stage_metrics("test").reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluation_step("val", batch, batch_idx)

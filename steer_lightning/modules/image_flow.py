@@ -100,7 +100,7 @@ class ImageFlowModule(CNFModule):
             metric.update(self.score(self.flow.log_prob(x, generator=generator)))
 
     def on_test_epoch_start(self) -> None:
-        """Forget what a test that broke off has left."""
+        super().on_test_epoch_start()
         for metric in (self.center, *self._draws):
             metric.reset()
 

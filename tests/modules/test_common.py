@@ -13,6 +13,7 @@ from steer_lightning.modules import CNFModule
 from steer_lightning.modules.base import StochasticTaskModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.utils.seeding import stream
+from tests.helpers.models import tiny_trainer
 from tests.helpers.watching import RecordRates, assert_same
 from tests.modules.cases import CASES, steps
 
@@ -67,7 +68,16 @@ def test_evaluation_is_deterministic_and_under_inference_mode(trained):
                    trainer.test(module, data, verbose=False))  # fmt: skip
         return metrics, trainer.predict(module, data)
 
+    class BreaksOff(Callback):
+        def on_validation_batch_end(self, *_):
+            raise KeyError
+
+        on_test_batch_end = on_validation_batch_end
+
     metrics, predictions = everything()
+    for stage in ("validate", "test"):  # what it leaves in the metrics is not counted
+        with pytest.raises(KeyError):
+            getattr(tiny_trainer(BreaksOff()), stage)(module, data, verbose=False)
     again, predictions_again = everything()
     assert watch.evaluated == {"fit", "validate", "test", "predict"}
     assert metrics == again
