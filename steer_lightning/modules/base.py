@@ -102,7 +102,6 @@ class TaskModule(LightningModule):
         self._lr_interval = lr_interval
         self._configured_lr: float | None = None
         self._loading: Mapping[str, Any] | None = None
-        self.add_metrics({})
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
@@ -153,12 +152,11 @@ class TaskModule(LightningModule):
         self.log(f"{stage}/{name}", metric, **log)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what a validation that broke off has left."""
-        self.stage_metrics("val").reset()
+        """Forget what an evaluation that broke off has left."""
+        for metrics in getattr(self, "metrics", {}).values():
+            metrics.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Likewise."""
-        self.stage_metrics("test").reset()
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluation_step("val", batch, batch_idx)
