@@ -140,6 +140,14 @@ def test_a_run_that_reached_max_steps_goes_on_to_more(tmp_path):
         assert goes_on(more, whole) == [entry for entry in whole[1] if entry[1] > steps]
 
 
+def test_a_run_of_so_many_epochs_goes_on_for_so_many_steps(tmp_path):
+    settings = SCHEDULES["epochs"]
+    whole = run_task(scheduled(), tmp_path / "whole", **{**settings, "max_epochs": 4})
+    run_task(scheduled(), tmp_path / "first", **{**settings, "max_epochs": 2})
+    steps = {**settings, "max_epochs": -1, "max_steps": 12}
+    goes_on(run_task(scheduled(), tmp_path, tmp_path / "first" / "last.ckpt", **steps), whole)
+
+
 def test_a_resume_with_workers(tmp_path):
     whole = run_task(CASES["latent ode"], tmp_path)
     path = tmp_path / "2.ckpt"

@@ -62,20 +62,29 @@ class LastCheckpoint(Shown, Checkpoint):
             )
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
-        self.path: Path | None = None
+        self.path: Path | str | None = None  # an address of a remote folder is text
+        self._best: Any = None
         self._saved_at = 0
         self._interrupted = False
         self._handler: Any = None
 
+    @property
+    def best_model_path(self) -> str:
+        """What a Trainer asks of its first checkpoint callback, of whichever kind it is."""
+        return str((self.path if self._best is None else self._best.best_model_path) or "")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = self.dirpath  # others have found theirs by now
-        for callback in trainer.checkpoint_callbacks:
-            if folder is None and is_lightning(callback, "callbacks", "ModelCheckpoint"):
-                folder = callback.dirpath  # type: ignore[attr-defined]
+        every = trainer.checkpoint_callbacks  # they have found their folders by now
+        models = (c for c in every if is_lightning(c, "callbacks", "ModelCheckpoint"))
+        self._best = next(models, None)
+        folder = self.dirpath or (self._best and self._best.dirpath)
         own = run_folder(trainer) / "checkpoints"  # asked for on every rank
-        self.path = (own if folder is None else Path(folder)) / "last.ckpt"
-        if trainer.is_global_zero:
-            _remove_what_a_kill_left(self.path.parent)
+        if "://" in str(folder):
+            self.path = f"{folder}/last.ckpt"
+        else:
+            self.path = Path(folder or own) / "last.ckpt"
+            if trainer.is_global_zero:
+                _remove_what_a_kill_left(self.path.parent)
         self._interrupted = False
         self._saved_at = trainer.global_step  # there is nothing new in it yet
         alone = trainer.world_size == 1 and leaves_files(trainer)
@@ -102,7 +111,8 @@ class LastCheckpoint(Shown, Checkpoint):
             is_time = True
         may_stop = trainer.current_epoch >= (trainer.min_epochs or 0)
         may_stop = may_stop and step >= (trainer.min_steps or 0)
-        stops = (trainer.should_stop and may_stop) or step == trainer.max_steps
+        # A batch may take several steps.
+        stops = (trainer.should_stop and may_stop) or -1 < trainer.max_steps <= step
         if (is_time or stops) and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
@@ -114,6 +124,9 @@ class LastCheckpoint(Shown, Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_last_batch:
+            # The first rank's progress bar has reduced the means of the epoch by now; others
+            # would wait for it in the checkpoint.
+            _ = trainer.callback_metrics
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,6 +152,13 @@ class LastCheckpoint(Shown, Checkpoint):
             ):
                 progress["total"][count] -= 1
                 progress["current"][count] -= 1
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The same of a checkpoint of a run without ``max_steps``, for one that has them."""
+        if trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
+            self.on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
@@ -170,9 +190,8 @@ class LastCheckpoint(Shown, Checkpoint):
     ) -> None:
         self._release()
         if isinstance(exception, SIGTERMException) and self.path is not None:
-            left = (
-                f"Go on with --ckpt_path {self.path}" if self.path.is_file() else "Nothing is left"
-            )
+            is_there = isinstance(self.path, str) or self.path.is_file()
+            left = f"Go on with --ckpt_path {self.path}" if is_there else "Nothing is left"
             rank_zero_info(f"Stopped by SIGTERM. {left}")
 
 

@@ -92,6 +92,8 @@ class NFEMonitor(Shown, Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
+        if outputs is None:  # the loader gave none: no batch has begun
+            return
         if not self._checked and not left_out(pl_module, outputs):
             self._checked = True
             unseen = [path for path, stats in self._stats.items() if not stats.nfe_forward]

@@ -84,6 +84,8 @@ class PenaltyCallback(CountedDraws):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert self._penalizing is not None
+        if outputs is None:  # the loader gave none: no batch has begun
+            return
         self._in_hand = 0
         if not self._verified and not left_out(pl_module, outputs):
             self._penalizing.check_seen("in the first training batch with a penalty")

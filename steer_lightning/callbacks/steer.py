@@ -133,6 +133,8 @@ class SteerCallback(CountedDraws):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert self._steering is not None
+        if outputs is None:  # the loader gave none: no batch has begun
+            return
         self._in_hand = 0
         if not self._verified and not left_out(pl_module, outputs):
             self._steering.check_solved("in the first training batch")

@@ -57,7 +57,11 @@ class TrainingClock(RunState):
         _wait_for(pl_module.device)
         self._started = (time.perf_counter(), time.process_time())
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        if outputs is None:  # the loader gave none: no batch has begun
+            return
         _wait_for(pl_module.device)
         self.totals["seconds"] += time.perf_counter() - self._started[0]
         self.totals["cpu_seconds"] += time.process_time() - self._started[1]

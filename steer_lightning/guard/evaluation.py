@@ -8,6 +8,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from steer_lightning.guard.agreement import agree
 from steer_lightning.solvers import SolverError
+from steer_lightning.solvers.foreign import as_solver_error
 from steer_lightning.utils.patching import WrappedMethods
 
 
@@ -62,7 +63,10 @@ class GuardedEvaluation:
         if self._error is None:
             try:
                 return step(*args, **kwargs)
-            except SolverError as error:
-                self.place(error)
-                self._error = error
+            except Exception as error:
+                failure = as_solver_error(error, "forward")
+                if failure is None:
+                    raise
+                self.place(failure)
+                self._error = failure
         return None

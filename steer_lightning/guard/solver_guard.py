@@ -172,6 +172,8 @@ class SolverGuard(RunState):
         batch_idx: int,
     ) -> None:
         assert self._training is not None
+        if outputs is None:  # the loader gave none: no batch has begun
+            return
         self._in_hand = None
         self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self._training.end_batch()

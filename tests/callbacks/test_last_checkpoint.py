@@ -2,6 +2,7 @@
 
 import signal
 
+import fsspec
 import pytest
 import torch
 from pytorch_lightning import Callback
@@ -55,6 +56,27 @@ def test_alone_it_finds_a_folder(tmp_path, given):
     assert theirs.exists()
     folder = own or tmp_path / "checkpoints"
     assert step_of(folder / "last.ckpt") == 6
+
+
+def test_a_test_after_a_fit_is_of_the_best_where_there_is_one(tmp_path):
+    for best, expected in (([ModelCheckpoint(monitor="val", filename="best")], 2), ([], 6)):
+        last, model, loaded = LastCheckpoint(), seeded(Worse), []
+        model.on_load_checkpoint = lambda found, to=loaded: to.append(found["global_step"])
+        trainer = trainer_in(tmp_path / str(expected), *best, last)
+        trainer.checkpoint_callbacks.sort(key=lambda callback: callback is not last)
+        trainer.callbacks.sort(key=lambda callback: callback is not last)  # in front of others
+        trainer.fit(model, tiny_loader(), tiny_loader())
+        trainer.validate(dataloaders=tiny_loader(), verbose=False)
+        assert loaded == [expected]
+
+
+def test_a_remote_folder_stays_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = LastCheckpoint(dirpath="memory://bucket/run")
+    trainer_in(tmp_path, last, max_steps=1).fit(seeded(OwnModel), tiny_loader())
+    assert last.path == "memory://bucket/run/last.ckpt"
+    assert fsspec.filesystem("memory").exists("/bucket/run/last.ckpt")
+    assert not list(tmp_path.rglob("last.ckpt"))
 
 
 @pytest.mark.parametrize("least", [{"min_epochs": 2}, {"min_steps": 8}])
@@ -126,6 +148,10 @@ def test_a_batch_may_take_several_steps(tmp_path):
     trainer = trainer_in(tmp_path, watch, LastCheckpoint(5), limit_val_batches=0)
     trainer.fit(seeded(ThreeSteps), tiny_loader(16))
     assert watch.steps[:5] == [None, None, 6, 6, 12]
+    trainer = trainer_in(tmp_path, LastCheckpoint(), max_steps=7, limit_val_batches=0)
+    trainer.fit(seeded(ThreeSteps), tiny_loader(16))
+    progress = torch.load(watch.path, weights_only=True)["loops"]["fit_loop"]["epoch_progress"]
+    assert progress["current"]["processed"] == 0  # it goes on within its first epoch
 
 
 def test_nothing_is_written_but_in_training(tmp_path):

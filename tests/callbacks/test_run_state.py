@@ -3,14 +3,24 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from steer_lightning import PenaltyCallback, SteerCallback
+from steer_lightning import NFEMonitor, PenaltyCallback, SteerCallback
 from steer_lightning.callbacks import StepMemories, TrainingClock
 from steer_lightning.guard import SolverGuard
 from steer_lightning.nn import ODEBlock
 from steer_lightning.penalties import KineticEnergy
 from steer_lightning.solvers import AdaptiveSolver
-from tests.helpers.models import ClockField, TinyModule, lively, seeded, tiny_loader, tiny_trainer
+from tests.helpers.models import (
+    ClockField,
+    OwnModel,
+    TinyModule,
+    lively,
+    seeded,
+    tiny_data,
+    tiny_loader,
+    tiny_trainer,
+)
 
 
 class Remembering(TinyModule):
@@ -75,3 +85,24 @@ def test_a_new_training_starts_anew():
         tiny_trainer(guard, clock).fit(seeded(Remembering, "setup"), tiny_loader(), tiny_loader())
     assert guard.skipped == 0
     assert [check.step for check in clock.checks] == [2]
+
+
+def test_what_a_loader_leaves_out_is_no_batch():
+    """Lightning passes over a ``None`` in the place of a batch, and tells of its end alone."""
+
+    class LeavesOut(DataLoader):
+        def __iter__(self):
+            yield from (None, *super().__iter__(), None)
+
+        def __len__(self):
+            return super().__len__() + 2
+
+    found = []
+    for loader in (LeavesOut, DataLoader):
+        clock, every = TrainingClock(), callbacks()
+        trainer = tiny_trainer(*every[:3], clock, *every[4:], NFEMonitor())
+        trainer.fit(seeded(OwnModel), loader(tiny_data(8), batch_size=4))
+        found.append((trainer.callback_metrics["train/nfe_forward_epoch"], every[0]._step))
+        assert clock.totals["seconds"] < 600.0
+        assert clock.totals["nfe_forward"] == 2 * float(found[-1][0])
+    assert found[0] == found[1]

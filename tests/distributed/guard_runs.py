@@ -3,8 +3,10 @@
 import os
 import warnings
 
+import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader, IterableDataset
+from torchdiffeq import odeint
 
 from steer_lightning import SteerCallback
 from steer_lightning.guard import SolverGuard
@@ -38,6 +40,15 @@ class Shared(FaultyModel):
     test_step = validation_step
 
 
+class Foreign(Shared):
+    """Evaluates by torchdiffeq's own solver."""
+
+    def forward(self, batch):
+        if self.training:
+            return super().forward(batch)
+        return odeint(self.block.vector_field, batch, torch.tensor([0.0, 1.0]))[-1]
+
+
 def share(*faults):
     """This rank's batches; where rank 1 has a fault, rank 0 has none."""
     found = batches(*faults)
@@ -57,10 +68,10 @@ class Endless(IterableDataset):
         return iter(self.found)
 
 
-def run(guard, *faults, gradient="autograd", end="fit", steer=False, **settings):
+def run(guard, *faults, gradient="autograd", end="fit", steer=False, model=Shared, **settings):
     """What a rank saw of a run whose faults are those of rank 1."""
     own = share(*faults)
-    module, steps = seeded(Shared, gradient), Log()
+    module, steps = seeded(model, gradient), Log()
     callbacks = [SteerCallback(0.5, seed=0)] * steer + [guard] * (guard is not None) + [steps]
     # find_unused_parameters is False: the zero loss of a dropped batch reaches every parameter.
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
@@ -111,4 +122,5 @@ def all_runs():
     for end in ENDS:
         found[end] = run(SolverGuard("skip"), "none", "budget", "none", end=end)
         found[f"first of {end}"] = run(SolverGuard(), "budget", "none", end=end)
+    found["foreign"] = run(SolverGuard(), "none", "nan", "none", end="validate", model=Foreign)
     return found

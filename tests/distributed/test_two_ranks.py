@@ -319,3 +319,10 @@ def test_evaluation_ends_all_ranks(runs, name):
         assert f"{stage}, epoch 0, batch {batch_idx}, rank 1." in message
         assert (rank, found_idx) == (1, batch_idx)
         assert found["untouched"]
+
+
+def test_a_foreign_solver_that_fails_in_evaluation_ends_all_ranks(runs):
+    for found in both(runs, "foreign"):
+        error, message, rank, batch_idx = found["error"]
+        assert (error, rank, batch_idx) == ("ForeignSolverError", 1, 1)
+        assert "validation, epoch 0, batch 1, rank 1." in message

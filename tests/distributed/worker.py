@@ -22,6 +22,7 @@ from steer_lightning import NFEMonitor, PenaltyCallback, SteerCallback, steer
 from steer_lightning.callbacks import (
     EndTimeSweep,
     FlowPlot,
+    LastCheckpoint,
     SampleGrid,
     SampleWriter,
     StepMemories,
@@ -142,8 +143,13 @@ def nfe() -> dict[str, float]:
 
 
 def fit_with_buffers() -> dict[str, float]:
-    """Train with validation, in which one rank has one batch more, of a model with buffers."""
-    trainer = tasks.make_trainer(FOLDER, NFEMonitor(), n_ranks=2, max_epochs=2)
+    """Train with validation, in which one rank has one batch more, of a model with buffers.
+
+    The progress bar of the first rank asks for means of an epoch that all ranks reduce.
+    """
+    shown = {"enable_progress_bar": True, "enable_checkpointing": True, "val_check_interval": 2}
+    callbacks = (NFEMonitor(), LastCheckpoint(dirpath=FOLDER / "shown"))
+    trainer = tasks.make_trainer(FOLDER, *callbacks, n_ranks=2, max_epochs=2, **shown)
     trainer.fit(tasks.normed_classifier(), tasks.Samples("classifier"))
     metrics = trainer.callback_metrics
     return {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
