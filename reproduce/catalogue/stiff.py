@@ -103,7 +103,8 @@ def figure5(scale: Scale) -> Iterator[Comparison]:
             settings="as released, r",
         ),
         Claim(
-            "STEER has the lower median error on it with true times, on the released grid",
+            "STEER has the lower median error on the stiff equation, with true times on the "
+            "released grid",
             "val/mse_median",
             settings="true times, r",
         ),
