@@ -101,7 +101,7 @@ def test_a_batch_on_a_gpu_ends_when_the_device_is_done(clocks, monkeypatch):
     clock.on_train_batch_start(None, module, None, 0)
     clocks.move(2.0, 3.0)
     queued.append(5.0)
-    clock.on_train_batch_end(None, module)
+    clock.on_train_batch_end(None, module, {})
     assert clock.totals["seconds"] == 7.0
     assert clock.totals["cpu_seconds"] == 3.0
 
