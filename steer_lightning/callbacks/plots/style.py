@@ -61,8 +61,9 @@ def legend_below(figure: Figure, columns: int = 4) -> None:
             handles.setdefault(label, handle)
     if not handles:
         return
-    columns = min(columns, len(handles))
     width, height = figure.get_size_inches()
+    fitting = int(width / (0.6 + 0.065 * max(map(len, handles))))  # of this size of text
+    columns = max(1, min(columns, fitting, len(handles)))
     figure.set_size_inches(width, height + 0.1 + 0.2 * -(-len(handles) // columns))
     figure.legend(
         [*handles.values()], [*handles],

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 from steer_lightning.callbacks.plots.base import EvaluationPlot, log_figure
+from steer_lightning.callbacks.plots.style import legend_below, panels
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF
 from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver
@@ -118,3 +119,19 @@ def test_a_figure_goes_to_a_logger_that_takes_figures():
     figure, logger = Figure(), Taking("unused")
     log_figure(logger, figure, "flow_val", 3)
     assert logger.experiment.seen == ("flow_val", figure, 3)
+
+
+def test_a_legend_of_long_names_lies_within_the_figure():
+    figure, [[axis]] = panels(1, 1, (4.2, 3.0))
+    for name in (
+        "without",
+        "with it in one part of the model",
+        "with it in the whole of the model",
+    ):
+        axis.plot([0.0, 1.0], label=name)
+    legend_below(figure)
+    figure.draw_without_rendering()
+    (legend,), outside = figure.legends, figure.bbox
+    box = legend.get_window_extent()
+    assert outside.x0 <= box.x0 < box.x1 <= outside.x1
+    assert outside.y0 <= box.y0 < box.y1 <= outside.y1
