@@ -4,47 +4,26 @@
 trajectory; their arguments are options.
 """
 
-import difflib
-import inspect
 import logging
-import os
-import re
 import signal
 import sys
-import traceback
 import warnings
 from dataclasses import dataclass, fields
-from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
-from zipfile import BadZipFile
+from typing import Any
 
 import torch
 from jsonargparse.typing import register_type
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
-from pytorch_lightning.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
-from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
-# Imported so that short class names resolve on the command line.
-import datamodules
-import steer_lightning.callbacks.plots.end_time_sweep
-import steer_lightning.callbacks.plots.features
-import steer_lightning.callbacks.plots.flow
-import steer_lightning.callbacks.plots.samples
-import steer_lightning.callbacks.plots.series
-import steer_lightning.callbacks.plots.stiff
-import steer_lightning.modules
+from command_line.folders import SaveConfig, as_list, keep_metrics, slurm_job, write_beside
+from command_line.parser import OneLineParser, debugging, is_refusal, one_line
 from steer_lightning.callbacks import (
     HyperparameterLog,
     LastCheckpoint,
@@ -54,7 +33,6 @@ from steer_lightning.callbacks import (
     SteerCallback,
     TrainingClock,
 )
-from steer_lightning.callbacks.folders import run_folder
 from steer_lightning.guard import SolverGuard
 from steer_lightning.modules.base import TaskModule
 from steer_lightning.penalties import (
@@ -66,28 +44,8 @@ from steer_lightning.penalties import (
     Stiffness,
     TrajectoryPolynomial,
 )
-from steer_lightning.solvers import SolverError
 
 register_type(torch.device)  # so that `config.yaml` holds one as text, as Lightning's callbacks do
-DEBUG = os.environ.get("STEER_DEBUG") == "1"
-# Lines of jsonargparse's messages that say nothing about what is wrong.
-IDLE = re.compile(
-    r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type"
-    r"|Given value: (\W|Name|Nested)|Not a valid sub|Subclass types|a (class|dict) "
-    r"|Expected a path but"
-)
-MISSPELT = re.compile(
-    r"(?:[Oo]ption|no attribute|invalid choice:) '([\w.]+)'|unrecognized arguments: --([\w.]+)"
-    r"|(?:import path string|Got value): ([\w.]+)"
-)
-# What is left of a message about a value that is of no use at all.
-BARE = re.compile(r'(Parser key "[\w.]+":)( Given value: .*)?')
-# Who refuses a wrong argument in words: this project and the parser; others by a ValueError.
-OURS = "steer_lightning.", "datamodules.", "jsonargparse."
-THEIRS = "pytorch_lightning.", "lightning_fabric.", "torch.optim."
-# A penalty's weight, and STEER's b, in short, in arguments with NUL between them.
-WEIGHT = re.compile(r"(?<![^\0])(--penalties\.\w+)(?=[=\0][-+\d.])")
-B = re.compile(r"(?<![^\0])--steer(?=[=\0](\d|auto))")
 
 
 @dataclass
@@ -105,51 +63,6 @@ class Penalties:
         """Those that were asked for; a number alone is a weight."""
         given = ((getattr(self, f.name), f.type.__args__[0]) for f in fields(self))
         return [x if isinstance(x, Penalty) else cls(x) for x, cls in given if x is not None]
-
-
-class OneLineParser(LightningArgumentParser):
-    """Refuses in one line, with near names; with ``STEER_DEBUG=1`` by a traceback."""
-
-    def parse_args(self, args: Any = None, **settings: Any) -> Any:
-        """Parse, with penalties' weights and STEER's b in short."""
-        given = sys.argv[1:] if args is None else args
-        text = B.sub("--steer.b", WEIGHT.sub(r"\1.weight", "\0".join(given)))
-        return super().parse_args(text.split("\0") if given else given, **settings)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if DEBUG or not self.exit_on_error:  # jsonargparse tries a class's arguments by the latter
-            self.exit_on_error = False
-            super().error(message, ex)
-        said = one_line(message)
-        if bare := BARE.fullmatch(said):
-            said = f"{bare[1]} expected settings by name, which --help lists{bare[2] or ''}"
-        near = near_names(said, getattr(ex, "subcommand_parser", None) or self)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        self.exit(2, f"error: {said}{hint}\n")
-
-
-def one_line(message: str) -> str:
-    """A message without the lines that say nothing."""
-    lines = (line.strip(" -") for line in message.splitlines())
-    return " ".join(line for line in lines if line and not IDLE.match(line))
-
-
-def near_names(message: str, parser: LightningArgumentParser) -> list[str]:
-    """Names that are like the one a message of the parser complains of."""
-    if (found := MISSPELT.search(message)) is None:
-        return []
-    word = next(filter(None, found.groups()))
-    known = {action.dest for action in parser._actions if not action.dest.endswith("help")}
-    known |= {name.partition(".")[0] for name in known}
-    for module_path, name in re.findall(r"class_path '([\w.]+)\.(\w+)'", message)[-1:]:
-        module = import_module(module_path)
-        cls = getattr(module, name, None)
-        known = set(inspect.signature(cls).parameters if cls else vars(module))
-    if "import path string" in message:
-        known = {*vars(datamodules), *vars(steer_lightning.modules), *vars(torch.optim)}
-    known |= set(re.findall(r"'(\w+)'", message)) - {word}  # choices
-    matches = (difflib.get_close_matches(w, known, 2) for w in (word, word.partition(".")[0]))
-    return next(filter(None, matches), [])
 
 
 class SteerCLI(LightningCLI):
@@ -269,70 +182,6 @@ class SteerCLI(LightningCLI):
         return super().instantiate_trainer(callbacks=callbacks, **settings)
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes the config into the run's folder, beside those that are there and differ.
-
-    That of ``fit`` is ``config.yaml``, that of a test ``config_test.yaml``, then with a number.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.already_saved:
-            return
-        self.already_saved = True
-        folder = run_folder(trainer)  # asked for on every rank
-        if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            text = self.parser.dump(self.config, skip_none=False)
-            stem = "config" if stage == "fit" else f"config_{trainer.state.fn.value}"
-            paths = (folder / f"{stem}{f'_{n}' * (n > 0)}.yaml" for n in count())
-            path = next(p for p in paths if not p.exists() or p.read_text() == text)
-            path.write_text(text)
-
-
-def write_beside(checkpoint: Path, trainer: Any, subcommand: str) -> None:
-    """Let validation, test and prediction go on in the folder and the log of the training run."""
-    folder = checkpoint.parent if checkpoint.parent.name else checkpoint.parent.absolute()
-    run = folder.parent if folder.name == "checkpoints" else folder
-    trainer.default_root_dir = str(run)
-    trainer.enable_autolog_hparams = False  # they are the training run's
-    for logger in as_list(trainer.logger):
-        kind = getattr(logger, "class_path", "").rpartition(".")[2]
-        if kind == "TensorBoardLogger":
-            place = {"save_dir": str(run.parent), "name": "", "version": run.name}
-        elif kind == "CSVLogger":  # which deletes the metrics that it finds in its folder
-            names = (f"{subcommand}{f'_{n}' * (n > 0)}" for n in count())
-            free = next(name for name in names if not (run / name).exists())
-            place = {"save_dir": str(run), "name": "", "version": free}
-        # Others keep a run under its identity, in a folder of their own.
-        elif kind == "WandbLogger" and run.parent.name == logger.init_args.project:
-            place = {"save_dir": str(run.parents[1]), "id": run.name}
-        elif kind == "MLFlowLogger" and re.fullmatch("[0-9a-f]{32}", run.name):
-            place = {"save_dir": str(run.parents[1]), "run_id": run.name}
-            trainer.default_root_dir = str(run.parents[1])  # if it tracks in a database
-        else:
-            continue
-        for name, value in place.items():
-            logger.init_args[name] = value
-
-
-def slurm_job() -> str:
-    """The number of the Slurm job that this is, the same once it is requeued; empty elsewhere."""
-    if not SLURMEnvironment.detect():
-        return ""
-    array, place = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
-    return f"{array}_{place}" if array else os.environ.get("SLURM_JOB_ID", "")
-
-
-@rank_zero_only
-def keep_metrics(logger: Any) -> None:
-    """Move away the metrics that a CSVLogger would delete, of a run that goes on in its folder."""
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    path = Path(logger.save_dir, logger.name or "", version, "metrics.csv")
-    if path.is_file():
-        others = (path.with_name(f"metrics_{n}.csv") for n in count(1))
-        path.rename(next(other for other in others if not other.exists()))
-
-
 def follow_steer(trainer: Any, b: float | str) -> None:
     """Name the logs of a Trainer's config after STEER, and let its plots show all end times.
 
@@ -368,23 +217,6 @@ def is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(idle)
 
 
-def as_list(items: Any) -> list[Any]:
-    """Make a list of one thing, several or nothing."""
-    return items if isinstance(items, list) else [items] if items else []
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether an error says itself what to change, so that its traceback is of no use."""
-    said = ModuleNotFoundError, BadZipFile, MisconfigurationException, SolverError
-    if isinstance(error, said) or (isinstance(error, OSError) and error.filename):
-        return True
-    if not isinstance(error, ValueError | TypeError | OSError):
-        return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    checked = OURS + THEIRS if isinstance(error, ValueError) else OURS
-    return f"{frame.f_globals.get('__name__')}.".startswith(checked)
-
-
 def main(args: ArgsType = None, run: bool = True) -> SteerCLI:
     """Run the command line, or the arguments given; or only build what they say."""
     quieten()
@@ -417,7 +249,7 @@ if __name__ == "__main__":
             raise
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if DEBUG or not is_refusal(error):
+        if debugging() or not is_refusal(error):
             raise
         print(f"error: {one_line(str(error))} (STEER_DEBUG=1 shows where)", file=sys.stderr)
         sys.exit(2)

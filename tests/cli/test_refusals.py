@@ -85,7 +85,7 @@ def test_an_unknown_command(capsys):
 
 
 def test_a_traceback_on_demand(monkeypatch):
-    monkeypatch.setattr(cli, "DEBUG", True)
+    monkeypatch.setenv("STEER_DEBUG", "1")
     with pytest.raises(ArgumentError, match="max_epoch"):
         cli.main(["fit", "--config", write(change("trainer.max_epoch", 3))])
 
