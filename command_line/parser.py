@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.cli import LightningArgumentParser
 
 # Imported so that short class names resolve on the command line.
@@ -40,6 +41,11 @@ BARE = re.compile(r'(Parser key "[\w.]+":)( Given value: .*)?')
 # Who refuses a wrong argument in words: this project and the parser; others by a ValueError.
 OURS = "steer_lightning.", "datamodules.", "jsonargparse."
 THEIRS = "pytorch_lightning.", "lightning_fabric.", "torch.optim."
+# Where classes are that may be given by a short name.
+PLACES = (
+    datamodules, steer_lightning.modules, steer_lightning.callbacks,
+    callbacks, loggers, torch.optim,
+)  # fmt: skip
 # A penalty's weight, and STEER's b, in short, in arguments with NUL between them.
 WEIGHT = re.compile(r"(?<![^\0])(--penalties\.\w+)(?=[=\0][-+\d.])")
 B = re.compile(r"(?<![^\0])--steer(?=[=\0](\d|auto))")
@@ -90,7 +96,7 @@ def near_names(message: str, parser: LightningArgumentParser) -> list[str]:
         cls = getattr(module, name, None)
         known = set(inspect.signature(cls).parameters if cls else vars(module))
     if "import path string" in message:
-        known = {*vars(datamodules), *vars(steer_lightning.modules), *vars(torch.optim)}
+        known = {name for place in PLACES for name in dir(place) if name[0].isupper()}
     known |= set(re.findall(r"'(\w+)'", message)) - {word}  # choices
     matches = (difflib.get_close_matches(w, known, 2) for w in (word, word.partition(".")[0]))
     return next(filter(None, matches), [])

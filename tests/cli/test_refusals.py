@@ -47,6 +47,7 @@ WEIGHED = change("penalties", {"local_error": 1.0})
         (change("penalties", ["local_error"]), "", "expected settings by name, which --help"),
         (change("penalties", 1.0), "", "expected settings by name, which --help lists Given"),
         ({}, "--optimizer=Adamm", "Adamm; did you mean Adam"),
+        ({}, "--trainer.callbacks+=EarlyStoping", "did you mean EarlyStopping"),
         ({}, "--ckpt_path=nowhere.ckpt", "but there is no 'nowhere.ckpt'"),
         ({}, "--ckpt_path=last", "but there is no 'last'"),
         ({}, "--steeer.b=0.5", "--steeer.b=0.5; did you mean steer?"),
