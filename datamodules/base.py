@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from steer_lightning.modules.compatibility import warn_of_changes
+from steer_lightning.utils.processes import in_process_group
 
 Split = Literal["train", "val", "test"]
 BatchT = TypeVar("BatchT", bound="tuple[Tensor, ...]")
@@ -130,6 +131,7 @@ class ResumableLoader(DataLoader[Any]):
     _resume: Mapping[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._check_ranks()
         resume, self._resume = self._resume, None
         skip = 0
         if resume is not None and resume["epoch"] == self._epoch:
@@ -147,6 +149,21 @@ class ResumableLoader(DataLoader[Any]):
         self._resume = dict(state)
         if isinstance(self.sampler, DistributedSampler) and "seed" in state:
             self.sampler.seed = state["seed"]
+
+    def _check_ranks(self) -> None:
+        """Refuse to give every rank the same samples, which Lightning takes for its share."""
+        sampler = self.sampler
+        if not isinstance(sampler, DistributedSampler) or isinstance(
+            sampler, UnrepeatedDistributedSampler
+        ):
+            return
+        n_shares: int = sampler.num_replicas
+        if in_process_group() and (n_ranks := torch.distributed.get_world_size()) != n_shares:
+            raise ValueError(
+                f"Expected a training loader for {n_ranks} ranks, but this one was made for "
+                f"{n_shares}. Give the Trainer the datamodule, which then knows how many there "
+                f"are, in place of the loader: trainer.fit(model, data)."
+            )
 
     @property
     def _epoch(self) -> int:

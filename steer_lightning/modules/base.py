@@ -67,7 +67,8 @@ class TaskModule(LightningModule):
 
     Args:
         optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimiser.
+        lr_scheduler: Makes the learning-rate schedule from the optimiser. One that looks at a
+            metric names it, as ``pytorch_lightning.cli.ReduceLROnPlateau`` does.
         lr_interval: What the schedule counts, ``"epoch"`` or ``"step"``.
 
     Attributes:
@@ -195,7 +196,12 @@ class TaskModule(LightningModule):
                 group["lr"] = group["initial_lr"] = self.lr
         if self._lr_scheduler is None:
             return optimizer
-        schedule = {"scheduler": self._lr_scheduler(optimizer), "interval": self._lr_interval}
+        scheduler = self._lr_scheduler(optimizer)
+        schedule = {
+            "scheduler": scheduler,
+            "interval": self._lr_interval,
+            "monitor": getattr(scheduler, "monitor", None),  # as Lightning's plateau has
+        }
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:

@@ -127,4 +127,4 @@ class ImageFlowModule(CNFModule):
 
 def _images(batch: Any) -> Tensor:
     grey = cast(Tensor, batch if isinstance(batch, Tensor) else batch[0])
-    return grey if grey.is_floating_point() else grey.float()
+    return grey if grey.is_floating_point() else grey.to(torch.get_default_dtype())

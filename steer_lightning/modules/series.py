@@ -14,6 +14,7 @@ from steer_lightning.modules.base import StochasticTaskModule, correct, mean_wit
 from steer_lightning.nn.likelihood import masked_gaussian_log_prob
 from steer_lightning.nn.series import SeriesBatch, check_series
 from steer_lightning.nn.series.forecaster import Forecast
+from steer_lightning.utils.processes import in_process_group
 
 
 class DefinedAUROC(BinaryAUROC):
@@ -43,7 +44,7 @@ class SeriesModule(StochasticTaskModule):
         network: Makes forecasts, with the attribute ``n_features``.
         noise_std: Standard deviation of the observation noise, in units of the values.
         likelihood_weight: Weight of the likelihood in the loss; zero to classify only, in which
-            case nothing is reconstructed and the readout of values is not trained.
+            case the readout of values is not trained, though a decoder still solves.
         classifier: Maps states to ``num_classes`` logits; ``None`` if nothing is classified. It
             reads the state at each time, or that of a series, as the labels of the data are.
         num_classes: Number of classes; with two of them the area under the curve is logged too.
@@ -129,7 +130,7 @@ class SeriesModule(StochasticTaskModule):
         rest = {f"train/{k}": v for k, v in metrics.items() if k != "loss"}
         self.log_dict(rest, batch_size=size)
         loss = metrics["loss"]
-        if torch.distributed.is_initialized():
+        if in_process_group():
             # DDP waits for all gradients, also where a batch needs no decoder: its labels are
             # those of series, or each of its series has a single time.
             loss = loss + sum(p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad)
@@ -191,6 +192,11 @@ class SeriesModule(StochasticTaskModule):
         assert self.classifier is not None
         of_times = forecast.batch.labels.ndim == 2
         logits: Tensor = self.classifier(forecast.along if of_times else forecast.whole)
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"Expected num_classes = {self.num_classes} logits of the classifier, but got "
+                f"{logits.shape[-1]}. Make its last layer as wide as there are classes."
+            )
         return logits
 
     def check_batch(self, batch: Any) -> None:

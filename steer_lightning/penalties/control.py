@@ -12,8 +12,8 @@ from steer_lightning.nn.probes import Probed, Probing
 from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
-from steer_lightning.steering.contexts import agreed_seed
 from steer_lightning.steering.targets import find_field, named_parts
+from steer_lightning.utils.processes import agreed_seed
 from steer_lightning.utils.seeding import stream_key
 
 _ACTIVE: dict[nn.Module, "Penalizing"] = {}

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from steer_lightning.horizon import Horizon, SpanHorizon
@@ -12,6 +11,7 @@ from steer_lightning.horizon.base import moved
 from steer_lightning.horizon.end_time import Distribution, FixedOffset, HalfWidth, Scope
 from steer_lightning.steering.control import Steering, SteerSettings
 from steer_lightning.steering.targets import attached_horizons
+from steer_lightning.utils.processes import agreed_seed, current_rank
 from steer_lightning.utils.schedule import Schedule
 
 _CONTEXTS = itertools.count()
@@ -170,16 +170,3 @@ def nominal(module: nn.Module) -> Iterator[None]:
     own = [m for m in module.modules() if isinstance(m, Horizon)]
     with moved([*own, *attached_horizons(module)], None):
         yield
-
-
-def agreed_seed() -> int:
-    """Torch's initial seed, that of the first process if there are several."""
-    seeds = [torch.initial_seed()]
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(seeds)
-    return seeds[0]
-
-
-def current_rank() -> int:
-    """Rank of this process in ``torch.distributed``; zero without it."""
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

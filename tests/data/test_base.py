@@ -141,6 +141,15 @@ def test_one_sample_is_evaluated_by_every_rank_and_too_few_raise_on_all_of_them(
             on_rank(rank, 3, 2).val_dataloader()
 
 
+def test_a_training_loader_made_without_the_trainer_is_refused_on_several_ranks(monkeypatch):
+    data = Numbers()
+    data.setup("fit")
+    monkeypatch.setattr("datamodules.base.in_process_group", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"for 2 ranks, .* made for 1. Give .* the datamodule"):
+        next(iter(data.train_dataloader()))
+
+
 @pytest.mark.parametrize("cuda", [True, False])
 def test_memory_is_pinned_for_a_cuda_trainer_or_without_one_where_there_is_cuda(monkeypatch, cuda):
     data = on_rank(0, 1)

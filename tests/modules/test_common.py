@@ -5,6 +5,7 @@ import torch
 import yaml
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateFinder
+from pytorch_lightning.cli import ReduceLROnPlateau
 from pytorch_lightning.tuner import Tuner
 
 import cli
@@ -156,6 +157,12 @@ def test_checkpoint_of_a_module_built_by_the_cli(case, tmp_path, monkeypatch):
     assert configured["optimizer"].defaults["lr"] == 0.5
     assert configured["lr_scheduler"]["scheduler"].step_size == 3
     assert configured["lr_scheduler"]["interval"] == "step"
+
+
+def test_a_schedule_that_looks_at_a_metric_names_it():
+    flow = CNF(ConcatSquashField(2, (4,)), (2,))
+    module = CNFModule(flow, lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/nll"))
+    assert module.configure_optimizers()["lr_scheduler"]["monitor"] == "val/nll"
 
 
 @pytest.mark.parametrize("as_callback", [False, True])

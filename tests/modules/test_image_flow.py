@@ -196,6 +196,12 @@ def test_images_alone_or_at_the_front_of_a_batch(batch):
     assert torch.equal(found["loss"], module.evaluate(grey)["loss"])
 
 
+def test_bytes_have_the_precision_of_the_trainer(monkeypatch):
+    batch, module = grey_images(3).to(torch.uint8), make_module().double()
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)  # as in `64-true`
+    assert module.evaluate(batch)["loss"].dtype == torch.float64
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

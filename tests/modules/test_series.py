@@ -234,6 +234,14 @@ def test_a_bad_first_batch_raises(trainer, stage, batch, message):
         getattr(trainer, stage)(module, loader(batch, 3))
 
 
+@pytest.mark.parametrize("n_logits", [1, 3])
+def test_a_classifier_of_other_classes_is_refused(trainer, n_logits):
+    module = make(classifier=nn.Linear(2, n_logits))
+    batch = series([torch.tensor(x) for x in (0, 1, 1)])
+    with pytest.raises(ValueError, match=f"num_classes = 2 logits .*, but got {n_logits}"):
+        trainer.validate(module, loader(batch, 3))
+
+
 def test_a_batch_of_something_else_raises(trainer):
     data = DataLoader([torch.zeros(2)])
     with pytest.raises(TypeError, match="Expected a SeriesBatch, but got Tensor"):
