@@ -140,9 +140,10 @@ class SteerCLI(LightningCLI):
             write_beside(Path(checkpoint), config.trainer, self.subcommand)
         elif self.subcommand == "fit" and (job := slurm_job()):
             # Lightning leaves what a requeued job goes on from there, and so would others' be.
-            config.trainer.default_root_dir = str(
-                Path(config.trainer.default_root_dir or "logs/slurm", job)
-            )
+            folder = Path(config.trainer.default_root_dir or "logs/slurm", job)
+            config.trainer.default_root_dir = str(folder)
+            if checkpoint and any(folder.glob("hpc_ckpt_*.ckpt")):
+                config.ckpt_path = "hpc"  # the job has gone on from the other one already
         elif config.trainer.logger is False:
             root = Path(config.trainer.default_root_dir or "logs/run")
             folders = (root / f"version_{n}" for n in count())

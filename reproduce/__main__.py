@@ -19,7 +19,7 @@ from reproduce.catalogue import EXPERIMENTS, GROUPS
 from reproduce.catalogue.regularizers import TASKS
 from reproduce.experiments import SCALES, Experiment
 from reproduce.pool import execute_all
-from reproduce.publish import publish, write_index
+from reproduce.publish import publish
 from reproduce.records import Results, read_records, write_records
 from reproduce.report import write_page
 from reproduce.runs import ABSENT, Run, Settings, prepare, time_training
@@ -218,7 +218,6 @@ class Command:
                 publish(self.found.publish, experiment, results)
             except ValueError as error:
                 sys.exit(f"error: {error}")
-            write_index(self.found.publish, self.found.scale)
 
     def _without_folders(self, text: str) -> str:
         """Text without this machine's absolute folders, to be shown to others."""
@@ -286,7 +285,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
+    except (SystemExit, KeyboardInterrupt) as error:
+        # Lightning leaves by the former where the latter stopped a run of this process.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         print(
             "Stopped. The same command goes on from the last check of each run; jobs of Slurm "
             "go on by themselves, unless `scancel --name=reproduce --me` ends them."

@@ -23,6 +23,11 @@ SMOKE = options(
 )  # fmt: skip
 
 
+def decaying(n_steps: int, **schedule: object) -> tuple[str, ...]:
+    """STEER whose b changes over the first 70 % of the steps."""
+    return options("--steer.b", **schedule, length=max(1, round(0.7 * n_steps)))
+
+
 def widths(*values: float, prefix: str = "STEER, ") -> dict[str, tuple[str, ...]]:
     """Labels and arguments of STEER with several half-widths."""
     return {f"{prefix}b = {b:g}": (f"--steer.b={b}",) for b in values}

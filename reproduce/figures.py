@@ -67,18 +67,21 @@ def draw_sweeps(experiment: Experiment, results: Results) -> Figure:
 
 
 def montage(experiment: Experiment, results: Results, name: str) -> Figure:
-    """Plots that a callback drew in the test of each variant's first finished seed.
+    """Plots that a callback drew in the test of each variant's first finished seed that has one.
 
-    A row for each comparison, or several: as many side by side as are 1.8 inches high.
+    A row for each comparison, or several: as many side by side as are 1.8 inches high. Nothing if
+    a variant has finished runs, but none with its plot, as of another machine.
     """
     rows, width = [], 9.0
     for part in experiment.comparisons:
         row = []
         for variant in part.variants:
-            for record in finished(results[variant])[:1]:
-                path = record.folder / "logs" / "plots" / f"{name}.png"
-                if path.is_file():
-                    row.append((f"{part.setting}: {variant.label}", imread(path)))
+            records = finished(results[variant])
+            paths = [record.folder / "logs" / "plots" / f"{name}.png" for record in records]
+            there = [path for path in paths if path.is_file()]
+            if paths and not there:
+                return Figure()
+            row += [(f"{part.setting}: {variant.label}", imread(path)) for path in there[:1]]
         ratio = max((image.shape[1] / image.shape[0] for _, image in row), default=1.0)
         side_by_side = max(1, int(width / (1.8 * ratio)))
         rows += [row[i : i + side_by_side] for i in range(0, len(row), side_by_side)]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from reproduce.runs import Run, execute
 
@@ -82,4 +84,7 @@ def _child(run: Run, threads: int, seconds: float | None) -> None:
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
     torch.set_num_threads(threads)
-    execute(run, seconds)
+    try:
+        execute(run, seconds)
+    except SIGTERMException:  # which would end as if all had gone well
+        sys.exit(128 + signal.SIGTERM)

@@ -1,7 +1,6 @@
 """What is published of finished runs: pages, pictures, records, and an index of what holds."""
 
 import fcntl
-import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,7 +33,7 @@ _SHOWN = ("gain", "loss", "no difference")
 
 
 def publish(folder: Path, experiment: Experiment, results: Results) -> None:
-    """Write page, picture and records of an experiment, of which at least one run is finished.
+    """Write page, picture, records and index; of an experiment that has a finished run.
 
     The page starts with the command that makes it. Finished runs that the folder holds, as of
     another machine, stay beside those of the results. A picture that cannot be drawn, as
@@ -65,18 +64,16 @@ def publish(folder: Path, experiment: Experiment, results: Results) -> None:
         figure = experiment.draw(experiment, results)
         if any(axis.has_data() for axis in figure.axes):
             figure.savefig(folder / f"{experiment.name}.png", dpi=120)
+        _write_index(folder, experiment.scale)
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Make a folder, and let other commands that publish to it wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX)
+    with (folder / ".lock").open("w") as lock:  # a folder would be locked on this node alone
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(place)
 
 
 class Finding(NamedTuple):
@@ -108,7 +105,7 @@ def judge(experiment: Experiment, claim: Claim, results: Results) -> Finding:
     return Finding(experiment, claim, metric, status, seen, changes(results))
 
 
-def write_index(folder: Path, scale: Scale) -> None:
+def _write_index(folder: Path, scale: Scale) -> None:
     """Write ``index.md``: what holds, what does not, what is open; then a picture a claim."""
     path = folder / RECORDS
     if not path.is_file():

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,21 +52,24 @@ class Run:
     """A variant with one seed.
 
     Its folder depends on all that is trained, and not on the experiment, so that two experiments
-    share a run, and a config that was changed has runs of its own.
+    share a run, and a config that was changed has runs of its own. It keeps the config that it
+    found at first, also where it is executed by another process later on.
     """
 
     variant: Variant
     seed: int
     settings: Settings
 
-    @property
-    def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = yaml.safe_load(
-            (CONFIGS / f"{self.variant.config}.yaml").read_text()
-        )
-        return config
+    @cached_property
+    def _text(self) -> str:
+        return (CONFIGS / f"{self.variant.config}.yaml").read_text()
 
     @property
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = yaml.safe_load(self._text)
+        return config
+
+    @cached_property
     def folder(self) -> Path:
         """Where its files go."""
         variant, settings = self.variant, self.settings
@@ -94,6 +98,7 @@ class Run:
             arguments.append(f"--data.init_args.cache_dir={cache}")
         return [
             *arguments,
+            "--trainer.devices=1",
             *self.variant.overrides,
             *settings.overrides,
             f"--seed_everything={self.seed}",
@@ -104,8 +109,8 @@ class Run:
     def fit_arguments(self) -> list[str]:
         """All arguments of ``cli.py fit``; the checkpoint to go on from is the one left behind.
 
-        The config's callbacks are written to a file, with its clock behind all others and plots
-        in test alone.
+        The config is copied; its callbacks are written to a file, with its clock behind all others
+        and plots in test alone.
         """
         callbacks = []
         for callback in self._config["trainer"]["callbacks"]:
@@ -114,13 +119,14 @@ class Run:
                 callback.setdefault("init_args", {})["every_n_checks"] = 10**9
             if found is not TrainingClock:
                 callbacks.append(callback)
-        callbacks_file = self.folder / "callbacks.yaml"
+        config_file, callbacks_file = self.folder / "config.yaml", self.folder / "callbacks.yaml"
+        config_file.write_text(self._text)
         callbacks_file.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
         checkpoints = self.folder / "checkpoints"
         last = checkpoints / "last.ckpt"
-        _, config, *rest = self.arguments()
+        _, _, *rest = self.arguments()
         return [
-            *("--config", config),
+            *("--config", str(config_file)),
             *("--config", str(callbacks_file)),
             *rest,
             f"--trainer.logger.init_args.save_dir={self.folder}",
@@ -140,9 +146,9 @@ class Run:
             saved = json.loads((folder / "run.json").read_text())
             sessions = saved["sessions"]
 
-            def joined(name: str, by: str) -> str | None:
-                seen = dict.fromkeys(str(s[name]) for s in sessions if s.get(name))
-                return by.join(seen) or None
+            def joined(name: str, by: str = " then ") -> Any:
+                seen = [*dict.fromkeys(s[name] for s in sessions if s.get(name))]
+                return by.join(map(str, seen)) if len(seen) > 1 else next(iter(seen), None)
 
             return Record(
                 self.seed,
@@ -151,8 +157,7 @@ class Run:
                 checks=[Check(**check) for check in saved["checks"]],
                 machine={
                     **sessions[-1],
-                    "cpu": joined("cpu", " then "),
-                    "gpu": joined("gpu", " then "),
+                    **{name: joined(name) for name in ("cpu", "gpu", "threads")},
                     "commit": joined("commit", " "),
                     "dirty": any(session.get("dirty") for session in sessions),
                 },
@@ -178,7 +183,9 @@ def prepare(run: Run) -> None:
         FileNotFoundError: If a file of data is missing.
         ModuleNotFoundError: If what simulates data is missing.
     """
-    _cli([*run.arguments(), "--trainer.logger=false"], run=False).datamodule.prepare_data()
+    # Here there may be no GPU, as where jobs are submitted.
+    here = ("--trainer.accelerator=cpu", "--trainer.strategy=auto", "--trainer.logger=false")
+    _cli([*run.arguments(), *here, "--trainer.devices=1"], run=False).datamodule.prepare_data()
 
 
 def execute(run: Run, seconds: float | None = None) -> None:
@@ -193,7 +200,8 @@ def execute(run: Run, seconds: float | None = None) -> None:
     def stop(*_: object) -> None:
         nonlocal is_up
         is_up = True
-        if waits:  # whatever SIGINT does here: in the background of a shell nothing
+        # In the background of a shell SIGINT does nothing, until training handles it.
+        if waits or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
@@ -246,10 +254,11 @@ def time_training(run: Run, n_steps: int = 5) -> tuple[float, int]:
 
 def _execute(run: Run) -> None:
     sessions_file = run.folder / "sessions.json"
-    sessions = json.loads(sessions_file.read_text()) if sessions_file.is_file() else []
+    arguments = run.fit_arguments()
+    goes_on = arguments[-1].startswith("--ckpt_path=") and sessions_file.is_file()
+    sessions = json.loads(sessions_file.read_text()) if goes_on else []
     sessions.append(describe_machine())
     _write_json(sessions_file, sessions)
-    arguments = run.fit_arguments()
     fit = _cli(["fit", *arguments])
     (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
     (best,) = (c for c in fit.trainer.callbacks if isinstance(c, ModelCheckpoint))
@@ -284,15 +293,20 @@ def _execute(run: Run) -> None:
     )
 
 
+def _git(*command: str) -> str | None:
+    """What git says of this repository; ``None`` outside of one."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        arguments = ["git", "-C", str(CONFIGS.parent), *command]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+# Of the code that is loaded: while runs go on, others may be committed.
+_COMMIT, _CHANGES = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+
+
 def describe_machine() -> dict[str, Any]:
     """Versions, hardware and the commit of the code (``None`` outside a repository)."""
-
-    def git(*command: str) -> str | None:
-        with suppress(OSError, subprocess.CalledProcessError):
-            arguments = ["git", "-C", str(CONFIGS.parent), *command]
-            return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-        return None
-
     versions = {}
     for name in ("torch", "pytorch-lightning", "torchdiffeq", "torchvision", "mujoco"):
         with suppress(PackageNotFoundError):
@@ -301,7 +315,6 @@ def describe_machine() -> dict[str, Any]:
     if (cpus := Path("/proc/cpuinfo")).is_file():
         found = re.search(r"^model name\s*: *(.+)", cpus.read_text(), re.MULTILINE)
         cpu = found[1].strip() if found else cpu
-    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return {
         "python": platform.python_version(),
         "versions": versions,
@@ -309,8 +322,8 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": commit and commit.strip(),
-        "dirty": None if status is None else bool(status.strip()),
+        "commit": _COMMIT,
+        "dirty": None if _CHANGES is None else bool(_CHANGES),
     }
 
 

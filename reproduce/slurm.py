@@ -72,11 +72,8 @@ def execute_on_slurm(
     # As often as it takes: a run goes on each time.
     executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=1000)
     limits = {} if minutes is None else {"time": int(minutes) + _GRACE_MINUTES}
-    executor.update_parameters(
-        job_name=NAME,
-        array_parallelism=jobs or max(1, len(runs)),
-        **{**RESOURCES, **limits, **resources},
-    )
+    own = {"job_name": NAME, "array_parallelism": jobs or max(1, len(runs)), **RESOURCES}
+    executor.update_parameters(**{**own, **limits, **resources})
     live = live_jobs()
     watched = {job_id: run for run in runs if (job_id := _job_of(run)) in live}
     new = [run for run in runs if run not in watched.values()]

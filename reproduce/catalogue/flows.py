@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from reproduce.arguments import DATA, FIELD, FLOW, MODEL, SMOKE, TRAINER, options, widths
+from reproduce.arguments import DATA, FIELD, FLOW, MODEL, SMOKE, TRAINER, decaying, options, widths
 from reproduce.experiments import Claim, Comparison, Metric, Scale, compare, experiment, pick
 from reproduce.figures import draw_curves, draw_flows
 
@@ -46,9 +46,8 @@ def toy2d(scale: Scale, density: str) -> list[str]:
 
 def _steer_flow(scale: Scale, *values: float) -> dict[str, tuple[str, ...]]:
     """STEER with several half-widths and, at full length, with the largest one decaying."""
-    decay = options("--steer.b", start=max(values), end=0.0, length=round(0.7 * _TOY_STEPS))
-    decaying = {f"STEER, b from {max(values):g} to 0": decay}
-    return widths(*values) | pick(scale, decaying, {}, {})
+    decay = decaying(_TOY_STEPS, start=max(values), end=0.0)
+    return widths(*values) | pick(scale, {f"STEER, b from {max(values):g} to 0": decay}, {}, {})
 
 
 NLL = Metric("test/nll", "test negative log-likelihood, nats", "lower", matters=0.02)

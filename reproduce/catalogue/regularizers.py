@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from reproduce.arguments import DATA, FLOW, MODEL, SMOKE, TRAINER, options
+from reproduce.arguments import DATA, FLOW, MODEL, SMOKE, TRAINER, decaying, options
 from reproduce.catalogue.flows import SMOKE_TOY
 from reproduce.catalogue.series import SMOKE_SERIES
 from reproduce.experiments import Comparison, Metric, Scale, compare, experiment, pick
@@ -37,11 +37,6 @@ def controls(block: str, n_steps: int) -> dict[str, tuple[str, ...]]:
         "fixed end time t1 - b": (f"{block}.t_span=[0.0,{1.0 - B}]",),
         "learned t1": options(block, learn_t1="true", t1_range=f"[{1.0 - B},{1.0 + B}]"),
     }
-
-
-def decaying(n_steps: int, **schedule: object) -> tuple[str, ...]:
-    """STEER whose b changes over the first 70 % of the steps."""
-    return options("--steer.b", **schedule, length=max(1, round(0.7 * n_steps)))
 
 
 def rivals(

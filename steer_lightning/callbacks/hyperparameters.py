@@ -50,9 +50,6 @@ class HyperparameterLog(Shown, Callback):
     def state_dict(self) -> dict[str, Any]:
         return self.settings
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.settings = state_dict
-
 
 def settings_of(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
     """Settings of STEER, penalties and solvers, as plain values, nested by what they belong to."""

@@ -115,6 +115,9 @@ def test_what_a_job_of_slurm_leaves_is_found_by_itself_alone(monkeypatch, caplog
     first = run("fit", *logger)
     assert first.default_root_dir == f"logs/slurm/{'7_3' if task else '8'}"
     first.save_checkpoint(Path(first.default_root_dir, "hpc_ckpt_1.ckpt"))
+    first.save_checkpoint("asked.ckpt")  # of what was submitted, before it was queued again
+    run("fit", *logger, "--ckpt_path=asked.ckpt")
+    assert "hpc_ckpt_1.ckpt" in caplog.text
     for key, goes_on in (("none", True), ("ARRAY_TASK_ID" if task else "JOB_ID", False)):
         monkeypatch.setenv(f"SLURM_{key}", "4")
         caplog.clear()

@@ -76,6 +76,20 @@ class Alarm(Callback):
             signal.raise_signal(signal.SIGALRM)
 
 
+class EarlyAlarm(Callback):
+    """Lets the time be up before training."""
+
+    def setup(self, trainer, pl_module, stage):
+        signal.raise_signal(signal.SIGALRM)
+
+
+class Terminate(Callback):
+    """Tells the process to end."""
+
+    def on_train_batch_start(self, trainer, *_):
+        signal.raise_signal(signal.SIGTERM)
+
+
 class Crash(Callback):
     """Ends the process at once."""
 

@@ -56,6 +56,20 @@ def test_panels_against_b_are_labelled_at_the_edges():
     assert first.lines[0].get_xydata().tolist() == [[0.0, 50.0], [0.5, 62.5]]
 
 
+def test_a_picture_is_made_of_all_plots_or_not_at_all(tmp_path):
+    plots = tmp_path / "here" / "logs" / "plots"
+    plots.mkdir(parents=True)
+    imsave(plots / "trajectory_test.png", np.zeros((20, 20, 3)))
+    found = {v: [replace(r, folder=tmp_path / "here") for r in rs] for v, rs in results().items()}
+    drawn = experiment((ACCURACY,), comparisons=PARTS)
+    last = PARTS[-1].variants[-1]
+    elsewhere = [replace(r, folder=tmp_path / "elsewhere") for r in found[last]]
+    both = draw_trajectories(drawn, {**found, last: [*elsewhere, *found[last]]})
+    n_panels = sum(len(part.variants) for part in PARTS)
+    assert len([axis for axis in both.axes if axis.images]) == n_panels
+    assert draw_trajectories(drawn, {**found, last: elsewhere}).axes == []
+
+
 @pytest.mark.parametrize(("width", "shape"), [(20, (2, 3)), (40, (3, 2)), (80, (5, 1))])
 def test_narrow_plots_of_a_comparison_stand_side_by_side(tmp_path, width, shape):
     (tmp_path / "logs" / "plots").mkdir(parents=True)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -147,6 +148,16 @@ def test_a_run_whose_time_is_up_goes_on_as_if_it_had_not_been(unbroken):
     assert numbers(run) == numbers(unbroken)
 
 
+def test_the_time_may_be_up_before_training_where_sigint_is_ignored():
+    early = "--trainer.callbacks+=tests.reproduce.records.EarlyAlarm"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    try:
+        execute(run := make(overrides=(early,)), 1000.0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert run.record().status == "pending"
+
+
 def test_the_clock_of_a_run_is_real():
     run = make(TINY.others[0], overrides=("--trainer.max_epochs=1000000",))
     execute(run, 1.5)
@@ -221,10 +232,41 @@ def test_a_wait_for_another_command_ends_with_the_time():
 def test_a_run_on_two_machines_names_both(unbroken):
     run, saved = make(), json.loads((unbroken.folder / "run.json").read_text())
     (session,) = saved["sessions"]
-    saved["sessions"] = [session, {**session, "cpu": "Another CPU"}]
+    saved["sessions"] = [session, {**session, "cpu": "Another CPU", "threads": 64}]
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "run.json").write_text(json.dumps(saved))
-    assert run.record().processor.startswith(f"{session['cpu']} then Another CPU")
+    assert run.record().processor == (
+        f"{session['cpu']} then Another CPU {session['threads']} then 64"
+    )
+
+
+def test_what_left_nothing_to_go_on_from_is_no_session(stopping, monkeypatch):
+    run = make()
+    with monkeypatch.context() as patch:
+        patch.setattr("reproduce.runs.describe_machine", lambda: {"commit": "before"})
+        stopping(run, 0)
+    execute(run)
+    assert "before" not in run.record().machine["commit"]
+
+
+def test_a_run_keeps_the_config_that_it_found(monkeypatch, tmp_path):
+    name = TINY.baseline.config
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr("reproduce.runs.CONFIGS", tmp_path)
+    run = make()
+    folder = run.folder
+    (tmp_path / f"{name}.yaml").write_text(text.replace("max_epochs: ", "max_epochs: 1"))
+    elsewhere = pickle.loads(pickle.dumps(run))
+    assert make().folder != folder == elsewhere.folder
+    folder.mkdir(parents=True)
+    assert f"--config {folder / 'config.yaml'}" in " ".join(elsewhere.fit_arguments())
+    assert (folder / "config.yaml").read_text() == text
+
+
+def test_data_are_prepared_where_there_is_no_gpu():
+    prepare(make(overrides=("--trainer.accelerator=gpu", "--trainer.devices=4")))
 
 
 def test_a_run_stopped_between_training_and_test_is_tested(unbroken, monkeypatch):
@@ -336,12 +378,14 @@ def test_one_crashing_process_ends_no_other(tmp_path, monkeypatch):
         make(TINY.others[0], output=tmp_path),
         make(output=tmp_path),
         make(overrides=(ALARM,), output=tmp_path),
+        make(overrides=(ALARM.replace("Alarm", "Terminate"),), output=tmp_path),
     ]
     seen = {}
     later = time.monotonic() + 1000.0
     execute_all(runs, 2, lambda run: seen.update({run.folder: run.record()}), later)
-    crashed, *others, stopped = (seen[run.folder] for run in runs)
+    crashed, *others, stopped, ended = (seen[run.folder] for run in runs)
     assert stopped.status == "pending"
+    assert ended.message.startswith("the process ended with exit code 143")
     assert crashed.status == "failed"
     assert "ended with exit code 3 and no result" in crashed.message
     assert [record.status for record in others] == ["finished"] * 2
