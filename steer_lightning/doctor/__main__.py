@@ -44,7 +44,7 @@ def check_data(data_dir: Path) -> Iterable[Finding]:
             raise
         sentence = (
             "not looked at: the data sets' modules are part of the repository and not of the "
-            "installed package. Run the doctor there."
+            "installed package. There, run `python -m steer_lightning doctor`."
         )
         return [Finding("data", "note", sentence)]
     return found
