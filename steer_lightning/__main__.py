@@ -4,6 +4,7 @@ import argparse
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def versions() -> list[str]:
     """Name and version of this package, of what it needs and of Python; where it all lies."""
-    needed = [requirement.name for requirement, extra in requirements() if extra is None]
+    needed = []
+    with suppress(metadata.PackageNotFoundError):  # of a clone that is not installed
+        needed = [requirement.name for requirement, extra in requirements() if extra is None]
     installed = {d.name: d.version for d in metadata.distributions()}
     found = {"steer-lightning": steer_lightning.__version__, "python": platform.python_version()}
     found |= {name: installed.get(name, "not installed") for name in needed}

@@ -235,10 +235,17 @@ def test_a_check_that_fails_itself_is_a_fault_and_the_others_go_on(quick, tmp_pa
 
 
 def test_data_modules_whose_own_import_fails_are_a_fault(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datamodules.intact", None)
+    monkeypatch.delitem(sys.modules, "datamodules.intact", raising=False)
+    monkeypatch.setitem(sys.modules, "datamodules.images", None)
     (found,) = doctor.guarded("data", lambda: doctor.check_data(tmp_path))
     assert found.state == "fault"
     assert "could not be looked at (ModuleNotFoundError: " in found.sentence
+
+
+def test_somebody_elses_package_of_that_name_is_no_fault(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datamodules.intact", None)
+    (found,) = doctor.guarded("data", lambda: doctor.check_data(tmp_path))
+    assert found.state == "note"
 
 
 def test_the_data_folder_of_the_environment(quick, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """What makes one run differ from another, for every logger."""
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -86,9 +88,9 @@ def _start_session(logger: Any, settings: Mapping[str, Any]) -> None:
     With an ``Experiment``, as :meth:`SummaryWriter.add_hparams` writes one for each run, it shows
     the columns of one of them alone.
     """
-    from torch.utils.tensorboard.summary import hparams  # late: it needs TensorBoard
-
-    _, start, _ = hparams(dict(_flat(settings)), {})  # type: ignore[no-untyped-call]
+    package = "torch.utils.tensorboard" if find_spec("tensorboard") else "tensorboardX"
+    summary = import_module(f"{package}.summary")  # late: it needs one of them
+    _, start, _ = summary.hparams(dict(_flat(settings)), {})
     logger.experiment.file_writer.add_summary(start)
 
 

@@ -1,6 +1,7 @@
 """The callback that guards a run against solves that fail."""
 
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,6 +21,7 @@ from steer_lightning.guard.health import RandomFields, StepWatch, look_at_fields
 from steer_lightning.guard.search import guard_search
 from steer_lightning.guard.training import GuardedTraining, refuse_undroppable
 from steer_lightning.solvers import NonFiniteStateError, RepeatedFailureError, SolverError
+from steer_lightning.solvers.foreign import as_solver_error
 from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.patching import WrappedMethods
@@ -240,8 +242,15 @@ class SolverGuard(RunState):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, SolverError):
-            self._place(trainer, pl_module, exception)  # Lightning raises it afterwards
+        failure = None
+        if isinstance(exception, Exception):
+            frames = traceback.walk_tb(exception.__traceback__)
+            backward = any(frame.f_code.co_name == "backward" for frame, _ in frames)
+            failure = as_solver_error(exception, "backward" if backward else "forward")
+        if failure is not None:
+            self._place(trainer, pl_module, failure)
+            if failure is not exception:  # which Lightning raises afterwards
+                rank_zero_warn(str(failure))
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

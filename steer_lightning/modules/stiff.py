@@ -195,7 +195,9 @@ class StiffODEModule(TaskModule):
         predicted = self(y[0], t)
         self.update_metric(stage, "mse", predicted, y, prog_bar=True, batch_size=1)
         self.update_metric(stage, "mae", predicted, y, batch_size=1)
-        errors = (predicted - y).abs().amax(0) / (y.amax(0) - y.amin(0))
+        span = y.amax(0) - y.amin(0)  # of what is constant, its size
+        span = torch.where(span > 0, span, y.abs().amax(0).clamp(min=torch.finfo(y.dtype).tiny))
+        errors = (predicted - y).abs().amax(0) / span
         found = {f"relative_error_{i}": error for i, error in enumerate(errors, start=1)}
         metrics = self.stage_metrics(stage)
         for name, error in {**found, "relative_error": errors.max()}.items():

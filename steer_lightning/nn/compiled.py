@@ -31,6 +31,11 @@ class CompiledField(nn.Module):
         self.autonomous = bool(getattr(vector_field, "autonomous", False))
         self.controlled_parts: int | None = getattr(vector_field, "controlled_parts", None)
 
+    @property
+    def jacobian(self) -> Any:
+        """The field's own, where it has one."""
+        return self.vector_field.jacobian
+
     def forward(self, t: Tensor, y: Any) -> Any:
         if transforms_active():  # dynamo refuses to enter
             return self.vector_field(t, y)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     r"""Log-density of :math:`\mathcal{N}(0, I)` in nats, ``(B,)``, at points ``(B, ...)``."""
-    flat = z.reshape(len(z), -1)
+    flat = z.flatten(1) if z.ndim > 1 else z[:, None]
     return -0.5 * flat.square().sum(1) - 0.5 * flat.shape[1] * math.log(2.0 * math.pi)
 
 

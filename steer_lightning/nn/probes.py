@@ -105,10 +105,11 @@ class Probing:
         first, *inner, last = (x.to(device, dtype) for x in actual)
         shares, span = self._shares(), float(times[-1] - times[0])
         drawn = shares.argsort().argsort().tolist()  # where in the solve each one is
+        length = abs(span) * (rate.abs() if isinstance(rate, Tensor) else abs(rate))
         generator = stream(device, self.key, "noise", len(self.seen))
         probed = Probed(
             _as_now(base), tuple(inner[i] for i in drawn), tuple(y[i] for i in drawn),
-            (first, last), (ends[0], ends[-1]), abs(span) * rate, generator, s.steps, rate,
+            (first, last), (ends[0], ends[-1]), length, generator, s.steps, rate,
             shares=tuple(shares.tolist()), direction=math.copysign(1.0, span),
         )  # fmt: skip
         if not in_backward():  # what a checkpoint repeats was seen in its forward pass

@@ -30,6 +30,9 @@ class TrajectoryPolynomial(Penalty):
         basis = torch.cat([torch.ones_like(s), s], dim=-1)
         # The projection off the line: of full rank, as the ends differ.
         orthonormal = torch.linalg.qr(basis)[0]
-        residual = y - orthonormal @ (orthonormal.mT @ y)
+        # Not matrix products, whose precision autocast and TF32 lower.
+        line = orthonormal[..., None]  # (B, 4, 2, 1)
+        part = (line * y[:, :, None]).sum(1, keepdim=True)
+        residual = y - (line * part).sum(2)
         found: Tensor = residual.square().sum(-1).mean()
         return found

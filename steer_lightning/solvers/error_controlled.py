@@ -23,7 +23,7 @@ from steer_lightning.utils.checks import (
     check_tolerances,
     refuse_export,
 )
-from steer_lightning.utils.problem import VectorField, has_float64, stack
+from steer_lightning.utils.problem import VectorField, has_float64, parts, stack
 
 # Steps in a row without a finite error, each a fifth of the last: shorter ones are of no use.
 _HOPELESS = 25
@@ -141,7 +141,7 @@ class ErrorControlledSolver(Solver):
             y_next, ks = method.step(start, end, y)
             with torch.no_grad():
                 ratio = error_ratio(y, y_next, ks, work.dt, weights, tolerances, controlled)
-            error = float(ratio)
+                error = float(ratio + _nan_unless_finite(y_next))
             h = controller.next_step(abs(work.dt), error)
             n_not_finite = 0 if math.isfinite(error) else n_not_finite + 1
             accepted = error <= 1.0
@@ -167,6 +167,12 @@ class ErrorControlledSolver(Solver):
         steps = Steps(tableaus, ends, states, stages, tolerances, controlled)
         ys = _with_ends(y0, steps.at(t_eval[1:-1]), y) if between else stack([y0, y])
         return Solution(ys, work.stats, steps if dense else None, next_step)
+
+
+def _nan_unless_finite(y: Any) -> Tensor:
+    """Zero, or NaN: errors are of some parts, and relative to an infinite state they are zero."""
+    largest = [0.0 * part.abs().amax() for part in parts(y)]
+    return torch.stack(largest).sum() if len(largest) > 1 else largest[0]
 
 
 def _end_of_step(t: float, t1: float, h: float) -> float:

@@ -1,7 +1,7 @@
 """Find vector fields that are random: their value changes while their arguments stay."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def randomness(vector_field: VectorField, t: Tensor, y: Any) -> str | None:
         'two evaluations at one point differ'
     """
     modules = list(vector_field.modules()) if isinstance(vector_field, nn.Module) else []
-    with _undisturbed(modules, y), unseen(vector_field):
+    with _undisturbed(modules, y), unseen(vector_field), _kept_out_of_checkpoints():
         first = _copies(evaluate(vector_field, t, y))
         between = [b.clone() for m in modules for b in m.buffers(recurse=False)]
         second = _copies(evaluate(vector_field, t, y))
@@ -49,6 +49,14 @@ def suspects(vector_field: VectorField) -> list[nn.Module]:
         if random or (isinstance(rate, float) and rate > 0):
             found.append(module)
     return found
+
+
+def _kept_out_of_checkpoints() -> AbstractContextManager[Any]:
+    """Let what is saved here be no part of a checkpoint, which would miss it when it repeats."""
+    engine: Any = torch._C._autograd
+    if engine._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 @contextmanager

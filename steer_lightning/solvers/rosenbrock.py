@@ -95,8 +95,9 @@ class RosenbrockSolver(ErrorControlledSolver):
 class RosenbrockMethod(Method):
     """Takes Rosenbrock steps of a vector field.
 
-    The Jacobian at a step's start is kept until the step is accepted; each try has one
-    factorisation, which serves all its stages and their gradients.
+    The Jacobian at a step's start is kept until the step is accepted, but not with a checkpoint,
+    which takes one each try. Each try has one factorisation, which serves all its stages and
+    their gradients.
 
     Raises:
         TypeError: If the state is complex.
@@ -187,6 +188,13 @@ def _check_dimension(y0: Any, layout: Layout, max_dimension: int) -> None:
             f"Expected a real state for an implicit method, which solves linear systems with the "
             f"Jacobian, but got {first.dtype}. Give it real and imaginary parts, or use "
             f"FixedGridSolver, or AdaptiveSolver without stiff='switch'."
+        )
+    lengths = [part.shape[0] if part.ndim else None for part in parts(y0)]
+    if len({*lengths}) > 1:
+        raise ValueError(
+            f"Expected parts of a state with the same number of samples for an implicit method, "
+            f"but got shapes {[tuple(part.shape) for part in parts(y0)]}. Use AdaptiveSolver "
+            f"without stiff='switch', or FixedGridSolver."
         )
     if layout.dimension > max_dimension:
         # The matrices and their factors, which a step keeps for its gradient.

@@ -1,6 +1,7 @@
 """torchdiffeq behind our contract: every method by name, counted, bounded, with typed errors."""
 
 import warnings
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, Literal
 
@@ -133,7 +134,7 @@ class TorchdiffeqSolver(Solver):
         seen = vector_field
         if self.gradient == "adjoint":
             seen = as_held(held_by(vector_field), vector_field)
-        counted = _CountedField(seen, work, self.method)
+        counted = _counted(seen, work, self.method)
         settings: dict[str, Any] = {
             "rtol": self.rtol, "atol": self.atol, "method": self.method,
             "options": self._options(vector_field, y0),
@@ -214,25 +215,34 @@ def _warn_of_restarts(n_times: int) -> None:
     )
 
 
-class _CountedField:
-    """A field whose calls are counted, and that hears of every step of a torchdiffeq method."""
+@dataclass
+class _Counted:
+    """A field whose calls are counted."""
 
-    def __init__(self, vector_field: VectorField, work: Work, method: str) -> None:
-        self.vector_field = vector_field
-        self.work = work
-        # torchdiffeq looks these up by name, and warns where it cannot call them.
-        if method in ADAPTIVE_METHODS:
-            self.callback_step = self.callback_step_adjoint = self._try_step
-            self.callback_accept_step = self.callback_accept_step_adjoint = self._accept_step
-            self.callback_reject_step = self.callback_reject_step_adjoint = self._reject_step
-        elif method in FIXED_METHODS:
-            self.callback_step = self.callback_step_adjoint = self._accept_step
+    vector_field: VectorField
+    work: Work
 
     def __call__(self, t: Tensor, y: Any) -> Any:
         self.work.spend(1, t)
         return self.vector_field(t, y)
 
-    def _try_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
+    def accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
+        stats = self.work.stats
+        stats.count("accepted")
+        if self.work.dt is not None:  # of an adaptive method
+            stats.smallest_dt = min(stats.smallest_dt, abs(self.work.dt))
+
+
+class _CountedByFixed(_Counted):
+    """One that hears of every step of a fixed method, by names that torchdiffeq looks up."""
+
+    callback_step = callback_step_adjoint = _Counted.accept_step
+
+
+class _CountedByAdaptive(_Counted):
+    """One that hears of every step of an adaptive method, tried, accepted and rejected."""
+
+    def callback_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         """Raise what torchdiffeq would only assert: a finite state, and time that advances."""
         t, dt, phase = t.detach(), dt.detach(), self.work.phase
         finite = torch.stack([part.isfinite().all() for part in parts(y)]).all()
@@ -246,14 +256,19 @@ class _CountedField:
             raise self.work.place(StepSizeUnderflowError(self.work.dt, float(t), phase))
         raise self.work.place(NonFiniteStateError(float(t), phase))
 
-    def _accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        stats = self.work.stats
-        stats.count("accepted")
-        if self.work.dt is not None:  # of an adaptive method
-            stats.smallest_dt = min(stats.smallest_dt, abs(self.work.dt))
-
-    def _reject_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
+    def callback_reject_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         self.work.stats.count("rejected")
+
+    callback_step_adjoint = callback_step
+    callback_accept_step = callback_accept_step_adjoint = _Counted.accept_step
+    callback_reject_step_adjoint = callback_reject_step
+
+
+def _counted(vector_field: VectorField, work: Work, method: str) -> _Counted:
+    """A field as a method of torchdiffeq is given it, which warns of steps it would not tell."""
+    if method in ADAPTIVE_METHODS:
+        return _CountedByAdaptive(vector_field, work)
+    return (_CountedByFixed if method in FIXED_METHODS else _Counted)(vector_field, work)
 
 
 def _leading_norm(n: int, parts: tuple[Tensor, ...]) -> Tensor:

@@ -150,8 +150,8 @@ class AttachedHorizon(Movable):
             raise RuntimeError(
                 f"A re-entrant checkpoint repeats a solve of the vector field {self.path!r} whose "
                 f"end time is no longer in force: an adjoint in it would get another. Give "
-                f"checkpoint(..., use_reentrant=False), or call backward before the end of the "
-                f"training step (or inside `with steer(...)`)."
+                f"checkpoint(..., use_reentrant=False), or, on a CPU, call backward before the "
+                f"end of the training step (or inside `with steer(...)`)."
             )
         if draw is None:
             return t

@@ -5,6 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning import SteerCallback
@@ -285,6 +286,21 @@ def test_a_solve_of_torchdiffeq_that_fails_is_dropped_too(call, fault, warned):
     with pytest.warns(UserWarning, match=warned):
         found = fit(SolverGuard("skip"), "none", fault, "none", model=seeded(Foreign, call))
     assert_same(state_of(found), state_of(expected))
+    where = "Where: training, epoch 0, batch 0, rank 0"
     if fault != "adjoint":
-        with pytest.raises(ForeignSolverError, match="Where: training, epoch 0, batch 0, rank 0"):
+        with pytest.raises(ForeignSolverError, match=where):
             fit(SolverGuard(), fault, model=seeded(Foreign, call))
+    else:
+        with (
+            pytest.warns(UserWarning, match=f"backward solve.*{where}"),
+            pytest.raises(AssertionError),
+        ):
+            fit(SolverGuard(), fault, model=seeded(Foreign, call))
+
+
+def test_fields_are_looked_at_within_a_checkpoint():
+    class Checkpointed(FaultyModel):
+        def forward(self, y0):
+            return checkpoint(super().forward, y0, use_reentrant=False)
+
+    fit(SolverGuard(), "none", "none", model=seeded(Checkpointed))

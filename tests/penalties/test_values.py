@@ -1,5 +1,6 @@
 """Each penalty against quadrature, finite differences, or a formula written again."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,6 +241,10 @@ def test_a_trajectorys_distance_from_a_line_is_that_of_least_squares():
     residual = y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]
     value = TrajectoryPolynomial(1.0).value(probed)
     assert float(value) == pytest.approx((residual**2).sum(1).mean(), rel=1e-9)
+    single = {k: tuple(y.float() for y in getattr(probed, k)) for k in ("y", "y_ends")}
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = TrajectoryPolynomial(1.0).value(replace(probed, **single))
+    assert float(lowered) == pytest.approx(float(value), rel=1e-4)
 
 
 @pytest.mark.parametrize(

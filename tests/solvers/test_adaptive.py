@@ -18,7 +18,7 @@ from steer_lightning.solvers import (
 )
 from steer_lightning.solvers.step_size import StepController
 from steer_lightning.solvers.tableaus import ADAPTIVE, FIXED
-from tests.helpers.problems import CosineField, initial_state, times
+from tests.helpers.problems import CosineField, OscillatorField, initial_state, times
 
 every_method = pytest.mark.parametrize("method", ADAPTIVE)
 
@@ -113,9 +113,23 @@ def test_a_field_or_state_that_is_not_finite_is_refused_where_it_is(after, t, ba
         AdaptiveSolver().solve(field, initial_state(), times(0.0, 1.0))
     y0 = initial_state()
     y0[1, 1] = bad
-    for solver in (AdaptiveSolver(), RosenbrockSolver()):
-        with pytest.raises(NonFiniteStateError, match="at t = 0 in the forward solve"):
-            solver.solve(CosineField(), y0, times(0.0, 1.0))
+    for first_step in ("auto", 0.1):
+        for solver in (AdaptiveSolver, RosenbrockSolver):
+            with pytest.raises(NonFiniteStateError, match="at t = 0 in the forward solve"):
+                solver(first_step=first_step).solve(CosineField(), y0, times(0.0, 1.0))
+
+
+@pytest.mark.parametrize("solver", [AdaptiveSolver(), RosenbrockSolver()], ids=repr)
+def test_a_part_whose_error_does_not_count_has_to_be_finite_too(solver):
+    class Field(OscillatorField):
+        controlled_parts = 1
+
+        def forward(self, t, y):
+            return -y[0], torch.log(y[0] - 0.7)
+
+    y0 = torch.ones(1, 1, dtype=torch.float64)
+    with pytest.raises(NonFiniteStateError, match=r"at t = 0\.3"):
+        solver.solve(Field(), (y0, 0.0 * y0), times(0.0, 1.0))
 
 
 def test_an_overflow_in_a_step_too_long_is_tried_again_with_a_shorter_one():

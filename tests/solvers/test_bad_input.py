@@ -12,6 +12,12 @@ from steer_lightning.solvers import (
 from tests.helpers.problems import CosineField, initial_state, times
 
 
+@pytest.mark.parametrize("other", [torch.ones(()), torch.ones(8)])
+def test_parts_with_batches_of_their_own_have_no_jacobian(other):
+    with pytest.raises(ValueError, match="same number of samples for an implicit method"):
+        RosenbrockSolver().solve(lambda t, y: y, (torch.ones(4, 2), other), times(0.0, 1.0))
+
+
 def test_a_complex_field_is_refused_where_the_state_is_real():
     with pytest.raises(TypeError, match=r"Expected a complex state .* torch.complex64, but got"):
         AdaptiveSolver().solve(lambda t, y: 1j * y, torch.ones(1), times(0.0, 1.0))

@@ -56,7 +56,9 @@ EVERY_N_CHECKS = 5  # a plot of a flow costs as much as a fifth of a small epoch
 class EvaluationPlot(Shown, Callback):
     """Base of plots drawn from the batches of validation and test.
 
-    Each plot replaces the file of the one before; loggers keep them all.
+    Each plot replaces the file of the one before; loggers keep them all. Of several loaders the
+    first is shown. In a list of callbacks plots belong before one that averages weights, whose
+    weights they then show, as metrics do.
 
     Args:
         every_n_checks: Draw after every n-th validation of a fit; after every test, and every
@@ -94,7 +96,7 @@ class EvaluationPlot(Shown, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == 0:
+        if batch_idx == 0 and dataloader_idx == 0:
             self._batch = batch
 
     on_validation_start = on_test_start = on_fit_start

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
@@ -115,22 +116,27 @@ class EndTimeSweep(Shown, Callback):
         folder = run_folder(trainer) / "plots"  # asked for on every rank
         if not trainer.is_global_zero:
             return
-        precision = trainer.precision_plugin
+        precision, stage = trainer.precision_plugin, trainer.state.stage
+        modes = {module: module.training for module in pl_module.modules()}
         # As Lightning reads several loaders.
         mode: Any = "max_size_cycle" if self.split == "train" else "sequential"
-        batches = [
-            precision.convert_input(trainer.strategy.batch_to_device(batch))
-            for batch, *_ in islice(CombinedLoader(loader, mode), self.n_batches)
-        ]
         end_times, offsets = self._end_times(pl_module)
-        training = pl_module.training
-        pl_module.eval()
         try:
+            if self.split == "val":  # its hooks may augment in training
+                trainer.state.stage = RunningStage.VALIDATING
+            batches = []
+            for batch, *_ in islice(CombinedLoader(loader, mode), self.n_batches):
+                hooked = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                placed = trainer.strategy.batch_to_device(hooked)
+                batches.append(precision.convert_input(placed))
+            pl_module.eval()
             budget = _nfe_budget(pl_module, self.max_nfe)
             with torch.no_grad(), precision.val_step_context(), budget:
                 rows = [_mean_metrics(pl_module, offset, batches) for offset in offsets]
         finally:
-            pl_module.train(training)
+            trainer.state.stage = stage
+            for module, training in modes.items():
+                module.training = training
         names = max(rows, key=len)
         if not names:  # every solve failed, and each has been warned of
             return

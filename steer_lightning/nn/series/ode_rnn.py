@@ -4,6 +4,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from steer_lightning.horizon import GridHorizon
@@ -237,6 +238,7 @@ class ODERNN(nn.Module):
             and {p.dtype for net in networks for p in net.parameters()} == {like.dtype}
             and not torch.is_autocast_enabled(like.device.type)
             and not transforms_active()
+            and forward_ad._current_level < 0
         )
 
     def plan(self, times: Tensor, lengths: Tensor) -> UnrollPlan:

@@ -167,9 +167,10 @@ def test_sweep_over_training_pieces(tmp_path):
 def test_sweep_leaves_model_and_random_state_as_they_were(tmp_path, precision):
     def train(*callbacks):
         torch.manual_seed(0)
-        module = make_cnf()
+        module = make_cnf().train()
+        module.flow.vector_field.eval()
         trainer = make_trainer(tmp_path, SteerCallback(0.5), *callbacks, precision=precision)
-        trainer.fit(module.train(), toy_data())
+        trainer.fit(module, toy_data())
         return module, torch.get_rng_state()
 
     (plain, plain_state), (module, state) = train(), train(EndTimeSweep(0.5, 4, split="train"))
@@ -177,6 +178,7 @@ def test_sweep_leaves_model_and_random_state_as_they_were(tmp_path, precision):
     assert torch.equal(state, plain_state)
     assert module.flow.horizon.in_force() == {"end_time": 1.0}
     assert module.training
+    assert not module.flow.vector_field.training
     x = torch.randn(3, 2).to(weights(module))
     fresh = CNF(module.flow.vector_field, (2,), module.flow.solver)
     assert torch.equal(module.flow.log_prob(x), fresh.log_prob(x))
