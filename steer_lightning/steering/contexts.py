@@ -99,6 +99,7 @@ def steer(
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Eq. 4.
 
     Example:
+        >>> import torch
         >>> from steer_lightning.nn import MLPField, ODEBlock
         >>> model = ODEBlock(MLPField(2, (8,)))
         >>> with steer(model, b=0.5, step=0, seed=1) as end_times:
@@ -137,6 +138,7 @@ def end_time_offset_at(model: nn.Module, offset: float) -> Iterator[None]:
         ValueError: If the model has no span, or the offset reaches ``t0``.
 
     Example:
+        >>> import torch
         >>> from steer_lightning.nn import MLPField, ODEBlock
         >>> model = ODEBlock(MLPField(2, (8,)))
         >>> with end_time_offset_at(model, -0.5):
@@ -163,6 +165,7 @@ def nominal(module: nn.Module) -> Iterator[None]:
         module: The attached field, or any module that holds horizons or attached fields.
 
     Example:
+        >>> import torch
         >>> field = nn.Linear(2, 2)
         >>> with nominal(field):
         ...     dy = field(torch.zeros(4, 2))
