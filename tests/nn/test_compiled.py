@@ -176,3 +176,12 @@ def test_data_dependent_branches_are_refused(graphs):
 def test_a_block_with_checkpoints_can_be_compiled_whole(solver_class):
     block, y0 = ODEBlock(MLPField(2, (4,)), solver_class(checkpoint=True)), torch.randn(3, 2)
     torch.testing.assert_close(torch.compile(block, backend="eager")(y0), block(y0))
+
+
+def test_a_jacobian_of_the_fields_own_is_passed_on():
+    class Own(MLPField):
+        def jacobian(self, t, y):
+            return y
+
+    assert CompiledField(Own(2, (4,))).jacobian(None, 3.0) == 3.0
+    assert not hasattr(CompiledField(MLPField(2, (4,))), "jacobian")

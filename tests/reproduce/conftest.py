@@ -1,6 +1,9 @@
 import pytest
 
+from reproduce.runs import execute
+from steer_lightning.callbacks import TrainingClock
 from tests.helpers.data_sets import write_every_data_set
+from tests.reproduce.running import TINY, make
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +21,36 @@ def data_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         write_every_data_set(folder, patch)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["reproduce"])
+        run = make(TINY.others[0], output=tmp_path_factory.mktemp("unbroken"))
+        execute(run)
+    return run
+
+
+class Stop(Exception):
+    """What stops a run."""
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """A function that executes a run up to a step."""
+
+    def stop(run, step):
+        kept = TrainingClock.on_train_batch_start
+
+        def start(self, trainer, *rest):
+            if trainer.global_step == step:
+                raise Stop("here")
+            kept(self, trainer, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingClock, "on_train_batch_start", start)
+            execute(run)
+        assert run.record().message == "Stop: here"
+
+    return stop
