@@ -25,6 +25,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from reproduce.arguments import TRAINER, options
 from reproduce.experiments import Scale, Variant
 from reproduce.records import Record
 from steer_lightning.callbacks import TrainingClock
@@ -184,8 +185,8 @@ def prepare(run: Run) -> None:
         ModuleNotFoundError: If what simulates data is missing.
     """
     # Here there may be no GPU, as where jobs are submitted.
-    here = ("--trainer.accelerator=cpu", "--trainer.strategy=auto", "--trainer.logger=false")
-    _cli([*run.arguments(), *here, "--trainer.devices=1"], run=False).datamodule.prepare_data()
+    here = options(TRAINER, accelerator="cpu", devices=1, strategy="auto", logger="false")
+    _cli([*run.arguments(), *here], run=False).datamodule.prepare_data()
 
 
 def execute(run: Run, seconds: float | None = None) -> None:
