@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -157,6 +157,12 @@ def moved(horizons: Sequence[Movable], draw: Draw | None) -> Iterator[None]:
     Raises:
         ValueError: If the draw does not fit a horizon; none is moved then.
     """
+    if in_backward():
+        with ExitStack() as stack:
+            for horizon in horizons:
+                stack.enter_context(horizon.history.repeated(draw))
+            yield
+        return
     before = [(horizon.history.last(), horizon.drawn) for horizon in horizons]
     try:
         for horizon in horizons:

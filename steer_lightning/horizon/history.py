@@ -1,6 +1,8 @@
 """Which draw a solve belongs to, in a training forward pass and in the backward pass after it."""
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import ReferenceType, ref
 
@@ -32,6 +34,7 @@ class DrawHistory:
 
     def __init__(self) -> None:
         self._changes: deque[_Change] = deque(maxlen=_REMEMBERED)
+        self._repeated: list[Draw | None] = []
         self.put(None)
 
     def put(self, draw: Draw | None, root: nn.Module | None = None) -> None:
@@ -53,6 +56,8 @@ class DrawHistory:
                 self.put(draw, root)
             self._changes[-1].seen = next_node()
             return self._changes[-1].active
+        if self._repeated:
+            return self._repeated[-1]
         later = None
         for change in reversed(self._changes):
             if change.node <= node.number:
@@ -65,6 +70,15 @@ class DrawHistory:
             f"{_REMEMBERED} changes of the end time, two or more a step, or before the span was "
             "set: the end time is no longer known. Call backward earlier."
         )
+
+    @contextmanager
+    def repeated(self, draw: Draw | None) -> Iterator[None]:
+        """Keep a draw in force, or none, where a checkpoint repeats a context going backward."""
+        self._repeated.append(draw)
+        try:
+            yield
+        finally:
+            self._repeated.pop()
 
     def last(self) -> tuple[Draw | None, nn.Module | None]:
         """What was put in force last."""

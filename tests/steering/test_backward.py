@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
+from steer_lightning.horizon.base import moved
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.steering.attach import AttachedHorizon
 from tests.helpers.attaching import TIGHT, attached, both_calls
@@ -77,6 +78,24 @@ def test_a_checkpoint_repeats_the_solve_of_its_forward_pass_or_refuses(
         checkpointed.backward()
         expected = gradient_of(field, y0, 1.4)
         torch.testing.assert_close(field.a.grad, expected, rtol=1e-6, atol=1e-6)
+
+
+@both_calls
+@pytest.mark.parametrize("offset", [None, 0.2])
+def test_a_checkpoint_repeats_a_context_inside_it(call, offset):
+    field, y0 = CosineField(), initial_state()
+    horizon = attached(field, 0.4)
+
+    def solve_twice(y0):
+        with moved([horizon], None if offset is None else FixedOffset(offset)):
+            first = call(field, y0, times(0.0, 1.0), **TIGHT)[-1].sum()
+        return first + call(field, y0, times(0.0, 1.0), **TIGHT)[-1].sum()
+
+    loss = checkpoint(solve_twice, y0, use_reentrant=False)
+    horizon.reset()
+    (found,) = torch.autograd.grad(loss, field.a)
+    expected = gradient_of(field, y0, 1.0 + (offset or 0.0), 1.4)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_forward_pass_too_long_ago_is_refused():
