@@ -3,7 +3,7 @@
 import fcntl
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -110,9 +110,14 @@ def _write_index(folder: Path, scale: Scale) -> None:
     path = folder / RECORDS
     if not path.is_file():
         return
-    made = [make(scale) for make in EXPERIMENTS.values()]
-    experiments = {e: read_records(path, e) for e in made}
-    findings = [judge(e, claim, experiments[e]) for e in made for claim in e.claims]
+    # Where it is nothing else, `full` is the paper's: a folder may hold both.
+    scales: Sequence[Scale] = ("paper", "full") if scale in ("paper", "full") else (scale,)
+    experiments: dict[Experiment, Results] = {}
+    for make in EXPERIMENTS.values():
+        held = [(made, read_records(path, made)) for made in map(make, scales)]
+        made, results = next((pair for pair in held if _has_run(pair[1])), held[-1])
+        experiments[made] = results
+    findings = [judge(e, claim, experiments[e]) for e in experiments for claim in e.claims]
     if not any(found.n for finding in findings for *_, found in finding.seen):
         return  # experiments beyond the paper alone: each page says what was found
     order = [*STATUS]

@@ -73,7 +73,8 @@ def catalogue(monkeypatch):
         experiment((Metric("test/nfe_forward", "NFE", "lower"),), name="sweep_c",
                    title="A sweep", draw=draw),
     ]  # fmt: skip
-    monkeypatch.setattr("reproduce.publish.EXPERIMENTS", {e.name: lambda _, e=e: e for e in made})
+    makers = {e.name: lambda scale, e=e: replace(e, scale=scale) for e in made}
+    monkeypatch.setattr("reproduce.publish.EXPERIMENTS", makers)
     return made
 
 
@@ -96,6 +97,14 @@ def test_what_is_published(catalogue, tmp_path):
     assert "Beyond the paper:\n\n- [A sweep](sweep_c.md)" in index
     assert "## STEER is more accurate: holds\n\n![Table 9: an example](table9.png)" in index
     assert "| MNIST | STEER | +20.0 [+20.0, +20.0] | 3 | gain |" in index
+
+
+def test_an_index_of_runs_at_full_length_and_at_the_papers_scale(catalogue, tmp_path):
+    for made, scale in zip(catalogue, ("full", "paper"), strict=True):
+        publish(tmp_path, replace(made, scale=scale), RESULTS)
+    index = (tmp_path / "index.md").read_text()
+    assert "([Table 9](table9.md)) | **holds** | gain: 1 |" in index
+    assert "- [A sweep](sweep_c.md)" in index
 
 
 def test_all_pages_name_what_was_changed(catalogue, tmp_path):
