@@ -21,8 +21,7 @@ class CountedDraws(RunState):
     """
 
     def __init__(self, seed: int | None, settings: dict[str, Any]) -> None:
-        self.seed = seed
-        self._asked_seed = seed
+        self.seed = self._asked_seed = None if seed is None else int(seed)
         self._plain = settings
         self._step = 0
         self._in_hand = 0  # batches that have begun and not ended: a resumed run repeats them

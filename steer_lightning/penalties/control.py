@@ -12,7 +12,7 @@ from steer_lightning.nn.probes import Probed, Probing
 from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
-from steer_lightning.steering.targets import find_field, named_parts
+from steer_lightning.steering.targets import as_paths, find_field, named_parts
 from steer_lightning.utils.processes import agreed_seed
 from steer_lightning.utils.seeding import stream_key
 
@@ -45,6 +45,7 @@ class Penalizing:
         self._weights: dict[str, float] = {}
         self._blocks: dict[str, Block] = {}
         self._attached: dict[str, AttachedProbe] = {}
+        vector_fields = as_paths("vector_fields", vector_fields)
         if vector_fields is None:
             self._blocks = {p: part for p, part in named_parts(model) if isinstance(part, Block)}
             self._check_blocks()

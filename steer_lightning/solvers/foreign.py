@@ -8,7 +8,7 @@ from functools import cache, wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchdiffeq._impl.solvers import (
     AdaptiveStepsizeEventODESolver,
     AdaptiveStepsizeODESolver,
@@ -68,12 +68,12 @@ def _watched(loop: Callable[..., Any], has_end: bool) -> Callable[..., Any]:
     return run
 
 
-def _as_asked(func: nn.Module, t: Tensor | None) -> tuple[Tensor | None, Any]:
+def _as_asked(func: Any, t: Tensor | None) -> tuple[Tensor | None, Any]:
     """Times and field of the caller: torchdiffeq runs backward solves forwards in ``-t``."""
-    while (inner := getattr(func, "base_func", None)) is not None:
+    while type(func).__module__.startswith("torchdiffeq.") and hasattr(func, "base_func"):
         if type(func).__name__ == "_ReverseFunc" and t is not None:
             t = -t
-        func = inner
+        func = func.base_func
     return t, func
 
 

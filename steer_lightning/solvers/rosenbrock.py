@@ -42,7 +42,8 @@ class RosenbrockSolver(ErrorControlledSolver):
             limit. Of a Jacobian the value of the field counts as one.
         first_step: Length of the first step to try, in units of time; ``"auto"`` finds one by
             one further evaluation; ``"previous"`` takes, in training, the one that the same block
-            found good in the last batch.
+            found good in the last batch (with the callback
+            :class:`~steer_lightning.callbacks.StepMemories` in a resumed run, too).
         checkpoint: Keep only the ends of steps and repeat them in the backward pass, Jacobian and
             factorisation included: memory of one step instead of all. The gradient is the same but
             for rounding.

@@ -11,6 +11,7 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
 from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
+from steer_lightning.solvers.runge_kutta import evaluate
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Work
 from steer_lightning.utils.checks import (
@@ -224,7 +225,7 @@ class _Counted:
 
     def __call__(self, t: Tensor, y: Any) -> Any:
         self.work.spend(1, t)
-        return self.vector_field(t, y)
+        return evaluate(self.vector_field, t, y)
 
     def accept_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
         stats = self.work.stats

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class AttachedHorizon(Movable):
         self._inside = self._outside = False  # of any solve that is seen
         self._said: set[str] = set()  # warnings
         self._reached: set[float] | None = set()  # times in the first batch, outside
-        self._solve: ForeignSolve | None = None  # the last one that was checked
+        self._solve: ReferenceType[ForeignSolve] | None = None  # the last one that was checked
         self._thread = 0  # of the last forward pass
         self._warp: tuple[Draw, TimeWarp | None] | None = None
         # Modules around the field that run now; those that got a time, and in which solve.
@@ -226,9 +227,9 @@ class AttachedHorizon(Movable):
                 f"What that does with the time itself, such as to read a control, is not moved. "
                 f"If it does, make it a part of the model and name it."
             )
-        if solve is self._solve:
+        if self._solve is not None and self._solve() is solve:
             return
-        self._solve = solve
+        self._solve = ref(solve)  # weak, as it holds the field
         first, last = (float(time.detach()) for time in (solve.times[0], solve.times[-1]))
         near = 1e-5 * abs(last - first) + max(1e-6, torch.finfo(t.dtype).eps) * abs(first)
         if not bool(((t.detach() - first).abs() <= near).all()):

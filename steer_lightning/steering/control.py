@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from torch import nn
 
@@ -38,6 +39,10 @@ class SteerSettings:
     horizons: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("b", "t0", "t1", "epsilon"):  # checkpoints hold plain numbers, not NumPy's
+            value = getattr(self, name)
+            if isinstance(value, Real):
+                object.__setattr__(self, name, float(value))
         for name in ("vector_fields", "horizons"):
             paths = as_paths(name, getattr(self, name))
             object.__setattr__(self, name, paths)

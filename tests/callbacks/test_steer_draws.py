@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -144,6 +145,15 @@ def test_a_second_run_starts_anew_by_the_global_seed_and_a_longer_fit_goes_on(mo
     trainer.fit_loop.max_epochs = 2  # of one epoch before
     trainer.fit(model, tiny_loader())
     assert callback.state_dict()["step"] == 4
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
+    where = {"t0": np.float32(0.0), "t1": np.int64(1), "vector_fields": [""]}
+    steer = SteerCallback(np.linspace(0.1, 0.5, 3)[1], seed=np.int64(3), **where)
+    torch.save(steer.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert (state["seed"], state["settings"]["t1"]) == (3, 1.0)
+    assert state["settings"]["b"] == pytest.approx(0.3)
 
 
 def test_its_key_is_what_is_steered():

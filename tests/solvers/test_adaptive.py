@@ -10,7 +10,6 @@ from scipy.integrate import RK23, RK45, solve_ivp
 
 from steer_lightning.solvers import (
     AdaptiveSolver,
-    FixedGridSolver,
     NonFiniteStateError,
     RosenbrockSolver,
     SolveStats,
@@ -85,13 +84,6 @@ def test_a_slope_whose_powers_underflow_is_as_good_as_none():
     for solver in (AdaptiveSolver("dopri5"), AdaptiveSolver("bosh3"), RosenbrockSolver()):
         found = solver.solve(lambda t, y: 1e-130 + 0.0 * y, initial_state(), times(0.0, 1.0))
         assert torch.equal(found.ys[-1], initial_state())
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (1, 2)])
-def test_a_field_that_returns_another_shape_is_refused(shape):
-    for solver in (AdaptiveSolver(), RosenbrockSolver(), FixedGridSolver()):
-        with pytest.raises(ValueError, match=r"the shapes of the state, \[\(3, 2\)\], but got \["):
-            solver.solve(lambda t, y: torch.ones(shape).double(), initial_state(), times(0.0, 1.0))
 
 
 @pytest.mark.parametrize("t1", [0.1, 1 / 3, 7.7])

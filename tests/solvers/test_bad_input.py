@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from steer_lightning.nn import MLPField
 from steer_lightning.solvers import (
     AdaptiveSolver,
     FixedGridSolver,
@@ -28,6 +30,24 @@ SOLVERS = [
     TorchdiffeqSolver(), TorchdiffeqSolver(gradient="adjoint"),
 ]  # fmt: skip
 Y0, SPAN = initial_state(), times(0.0, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 2), (3, 1)])
+@pytest.mark.parametrize("solver", [*SOLVERS, TorchdiffeqSolver("rk4")], ids=repr)
+def test_a_field_that_returns_another_shape_is_refused(solver, shape):
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return torch.ones(shape).double()
+
+    with pytest.raises(ValueError, match=r"the shapes of the state, \[\(3, 2\)\], but got \["):
+        solver.solve(Field(), Y0, SPAN)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_times_may_be_more_precise_than_the_state(solver):
+    field, y0 = MLPField(2, (4,)), torch.ones(3, 2)
+    ys, expected = (solver.solve(field, y0, t_eval).ys for t_eval in (SPAN, SPAN.float()))
+    torch.testing.assert_close(ys, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)

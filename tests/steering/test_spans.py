@@ -1,9 +1,11 @@
 """The span that somebody else's model solves: learnt, checked, doubted."""
 
 import contextlib
+import gc
 import math
 import re
 import warnings
+from weakref import ref
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torchdiffeq import odeint, odeint_event
 from steer_lightning import nominal, steer
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.steering.attach import AttachedHorizon
-from tests.helpers.attaching import TIGHT, attached
+from tests.helpers.attaching import TIGHT, attached, both_calls
 from tests.helpers.problems import CosineField, initial_state, times
 
 
@@ -149,6 +151,29 @@ def test_a_module_put_around_the_field_is_warned_of_once(around, recwarn):
     said = [str(w.message) for w in recwarn if "vector field '0'" in str(w.message)]
     assert len(said) == around
     assert all("odeint got a Controlled around the vector field '0'" in words for words in said)
+
+
+def test_a_field_may_call_its_own_field_the_base():
+    class Field(CosineField):
+        def __init__(self):
+            super().__init__()
+            self.base_func = CosineField()
+
+    field = Field()
+    with warnings.catch_warnings(), steer(field, b=0.5, step=0, vector_fields=[""]):
+        warnings.simplefilter("error")
+        odeint(field, initial_state(), times(1.0, 0.0))
+
+
+@both_calls
+def test_a_field_that_was_steered_is_freed_with_its_model(call):
+    field = CosineField()
+    with steer(field, b=0.5, step=0, vector_fields=[""]):
+        call(field, initial_state(), times(0.0, 1.0))[-1].sum().backward()
+    known = ref(field)
+    del field
+    gc.collect()
+    assert known() is None
 
 
 def test_a_number_given_to_the_model_of_an_unseen_solver_is_warned_of():
