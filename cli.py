@@ -117,9 +117,9 @@ class SteerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if config.tf32 is not None:
-            precision = "tf32" if config.tf32 else "ieee"
-            torch.backends.cuda.matmul.fp32_precision = precision
-            torch.backends.cudnn.conv.fp32_precision = precision
+            # Not the backend's own setting, after which Lightning cannot read it as it wants to.
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+            torch.backends.cudnn.conv.fp32_precision = "tf32" if config.tf32 else "ieee"
         if config.steer is not None:
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)

@@ -47,8 +47,8 @@ PLACES = (
     callbacks, loggers, torch.optim,
 )  # fmt: skip
 # A penalty's weight, and STEER's b, in short, in arguments with NUL between them.
-WEIGHT = re.compile(r"(?<![^\0])(--penalties\.\w+)(?=[=\0][-+\d.])")
-B = re.compile(r"(?<![^\0])--steer(?=[=\0](\d|auto))")
+WEIGHT = re.compile(r"(?<![^\0])(--penalties\.\w+)(?=[=\0][-+]?\.?\d)")
+B = re.compile(r"(?<![^\0])--steer(?=[=\0]([-+]?\.?\d|auto))")
 
 
 class OneLineParser(LightningArgumentParser):

@@ -79,6 +79,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"expected --minutes above 0, but got {found.minutes:g}")
     if wrong := [given for given in found.slurm if not given.partition("=")[2]]:
         parser.error(f"expected --slurm NAME=VALUE, but got {wrong[0]!r}")
+    times = [given for given in found.slurm if given.startswith("time=")]
+    if wrong := [given for given in times if not given[5:].isdigit()]:
+        parser.error(f"expected --slurm time=MINUTES, a whole number, but got {wrong[0]!r}")
     if found.slurm and not on_slurm:
         parser.error("expected --launcher slurm beside --slurm")
     if on_slurm and find_spec("submitit") is None:
@@ -108,6 +111,7 @@ class Command:
         self.line = line
         self.experiments = [EXPERIMENTS[name](found.scale) for name in found.names]
         self.seeds = {e.name: range(found.seeds or e.seeds) for e in self.experiments}
+        self.unpublished = ""  # why something was not
         self._absent: dict[str, str] = {}
 
     def train(self) -> int:
@@ -217,7 +221,8 @@ class Command:
             try:
                 publish(self.found.publish, experiment, results)
             except ValueError as error:
-                sys.exit(f"error: {error}")
+                self.unpublished = f"error: {error}"
+                print(self.unpublished, flush=True)
 
     def _without_folders(self, text: str) -> str:
         """Text without this machine's absolute folders, to be shown to others."""
@@ -267,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (found.records or found.tables_only):
         if n_left := command.train():
             print(f"The time is up: {n_left} runs are left. The same command goes on.")
-        return LEFT if n_left else 0
+        return LEFT if n_left else int(bool(command.unpublished))
     saved: dict[Experiment, Results | None] = dict.fromkeys(command.experiments)
     if found.records:
         read = {e: read_records(found.records, e) for e in command.experiments}
@@ -277,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     for experiment, results in saved.items():
         command.write(experiment, results)
-    return 0
+    return int(bool(command.unpublished))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from steer_lightning.callbacks.training_clock import Check
 from steer_lightning.utils.io import replacing
 
 MOST_CHECKS = 500  # the most that an experiment has: one an epoch, or every twentieth step
-_CLOCKED = ("step", "epoch", "seconds", "cpu_seconds", "nfe_forward", "nfe_backward")
+_CLOCKED = Check._fields[:-1]  # all but the metrics
 
 
 @dataclass

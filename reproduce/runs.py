@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -193,8 +194,8 @@ def execute(run: Run, seconds: float | None = None) -> None:
     """Train and test, and write ``run.json`` or, if something fails, ``failure.json``.
 
     A stopped run goes on from its last check, or where Ctrl-C stopped it. After ``seconds`` it is
-    stopped as by Ctrl-C, and is left pending; only in a main thread. Another command that
-    executes the same run, as experiments share some, is waited for as long.
+    stopped as by Ctrl-C, and is left pending, unless its test has begun; only in a main thread.
+    Another command that executes the same run, as experiments share some, is waited for as long.
     """
     is_up, waits = False, True
 
@@ -260,7 +261,12 @@ def _execute(run: Run) -> None:
     sessions = json.loads(sessions_file.read_text()) if goes_on else []
     sessions.append(describe_machine())
     _write_json(sessions_file, sessions)
-    fit = _cli(["fit", *arguments])
+    with warnings.catch_warnings():
+        # Of a run that was moved: it would forget its best checkpoint until then.
+        warnings.filterwarnings("error", "The dirpath has changed")
+        fit = _cli(["fit", *arguments])
+    # A test begins anew each time: where it took longer than is left, no command would end it.
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
     (clock,) = (c for c in fit.trainer.callbacks if isinstance(c, TrainingClock))
     (best,) = (c for c in fit.trainer.callbacks if isinstance(c, ModelCheckpoint))
     path = best.best_model_path if run.variant.weights == "best" else None

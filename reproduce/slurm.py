@@ -1,6 +1,7 @@
 """Runs on a cluster: one job of a Slurm array each, through submitit."""
 
 import json
+import math
 import os
 import subprocess
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import submitit
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from submitit.core.utils import JobPaths, pickle_load
 from submitit.helpers import DelayedSubmission
 
@@ -34,7 +36,13 @@ class Job:
     def __call__(self, run: Run) -> None:
         """Execute a run on the processors that the job was given."""
         torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
-        execute(run, self.seconds)
+        ends = math.inf if self.seconds is None else time.monotonic() + self.seconds
+        while True:
+            left = None if self.seconds is None else ends - time.monotonic()
+            try:
+                return execute(run, left)
+            except SIGTERMException:
+                pass  # of a preemption, as a rule: a job that ends is not queued again
 
     def checkpoint(self, run: Run) -> DelayedSubmission:
         """The same again: the run goes on from its last check."""

@@ -149,19 +149,25 @@ def backends():
     """Where the precision of matrix products and convolutions is set, put back afterwards."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = [backend.fp32_precision for backend in backends]
+    products = torch.get_float32_matmul_precision()
     yield backends
+    torch.set_float32_matmul_precision(products)
     for backend, precision in zip(backends, before, strict=True):
         backend.fp32_precision = precision
 
 
 @pytest.mark.parametrize(
-    ("command", "option", "precision"),
-    [([], "true", "tf32"), (["fit", "--trainer.fast_dev_run=1"], "false", "ieee")],
+    ("command", "option", "precision", "products"),
+    [
+        ([], "true", "tf32", "high"),
+        (["fit", "--trainer.fast_dev_run=1"], "false", "ieee", "highest"),
+    ],
 )
-def test_tf32(command, option, precision, backends):
+def test_tf32(command, option, precision, products, backends):
     arguments = [*command, "--config", write(toy_config()), f"--tf32={option}", *QUIET]
     cli.main(arguments, run=bool(command))
     assert [backend.fp32_precision for backend in backends] == [precision] * 2
+    assert torch.get_float32_matmul_precision() == products  # as Lightning asks on a GPU
 
 
 def test_last_is_the_newest_and_the_best_is_kept():

@@ -135,7 +135,7 @@ def test_no_checkpoints_where_none_are_wanted(folder):
     assert not list(folder.rglob("*.ckpt"))
 
 
-ASKED = "--steer=0.5", "--penalties.kinetic_energy=0.1"
+ASKED = "--steer=.5", "--penalties.kinetic_energy=0.1"
 
 
 @pytest.mark.usefixtures("folder")

@@ -195,6 +195,7 @@ def test_list(capsys):
         (["table5", "--minutes", "0"], "expected --minutes above 0, but got 0"),
         (["table5", "--slurm", "time=3"], "expected --launcher slurm beside --slurm"),
         (["table5", "--launcher=slurm", "--slurm=time"], "NAME=VALUE, but got 'time'"),
+        (["table5", "--launcher=slurm", "--slurm=time=4:00:00"], "time=MINUTES, a whole number"),
         (["table5", "--launcher=slurm", "--jobs=0"], "expected --jobs of at least 1, but got 0"),
         (["table5", "--launcher=slurm"], "expected submitit for --launcher slurm: pip install"),
         (["table5", "--scale", "huge"], "invalid choice: 'huge'"),

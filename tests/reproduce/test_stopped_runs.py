@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from reproduce.catalogue.stiff import figure4
 from reproduce.pool import execute_all
@@ -73,6 +77,45 @@ def test_a_run_whose_time_is_up_goes_on_as_if_it_had_not_been(unbroken):
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     execute(run, 1000.0)
     assert numbers(run) == numbers(unbroken)
+
+
+def test_a_test_that_has_begun_is_finished(monkeypatch):
+    left, kept = [], Trainer.test
+
+    def test(*arguments, **named):
+        left.append(signal.getitimer(signal.ITIMER_REAL))
+        return kept(*arguments, **named)
+
+    monkeypatch.setattr(Trainer, "test", test)
+    execute(run := make(), 1000.0)
+    assert left == [(0.0, 0.0)]
+    assert run.record().status == "finished"
+
+
+def test_a_run_that_was_moved_says_so(stopping, tmp_path):
+    stopping(run := make(), 3)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move("results", tmp_path / "elsewhere" / "results")
+    moved = make(output=tmp_path / "elsewhere" / "results")
+    assert moved.folder != run.folder
+    execute(moved)
+    assert moved.record().status == "failed"
+    assert "The dirpath has changed" in moved.record().message
+
+
+def test_a_job_that_is_told_to_end_goes_on_until_it_is_queued_again(monkeypatch):
+    slurm = pytest.importorskip("reproduce.slurm", reason="submitit is not installed")
+    asked = []
+
+    def ends_once(run, seconds):
+        asked.append(seconds)
+        if len(asked) == 1:
+            raise SIGTERMException
+
+    monkeypatch.setattr(slurm, "execute", ends_once)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", str(torch.get_num_threads()))
+    slurm.Job(60.0)(make())
+    assert 59.0 < asked[1] < asked[0] <= 60.0
 
 
 def test_the_time_may_be_up_before_training_where_sigint_is_ignored():
