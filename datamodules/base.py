@@ -4,6 +4,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from steer_lightning.modules.compatibility import warn_of_changes
+from steer_lightning.utils.plain import as_plain
 from steer_lightning.utils.processes import in_process_group
 
 Split = Literal["train", "val", "test"]
@@ -245,9 +247,9 @@ class TensorDataModule(LightningDataModule, ABC):
         free = _FREE | vars(LightningDataModule()).keys()
         plain = (bool, int, float, str, dict, type(None))
         return {
-            name: value
+            name: as_plain(value)
             for name, value in vars(self).items()
-            if isinstance(value, plain) and name not in free and not name.startswith("_")
+            if isinstance(value, (Real, *plain)) and name not in free and not name.startswith("_")
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

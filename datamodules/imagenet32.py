@@ -68,6 +68,13 @@ def _incomplete(path: Path, error: Exception) -> str:
     )
 
 
+def find_variant(folder: Path) -> Variant:
+    """The variant that has as many training images as a folder, or the official one."""
+    files = [path for name in _NAMES["training"] if (path := folder / name).is_file()]
+    total = sum(map(count_images, files))
+    return "withdrawn" if total == COUNTS["withdrawn"]["training"] else "official"
+
+
 class ImageNet32DataModule(ImageDataModule):
     r"""ImageNet at 32x32, 1000 classes: about 1.28 million images to train, 50,000 to test on.
 
@@ -84,7 +91,7 @@ class ImageNet32DataModule(ImageDataModule):
         variant: ``"official"`` for the files of image-net.org: 1,281,167 training and 50,000 test
             images. ``"withdrawn"`` for the older set of the PixelRNN paper, no longer offered
             there: 1,281,149 and 49,999 images. It came as PNG images without labels; write them
-            to the same files with any label.
+            to the same files with any label from 1 to 1000.
 
     Raises:
         ValueError: If an argument is outside its range, a file is broken, or the number of

@@ -8,7 +8,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from datamodules.activity_recordings import N_ROWS, find_file, merge_rows, read_rows
 from datamodules.image_sets import CIFAR10DataModule, MNISTDataModule, SVHNDataModule
-from datamodules.imagenet32 import ImageNet32DataModule, Variant
+from datamodules.imagenet32 import ImageNet32DataModule, find_variant
 from datamodules.images import ImageDataModule
 from datamodules.physionet_records import N_RECORDS, read_records
 from steer_lightning.doctor import Finding
@@ -46,12 +46,8 @@ def _images(data_module: Callable[[str], ImageDataModule], folder: Path) -> str:
 
 
 def _imagenet32(folder: Path) -> str:
-    variant: Variant = "official"
-    try:
-        ImageNet32DataModule(variant, str(folder)).check_files()
-    except ValueError:
-        variant = "withdrawn"
-        ImageNet32DataModule(variant, str(folder)).check_files()
+    variant = find_variant(folder)
+    ImageNet32DataModule(variant, str(folder)).check_files()
     return f"all files, with as many images as the variant {variant!r}"
 
 

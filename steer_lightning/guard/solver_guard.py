@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -57,7 +58,8 @@ class SolverGuard(RunState):
         max_consecutive: Failures of training batches, with no step of the optimiser between them,
             at which the run ends even so.
         save_batches: Save what a failed batch held to ``failed_batches`` in the run's folder, by
-            :func:`torch.save`, with the error's text.
+            :func:`torch.save`, with the error's text. Batches that are named tuples are read by
+            ``torch.load(path, weights_only=False)``.
         min_dt: Warn of accepted steps below this, in units of time.
         max_rejected: Warn of a share of rejected steps above this.
         random_fields: What to do on finding a random field: ``"warn"``, ``"raise"`` or
@@ -288,9 +290,12 @@ class SolverGuard(RunState):
             # At once, should something else keep the ranks from hearing of it.
             sys.stderr.write(f"[rank {error.rank}] {type(error).__name__}: {error}\n")
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
             name = f"{stage}_epoch{error.epoch}_batch{batch_idx}_rank{error.rank}.pt"
-            torch.save({"batch": batch, "error": str(error)}, self._folder / name)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                torch.save({"batch": batch, "error": str(error)}, self._folder / name)
+            except Exception as failure:  # a full disk, or a batch that cannot be pickled
+                warnings.warn(f"SolverGuard could not save a batch: {failure!r}", stacklevel=2)
 
     def _broken_weights(self, module: LightningModule) -> str | None:
         """What a solve that meets NaN at its first evaluation has it from, mostly."""

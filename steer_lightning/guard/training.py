@@ -37,6 +37,12 @@ def refuse_undroppable(trainer: Trainer, pl_module: LightningModule) -> None:
             f"optimises by hand: which of its steps belong to a failed solve is for its own "
             f"training_step to know. Catch SolverError there, and use policy='raise'."
         )
+    if any(s.interval == "step" and s.frequency > 1 for s in trainer.lr_scheduler_configs):
+        raise MisconfigurationException(
+            f"Expected a schedule of every step or of epochs with {asked}, but got one of every "
+            f"few steps, for which Lightning counts batches, those that are dropped too. Let the "
+            f"schedule itself count them, with frequency=1, or use policy='raise'."
+        )
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise MisconfigurationException(
             f"Expected an optimiser that evaluates once a step with {asked}, but got LBFGS: a "

@@ -20,9 +20,8 @@ from steer_lightning.callbacks.step_memories import StepMemories, find_step_memo
 from steer_lightning.modules.compatibility import check_same_network, warn_of_changes
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.io import check_whole
+from steer_lightning.utils.plain import as_plain, is_plain
 from steer_lightning.utils.seeding import default_seed, stream
-
-_PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
 
 
 def batch_length(batch: Any) -> int:
@@ -96,8 +95,9 @@ class TaskModule(LightningModule):
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
             self.save_hyperparameters(frame=frame)
         if "_instantiator" not in self.hparams:
-            objects = [k for k, v in self.hparams.items() if not isinstance(v, _PLAIN)]
+            objects = [k for k, v in self.hparams.items() if not is_plain(v)]
             self.save_hyperparameters(ignore=objects, frame=frame)
+            self.hparams.update({k: as_plain(v) for k, v in self.hparams.items()})
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
@@ -207,6 +207,17 @@ class TaskModule(LightningModule):
     def on_fit_start(self) -> None:
         if self.lr != self._configured_lr:  # by a learning-rate finder among the callbacks
             self.trainer.strategy.setup_optimizers(self.trainer)
+        for config in self.trainer.lr_scheduler_configs:
+            ends = getattr(config.scheduler, "total_steps", None)
+            if ends is None or config.interval != "step":
+                continue
+            steps = self.trainer.estimated_stepping_batches
+            if math.isfinite(steps) and steps > ends:
+                raise ValueError(
+                    f"Expected a schedule of as many steps as the training has, {steps:,}, but "
+                    f"{type(config.scheduler).__name__} has total_steps={ends}, and would end the "
+                    f"training there. Give it total_steps={steps}."
+                )
 
     def configure_callbacks(self) -> list[Callback]:
         return [StepMemories()] if find_step_memories(self) else []

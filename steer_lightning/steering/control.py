@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from torch import nn
 
@@ -17,6 +16,7 @@ from steer_lightning.steering.targets import (
     find_horizons,
     refuse_double_warp,
 )
+from steer_lightning.utils.plain import as_plain
 from steer_lightning.utils.schedule import Schedule
 from steer_lightning.utils.seeding import stream_key
 
@@ -39,10 +39,8 @@ class SteerSettings:
     horizons: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("b", "t0", "t1", "epsilon"):  # checkpoints hold plain numbers, not NumPy's
-            value = getattr(self, name)
-            if isinstance(value, Real):
-                object.__setattr__(self, name, float(value))
+        for name in ("b", "t0", "t1", "epsilon"):
+            object.__setattr__(self, name, as_plain(getattr(self, name)))
         for name in ("vector_fields", "horizons"):
             paths = as_paths(name, getattr(self, name))
             object.__setattr__(self, name, paths)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.plain import as_plain
 
 SHAPES = ("linear", "cosine", "exponential")
 
@@ -45,6 +46,8 @@ class Schedule:
     unit: Literal["step", "epoch"] = "step"
 
     def __post_init__(self) -> None:
+        for name in ("start", "end", "length"):
+            object.__setattr__(self, name, as_plain(getattr(self, name)))
         check_choice("shape", self.shape, SHAPES)
         check_choice("unit", self.unit, ("step", "epoch"))
         if not (math.isfinite(self.start) and math.isfinite(self.end)):

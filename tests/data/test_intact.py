@@ -49,6 +49,17 @@ def test_the_variant_of_imagenet_is_found_by_count(tmp_path, monkeypatch):
     assert finding.sentence.endswith("the variant 'withdrawn'")
 
 
+def test_a_broken_file_of_imagenet_says_nothing_of_the_variant(tmp_path, monkeypatch):
+    folder = tmp_path / "imagenet32"
+    write_imagenet32(folder)
+    accept_imagenet32(monkeypatch)
+    path = folder / "val_data.npz"
+    path.write_bytes(path.read_bytes()[:-7])
+    finding = found(tmp_path)["imagenet32"]
+    assert finding.state == "fault"
+    assert "val_data.npz to be a complete .npz file" in finding.sentence
+
+
 def test_data_sets_that_are_not_there_are_noted(tmp_path):
     findings = found(tmp_path)
     assert findings.keys() == intact.CHECKS.keys()

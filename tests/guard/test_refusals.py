@@ -30,9 +30,17 @@ class Closures(FaultyModel):
         return torch.optim.LBFGS(self.parameters())
 
 
+class EverySecondStep(FaultyModel):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters())
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 2}]
+
+
 @pytest.mark.parametrize(
     ("model_class", "message"),
     [
+        (EverySecondStep, r"a schedule of every step or of epochs with .* frequency=1"),
         (Manual, r"automatic optimisation with SolverGuard\(policy='skip'\), but Manual .*Catch"),
         (Closures, r"evaluates once a step .* got LBFGS"),
     ],

@@ -94,6 +94,14 @@ def test_the_batch_is_saved_on_request(tmp_path, policy):
     torch.testing.assert_close(saved["batch"], list(loader(*again))[1])
 
 
+def test_a_batch_that_cannot_be_saved_is_dropped_nevertheless(tmp_path):
+    (tmp_path / "failed_batches").write_text("no folder")
+    guard = SolverGuard("skip", save_batches=True)
+    with pytest.warns(UserWarning, match="could not save a batch: FileExistsError"):
+        fit(guard, "none", "nan", "none", default_root_dir=tmp_path)
+    assert guard.skipped == 1
+
+
 def test_nothing_is_saved_unasked(tmp_path):
     with pytest.warns(UserWarning, match="a batch is dropped"):
         fit(SolverGuard("skip"), "nan", default_root_dir=tmp_path)

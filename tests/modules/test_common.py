@@ -1,5 +1,8 @@
 """What every task must do, whatever its loss."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -7,12 +10,16 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.cli import ReduceLROnPlateau
 from pytorch_lightning.tuner import Tuner
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, TensorDataset
 
 import cli
 import steer_lightning.modules as modules
-from steer_lightning.modules import CNFModule
+from steer_lightning.modules import CNFModule, RegressionModule
 from steer_lightning.modules.base import StochasticTaskModule
-from steer_lightning.nn import CNF, ConcatSquashField
+from steer_lightning.nn import CNF, ConcatSquashField, MLPField, ODEBlock
+from steer_lightning.solvers import FixedGridSolver
 from steer_lightning.utils.seeding import stream
 from tests.helpers.models import tiny_trainer
 from tests.helpers.watching import RecordRates, assert_same
@@ -101,6 +108,35 @@ def test_checkpoint_of_a_module_built_in_python(trained, tmp_path):
         assert {key: saved[key] for key in case.plain} == case.plain
     results = [trainer.test(m, data, verbose=False) for m in (module, loaded)]
     assert results[0] == results[1]
+
+
+class OfLayers(RegressionModule):
+    """Takes a list of objects, which no checkpoint can hold as they are."""
+
+    def __init__(self, layers, scale, **optimization):
+        block = ODEBlock(MLPField(2, (4,)), FixedGridSolver("euler", 1))
+        super().__init__(block, nn.Sequential(*layers), **optimization)
+
+
+def test_checkpoints_hold_plain_values_alone(tmp_path):
+    layers, data = [nn.Linear(2, 1)], DataLoader(TensorDataset(torch.ones(4, 2), torch.ones(4, 1)))
+    module = OfLayers(layers, np.float32(0.5))
+    steps().fit(module, data)
+    module.trainer.save_checkpoint(tmp_path / "module.ckpt")
+    hparams = torch.load(tmp_path / "module.ckpt", weights_only=True)["hyper_parameters"]
+    assert (hparams["scale"], type(hparams["scale"])) == (0.5, float)
+    assert "layers" not in hparams
+    loaded = OfLayers.load_from_checkpoint(tmp_path / "module.ckpt", layers=layers)
+    assert_same(loaded.state_dict(), module.state_dict())
+
+
+def test_a_schedule_that_would_end_the_training_is_refused():
+    cycle = partial(OneCycleLR, max_lr=0.1, total_steps=5)
+    data = DataLoader(TensorDataset(torch.ones(4, 2), torch.ones(4, 1)))
+    module = OfLayers([nn.Linear(2, 1)], 1.0, lr_scheduler=cycle, lr_interval="step")
+    steps(max_steps=5).fit(module, data)
+    with pytest.raises(ValueError, match=r"training has, 6, but OneCycleLR has total_steps=5"):
+        steps(max_steps=6).fit(module, data)
 
 
 def test_evaluate_gives_the_training_loss(case, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.data import extract_batch_size
@@ -25,6 +26,8 @@ from steer_lightning.steering.targets import find_stats
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.representation import Shown
 
+_AVERAGERS = (StochasticWeightAveraging, WeightAveraging)
+
 
 class EndTimeSweep(Shown, Callback):
     r"""A trained model's metrics against the end time it is *evaluated* at, t1 - b .. t1 + b.
@@ -36,7 +39,7 @@ class EndTimeSweep(Shown, Callback):
     the end of training from training or validation batches, or at the end of a test from test
     batches. The numbers are written as CSV beside the plot. Far from its own end time a model
     can be stiff: an end time at which a solve fails, or needs more than ``max_nfe`` evaluations,
-    gives NaN, a gap in the plot.
+    gives NaN, a gap in the plot. A second sweep of the same batches has a number in its name.
 
     Args:
         b: Half-width of the sweep, in units of time.
@@ -87,6 +90,15 @@ class EndTimeSweep(Shown, Callback):
             raise ValueError(
                 "Expected val batches to sweep over, but got none. Give the Trainer val data, or "
                 "EndTimeSweep another split."
+            )
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        behind = callbacks[callbacks.index(self) :]
+        averagers = [c for c in behind if isinstance(c, _AVERAGERS)]
+        if averagers and self.split != "test":
+            rank_zero_warn(
+                f"EndTimeSweep of {self.split} batches sweeps the weights of the last step, as "
+                f"{type(averagers[0]).__name__} puts their mean into the model after it. Put the "
+                f"sweep behind it in the list of callbacks."
             )
         _, offsets = self._end_times(pl_module)
         for offset in (offsets[0], offsets[-1]):
@@ -148,7 +160,10 @@ class EndTimeSweep(Shown, Callback):
             axis.axvline(own, color="grey", ls=":", label="t1, the model's own end time")
             axis.set(xlabel="end time of evaluation T", ylabel=in_words(name))
         legend_below(figure)
-        path = save_plot(trainer, figure, f"end_time_sweep_{self.split}", folder)
+        sweeps = [c for c in trainer.callbacks if isinstance(c, EndTimeSweep)]  # type: ignore[attr-defined]
+        before = [c for c in sweeps[: sweeps.index(self)] if c.split == self.split]
+        name = f"end_time_sweep_{self.split}" + (f"_{len(before) + 1}" if before else "")
+        path = save_plot(trainer, figure, name, folder)
         if not leaves_files(trainer):
             return
         with path.with_suffix(".csv").open("w", newline="") as file:

@@ -54,6 +54,12 @@ def _density(flow: CNF, x: Tensor, t: float) -> Tensor:
     return flow.log_prob(x, float(t), generator=stream(x.device, "flow plot")).exp()
 
 
+def _actual(flow: CNF, t: float) -> float:
+    """Where a nominal time lies on the span that is solved, whose end may be learned."""
+    t0, t1 = flow.horizon.t0, flow.horizon.t1
+    return float(t0 + (t - t0) * (flow.horizon.end_time - t0) / (t1 - t0))
+
+
 def _plot_flow_1d(flow: CNF, data: Array, weights: Array | None) -> Figure:
     """Density from base to data against time, with particle paths; then the end of it."""
     like, limit = next(flow.parameters()), 7.0
@@ -61,7 +67,10 @@ def _plot_flow_1d(flow: CNF, data: Array, weights: Array | None) -> Figure:
     times = np.linspace(flow.base_time, flow.data_time, 41)
     density = torch.stack([_density(flow, x, t) for t in times])
     z = torch.special.ndtri(torch.linspace(0.02, 0.98, 30, dtype=torch.float64))
-    paths, _ = flow.trajectories(z.to(like)[:, None], torch.as_tensor(times).to(like))
+    noise = stream(like.device, "flow plot")
+    t_eval = torch.as_tensor(times).to(like)
+    paths, _ = flow.trajectories(z.to(like)[:, None], t_eval, generator=noise)
+    times = np.array([_actual(flow, t) for t in times])
     figure, [[left, right]] = panels(1, 2, (9, 3.4), width_ratios=(2, 1))
     left.pcolormesh(
         times, array(x[:, 0]), array(density).T,
@@ -89,10 +98,11 @@ def _plot_flow_2d(flow: CNF, data: Array, weights: Array | None) -> Figure:
     figure, [axes] = panels(1, n_times + 1, size, sharex=True, sharey=True)
     for axis, t in zip(axes, np.linspace(flow.base_time, flow.data_time, n_times), strict=False):
         density = _density(flow, grid, t).reshape(n_points, n_points)
-        field = flow.vector_field(like.new_tensor(float(t)), arrows)
+        actual = _actual(flow, t)
+        field = flow.vector_field(like.new_tensor(actual), arrows)
         axis.imshow(array(density).T, origin="lower", extent=(-limit, limit, -limit, limit))
         axis.quiver(*array(arrows).T, *array(field).T, color="white", alpha=0.6, width=0.004)
-        axis.set(title=f"t = {t:.2f}", aspect="equal", xlabel="first coordinate")
+        axis.set(title=f"t = {actual:.2f}", aspect="equal", xlabel="first coordinate")
     first, second = data.T
     bounds = ((-limit, limit),) * 2
     axes[-1].hist2d(first, second, n_points, range=bounds, weights=weights, rasterized=True)

@@ -39,10 +39,12 @@ def test_figure_of_a_one_dimensional_flow():
 
 
 @torch.no_grad()
-def test_figure_of_a_two_dimensional_flow():
-    figure = FlowPlot().draw(make_cnf(), torch.zeros(4, 2))
+def test_figure_of_a_two_dimensional_flow_with_a_learned_end():
+    module = make_cnf(learn_t1=True)
+    module.flow.horizon.learned_t1.fill_(3.0)
+    figure = FlowPlot().draw(module, torch.zeros(4, 2))
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["t = 0.00", "t = 0.33", "t = 0.67", "t = 1.00", "data"]
+    assert titles == ["t = 0.00", "t = 1.00", "t = 2.00", "t = 3.00", "data"]
     base = torch.as_tensor(figure.axes[0].images[0].get_array())
     side = torch.linspace(-4.0, 4.0, 80).double()
     expected = (-0.5 * (side[:, None] ** 2 + side**2)).exp() / (2.0 * torch.pi)

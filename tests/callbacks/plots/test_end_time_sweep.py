@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -151,6 +152,27 @@ def test_sweep_belongs_to_one_stage(tmp_path, split):
     names = [f"end_time_sweep_{split}.csv", f"end_time_sweep_{split}.png"]
     assert after_fit == ([] if split == "test" else names)
     assert plots(tmp_path) == names
+
+
+def test_two_sweeps_of_one_split_keep_their_files(tmp_path):
+    sweeps = EndTimeSweep(0.1, 2), EndTimeSweep(0.5, 2), EndTimeSweep(0.1, 2, split="val")
+    swept(tmp_path, sweeps[0], make_cnf(), toy_data())
+    trainer = make_trainer(tmp_path, *sweeps)
+    trainer.test(make_cnf(), toy_data(), verbose=False)
+    names = ("end_time_sweep_test", "end_time_sweep_test_2")
+    assert plots(tmp_path) == sorted(f"{name}.{kind}" for name in names for kind in ("csv", "png"))
+    assert read_sweep(tmp_path, "test_2")["end_time"] == pytest.approx([0.5, 1.5])
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_sweep_before_the_weights_are_averaged_says_so(tmp_path, behind, recwarn):
+    callbacks = EndTimeSweep(0.5, 2, split="val"), EMAWeightAveraging()
+    module = make_cnf()
+    make_trainer(tmp_path, *callbacks[:: -1 if behind else 1]).fit(module, toy_data())
+    said = [
+        str(w.message) for w in recwarn if "sweeps the weights of the last step" in str(w.message)
+    ]
+    assert len(said) == (not behind)
 
 
 def test_sweep_over_training_pieces(tmp_path):

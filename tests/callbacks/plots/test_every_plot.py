@@ -70,7 +70,11 @@ def waves():
 @pytest.mark.parametrize(
     ("plot", "make", "data"),
     [
-        (FlowPlot(1), lambda: make_cnf(1, data_at="t0"), lambda: toy_data(1)),
+        (
+            FlowPlot(1),
+            lambda: make_cnf(1, data_at="t0", trace_estimator="hutchinson"),
+            lambda: toy_data(1),
+        ),
         (FlowPlot(1), lambda: make_cnf(trace_estimator="hutchinson"), toy_data),
         (StiffPlot(2), make_stiff, stiff_data),
         (FeaturePlot(b=0.5, every_n_checks=1), classifier, labelled),
