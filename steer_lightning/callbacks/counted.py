@@ -74,6 +74,17 @@ class CountedDraws(RunState):
         return self._step - 1
 
     @abstractmethod
+    def rest(self) -> None:
+        """Let the model be as it was found until the next batch."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rest()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._in_hand = 0  # a batch that was skipped had no end of its own
+        self.rest()
+
+    @abstractmethod
     def release(self) -> None:
         """Leave the model as it was found."""
 

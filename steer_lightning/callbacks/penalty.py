@@ -93,11 +93,9 @@ class PenaltyCallback(CountedDraws):
         pl_module.log_dict(self._penalizing.in_force(), on_step=True, on_epoch=False)
         self._penalizing.stop()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def rest(self) -> None:
         if self._penalizing is not None:
             self._penalizing.stop()
-
-    on_train_epoch_end = on_validation_start
 
     def _penalised(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The training step, with the penalties in its loss."""

@@ -159,11 +159,9 @@ class SteerCallback(CountedDraws):
                 f"{spans}. Give the span that the model solves: t0=..., t1=..."
             )
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def rest(self) -> None:
         if self._steering is not None:
             self._steering.reset()
-
-    on_train_epoch_end = on_validation_start  # a batch that was skipped had no end of its own
 
     def release(self) -> None:
         if self._steering is not None:

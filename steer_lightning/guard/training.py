@@ -121,6 +121,8 @@ class GuardedTraining:
         self.end_batch()
 
     def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.trainer.training:  # called by an evaluation step, which is guarded itself
+            return original(*args, **kwargs)
         if self.failed is None:
             with self.around():
                 try:

@@ -68,7 +68,8 @@ class DrawHistory:
         raise RuntimeError(
             "A backward pass solves again what its forward pass solved before the last "
             f"{_REMEMBERED} changes of the end time, two or more a step, or before the span was "
-            "set: the end time is no longer known. Call backward earlier."
+            "set: the end time is no longer known. Call backward earlier, and put all that is "
+            "evaluated at nominal times in a step into one `with nominal(...)`."
         )
 
     @contextmanager

@@ -297,6 +297,8 @@ class StochasticTaskModule(TaskModule):
     def on_train_batch_end(self, *_: Any) -> None:
         self._in_hand, self._in_batch = 0, False
 
+    on_train_epoch_end = on_train_batch_end  # of a batch that was skipped
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         done = self._train_batches - self._in_hand
         checkpoint["noise"] = {"seed": self._noise_seed, "batches": done}

@@ -1,6 +1,7 @@
 """A probe of somebody else's solve: one of the evaluations of its vector field."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class AttachedProbe:
 
     def __init__(self, field: nn.Module) -> None:
         self.field = field
+        self._warned = False
         self._handle = field.register_forward_hook(_Keep(self), with_kwargs=True)
         self.start(None)
         watch_solves()
@@ -60,6 +62,14 @@ class AttachedProbe:
             return
         self._n_evaluations += 1
         solve = solve_in_progress()
+        if solve is not None and not solve.is_of(self.field) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A penalty looks at a {type(self.field).__name__}, but odeint got a "
+                f"{type(solve.func).__name__} around it: what it returns need not be the "
+                f"derivative of the state. Name the module that is passed to odeint.",
+                stacklevel=3,
+            )
         if solve is not self._solve:
             self._solve, self._n_of_solve = solve, [0]
         self._n_of_solve[0] += 1

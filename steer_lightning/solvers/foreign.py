@@ -8,7 +8,7 @@ from functools import cache, wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchdiffeq._impl.solvers import (
     AdaptiveStepsizeEventODESolver,
     AdaptiveStepsizeODESolver,
@@ -31,6 +31,17 @@ class ForeignSolve:
 
     times: Tensor | None
     func: Any
+
+    def is_of(self, field: nn.Module) -> bool:
+        """Whether it is a module's, compiled or not, as far as can be told."""
+        func = self.func
+        return not isinstance(func, nn.Module) or _plain(func) is _plain(field)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A module without the wrapper of ``torch.compile``."""
+    plain: nn.Module = getattr(module, "_orig_mod", module)
+    return plain
 
 
 _THREAD = threading.local()

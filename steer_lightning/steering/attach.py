@@ -221,7 +221,7 @@ class AttachedHorizon(Movable):
                 f"steer_lightning.nominal(field): ...`."
             )
         self._inside = True
-        if isinstance(solve.func, nn.Module) and _plain(solve.func) is not _plain(field):
+        if not solve.is_of(field):
             self._warn(
                 f"odeint got a {type(solve.func).__name__} around the vector field {self.path!r}. "
                 f"What that does with the time itself, such as to read a control, is not moved. "
@@ -249,7 +249,8 @@ class AttachedHorizon(Movable):
             raise ValueError(
                 f"Expected the vector field {self.path!r} to be solved over its span"
                 f"{origin}, t0 = {t0:g}, t1 = {t1:g}, in either direction, but got a solve from "
-                f"t = {first:g} to {last:g}. Give the span that the model solves: t0=..., t1=..."
+                f"t = {first:g} to {last:g}. Give the span that the model solves: t0=..., t1=...; "
+                f"for several spans of one field use ODEBlock(..., horizon=GridHorizon())."
             )
 
     def _watch_unseen(self, t: Tensor) -> None:
@@ -293,12 +294,6 @@ class AttachedHorizon(Movable):
     def _ends(self) -> str:
         assert self.span is not None
         return f"{self.span[0]:g}, {self.span[1]:g}"
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """A module without the wrapper of ``torch.compile``."""
-    plain: nn.Module = getattr(module, "_orig_mod", module)
-    return plain
 
 
 def _near(t: float, t0: float, t1: float) -> float | None:

@@ -63,7 +63,8 @@ def steer(
     .. math:: T \sim \mathcal{U}(t_1 - b,\; t_1 + b)
 
     A backward pass may come after the block: what it solves again has the end time of its forward
-    pass. For this the hooks of attached fields stay, without effect otherwise.
+    pass. For this the hooks of attached fields stay, without effect otherwise. The block and the
+    forward pass in it belong in one thread, as autograd counts what it records in each of them.
 
     Args:
         model: Any model, in training mode; not Fabric's wrapper around it.

@@ -9,6 +9,7 @@ import torch
 from torchdiffeq import odeint_adjoint
 
 from steer_lightning import PenaltyCallback, SteerCallback
+from steer_lightning.callbacks import LastCheckpoint
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.penalties import KineticEnergy
 from steer_lightning.utils.schedule import Schedule
@@ -114,6 +115,24 @@ def test_a_batch_that_did_not_end_is_repeated_with_its_draw(model_class, where, 
     trainer.fit(rest, tiny_loader(), ckpt_path=tmp_path / "in_batch.ckpt")
     assert rest.ends == through.ends[2:]
     assert torch.equal(weights(rest), weights(through))
+
+
+@both
+def test_an_epoch_that_a_module_cuts_short_is_resumed_exactly(model_class, where, tmp_path):
+    class Cut(model_class):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if (self.current_epoch, batch_idx) == (0, 1) else None
+
+    def train(epochs, path=None):
+        steer, last = SteerCallback(0.5, seed=3, **where), LastCheckpoint(dirpath=tmp_path)
+        trainer = tiny_trainer(steer, last, max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(model := seeded(Cut), tiny_loader(), ckpt_path=path)
+        return model
+
+    through, first = train(2), train(1)
+    second = train(2, tmp_path / "last.ckpt")
+    assert first.ends + second.ends == through.ends
+    assert len(through.ends) == 3
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,19 @@ from tests.helpers.watching import Log, assert_same
 each_fault = pytest.mark.parametrize("fault", FAULTS)
 
 
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_training_step_that_validates_fails_as_a_validation(policy):
+    class Validates(FaultyModel):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.training_step(batch, batch_idx))
+
+    guard, model = SolverGuard(policy), seeded(Validates)
+    trainer = tiny_trainer(guard, num_sanity_val_steps=0)
+    with pytest.raises(SolverError, match=r"validation, epoch 0, batch 1, rank 0"):
+        trainer.fit(model, loader("none", "none"), loader("none", "nan"))
+    assert (guard.skipped, trainer.global_step) == (0, 2)
+
+
 @each_fault
 @pytest.mark.parametrize("where", [(1,), (0, 3)])
 def test_skip_is_a_run_that_never_saw_the_batches(fault, where):

@@ -17,7 +17,7 @@ from steer_lightning.nn.series import make_series
 from steer_lightning.penalties import KineticEnergy, LocalError
 from steer_lightning.penalties.attached import AttachedProbe
 from tests.helpers.models import lively
-from tests.helpers.problems import CosineField
+from tests.helpers.problems import CosineField, initial_state, times
 from tests.penalties.looking import POINTS, looking
 
 
@@ -130,6 +130,22 @@ def test_every_evaluation_of_a_step_is_kept_as_often_as_any_other():
         (probed,) = probe.collect()
         counts[int(probed.t[0])] += 1
     assert all(abs(count - 100) < 30 for count in counts)  # 3.5 standard deviations
+
+
+@pytest.mark.parametrize(("path", "warns"), [("", False), ("0", True)])
+def test_a_part_of_what_is_solved_is_warned_of(path, warns, recwarn):
+    class Faster(nn.Sequential):
+        def forward(self, t, y):
+            return 10.0 * self[0](t, y)
+
+    model = Faster(CosineField())
+    for step in range(2):
+        with penalize(model, [KineticEnergy(1.0)], step=step, seed=0, vector_fields=[path]):
+            odeint(model, initial_state(), times(0.0, 1.0))
+            penalty(model)
+    said = [str(w.message) for w in recwarn]
+    assert len(said) == warns
+    assert all("looks at a CosineField, but odeint got a Faster around it" in w for w in said)
 
 
 @pytest.mark.parametrize("n_solves", [1, 2, 8])

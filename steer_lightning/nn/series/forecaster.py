@@ -87,9 +87,15 @@ class ODERNNForecaster(nn.Module):
     def predict_at(self, batch: SeriesBatch, times: Tensor) -> Tensor:
         """Values ``(1, B, G, D)`` at any times, each predicted from what is observed before it.
 
-        ``times`` increase, none before the sample's first one, shape ``(B, G)``. Euler steps end
-        at them too: values differ from those of ``forward`` by what the length of steps does.
+        ``times`` increase, none before the sample's first one, shape ``(B, G)``; else a
+        ``ValueError``. Euler steps end at them too: values differ from those of ``forward`` by
+        what the length of steps does.
         """
+        if not bool((torch.cat([batch.times[:, :1], times], dim=1).diff(dim=1) >= 0).all()):
+            raise ValueError(
+                "Expected `times` that increase, none before the first one of its sample."
+            )
+        own = keep_times(batch, batch.observed | batch.asked).times
         seen = keep_times(batch, batch.observed)
         grids, values, masks = [], [], []
         for t, x, mask, length, wanted in zip(*seen[:3], seen.lengths, times, strict=True):
@@ -101,7 +107,8 @@ class ODERNNForecaster(nn.Module):
             masks.append(blank.index_copy(0, place, mask[:length]))
         merged = make_series(grids, values, masks)
         lengths = merged.lengths.to(times.device)
-        unroll = self.rnn(merged.times, merged.values, merged.mask, lengths)
+        ranges = own[:, -1] - own[:, 0]
+        unroll = self.rnn(merged.times, merged.values, merged.mask, lengths, ranges)
         place = torch.searchsorted(merged.times, times.contiguous())
         state = unroll.arrival.gather(1, place[..., None].expand(-1, -1, unroll.arrival.shape[2]))
         predicted: Tensor = self.readout(state)

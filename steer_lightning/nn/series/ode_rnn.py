@@ -165,7 +165,14 @@ class ODERNN(nn.Module):
         self.reverse = reverse
         self.stats = SolveStats()
 
-    def forward(self, times: Tensor, values: Tensor, mask: Tensor, lengths: Tensor) -> Unroll:
+    def forward(
+        self,
+        times: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        lengths: Tensor,
+        ranges: Tensor | None = None,
+    ) -> Unroll:
         """Unroll along the observations.
 
         Args:
@@ -175,12 +182,14 @@ class ODERNN(nn.Module):
             mask: One where observed, shape ``(B, K, D)``; a time where nothing is observed is
                 unrolled through without an update.
             lengths: Number of times of each sample, shape ``(B,)``.
+            ranges: What ``max_step`` is a fraction of, shape ``(B,)``; where it is zero or not
+                given, the range of the times.
 
         Raises:
             TypeError: If the values, whose dtype the state has, are neither float32 nor float64.
         """
         check_state(values.new_zeros(len(times), self.n_states))
-        plan = self.plan(times, lengths)
+        plan = self.plan(times, lengths, ranges)
         observations = torch.cat([values * mask, mask], dim=2)
         n_steps = plan.dt.shape[1]
         self.stats.count("nfe", n_steps)
@@ -241,9 +250,11 @@ class ODERNN(nn.Module):
             and forward_ad._current_level < 0
         )
 
-    def plan(self, times: Tensor, lengths: Tensor) -> UnrollPlan:
+    def plan(self, times: Tensor, lengths: Tensor, ranges: Tensor | None = None) -> UnrollPlan:
         """The steps of every sample, stretched by the end times in force."""
         span = times[:, -1] - times[:, 0]
+        if ranges is not None:
+            span = torch.where(ranges > 0, ranges, span)
         longest = torch.where(span > 0, self.max_step * span, 1.0)
         rates = self.horizon.rates(times, lengths, self.reverse)
         return plan_unroll(times, lengths, longest, rates, self.reverse)

@@ -143,6 +143,17 @@ def test_predictions_at_times_are_the_forecast_there(make):
     assert network.predict_at(batch, grid).isfinite().all()
 
 
+def test_an_ode_rnn_predicts_no_matter_how_far_ahead_one_asks_too():
+    network, batch = make_ode_rnn(), series()
+    near = batch.times[:, -1:] + 0.1
+    far = torch.cat([near, near + 100.0], dim=1)
+    expected, found = (network.predict_at(batch, t)[:, :, 0] for t in (near, far))
+    torch.testing.assert_close(found, expected)
+    for wrong in (far.flip(1), batch.times[:, :1] - 0.1, near * torch.nan):
+        with pytest.raises(ValueError, match="`times` that increase, none before the first"):
+            network.predict_at(batch, wrong)
+
+
 def test_the_decoder_is_stretched_over_the_times_that_are_asked_for_alone():
     latent_ode, batch = make_linear(), series()
     latent_ode.decoder.horizon.perturb(EndTimeDraw("auto", key=2))
