@@ -81,8 +81,8 @@ class SteerCLI(LightningCLI):
             "--tf32",
             type=bool | None,
             default=None,
-            help="Let matrix products and convolutions of GPUs round to TF32; torch's own choice "
-            "(convolutions only) if not given.",
+            help="Let matrix products, convolutions and recurrent layers of GPUs round to TF32; "
+            "torch's own choice (all but matrix products) if not given.",
         )
         parser.add_argument(
             "--steer",
@@ -119,7 +119,8 @@ class SteerCLI(LightningCLI):
         if config.tf32 is not None:
             # Not the backend's own setting, after which Lightning cannot read it as it wants to.
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-            torch.backends.cudnn.conv.fp32_precision = "tf32" if config.tf32 else "ieee"
+            for layers in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+                layers.fp32_precision = "tf32" if config.tf32 else "ieee"
         if config.steer is not None:
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)

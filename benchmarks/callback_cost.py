@@ -24,7 +24,7 @@ STEPS = 600
 
 
 class EveryOtherBatch(SteerCallback):
-    """STEER on even batches, with the CPU seconds of every batch, hooks and logging included."""
+    """STEER on even batches, with the CPU seconds of every batch, hooks included, no logger."""
 
     def __init__(self) -> None:
         super().__init__(b=1e-6, seed=0)

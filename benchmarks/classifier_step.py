@@ -1,8 +1,8 @@
 """Training step of NODE and ANODE (Table 5, MNIST) against torchdiffeq with a plain field.
 
 Same weights, images and tolerances, dopri5 at 1e-3 on [0, 1]; cross-entropy, forward and backward.
-The plain field concatenates time as a channel, as published code does. Losses and gradients are
-compared with those of torchdiffeq through autograd at 1e-5.
+The plain field concatenates time as a channel, as published code does. Losses, and gradients of
+the field's weights, are compared with those of torchdiffeq through autograd at 1e-5.
 
 ``python -m benchmarks.classifier_step [--eager]``
 """
@@ -72,7 +72,7 @@ def make_contender(
     block = Augmented(block, n_extra) if n_extra else block
     classifier = nn.Sequential(block, nn.Flatten(), head).to(x)
     labels = torch.arange(len(x), device=x.device) % 10
-    return Contender(classifier, lambda: F.cross_entropy(classifier(x), labels))
+    return Contender(classifier, lambda: F.cross_entropy(classifier(x), labels), block)
 
 
 def make_images(n: int = BATCH_SIZE, size: int = SIZE) -> Tensor:

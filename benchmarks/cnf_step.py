@@ -184,19 +184,24 @@ def compare(
 
         return kind(flow, loss_of_batch)
 
+    plain = partial(plain_loss, forward_mode=True)
     contenders = {"torchdiffeq adjoint, double backward": contender(plain_loss)}
     settings: dict[str, dict[str, Any]] = {
-        "stacked pass, autograd": {},
-        "stacked pass, checkpointed steps": {"checkpoint": True},
+        "`MultiScaleCNF`": {},
+        "`FixedGridSolver(checkpoint=True)`": {"checkpoint": True},
     }
     if compiled:
         settings["compiled field"] = {"compile_field": True}
-        settings["compiled step"] = {"compile": True}
+        settings["`FixedGridSolver(compile=True)`"] = {"compile": True}
     for name, options in settings.items():
         contenders[name] = contender(**options)
         if on_gpu:
             contenders[f"{name}, bf16"] = contender(bf16=True, **options)
-    exact = contender(partial(plain_loss, forward_mode=True), kind=InFloat32)
+    if on_gpu:
+        contenders["plain code, J e, autograd"] = contender(plain)
+        contenders["plain code, J e, no TF32"] = contender(plain, kind=InFloat32)
+        contenders["`MultiScaleCNF`, no TF32"] = contender(kind=InFloat32)
+    exact = contender(plain, kind=InFloat32)
     return measure(f"batch {len(x)}, 10 blocks, {device.type}", contenders, exact, repeats, 2)
 
 

@@ -90,10 +90,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Contender(NamedTuple):
-    """A model, whose blocks count their evaluations in ``stats``, and what gives its loss."""
+    """A model, whose blocks count their evaluations in ``stats``, and what gives its loss.
+
+    Gradients are compared of ``part``, or of the whole model: a head hides what a solver does.
+    """
 
     module: nn.Module
     loss: Callable[[], Tensor]
+    part: nn.Module | None = None
 
     def step(self) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Loss, gradient, and evaluations forward and backward, of one training step."""
@@ -107,7 +111,7 @@ class Contender(NamedTuple):
         if loss.is_cuda:
             torch.cuda.synchronize()
         nfe = sum(s.nfe_forward for s in stats), sum(s.nfe_backward for s in stats)
-        return loss.detach(), flat_gradient(self.module), nfe
+        return loss.detach(), flat_gradient(self.part or self.module), nfe
 
 
 def measure(

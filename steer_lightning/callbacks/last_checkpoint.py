@@ -73,6 +73,11 @@ class LastCheckpoint(Shown, Checkpoint):
         """What a Trainer asks of its first checkpoint callback, of whichever kind it is."""
         return str((self.path if self._best is None else self._best.best_model_path) or "")
 
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """What a process that it spawned tells a Trainer."""
+        self.path, self._best = path, None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         every = trainer.checkpoint_callbacks  # they have found their folders by now
         models = (c for c in every if is_lightning(c, "callbacks", "ModelCheckpoint"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -293,7 +294,8 @@ class SolverGuard(RunState):
             name = f"{stage}_epoch{error.epoch}_batch{batch_idx}_rank{error.rank}.pt"
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                torch.save({"batch": batch, "error": str(error)}, self._folder / name)
+                held = move_data_to_device(batch, "cpu")
+                torch.save({"batch": held, "error": str(error)}, self._folder / name)
             except Exception as failure:  # a full disk, or a batch that cannot be pickled
                 warnings.warn(f"SolverGuard could not save a batch: {failure!r}", stacklevel=2)
 

@@ -224,7 +224,11 @@ class TaskModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / scaler.get_scale()  # a fused optimiser takes them scaled
+        self.log("train/grad_norm", norm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loading = checkpoint

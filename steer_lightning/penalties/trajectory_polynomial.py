@@ -25,13 +25,12 @@ class TrajectoryPolynomial(Penalty):
         states = (probed.y_ends[0], *probed.y[:2], probed.y_ends[1])
         y = torch.stack([by_sample(state) for state in states], dim=1)
         y = torch.view_as_real(y).flatten(2) if y.is_complex() else y
-        s = y.new_tensor([0.0, *probed.shares[:2], 1.0])
-        s = s.expand(len(y), 4)[..., None] - 0.5  # (B, 4, 1)
-        basis = torch.cat([torch.ones_like(s), s], dim=-1)
+        s = y.new_tensor([0.0, *probed.shares[:2], 1.0]) - 0.5
+        basis = torch.stack([torch.ones_like(s), s], dim=-1)  # (4, 2)
         # The projection off the line: of full rank, as the ends differ.
         orthonormal = torch.linalg.qr(basis)[0]
         # Not matrix products, whose precision autocast and TF32 lower.
-        line = orthonormal[..., None]  # (B, 4, 2, 1)
+        line = orthonormal[None, ..., None]
         part = (line * y[:, :, None]).sum(1, keepdim=True)
         residual = y - (line * part).sum(2)
         found: Tensor = residual.square().sum(-1).mean()

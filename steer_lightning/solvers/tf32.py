@@ -55,8 +55,8 @@ def _warn_once(rounded: str, error: float, rtol: float) -> None:
         f"Expected a vector field as exact as rtol = {rtol:g} asks for, but {rounded}, with a "
         f"relative error of up to {error:.1g}. An adaptive method takes that for its own error: "
         f"it takes more steps, and the result is no better. Compute in float32 (`--tf32 false`; "
-        f"in Python torch.backends.cuda.matmul.fp32_precision = 'ieee' and "
-        f"torch.backends.cudnn.conv.fp32_precision = 'ieee'; no mixed precision), set rtol to "
+        f"in Python torch.set_float32_matmul_precision('highest') and "
+        f"torch.backends.cudnn.allow_tf32 = False; no mixed precision), set rtol to "
         f"{2 * error:.1g} or more, or take a FixedGridSolver.",
         stacklevel=2,
     )

@@ -10,10 +10,15 @@ from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning.solvers.base import Solution, Solver, SolveStats
-from steer_lightning.solvers.errors import NonFiniteStateError, StepSizeUnderflowError
+from steer_lightning.solvers.errors import (
+    NonFiniteStateError,
+    SolverError,
+    StepSizeUnderflowError,
+)
 from steer_lightning.solvers.runge_kutta import evaluate
 from steer_lightning.solvers.tf32 import TF32Check
 from steer_lightning.solvers.work import Work
+from steer_lightning.solvers.wrapping import is_scaled, solve_enclosed
 from steer_lightning.utils.checks import (
     check_choice,
     check_problem,
@@ -111,6 +116,21 @@ class TorchdiffeqSolver(Solver):
         dense: bool = False,
         first_step: float | None = None,
     ) -> Solution:
+        """Integrate; see :meth:`Solver.solve`."""
+        solve = self._solve
+        if self.gradient == "adjoint" and is_scaled(first_part(y0).device):
+            solve = partial(solve_enclosed, _raise, solve)
+        return solve(vector_field, y0, t_eval, stats=stats, dense=dense)
+
+    def _solve(
+        self,
+        vector_field: VectorField,
+        y0: Any,
+        t_eval: Tensor,
+        *,
+        stats: SolveStats | None,
+        dense: bool,
+    ) -> Solution:
         refuse_export(self)
         if dense:
             raise ValueError(
@@ -203,6 +223,10 @@ def _on_device(t_eval: Tensor, device: torch.device) -> Tensor:
             f"AdaptiveSolver."
         )
     return rounded.to(device)
+
+
+def _raise(error: SolverError) -> None:
+    raise error
 
 
 @cache

@@ -14,7 +14,7 @@ from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.autograd import backward_pass
 from steer_lightning.utils.checks import check_resolution
 from steer_lightning.utils.compiling import compiled
-from steer_lightning.utils.problem import VectorField, as_held, default_times, first_part, held_by
+from steer_lightning.utils.problem import VectorField, as_held, first_part, has_float64, held_by
 
 
 class Work:
@@ -98,10 +98,16 @@ class Stepper:
         step: Any = runge_kutta_step
         if self.compile:  # as tensors, times are no constants of the graph
             step = compiled(runge_kutta_step)
-            start, end = (
-                t if isinstance(t, Tensor) else default_times(y, t)[0] for t in (start, end)
-            )
+            start, end = (_as_tensor(t, y) for t in (start, end))
         result: tuple[Any, list[Any]] = step(
             self.vector_field, start, end, y, first_stage, self.tableau
         )
         return result
+
+
+def _as_tensor(t: Time, y: Any) -> Tensor:
+    """A time in float64, without a copy for which a GPU is waited."""
+    if isinstance(t, Tensor):
+        return t
+    device = first_part(y).device if has_float64(first_part(y).device) else torch.device("cpu")
+    return torch.full((), t, dtype=torch.float64, device=device)

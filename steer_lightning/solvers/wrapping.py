@@ -1,6 +1,6 @@
 """Wrap the solves of a model's solvers; keep an adjoint's failure inside the backward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,12 @@ def has_adjoint(solver: Solver) -> bool:
     return getattr(solver, "gradient", None) == "adjoint"
 
 
+def is_scaled(device: torch.device) -> bool:
+    """Whether networks compute in float16, where a loss is scaled until its gradients overflow."""
+    low = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    return low == torch.float16
+
+
 def solve_enclosed(
     failed: Callable[[SolverError], None],
     solve: Callable[..., Any],
@@ -74,7 +80,9 @@ def solve_enclosed(
 
     An exception breaks a backward pass off, and with it a reduction of gradients over processes in
     which other ranks wait. Values, and gradients that do not fail, are those of ``solve``;
-    ``failed`` is called in the backward pass with the error of an adjoint.
+    ``failed`` is called in the backward pass with the error of an adjoint. Where the loss is
+    scaled, for float16, a gradient that overflows is no failure: it gives NaN, without a solve,
+    for the scaler to see.
     """
     stats = SolveStats() if stats is None else stats
     if not torch.is_grad_enabled():
@@ -107,6 +115,7 @@ class _Enclosed(torch.autograd.Function):
         with torch.enable_grad():
             ctx.ys = run(*cut)
         ctx.failed, ctx.inputs = failed, [*cut, *tensors[n_cut:]]
+        ctx.scaled = is_scaled(cut[1].device)
         return tuple(y.detach() for y in ctx.ys)
 
     @staticmethod
@@ -114,13 +123,17 @@ class _Enclosed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         wanted = [x for x in ctx.inputs if x.requires_grad]
         pairs = [(y, c) for y, c in zip(ctx.ys, cotangents, strict=True) if y.requires_grad]
-        try:
-            found = torch.autograd.grad(
-                [y for y, _ in pairs], wanted, [c for _, c in pairs],
-                retain_graph=True, allow_unused=True,
-            )  # fmt: skip
-        except SolverError as error:
-            ctx.failed(error)
-            found = tuple(torch.zeros_like(x) for x in wanted)
+        found: Sequence[Tensor | None]
+        if ctx.scaled and not all(bool(c.isfinite().all()) for _, c in pairs):
+            found = [torch.full_like(x, torch.nan) for x in wanted]
+        else:
+            try:
+                found = torch.autograd.grad(
+                    [y for y, _ in pairs], wanted, [c for _, c in pairs],
+                    retain_graph=True, allow_unused=True,
+                )  # fmt: skip
+            except SolverError as error:
+                ctx.failed(error)
+                found = [torch.zeros_like(x) for x in wanted]
         left = iter(found)
         return None, None, None, *(next(left) if x.requires_grad else None for x in ctx.inputs)

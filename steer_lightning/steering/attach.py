@@ -254,7 +254,7 @@ class AttachedHorizon(Movable):
             )
 
     def _watch_unseen(self, t: Tensor) -> None:
-        if t.ndim > 1 or bool((t != t.flatten()[0]).any()):
+        if t.ndim > 1 or (t.numel() > 1 and bool((t != t[0]).any())):
             raise ValueError(
                 f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with one "
                 f"time, but got t = a tensor of shape {tuple(t.shape)}. Name the module that is "

@@ -22,13 +22,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     do.
     """
     config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     graph = torch.compile(function, fullgraph=True)
 
     def of_any_batch(*args: Any) -> Any:
         for tensor in tree_leaves(args):
             if isinstance(tensor, Tensor) and tensor.ndim:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        if config.recompile_limit < RECOMPILE_LIMIT:  # of this thread: autograd has its own
+            config.recompile_limit = RECOMPILE_LIMIT
         # No other axis than the marked ones. By hand: `config.patch` takes 45 us a call.
         before, config.automatic_dynamic_shapes = config.automatic_dynamic_shapes, False
         try:

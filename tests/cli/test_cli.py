@@ -147,7 +147,8 @@ def test_the_learning_rate_finder(optimizer):
 @pytest.fixture
 def backends():
     """Where the precision of matrix products and convolutions is set, put back afterwards."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    cudnn = torch.backends.cudnn
+    backends = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     before = [backend.fp32_precision for backend in backends]
     products = torch.get_float32_matmul_precision()
     yield backends
@@ -166,7 +167,7 @@ def backends():
 def test_tf32(command, option, precision, products, backends):
     arguments = [*command, "--config", write(toy_config()), f"--tf32={option}", *QUIET]
     cli.main(arguments, run=bool(command))
-    assert [backend.fp32_precision for backend in backends] == [precision] * 2
+    assert [backend.fp32_precision for backend in backends] == [precision] * 3
     assert torch.get_float32_matmul_precision() == products  # as Lightning asks on a GPU
 
 

@@ -5,12 +5,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
 from steer_lightning import SteerCallback
 from steer_lightning.guard import SolverGuard
-from steer_lightning.solvers import ForeignSolverError, SolverError
+from steer_lightning.nn import ODEBlock
+from steer_lightning.solvers import ForeignSolverError, SolverError, TorchdiffeqSolver
 from steer_lightning.solvers.foreign import as_solver_error
 from tests.helpers.faults import (
     FAULTS,
@@ -22,7 +24,7 @@ from tests.helpers.faults import (
     state_of,
     untouched,
 )
-from tests.helpers.models import seeded, tiny_trainer
+from tests.helpers.models import ClockField, TinyModule, seeded, tiny_loader, tiny_trainer
 from tests.helpers.watching import Log, assert_same
 
 each_fault = pytest.mark.parametrize("fault", FAULTS)
@@ -192,6 +194,30 @@ def test_a_gradient_scaler_sees_no_step(fault):
         )
     assert_same(state_of(found), state_of(expected))
     assert scaler.state_dict() == expected_scaler.state_dict()
+
+
+@pytest.mark.parametrize("policy", [None, "raise", "skip"])
+def test_a_gradient_scaler_finds_its_scale_through_an_adjoint(policy):
+    class Steep(TinyModule):
+        def __init__(self):
+            super().__init__()
+            solver = TorchdiffeqSolver(gradient="adjoint")
+            self.net = nn.Sequential(ODEBlock(ClockField(), solver), nn.Linear(2, 2))
+
+        def forward(self, y0):
+            return 1e3 * self.net(y0).float()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-9)
+
+    settings, scaler = scaled()
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**16, "growth_interval": 100})
+    guard = [] if policy is None else [SolverGuard(policy)]
+    trainer = tiny_trainer(*guard, max_epochs=10, **settings)
+    trainer.fit(model := seeded(Steep), tiny_loader())
+    assert scaler.get_scale() < 2.0**16
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert not guard or guard[0].skipped == 0
 
 
 def test_counts_go_on_after_a_resume(tmp_path):

@@ -1,5 +1,7 @@
 """Mixed precision lowers networks alone, and a state in half precision is refused."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,18 @@ def mixed(precision):
 
 def parts(y):
     return y if isinstance(y, tuple) else (y,)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_norm_of_the_gradient_is_not_that_of_a_scaled_loss(fused):
+    optimizer = partial(torch.optim.Adam, fused=fused)
+    norms = []
+    for settings in ({}, scaled()[0]):
+        module = CASES["regression"].build(optimizer=optimizer)
+        trainer = steps(max_steps=1, **settings)
+        trainer.fit(module, CASES["regression"].data())
+        norms.append(float(trainer.callback_metrics["train/grad_norm"]))
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
 class Watched(nn.Module):
