@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -129,6 +129,7 @@ class ResumableLoader(DataLoader[Any]):
         3
     """
 
+    trainer: Trainer | None = None  # the one that trains with it
     _read = 0
     _resume: Mapping[str, int] | None = None
 
@@ -145,7 +146,11 @@ class ResumableLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         seed = {"seed": self.sampler.seed} if isinstance(self.sampler, DistributedSampler) else {}
-        return {"epoch": self._epoch, "batches": self._read, **seed}
+        in_hand = 0
+        if self.trainer is not None:  # Lightning repeats a batch that did not end
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            in_hand = progress.ready - progress.processed
+        return {"epoch": self._epoch, "batches": self._read - in_hand, **seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._resume = dict(state)
@@ -315,7 +320,7 @@ class TensorDataModule(LightningDataModule, ABC):
         batch_size: int,
         sampler: DistributedSampler[Any] | None = None,
     ) -> DataLoader[Any]:
-        return ResumableLoader(
+        loader = ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
@@ -326,3 +331,5 @@ class TensorDataModule(LightningDataModule, ABC):
             # Workers draw their base seed from here and not from the global stream.
             generator=seeded_generator(self.seed, "workers"),
         )
+        loader.trainer = self.trainer
+        return loader

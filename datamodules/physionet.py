@@ -116,7 +116,8 @@ class PhysioNetDataModule(SeriesDataModule):
             unpacked = name == ARCHIVE_NAME and (folder / FOLDER_NAME).exists()
             if not unpacked and not (folder / name).exists():
                 download(URL + name, folder, partial(_take, check))
-        self._tensors = self._read()
+        if self._store is None:
+            self._tensors = self._read()
 
     def _read(self) -> dict[str, Tensor]:
         return read_records(self.data_dir, self.time_bin, self.keep_unknown)

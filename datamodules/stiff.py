@@ -149,9 +149,10 @@ class StiffODEDataModule(TensorDataModule):
         self.start_times = start_times
         self.test_t_end = test_t_end
         self.n_test = n_test
-        self.dtype = DTYPES[dtype]
+        self.dtype = dtype
 
     def build(self, split: Split) -> TensorData[Any]:
+        dtype = DTYPES[self.dtype]
         if split == "train":
             u = torch.rand(
                 self.n_starts, generator=seeded_generator(self.seed, "train"), dtype=torch.float64
@@ -168,10 +169,10 @@ class StiffODEDataModule(TensorDataModule):
             t_end = t_start + self.interval
             y_start, y_end = stiff_solution(torch.stack([t_start, t_end]), self.r).unsqueeze(-1)
             pieces = (t_start, y_start, t_end, y_end)
-            return TensorData(StiffBatch(*(tensor.to(self.dtype) for tensor in pieces)))
+            return TensorData(StiffBatch(*(tensor.to(dtype) for tensor in pieces)))
         t = torch.linspace(0.0, self.test_t_end, self.n_test, dtype=torch.float64)
         y = stiff_solution(t, self.r).unsqueeze(-1)
-        return OneTrajectory(StiffTrajectory(t.to(self.dtype), y.to(self.dtype)))
+        return OneTrajectory(StiffTrajectory(t.to(dtype), y.to(dtype)))
 
 
 class OneTrajectory(TensorData[StiffTrajectory]):

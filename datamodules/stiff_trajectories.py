@@ -81,12 +81,12 @@ class StiffSystemDataModule(TensorDataModule):
         self.gaps = gaps
         self.repeats = repeats
         self.n_test = n_test
-        self.dtype = DTYPES[dtype]
+        self.dtype = dtype
 
     def build(self, split: Split) -> TensorData[Any]:
         n_points = self.n_points if split == "train" else self.n_test
         exact = trajectory(self.system, n_points)
-        whole = StiffTrajectory(*(x.to(self.dtype) for x in exact))
+        whole = StiffTrajectory(*(x.to(DTYPES[self.dtype]) for x in exact))
         rounded = whole.t.diff() / exact.t.diff() - 1.0
         if float(rounded.abs().max()) > 0.1:
             raise ValueError(

@@ -130,6 +130,28 @@ def test_every_schedule_goes_on_from_every_checkpoint(name, tmp_path):
         goes_on(run_task(scheduled(), tmp_path / str(i), path, **settings), whole)
 
 
+class Inside(Callback):
+    """Saves within a batch, as Slurm's signal makes Lightning do."""
+
+    def __init__(self, epoch, batch_idx, path):
+        self.at, self.path, self.batch_idx = (epoch, batch_idx), path, -1
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batch_idx = batch_idx
+
+    def on_after_backward(self, trainer, pl_module):
+        if (trainer.current_epoch, self.batch_idx) == self.at:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)])
+def test_a_checkpoint_within_a_batch_repeats_the_batch(at, tmp_path):
+    path, settings = tmp_path / "inside.ckpt", SCHEDULES["epochs"]
+    whole = run_task(scheduled(), tmp_path, None, Inside(*at, path), **settings)
+    rest = goes_on(run_task(scheduled(), tmp_path / "rest", path, **settings), whole)
+    assert len(rest) == 12 - 4 * at[0] - at[1]
+
+
 def test_a_run_that_reached_max_steps_goes_on_to_more(tmp_path):
     settings = SCHEDULES["checks across epochs"]
     whole = run_task(scheduled(), tmp_path / "whole", **settings)

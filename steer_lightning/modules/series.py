@@ -160,14 +160,18 @@ class SeriesModule(StochasticTaskModule):
             bound, terms = self.likelihood(forecast)
             loss = loss - self.likelihood_weight * bound.mean()
             found = {name: term.mean() for name, term in terms.items()}
-            found["mse"] = F.mse_loss(*_target_pairs(forecast))
+            predicted, values = _target_pairs(forecast)
+            if len(values):  # a batch may have no target, and no label
+                found["mse"] = F.mse_loss(predicted, values)
         if self.classifier is not None:
             logits, labels = self._logits(forecast), forecast.batch.labels
             found["cross_entropy"] = cross_entropy = _cross_entropy(logits, labels)
             if label_share is not None:
                 cross_entropy = label_share.to(loss) * cross_entropy
             loss = loss + self.classification_weight * cross_entropy
-            found["accuracy"] = correct(logits.softmax(-1).mean(0), labels)[labels >= 0].mean()
+            right = correct(logits.softmax(-1).mean(0), labels)[labels >= 0]
+            if len(right):
+                found["accuracy"] = right.mean()
         return {"loss": loss, **found}
 
     def evaluation_step(self, stage: str, batch: SeriesBatch, batch_idx: int) -> None:

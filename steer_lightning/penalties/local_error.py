@@ -52,7 +52,9 @@ class LocalError(Penalty):
         step.
     """
 
-    solvers = "AdaptiveSolver or RosenbrockSolver (form='one_step' takes any)"
+    solvers = (
+        "AdaptiveSolver or RosenbrockSolver (form='one_step' takes any, where samples share times)"
+    )
 
     def __init__(
         self,
@@ -88,7 +90,8 @@ class LocalError(Penalty):
         if t.ndim:
             raise ValueError(
                 "Expected one time for all samples with form='one_step', but got one for each, as "
-                "scope='sample' or an ODE-RNN has them. Use scope='batch', or form='steps'."
+                "t_start, t_end, scope='sample' or an ODE-RNN has them. Use form='steps' with an "
+                "AdaptiveSolver or a RosenbrockSolver."
             )
         start = float(t)
         # Some solvers evaluate at their last time, or beyond it.

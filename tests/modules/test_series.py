@@ -109,6 +109,14 @@ def test_series_without_a_label_cost_nothing():
     assert make(classifier=nn.Identity()).evaluate(batch)["cross_entropy"].item() == 0.0
 
 
+def test_a_batch_without_a_target_or_a_label_has_no_mean_of_them():
+    batch = series([torch.tensor(-1)] * 3)
+    batch = batch._replace(target_mask=torch.zeros_like(batch.target_mask))
+    found = make(classifier=nn.Linear(N_STATES, 2)).evaluate(batch)
+    assert not {"mse", "accuracy"} & found.keys()
+    assert all(value.isfinite() for value in found.values())
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_evaluation_does_not_depend_on_the_batches(trainer, batch_size):
     batch = series(OF_TIMES)
