@@ -231,12 +231,14 @@ class TensorDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self._datasets: dict[Split, TensorData[Any]] = {}
+        self._order: int | None = None  # the seed of the order of training samples
 
     @abstractmethod
     def build(self, split: Split) -> TensorData[Any]:
         """Build one split."""
 
     def setup(self, stage: str | None = None) -> None:
+        self._order = None  # a checkpoint is read after this
         for split in _SPLITS[stage]:
             if split not in self._datasets:
                 dataset = self.build(split)
@@ -248,17 +250,19 @@ class TensorDataModule(LightningDataModule, ABC):
                 self._datasets[split] = dataset
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings that say what the data are, for :meth:`load_state_dict` to compare."""
+        """The settings that say what the data are, and the seed of their order."""
         free = _FREE | vars(LightningDataModule()).keys()
         plain = (bool, int, float, str, dict, type(None))
-        return {
+        settings = {
             name: as_plain(value)
             for name, value in vars(self).items()
             if isinstance(value, (Real, *plain)) and name not in free and not name.startswith("_")
         }
+        return {**settings, "order": self._order}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if a checkpoint was trained on other data, or another split of them."""
+        self._order = state_dict.get("order")
         now = self.state_dict()
         shared = state_dict.keys() & now.keys()
         saved, now = ({name: state[name] for name in shared} for state in (state_dict, now))
@@ -268,8 +272,9 @@ class TensorDataModule(LightningDataModule, ABC):
         dataset = self._dataset("train")
         n_ranks, rank = self._ranks()
         # Lightning leaves a DistributedSampler as it is and tells it the epoch.
-        seed = derive_seed(self.seed, f"order/{os.environ.get('PL_GLOBAL_SEED', 0)}")
-        sampler = self.sampler_class(dataset, n_ranks, rank, shuffle=True, seed=seed)
+        if self._order is None:
+            self._order = derive_seed(self.seed, f"order/{os.environ.get('PL_GLOBAL_SEED', 0)}")
+        sampler = self.sampler_class(dataset, n_ranks, rank, shuffle=True, seed=self._order)
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:

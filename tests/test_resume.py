@@ -33,6 +33,11 @@ class Copies(LastCheckpoint):
             shutil.copy(self.path, self.path.with_name(f"{self.n}.ckpt"))
 
 
+def logged_at(trainer):
+    """The step that loggers are told."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
 class Log(Callback):
     """What is logged after each training batch and each validation, but for means over epochs."""
 
@@ -43,7 +48,7 @@ class Log(Callback):
         found = {k: v.item() for k, v in trainer.callback_metrics.items() if "_epoch" not in k}
         # In the first batches of a resumed run nothing is validated yet.
         found = {k: v for k, v in found.items() if k.startswith("val/") == (when == "val")}
-        self.logged.append((when, trainer.global_step, found))
+        self.logged.append((when, trainer.global_step, found, logged_at(trainer)))
 
     def on_train_batch_end(self, trainer, *_):
         self.keep(trainer, "train")
@@ -84,7 +89,7 @@ def test_every_task_goes_on_from_every_checkpoint(name, tmp_path):
     whole = _, logged, n = run_task(CASES[name], tmp_path)
     log = [("train", 1), ("train", 2), ("val", 2), ("train", 3)]
     log += [(when, step + 3) for when, step in log]
-    assert [(when, step) for when, step, _ in logged] == log
+    assert [(when, step) for when, step, *_ in logged] == log
     steps = [1, 2, 3, 3, 4, 5, 6, 6]  # after a step, a check, a step, an epoch
     assert n == len(steps)
     for i, step in enumerate(steps, start=1):
@@ -92,19 +97,21 @@ def test_every_task_goes_on_from_every_checkpoint(name, tmp_path):
         assert len(goes_on(run, whole)) == sum(at > step for _, at in log), i
 
 
-class Halving:
+def halving(optimizer):
     """A schedule that counts epochs, as a config gives it."""
-
-    def __call__(self, optimizer):
-        return torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
 
 
-def scheduled():
+def cycle(optimizer):
+    """A schedule that counts steps, and knows how many there are."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 9)
+
+
+def scheduled(schedule=halving, interval="epoch"):
     """A flow with noise in its loss and a learning rate that falls with the epochs."""
     case = CASES["image flow"]
-    return Case(
-        case.module, case.objects, {**case.plain, "lr_scheduler": Halving()}, case.data, {}
-    )
+    plain = {**case.plain, "lr_scheduler": schedule, "lr_interval": interval}
+    return Case(case.module, case.objects, plain, case.data, {})
 
 
 # Three batches make an epoch. `max_steps` ends in mid-epoch; checks may cross epochs.
@@ -128,6 +135,29 @@ def test_every_schedule_goes_on_from_every_checkpoint(name, tmp_path):
     for i in range(1, n):
         path = tmp_path / f"{i}.ckpt"
         goes_on(run_task(scheduled(), tmp_path / str(i), path, **settings), whole)
+
+
+def test_a_schedule_that_knows_all_steps_leaves_loaders_their_place(tmp_path):
+    case, settings = scheduled(cycle, "step"), SCHEDULES["epochs"]
+    whole = run_task(case, tmp_path, **settings)
+    for i in (1, 2, 5):
+        run = run_task(case, tmp_path / str(i), tmp_path / f"{i}.ckpt", **settings)
+        goes_on(run, whole)
+
+
+class Stops(Callback):
+    """Ends a training, in mid-epoch."""
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 2
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path):
+    settings = SCHEDULES["epochs"]
+    whole = run_task(scheduled(), tmp_path / "whole", **settings)
+    run_task(scheduled(), tmp_path, None, Stops(), **settings)
+    rest = goes_on(run_task(scheduled(), tmp_path, tmp_path / "last.ckpt", **settings), whole)
+    assert len(rest) == 10
 
 
 class Inside(Callback):

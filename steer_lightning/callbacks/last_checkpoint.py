@@ -142,28 +142,28 @@ class LastCheckpoint(Shown, Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run with ``max_steps`` go on from the end of an epoch.
+        """Let loggers' steps, and a run with ``max_steps``, go on as they would have.
 
-        Lightning takes such a run to be within an epoch always, and would count the next one
-        wrong. It goes on exactly from the end of an epoch's last batch, so that is what is said.
+        Lightning counts a step of loggers after all hooks of a batch, and makes up for it in a run
+        that goes on: also where a batch did not end, and not after a validation that is not due.
         """
+        _go_on_from_an_epochs_end(trainer, checkpoint)
         loop = checkpoint["loops"]["fit_loop"]
-        total = loop["epoch_progress"]["total"]
-        at_epoch_end = total["processed"] == total["started"] == total["completed"] + 1
-        if at_epoch_end and trainer.max_steps != -1:
-            for progress, count in (
-                (loop["epoch_progress"], "processed"),
-                (loop["epoch_loop.batch_progress"], "completed"),
-            ):
-                progress["total"][count] -= 1
-                progress["current"][count] -= 1
+        batches, steps = loop["epoch_loop.batch_progress"], loop["epoch_loop.state_dict"]
+        n_ready = batches["current"]["ready"]
+        if _accumulates(trainer, n_ready - 1):
+            return
+        if n_ready > batches["current"]["processed"]:
+            steps["_batches_that_stepped"] -= 1
+        elif trainer.validating and not _validation_follows(trainer, n_ready - 1):
+            steps["_batches_that_stepped"] += 1
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The same of a checkpoint of a run without ``max_steps``, for one that has them."""
+        """A checkpoint of a run without ``max_steps``, for one that has them."""
         if trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
-            self.on_save_checkpoint(trainer, pl_module, checkpoint)
+            _go_on_from_an_epochs_end(trainer, checkpoint)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
@@ -206,6 +206,25 @@ def _remove_what_a_kill_left(folder: Path) -> None:
         with suppress(FileNotFoundError):
             if path.name.startswith(".last.") or time.time() - path.stat().st_mtime > 3600.0:
                 path.unlink()
+
+
+def _go_on_from_an_epochs_end(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Say of the end of an epoch, in a run with ``max_steps``, that it is its last batch's.
+
+    Lightning takes such a run to be within an epoch always, and would count the next one wrong.
+    It goes on exactly from the end of an epoch's last batch.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    total = loop["epoch_progress"]["total"]
+    at_epoch_end = total["processed"] == total["started"] == total["completed"] + 1
+    if at_epoch_end and trainer.max_steps != -1:
+        for progress, count in (
+            (loop["epoch_progress"], "processed"),
+            (loop["epoch_loop.batch_progress"], "completed"),
+        ):
+            progress["total"][count] -= 1
+            progress["current"][count] -= 1
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # it is added again
 
 
 def _accumulates(trainer: Trainer, batch_idx: int) -> bool:

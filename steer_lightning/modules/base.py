@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,6 +21,7 @@ from steer_lightning.callbacks.step_memories import StepMemories, find_step_memo
 from steer_lightning.modules.compatibility import check_same_network, warn_of_changes
 from steer_lightning.utils.checks import check_choice
 from steer_lightning.utils.io import check_whole
+from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.plain import as_plain, is_plain
 from steer_lightning.utils.seeding import default_seed, stream
 
@@ -110,6 +112,11 @@ class TaskModule(LightningModule):
         if isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_file():
             check_whole(Path(checkpoint_path))
         return super().load_from_checkpoint(checkpoint_path, *args, **settings)
+
+    @property
+    def trains(self) -> bool:
+        """Whether what a checkpoint has counted is to go on: not in a test of it."""
+        return self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
@@ -207,11 +214,17 @@ class TaskModule(LightningModule):
     def on_fit_start(self) -> None:
         if self.lr != self._configured_lr:  # by a learning-rate finder among the callbacks
             self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Refuse a schedule that would end the training; asked when loaders have their place."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(is_lightning(c, "callbacks", "GradientAccumulationScheduler") for c in callbacks):
+            return  # nobody knows how many steps there are
         for config in self.trainer.lr_scheduler_configs:
             ends = getattr(config.scheduler, "total_steps", None)
             if ends is None or config.interval != "step":
                 continue
-            steps = self.trainer.estimated_stepping_batches
+            steps = self.trainer.estimated_stepping_batches // config.frequency
             if math.isfinite(steps) and steps > ends:
                 raise ValueError(
                     f"Expected a schedule of as many steps as the training has, {steps:,}, but "
@@ -311,5 +324,6 @@ class StochasticTaskModule(TaskModule):
         super().on_load_checkpoint(checkpoint)
         noise = checkpoint.get("noise")
         if noise is not None:
-            self._noise_seed, self._train_batches = noise["seed"], noise["batches"]
-            self._in_hand = 0
+            self._noise_seed = noise["seed"]
+        if noise is not None and self.trains:
+            self._train_batches, self._in_hand = noise["batches"], 0

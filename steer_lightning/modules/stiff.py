@@ -186,6 +186,8 @@ class StiffODEModule(TaskModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if not self.trains:
+            return
         checks = checkpoint.get("mse_checks", {"minimum": float("inf"), "recent": []})
         self._minimum = checks["minimum"]
         self._recent = deque(checks["recent"], self._recent.maxlen)

@@ -91,6 +91,13 @@ def test_order_depends_on_seeds_and_epoch_alone(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     saved = data.train_dataloader().state_dict()["seed"]
     assert order(0, 0, 2, {"seed": saved}) == order(0, 0, 1)  # a resumed run keeps its order
+    again = Numbers(seed=0)
+    again.setup("fit")
+    again.load_state_dict(data.state_dict())  # from the end of an epoch, too
+    monkeypatch.setenv("PL_GLOBAL_SEED", "2")
+    assert again.train_dataloader().sampler.seed == saved
+    again.setup("fit")  # another training
+    assert again.train_dataloader().sampler.seed != saved
 
 
 @pytest.mark.slow

@@ -146,6 +146,9 @@ def test_checks_are_those_of_the_training_and_of_the_checkpoint():
     (found,) = trainer.validate(module, stiff_data(), verbose=False)
     assert found.keys() & {"val/mse", "val/mse_min", "val/mse_median"} == {"val/mse"}
     assert saved() == before
+    module.on_load_checkpoint({})  # of the validation
+    assert saved() == before
+    module.trainer = None
     module.on_load_checkpoint({})
     assert saved() == {"minimum": float("inf"), "recent": []}
 

@@ -61,8 +61,8 @@ class EvaluationPlot(Shown, Callback):
     weights they then show, as metrics do.
 
     Args:
-        every_n_checks: Draw after every n-th validation of a fit; after every test, and every
-            validation without one.
+        every_n_checks: Draw after every n-th validation of a fit, counted anew after a resume;
+            after every test, and every validation without one.
 
     Raises:
         ValueError: If ``every_n_checks < 1``.
