@@ -117,10 +117,9 @@ class SteerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if config.tf32 is not None:
-            # Not the backend's own setting, after which Lightning cannot read it as it wants to.
+            # Not one operation at a time, after which Lightning and torch refuse to read them.
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-            for layers in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
-                layers.fp32_precision = "tf32" if config.tf32 else "ieee"
+            torch.backends.cudnn.allow_tf32 = config.tf32
         if config.steer is not None:
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)

@@ -146,11 +146,11 @@ class ResumableLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         seed = {"seed": self.sampler.seed} if isinstance(self.sampler, DistributedSampler) else {}
-        in_hand = 0
+        batches = self._read
         if self.trainer is not None:  # Lightning repeats a batch that did not end
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            in_hand = progress.ready - progress.processed
-        return {"epoch": self._epoch, "batches": self._read - in_hand, **seed}
+            batches = progress.processed
+        return {"epoch": self._epoch, "batches": batches, **seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._resume = dict(state)

@@ -178,8 +178,25 @@ class Inside(Callback):
 def test_a_checkpoint_within_a_batch_repeats_the_batch(at, tmp_path):
     path, settings = tmp_path / "inside.ckpt", SCHEDULES["epochs"]
     whole = run_task(scheduled(), tmp_path, None, Inside(*at, path), **settings)
-    rest = goes_on(run_task(scheduled(), tmp_path / "rest", path, **settings), whole)
-    assert len(rest) == 12 - 4 * at[0] - at[1]
+    run = *_, n = run_task(scheduled(), tmp_path / "rest", path, **settings)
+    assert len(goes_on(run, whole)) == 12 - 4 * at[0] - at[1]
+    again = tmp_path / "rest" / f"{n // 2}.ckpt"  # a second time
+    goes_on(run_task(scheduled(), tmp_path / "again", again, **settings), whole)
+
+
+def test_a_checkpoint_after_an_epoch_that_was_cut_short_goes_on(tmp_path):
+    case, settings = scheduled(), SCHEDULES["epochs"]
+
+    class Cut(case.module):
+        def on_train_batch_start(self, batch, batch_idx):
+            super().on_train_batch_start(batch, batch_idx)
+            return -1 if (self.current_epoch, batch_idx) == (0, 1) else None
+
+    case.module = Cut
+    whole = *_, n = run_task(case, tmp_path, **settings)
+    for i in range(1, n):
+        run = run_task(case, tmp_path / str(i), tmp_path / f"{i}.ckpt", **settings)
+        goes_on(run, whole)
 
 
 def test_a_run_that_reached_max_steps_goes_on_to_more(tmp_path):

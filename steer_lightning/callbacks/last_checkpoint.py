@@ -95,6 +95,7 @@ class LastCheckpoint(Shown, Checkpoint):
         alone = trainer.world_size == 1 and leaves_files(trainer)
         if alone and threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        _count_what_ended(trainer)
 
     def on_train_batch_end(
         self,
@@ -133,6 +134,7 @@ class LastCheckpoint(Shown, Checkpoint):
             # would wait for it in the checkpoint.
             _ = trainer.callback_metrics
             self._save(trainer)
+        _count_what_ended(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_at:
@@ -206,6 +208,18 @@ def _remove_what_a_kill_left(folder: Path) -> None:
         with suppress(FileNotFoundError):
             if path.name.startswith(".last.") or time.time() - path.stat().st_mtime > 3600.0:
                 path.unlink()
+
+
+def _count_what_ended(trainer: Trainer) -> None:
+    """Leave out a batch that is repeated, or that the module skipped, from Lightning's totals.
+
+    Else it would never again find that a batch has ended, in any checkpoint of the run.
+    """
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    if total.ready > total.processed:
+        total.ready = total.started = total.processed
+    elif total.ready > total.started:
+        total.started = total.completed = total.ready
 
 
 def _go_on_from_an_epochs_end(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

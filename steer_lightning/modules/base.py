@@ -222,14 +222,15 @@ class TaskModule(LightningModule):
             return  # nobody knows how many steps there are
         for config in self.trainer.lr_scheduler_configs:
             ends = getattr(config.scheduler, "total_steps", None)
-            if ends is None or config.interval != "step":
+            if ends is None or config.interval != "step" or config.frequency != 1:
                 continue
-            steps = self.trainer.estimated_stepping_batches // config.frequency
+            steps = self.trainer.estimated_stepping_batches
             if math.isfinite(steps) and steps > ends:
                 raise ValueError(
                     f"Expected a schedule of as many steps as the training has, {steps:,}, but "
-                    f"{type(config.scheduler).__name__} has total_steps={ends}, and would end the "
-                    f"training there. Give it total_steps={steps}."
+                    f"{type(config.scheduler).__name__} has total_steps={ends} (in a resumed run "
+                    f"the checkpoint's), and would end the training there. Give it "
+                    f"total_steps={steps} from the start, or train for no more steps."
                 )
 
     def configure_callbacks(self) -> list[Callback]:

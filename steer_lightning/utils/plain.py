@@ -18,8 +18,10 @@ def as_plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, Real):
         return float(value)
+    if isinstance(value, str):
+        return str(value)
     if type(value) is dict:
-        return {k: as_plain(v) for k, v in value.items()}
+        return {as_plain(k): as_plain(v) for k, v in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(as_plain, value))
     return value
@@ -32,8 +34,8 @@ def is_plain(value: Any) -> bool:
         >>> is_plain([1, (2.0, None)]), is_plain([object()])
         (True, False)
     """
-    if isinstance(value, dict):
-        return all(map(is_plain, value.values()))
-    if isinstance(value, list | tuple):
+    if type(value) is dict:
+        return all(map(is_plain, (*value, *value.values())))
+    if type(value) in (list, tuple):
         return all(map(is_plain, value))
     return value is None or isinstance(value, Real | str)
