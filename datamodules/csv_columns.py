@@ -38,7 +38,7 @@ class CSVColumns:
             if has_header and new[0] != ",".join(columns):
                 raise ValueError(
                     f"Expected {source} to start with the line {','.join(columns)!r}, but got "
-                    f"{new[0][:80]!r}. Delete it, and get the file from its official source again."
+                    f"{new[0][:80]!r}. Get the file from its official source again."
                 )
             body = [] if new == [""] else new[self._first_line - 1 :]
             lines += body
@@ -91,5 +91,5 @@ class CSVColumns:
         line = self._first_line + row - (int(ends[file - 1]) if file else 0)
         return ValueError(
             f"Expected {what} in line {line} of {self._sources[file]}, but got {got[:80]!r}. "
-            "Delete it, and get the file from its official source again."
+            "Get the file from its official source again."
         )

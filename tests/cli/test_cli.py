@@ -147,14 +147,12 @@ def test_the_learning_rate_finder(optimizer):
 @pytest.fixture
 def backends():
     """Where the precision of matrix products and convolutions is set, put back afterwards."""
-    cudnn = torch.backends.cudnn
-    backends = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-    before = [backend.fp32_precision for backend in backends]
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    before, allowed = cuda.matmul.fp32_precision, cudnn.allow_tf32
     products = torch.get_float32_matmul_precision()
-    yield backends
+    yield cuda, cudnn
     torch.set_float32_matmul_precision(products)
-    for backend, precision in zip(backends, before, strict=True):
-        backend.fp32_precision = precision
+    cuda.matmul.fp32_precision, cudnn.allow_tf32 = before, allowed
 
 
 @pytest.mark.parametrize(
@@ -167,8 +165,9 @@ def backends():
 def test_tf32(command, option, precision, products, backends):
     arguments = [*command, "--config", write(toy_config()), f"--tf32={option}", *QUIET]
     cli.main(arguments, run=bool(command))
-    assert backends[0].fp32_precision == precision
-    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    cuda, cudnn = backends
+    assert cuda.matmul.fp32_precision == precision
+    assert cudnn.allow_tf32 == (precision == "tf32")
     assert torch.get_float32_matmul_precision() == products  # as Lightning asks on a GPU
 
 

@@ -23,7 +23,7 @@ from tests.helpers.read_only import read_only
 from tests.helpers.threats import threat
 
 STAGES = ("fit", "validate", "test", "predict")
-REMEDIES = ("--data.download true", "--data.data_dir", "et the file", "Unpack or download")
+REMEDIES = ("--data.download true", "--data.data_dir", "Get the file", "Unpack or download")
 PAGE = b"<!DOCTYPE html>\n<html><body>Log in, please</body></html>\n"
 
 

@@ -191,7 +191,7 @@ def test_a_resume_in_mid_epoch_continues_on_both_ranks(found):
         (whole, logged, _), (resumed, rest, _) = f["resumed"]["whole"], f["resumed"]["resumed"]
         assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
         assert [entry for entry in logged if entry[1] > 2] == rest
-        assert any("penalty/kinetic_energy" in metrics for _, _, metrics in rest)
+        assert any("penalty/kinetic_energy" in metrics for _, _, metrics, _ in rest)
 
 
 def test_torchrun_trains_and_lightning_itself_tests(found, printed, folder, monkeypatch):

@@ -34,5 +34,5 @@ def test_a_function_is_compiled_once(settings):
 @pytest.mark.usefixtures("settings")
 def test_room_for_the_graphs_of_many_blocks_and_never_less_than_before(before, after):
     with torch._dynamo.config.patch(recompile_limit=before):
-        compiled(double)
+        compiled(double)(torch.ones(2))
         assert torch._dynamo.config.recompile_limit == after
