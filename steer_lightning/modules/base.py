@@ -115,7 +115,7 @@ class TaskModule(LightningModule):
 
     @property
     def trains(self) -> bool:
-        """Whether what a checkpoint has counted is to go on: not in a test of it."""
+        """Whether counts of a checkpoint go on, as they do not in a test of it."""
         return self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
     def setup(self, stage: str) -> None:
