@@ -1,7 +1,6 @@
 """Runs on a cluster: one job of a Slurm array each, through submitit."""
 
 import json
-import math
 import os
 import subprocess
 import time
@@ -36,11 +35,11 @@ class Job:
     def __call__(self, run: Run) -> None:
         """Execute a run on the processors that the job was given."""
         torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
-        ends = math.inf if self.seconds is None else time.monotonic() + self.seconds
+        begun = time.monotonic()
         while True:
-            left = None if self.seconds is None else ends - time.monotonic()
+            gone = time.monotonic() - begun
             try:
-                return execute(run, left)
+                return execute(run, None if self.seconds is None else self.seconds - gone)
             except SIGTERMException:
                 pass  # of a preemption, as a rule: a job that ends is not queued again
 

@@ -153,7 +153,7 @@ class LastCheckpoint(Shown, Checkpoint):
         loop = checkpoint["loops"]["fit_loop"]
         batches, steps = loop["epoch_loop.batch_progress"], loop["epoch_loop.state_dict"]
         n_ready = batches["current"]["ready"]
-        if _accumulates(trainer, n_ready - 1):
+        if trainer.state.fn != TrainerFn.FITTING or _accumulates(trainer, n_ready - 1):
             return
         if n_ready > batches["current"]["processed"]:
             steps["_batches_that_stepped"] -= 1

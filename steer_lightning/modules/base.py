@@ -114,7 +114,7 @@ class TaskModule(LightningModule):
         return super().load_from_checkpoint(checkpoint_path, *args, **settings)
 
     @property
-    def trains(self) -> bool:
+    def _goes_on(self) -> bool:
         """Whether counts of a checkpoint go on, as they do not in a test of it."""
         return self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
@@ -326,5 +326,5 @@ class StochasticTaskModule(TaskModule):
         noise = checkpoint.get("noise")
         if noise is not None:
             self._noise_seed = noise["seed"]
-        if noise is not None and self.trains:
+        if noise is not None and self._goes_on:
             self._train_batches, self._in_hand = noise["batches"], 0

@@ -186,7 +186,7 @@ class StiffODEModule(TaskModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if not self.trains:
+        if not self._goes_on:
             return
         checks = checkpoint.get("mse_checks", {"minimum": float("inf"), "recent": []})
         self._minimum = checks["minimum"]
