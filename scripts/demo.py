@@ -1,6 +1,6 @@
 """Train a small flow four ways through the command line, and print what each costs and brings.
 
-About a minute on two CPU cores. Arguments are passed on to ``cli.py fit``.
+One to two minutes on two CPU cores. Arguments are passed on to ``cli.py fit``.
 """
 
 import csv
