@@ -12,7 +12,7 @@ from torch import nn
 
 from steer_lightning.callbacks.run_state import left_out
 from steer_lightning.solvers import SolveStats
-from steer_lightning.steering.targets import as_paths, find_field, find_stats
+from steer_lightning.steering.targets import as_paths, find_fields, find_stats
 from steer_lightning.utils.representation import Shown
 from steer_lightning.utils.watching import Watching
 
@@ -52,15 +52,14 @@ class NFEMonitor(Shown, Callback):
         self._handles: list[Any] = []
         self._totals: Counter[str] = Counter()
         self._batches = 0
-        self._checked = False
+        self._checked: set[str] = set()  # stages
 
     def _find(self, model: nn.Module) -> None:
         if self.vector_fields is None:
             self._stats = find_stats(model)
         else:
-            for path in self.vector_fields:
-                field = find_field(model, path)
-                self._stats[path or "model"] = stats = SolveStats()
+            for path, field in find_fields(model, self.vector_fields).items():
+                self._stats[path] = stats = SolveStats()
                 self._handles.append(field.register_forward_hook(_CountCall(stats)))
         if not self._stats:
             raise ValueError(
@@ -68,6 +67,17 @@ class NFEMonitor(Shown, Callback):
                 f"{type(model).__name__} has none, so there is nothing to count. Name the modules "
                 f"that it passes to odeint: NFEMonitor(vector_fields=['flow.func'])."
             )
+
+    def _check_called(self, stage: str) -> None:
+        """Warn of fields that the first batch of a stage has not called."""
+        unseen = [path for path, stats in self._stats.items() if not stats.nfe_forward]
+        if self.vector_fields and unseen and stage not in self._checked:
+            rank_zero_warn(
+                f"The vector fields {unseen} were not called in the first {stage} batch, and "
+                f"their evaluations are logged as 0. Name the modules that are passed to odeint; "
+                f"field.forward(t, y) goes past what counts them."
+            )
+        self._checked.add(stage)
 
     def _counts(self, stage: str, *names: str) -> dict[str, int]:
         found = {}
@@ -94,15 +104,8 @@ class NFEMonitor(Shown, Callback):
     ) -> None:
         if outputs is None:  # the loader gave none: no batch has begun
             return
-        if not self._checked and not left_out(pl_module, outputs):
-            self._checked = True
-            unseen = [path for path, stats in self._stats.items() if not stats.nfe_forward]
-            if self.vector_fields and unseen:
-                rank_zero_warn(
-                    f"The vector fields {unseen} were not called in the first training batch, and "
-                    f"their evaluations are logged as 0. Name the modules that are passed to "
-                    f"odeint; field.forward(t, y) goes past what counts them."
-                )
+        if not left_out(pl_module, outputs):
+            self._check_called("training")
         counts = self._counts("train", "nfe_forward", "nfe_backward")
         pl_module.log_dict(counts)
         totals = {f"{k}_epoch": counts[k] for k in ("train/nfe_forward", "train/nfe_backward")}
@@ -116,6 +119,7 @@ class NFEMonitor(Shown, Callback):
         self._batches = 0
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        self._check_called("test" if trainer.testing else "validation")
         self._totals.update(self._evaluation_counts(trainer))
         self._batches += 1
 
@@ -138,6 +142,7 @@ class NFEMonitor(Shown, Callback):
             handle.remove()
         self._handles = []
         self._stats = {}
+        self._checked = set()
 
     setup = on_exception = teardown = _release
 

@@ -19,7 +19,8 @@ class Acceleration(Penalty):
         \frac{d^2 y}{dt^2} = \partial_t f + \partial_y f\, f
 
     by its value at one uniform time, times the length of the span: unbiased. Derivatives are
-    total ones, each by one forward-mode pass; nothing is held constant.
+    total ones, each by one forward-mode pass; nothing is held constant. The field must use its
+    time as a tensor: ``float(t)`` or ``torch.full_like(y, t)`` hides how it depends on it.
 
     Args:
         weight: See :class:`Penalty`.

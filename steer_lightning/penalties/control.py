@@ -12,7 +12,7 @@ from steer_lightning.nn.probes import Probed, Probing
 from steer_lightning.nn.series.ode_rnn import ODERNN
 from steer_lightning.penalties.attached import AttachedProbe
 from steer_lightning.penalties.base import Penalty
-from steer_lightning.steering.targets import as_paths, find_field, named_parts
+from steer_lightning.steering.targets import as_paths, find_fields, named_parts
 from steer_lightning.utils.processes import agreed_seed
 from steer_lightning.utils.seeding import stream_key
 
@@ -50,9 +50,9 @@ class Penalizing:
             self._blocks = {p: part for p, part in named_parts(model) if isinstance(part, Block)}
             self._check_blocks()
         else:
-            fields = {path: find_field(model, path) for path in vector_fields}
+            fields = find_fields(model, vector_fields)
             self._check_attached(list(fields))
-            self._attached = {p or "model": AttachedProbe(f) for p, f in fields.items()}
+            self._attached = {path: AttachedProbe(field) for path, field in fields.items()}
         _ACTIVE[model] = self
 
     def _check_blocks(self) -> None:

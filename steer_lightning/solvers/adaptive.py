@@ -33,8 +33,7 @@ class AdaptiveSolver(ErrorControlledSolver):
             one further evaluation; ``"previous"`` takes, in training, the one that the same block
             found good in the last batch (with the callback
             :class:`~steer_lightning.callbacks.StepMemories` in a resumed run, too); on a grid of
-            times that STEER moves, which begins its solves elsewhere each time, that is
-            ``"auto"``.
+            times under STEER, whose solves begin elsewhere each time, it acts as ``"auto"``.
         checkpoint: Keep only the ends of steps and evaluate their stages again in the backward
             pass: the same gradient in the memory of one step, for one more forward pass. Times
             between the first and the last are read from the stages, which are kept for them.

@@ -4,7 +4,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -33,15 +33,18 @@ class ForeignSolve:
     func: Any
 
     def is_of(self, field: nn.Module) -> bool:
-        """Whether it is a module's, compiled or not, as far as can be told."""
+        """Whether it is a module's, by its caller or by a block of this library around it."""
         func = self.func
-        return not isinstance(func, nn.Module) or _plain(func) is _plain(field)
+        while isinstance(func, partial):
+            func = func.func
+        if str(getattr(func, "__module__", "")).startswith("steer_lightning."):
+            return True
+        return _plain(getattr(func, "__self__", func)) is _plain(field)
 
 
-def _plain(module: nn.Module) -> nn.Module:
+def _plain(module: Any) -> Any:
     """A module without the wrapper of ``torch.compile``."""
-    plain: nn.Module = getattr(module, "_orig_mod", module)
-    return plain
+    return getattr(module, "_orig_mod", module)
 
 
 _THREAD = threading.local()

@@ -195,6 +195,12 @@ class AttachedHorizon(Movable):
 
     def _watch(self, t: Tensor, field: nn.Module) -> None:
         """Learn and check the span from the solve that this evaluation belongs to."""
+        if t.numel() > 1 and bool((t != t.flatten()[0]).any()):
+            raise ValueError(
+                f"Expected the vector field {self.path!r} to be called as f(t, y, ...), or with "
+                f"t=..., and one time, but got a tensor of shape {tuple(t.shape)}. Name the "
+                f"module that is passed to odeint."
+            )
         solve = solve_in_progress()
         for caller in filter(None, self._callers):
             name, inside = caller
@@ -224,8 +230,9 @@ class AttachedHorizon(Movable):
         if not solve.is_of(field):
             self._warn(
                 f"odeint got a {type(solve.func).__name__} around the vector field {self.path!r}. "
-                f"What that does with the time itself, such as to read a control, is not moved. "
-                f"If it does, make it a part of the model and name it."
+                f"What that does with the time itself, such as to read a control, is not moved, "
+                f"and what it does with the derivative is not scaled. If it does either, make it "
+                f"a module of the model and name that."
             )
         if self._solve is not None and self._solve() is solve:
             return
@@ -254,12 +261,6 @@ class AttachedHorizon(Movable):
             )
 
     def _watch_unseen(self, t: Tensor) -> None:
-        if t.ndim > 1 or (t.numel() > 1 and bool((t != t[0]).any())):
-            raise ValueError(
-                f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with one "
-                f"time, but got t = a tensor of shape {tuple(t.shape)}. Name the module that is "
-                f"passed to odeint."
-            )
         if self.span is None:
             raise ValueError(
                 f"Expected t0 and t1, the span that the model solves the vector field "

@@ -12,7 +12,7 @@ from steer_lightning.steering.attach import AttachedHorizon, Span
 from steer_lightning.steering.targets import (
     as_paths,
     attach,
-    find_field,
+    find_fields,
     find_horizons,
     refuse_double_warp,
 )
@@ -132,8 +132,7 @@ class Steering:
         paths = self.settings.vector_fields
         if paths is None:
             return dict(find_horizons(model, self.settings.horizons))
-        for path in paths:  # so that no field gets hooks if another path leads nowhere
-            find_field(model, path)
+        find_fields(model, paths)  # so that no field gets hooks if another path leads nowhere
         return {path or "model": attach(model, path, self.settings.span) for path in paths}
 
     def _claim(self) -> None:
@@ -216,6 +215,8 @@ class Steering:
         for path, horizon in self.horizons.items():
             if isinstance(horizon, AttachedHorizon):
                 horizon.warn_of_doubts()
+                if horizon.span is not None:  # b may grow
+                    horizon.check(self.settings.widest())
                 if not horizon.solved:
                     raise ValueError(
                         f"The vector field {path!r} was not called {where}, so STEER had no "

@@ -102,6 +102,21 @@ def find_field(model: nn.Module, path: str) -> nn.Module:
     return field
 
 
+def find_fields(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules at dotted paths, by name; a ``ValueError`` where one is named twice."""
+    fields: dict[str, nn.Module] = {}
+    for path in paths:
+        field = find_field(model, path)
+        for other, known in fields.items():
+            if known is field:
+                raise ValueError(
+                    f"Expected `vector_fields` to name each module once, but {other!r} and "
+                    f"{path or 'model'!r} are the same. Leave one of them out."
+                )
+        fields[path or "model"] = field
+    return fields
+
+
 def attach(model: nn.Module, path: str, span: Span | None) -> AttachedHorizon:
     """The horizon of a named vector field; the one it has, if that is of the same span."""
     field = find_field(model, path)

@@ -140,10 +140,11 @@ def test_a_field_that_is_not_called_is_warned_of():
         def forward(self, y0):
             return odeint(self.func.forward, y0, torch.tensor([0.0, 1.0]), method="euler")[-1]
 
-    with pytest.warns(
-        UserWarning, match=r"\['func'\] were not called in the first training batch"
-    ):
-        tiny_trainer(NFEMonitor(["func"])).fit(seeded(Direct), tiny_loader())
+    monitor = NFEMonitor(["func"])
+    for run, stage in (("fit", "training"), ("fit", "training"), ("test", "test")):
+        message = rf"\['func'\] were not called in the first {stage} batch"
+        with pytest.warns(UserWarning, match=message):
+            getattr(tiny_trainer(monitor), run)(seeded(Direct), tiny_loader())
 
 
 def test_hooks_come_off_after_an_exception_too():

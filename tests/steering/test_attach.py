@@ -164,6 +164,7 @@ def test_compiled_fields_follow_the_end_time():
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:odeint got a function")
 def test_the_argument_t_is_the_time_and_a_state_in_its_place_is_refused():
     class Swapped(CosineField):
         def forward(self, y, t):
@@ -173,5 +174,9 @@ def test_the_argument_t_is_the_time_and_a_state_in_its_place_is_refused():
     attached(field, 0.4)
     found = odeint(lambda t, y: field(y, t=t), y0, times(0.0, 1.0), **TIGHT)[-1]
     torch.testing.assert_close(found, field.exact(y0, 0.0, 1.4), rtol=1e-7, atol=1e-7)
-    with pytest.raises(ValueError, match=r"start of the solve, t = 0, but got t = \[0.5, 0.7,"):
-        odeint(lambda t, y: field(y, t), y0, times(0.0, 1.0))
+    for state, message in (
+        (0.5, r"start of the solve, t = 0, but got t = \[0.5, 0.5"),
+        (0.0, "one time"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            odeint(lambda t, y: field(y, t) + y0, torch.full_like(y0, state), times(0.0, 1.0))

@@ -34,6 +34,21 @@ def test_a_field_may_be_known_by_two_paths_or_be_the_model_itself():
             assert list(ends) == [f"steer/{path or 'model'}/end_time"]
 
 
+def test_a_field_is_named_by_one_of_its_paths():
+    model = nn.Sequential(field := ClockField(), field)
+    refused(r"each module once, but '0' and '1' are the same", model, vector_fields=["0", "1"])
+
+
+def test_a_half_width_that_will_outgrow_the_span_of_the_first_solve_is_refused_at_once():
+    grows, message = Schedule(0.0, 1.2, 100), r"\|t1 - t0\| = 1, .*but got b = 1.2"
+    model = nn.Sequential(ClockField())
+    with (
+        pytest.raises(ValueError, match=message),
+        steer(model, b=grows, step=0, vector_fields=["0"]),
+    ):
+        odeint(model[0], tiny_data(), torch.tensor([0.0, 1.0]))
+
+
 def test_a_field_that_is_not_called_inside_the_block_is_refused():
     message = r"'func' was not called inside `with steer\(...\)`"
     refused(message, seeded(ForeignModel), vector_fields=["func"])

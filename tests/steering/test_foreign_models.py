@@ -14,7 +14,7 @@ from steer_lightning import steer
     ("path", "error", "message"),
     [
         ("transform", TypeError, "called as f(t, y, ...) with a tensor t, but got no time. Name"),
-        ("transform.ode", ValueError, "but got t = a tensor of shape (4, 8). Name the module"),
+        ("transform.ode", ValueError, "but got a tensor of shape (4, 8). Name the module"),
     ],
 )
 def test_zuko_flow_is_refused_and_left_as_it_was(path, error, message):

@@ -5,6 +5,7 @@ import gc
 import math
 import re
 import warnings
+from functools import partial
 from weakref import ref
 
 import pytest
@@ -141,16 +142,25 @@ class Controlled(nn.Module):
         return t * self.field(t, y)
 
 
-@pytest.mark.parametrize("around", [False, True])
-def test_a_module_put_around_the_field_is_warned_of_once(around, recwarn):
+AROUND = {
+    "a module": (Controlled, "Controlled"),
+    "a function": (lambda field: lambda t, y: t * field(t, y), "function"),
+    "the field, compiled": (lambda field: torch.compile(field, backend="eager"), None),
+    "its call": (lambda field: field.__call__, None),
+    "arguments bound": (partial, None),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_what_is_put_around_the_field_is_warned_of_once(case, recwarn):
+    around, name = AROUND[case]
     model = nn.Sequential(CosineField())
     for step in range(2):
         with steer(model, b=0.5, step=step, vector_fields=["0"]):
-            field = Controlled(model[0]) if around else torch.compile(model[0], backend="eager")
-            odeint(field, initial_state(), times(0.0, 1.0))
+            odeint(around(model[0]), initial_state(), times(0.0, 1.0))
     said = [str(w.message) for w in recwarn if "vector field '0'" in str(w.message)]
-    assert len(said) == around
-    assert all("odeint got a Controlled around the vector field '0'" in words for words in said)
+    assert len(said) == (name is not None)
+    assert all(f"odeint got a {name} around the vector field '0'" in words for words in said)
 
 
 def test_a_field_may_call_its_own_field_the_base():
