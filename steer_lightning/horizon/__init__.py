@@ -5,8 +5,8 @@ Models hold horizons; whoever trains them (a callback, a context manager) moves 
 ``perturb(draw)`` before a training step, ``reset()`` after it.
 """
 
-from steer_lightning.horizon.base import Horizon, PiecewiseField, WarpedField
+from steer_lightning.horizon.base import Horizon, WarpedField
 from steer_lightning.horizon.grid import GridHorizon
 from steer_lightning.horizon.span import SpanHorizon
 
-__all__ = ["GridHorizon", "Horizon", "PiecewiseField", "SpanHorizon", "WarpedField"]
+__all__ = ["GridHorizon", "Horizon", "SpanHorizon", "WarpedField"]

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -54,12 +54,6 @@ class WarpedField(nn.Module):
     def trainable_tensors(self) -> list[Tensor]:
         """The learnable end time, which an adjoint must differentiate besides the parameters."""
         return [x for x in self.warp if isinstance(x, Tensor) and x.requires_grad]
-
-
-class PiecewiseField(NamedTuple):
-    """Fields to be solved one after another, one for each interval between neighbouring times."""
-
-    fields: list[WarpedField]
 
 
 class Movable(nn.Module, ABC):
@@ -140,8 +134,10 @@ class Horizon(Movable):
     @abstractmethod
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
-    ) -> tuple[VectorField | PiecewiseField, Tensor]:
+    ) -> tuple[VectorField | list[WarpedField], Tensor]:
         """The field and the times of the solve in force, both untouched if nothing is.
+
+        A list has fields to be solved one after another, one for each interval of the times.
 
         Args:
             vector_field: ``f(t, y)``.

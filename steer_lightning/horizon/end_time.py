@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -48,26 +48,6 @@ def end_time_offset(u: Tensor, b: Tensor, distribution: Distribution = "uniform"
     return offset
 
 
-class Draw(Protocol):
-    """The part of a draw that horizons know."""
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether every sample of the batch gets an end time of its own."""
-
-    def offsets(self, gaps: Tensor, batch_size: int | None, *, clip: bool) -> Tensor | None:
-        """Offsets ``T - t1`` of the ends of intervals; ``None`` leaves them alone.
-
-        Args:
-            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``, float64 on the CPU.
-            batch_size: Number of samples, for a draw for each.
-            clip: Cut offsets that reach ``t0`` instead of raising a ``ValueError``.
-
-        Returns:
-            Offsets, shape ``(N,)``, or ``(B, N)`` with one for each sample.
-        """
-
-
 @dataclass(frozen=True)
 class EndTimeDraw:
     """One draw of end times: everything that decides it, except the interval itself.
@@ -108,6 +88,7 @@ class EndTimeDraw:
 
     @property
     def per_sample(self) -> bool:
+        """Whether every sample of the batch gets an end time of its own."""
         return self.scope == "sample"
 
     def half_widths(self, gaps: Tensor, *, clip: bool) -> Tensor:
@@ -127,7 +108,15 @@ class EndTimeDraw:
         return b
 
     def offsets(self, gaps: Tensor, batch_size: int | None, *, clip: bool) -> Tensor | None:
-        """``None`` if every half-width is zero: ``b = 0`` changes nothing, not the last bit."""
+        """Offsets ``T - t1`` of the ends of intervals, shape ``(N,)``, or ``(B, N)``.
+
+        ``None`` if every half-width is zero: ``b = 0`` changes nothing, not the last bit.
+
+        Args:
+            gaps: Interval lengths ``t1 - t0``, of either sign, shape ``(N,)``, float64 on the CPU.
+            batch_size: Number of samples, for a draw for each.
+            clip: Cut offsets that reach ``t0`` instead of raising a ``ValueError``.
+        """
         b = self.half_widths(gaps, clip=clip)
         if not bool((b > 0).any()):
             return None
@@ -165,3 +154,6 @@ class FixedOffset:
                 f"{gaps.abs().min().item():g}, but got {self.offset:g}."
             )
         return torch.full_like(gaps, self.offset)
+
+
+Draw = EndTimeDraw | FixedOffset

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_lightning.horizon.base import Horizon, PiecewiseField, WarpedField
+from steer_lightning.horizon.base import Horizon, WarpedField
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.utils.checks import check_problem
@@ -32,9 +32,9 @@ class GridHorizon(Horizon):
         >>> horizon = GridHorizon()
         >>> horizon.perturb(EndTimeDraw(b="auto", key=3))
         >>> t_eval = torch.tensor([0.0, 0.5, 2.0])
-        >>> ends = horizon.end_times(t_eval)
-        >>> bool((ends > t_eval[:-1]).all()), bool((ends - t_eval[1:] < t_eval.diff()).all())
-        (True, True)
+        >>> rates = horizon.rates(t_eval[None], torch.tensor([3]))
+        >>> bool(((rates > 0.0) & (rates < 2.0)).all())
+        True
     """
 
     def check(self, draw: Draw) -> None:
@@ -47,26 +47,23 @@ class GridHorizon(Horizon):
         """Mean ratio of stretched to given interval lengths, in the last solve."""
         return {"stretch": 1.0 if self.drawn is None else self.drawn}
 
-    def end_times(self, t_eval: Tensor, batch_size: int | None = None) -> Tensor:
-        """End times in force, shape ``(T - 1,)``, or ``(B, T - 1)`` with one for each sample."""
-        rates = _rates(self.history.current(), t_eval, batch_size)
-        return t_eval[1:] if rates is None else t_eval[:-1] + rates.to(t_eval) * t_eval.diff()
-
     def times(self, y0: Any) -> Tensor:
         """Raise a ``ValueError``: a grid has no times of its own."""
         raise ValueError("Expected `t_eval` with a GridHorizon, which has no times of its own.")
 
     def warp(
         self, vector_field: VectorField, t_eval: Tensor, y0: Any
-    ) -> tuple[VectorField | PiecewiseField, Tensor]:
+    ) -> tuple[VectorField | list[WarpedField], Tensor]:
         draw = self.current_draw()
         if draw is None:
             return vector_field, t_eval
         check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
         y = first_part(y0)
-        rates = _rates(draw, t_eval, len(y) if y.ndim else None)
-        if rates is None:
+        gaps = t_eval.detach().cpu().double().diff()
+        offsets = draw.offsets(gaps, len(y) if y.ndim else None, clip=True)
+        if offsets is None:
             return vector_field, t_eval
+        rates = 1.0 + offsets / gaps
         self.note(float(rates.mean()))
         if rates.ndim == 1 and getattr(vector_field, "autonomous", False):
             return vector_field, _stretched(t_eval, rates)
@@ -76,7 +73,7 @@ class GridHorizon(Horizon):
         # adjoint would count the gradient of one that depends on the other twice.
         starts = t_eval[:-1].to(y.device, precision).unbind()
         warps = [TimeWarp(t.clone(), t.clone(), rates[..., i]) for i, t in enumerate(starts)]
-        return PiecewiseField([WarpedField(vector_field, warp) for warp in warps]), t_eval
+        return [WarpedField(vector_field, warp) for warp in warps], t_eval
 
     def rates(self, times: Tensor, lengths: Tensor, reverse: bool = False) -> Tensor | None:
         """Stretch of each interval of series that have a time grid of their own.
@@ -114,15 +111,6 @@ class GridHorizon(Horizon):
         rates = torch.ones_like(gaps).masked_scatter(moved, stretch)
         self.note(float(rates[moved].mean()))
         return rates.to(times)
-
-
-def _rates(draw: Draw | None, t_eval: Tensor, batch_size: int | None) -> Tensor | None:
-    """Ratio of stretched to nominal length of each interval."""
-    if draw is None:
-        return None
-    gaps = t_eval.detach().cpu().double().diff()
-    offsets = draw.offsets(gaps, batch_size, clip=True)
-    return None if offsets is None else 1.0 + offsets / gaps
 
 
 def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:

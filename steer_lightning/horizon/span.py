@@ -145,10 +145,8 @@ class SpanHorizon(Horizon):
         warp = self.time_warp(first_part(y0))
         if warp is None:
             return vector_field, t_eval
-        if warp.is_shared:  # the times move, and the field need not be wrapped
+        if not isinstance(warp.rate, Tensor):  # the times move, and the field need not be wrapped
             exact = t_eval.double() if has_float64(t_eval.device) else t_eval
-            if isinstance(warp.rate, Tensor):  # learned
-                warp = warp._replace(rate=warp.rate.to(exact.device))
             return vector_field, warp.actual(exact)
         return WarpedField(vector_field, warp), t_eval
 

@@ -1,12 +1,8 @@
 r"""STEER as a warp of time: the solver integrates nominal time, the field lives in actual time."""
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import Tensor
-
-from steer_lightning.utils.autograd import has_gradient
-
-State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
 class TimeWarp(NamedTuple):
@@ -33,21 +29,17 @@ class TimeWarp(NamedTuple):
     start: float | Tensor
     rate: float | Tensor
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether the map is one for all samples, and fixed."""
-        return not any(isinstance(x, Tensor) and (x.ndim or has_gradient(x)) for x in self)
-
     def actual(self, s: Tensor) -> Tensor:
         """Actual time at nominal time ``s``; shape ``()`` or ``(B,)``."""
         return self.start + self.rate * (s - self.anchor)
 
-    def scale(self, dy: State) -> State:
+    def scale(self, dy: Any) -> Any:
         """Turn the field's derivative in actual time into one in nominal time."""
         if not isinstance(self.rate, Tensor) and self.rate == 1.0:
             return dy
-        if isinstance(dy, tuple):
-            return tuple(map(self.scale, dy))
+        if isinstance(dy, tuple | list):
+            scaled = map(self.scale, dy)
+            return dy._make(scaled) if hasattr(dy, "_make") else type(dy)(scaled)
         if isinstance(self.rate, Tensor) and self.rate.ndim:  # along axis 0
             return self.rate.view(-1, *(1,) * (dy.ndim - 1)) * dy
         return self.rate * dy

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_lightning.horizon import Horizon, PiecewiseField
+from steer_lightning.horizon import Horizon
 from steer_lightning.nn.probes import Probing
 from steer_lightning.solvers import Solution, Solver, SolveStats
 from steer_lightning.solvers.step_memory import StepMemory
@@ -43,10 +43,10 @@ class Block(nn.Module):
     def solve(self, vector_field: VectorField, y0: Any, t_eval: Tensor) -> Solution:
         """Solve at the images of nominal times ``t_eval`` under the warp that is in force."""
         field, times = self.horizon.warp(vector_field, t_eval, y0)
-        if not isinstance(field, PiecewiseField):
+        if not isinstance(field, list):
             return self.solve_at(field, y0, times, nominal=t_eval)
         states = [y0]
-        for piece, ends in zip(field.fields, times.unfold(0, 2, 1), strict=True):
+        for piece, ends in zip(field, times.unfold(0, 2, 1), strict=True):
             states.append(last_of(self.solve_at(piece, states[-1], ends, nominal=ends).ys))
         return Solution(stack(states), self.stats)
 

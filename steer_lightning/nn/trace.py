@@ -48,17 +48,6 @@ def exact_jacobian(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, T
     return values[0], columns
 
 
-def exact_divergence(vector_field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Value and divergence of a vector field, exactly; see :func:`exact_jacobian`.
-
-    .. math:: \operatorname{tr} \frac{\partial f}{\partial y}
-        = \sum_d \frac{\partial f_d}{\partial y_d}
-    """
-    value, jacobian = exact_jacobian(vector_field, t, y)
-    # Autocast may have lowered the network's precision: the sum keeps y's.
-    return value, jacobian.diagonal(dim1=0, dim2=2).sum(1, dtype=y.dtype)
-
-
 def jvp(vector_field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
     r"""Value of a vector field and its derivative :math:`\frac{\partial f}{\partial y} e`.
 

@@ -106,6 +106,5 @@ class LocalError(Penalty):
         )  # fmt: skip
         h = h if end > start else -h
         y_next, stages = runge_kutta_step(probed.vector_field, start, start + h, y, slope, DOPRI5)
-        assert DOPRI5.error is not None
         error = error_ratio(y, y_next, stages, h, DOPRI5.error, tolerances, None)
         return abs(h) * error

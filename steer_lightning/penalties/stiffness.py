@@ -29,7 +29,7 @@ class Stiffness(Penalty):
     def fits(self, solver: Solver) -> bool:
         return (
             isinstance(solver, AdaptiveSolver)
-            and ADAPTIVE[solver.method].stable is not None
+            and ADAPTIVE[solver.method].stable > 0.0
             and solver.stiff != "switch"
         )
 
@@ -37,5 +37,4 @@ class Stiffness(Penalty):
         assert probed.steps is not None
         tableau = probed.steps.tableaus[0]  # that of all steps
         assert isinstance(tableau, Tableau)
-        assert tableau.stable is not None
         return probed.steps.stiffness_estimates().max() / mean_rate(probed) / tableau.stable

@@ -78,7 +78,7 @@ class AdaptiveSolver(ErrorControlledSolver):
     ) -> None:
         check_choice("method", method, ADAPTIVE)
         check_choice("stiff", stiff, ("ignore", "warn", "switch"))
-        if stiff != "ignore" and ADAPTIVE[method].stable is None:
+        if stiff != "ignore" and not ADAPTIVE[method].stable:
             noticing = sorted(name for name, tableau in ADAPTIVE.items() if tableau.stable)
             raise ValueError(
                 f"Expected a method among {noticing} with stiff={stiff!r}, which estimate "

@@ -14,7 +14,7 @@ from steer_lightning.solvers.runge_kutta import Time, error_ratio
 from steer_lightning.solvers.step_size import StepController, find_first_step
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.tableaus import Tableau
-from steer_lightning.solvers.tf32 import TF32Check
+from steer_lightning.solvers.tf32 import warn_of_rounding
 from steer_lightning.solvers.work import Work
 from steer_lightning.utils.autograd import has_gradient
 from steer_lightning.utils.checks import (
@@ -77,7 +77,6 @@ class ErrorControlledSolver(Solver):
         self.max_nfe = max_nfe
         self.first_step = first_step
         self.remembers = first_step == "previous"
-        self._check_tf32 = TF32Check()
 
     @abstractmethod
     def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
@@ -96,24 +95,12 @@ class ErrorControlledSolver(Solver):
         """Integrate; see :meth:`Solver.solve`."""
         refuse_export(self)
         check_problem(y0, t_eval)
-        self._check_tf32(vector_field, y0, self.rtol)
-        work = Work(y0, stats, self.max_nfe, (self.rtol, self.atol))
+        warn_of_rounding(vector_field, y0, self.rtol)
+        tolerances = (self.rtol, self.atol)
+        work = Work(y0, stats, self.max_nfe, tolerances)
         if first_step is None and not isinstance(self.first_step, str):
             first_step = self.first_step
         method = self._method(vector_field, y0, work)
-        return self._take_steps(method, vector_field, y0, t_eval, work, first_step, dense)
-
-    def _take_steps(
-        self,
-        method: Method,
-        vector_field: VectorField,
-        y0: Any,
-        t_eval: Tensor,
-        work: Work,
-        first_step: float | None,
-        dense: bool,
-    ) -> Solution:
-        tolerances = (self.rtol, self.atol)
         controlled = getattr(vector_field, "controlled_parts", None)
         # Times and lengths are numbers: a GPU is waited for once a step, to hear of its error.
         (t0, *between, t1) = t_eval.tolist()
@@ -136,7 +123,6 @@ class ErrorControlledSolver(Solver):
             if t_next == t:
                 raise work.place(StepSizeUnderflowError(h, t, work.phase))
             weights = method.tableau.error
-            assert weights is not None
             start, end = first if t == t0 else t, last if t_next == t1 else t_next
             y_next, ks = method.step(start, end, y)
             with torch.no_grad():

@@ -199,14 +199,11 @@ def _check_dimension(y0: Any, layout: Layout, max_dimension: int) -> None:
         )
     if layout.dimension > max_dimension:
         # The matrices and their factors, which a step keeps for its gradient.
-        size = 2.0 * layout.n_samples * layout.dimension**2 * first.element_size()
-        units = ["bytes", "KiB", "MiB", "GiB"]
-        while size >= 1024 and len(units) > 1:
-            size, units = size / 1024, units[1:]
+        size = 2.0 * layout.n_samples * layout.dimension**2 * first.element_size() / 2**20
         raise ValueError(
             f"Expected a state of at most max_dimension = {max_dimension} numbers a sample for an "
             f"implicit method, which solves a linear system of that size, but got "
             f"{layout.dimension}: for {layout.n_samples} samples each step would keep "
-            f"{size:.3g} {units[0]} of Jacobians and factors. Use FixedGridSolver or "
+            f"{size:.3g} MiB of Jacobians and factors. Use FixedGridSolver or "
             f"AdaptiveSolver without stiff='switch', or raise max_dimension of RosenbrockSolver."
         )

@@ -92,7 +92,7 @@ class Steps:
         for tableau, (y, y_next), ks, h in zip(
             self.tableaus, both_ends, self.stages, self.lengths, strict=True
         ):
-            if tableau.error is None or self.tolerances is None:
+            if not tableau.error or self.tolerances is None:
                 raise ValueError(
                     "Expected an adaptive method, which estimates the error of its steps."
                 )
@@ -168,7 +168,6 @@ def _of_one(
     stages: Sequence[Sequence[Any]],
 ) -> list[Tensor]:
     """Polynomials of steps of one method, part by part, from the states where they start."""
-    assert tableau.interpolant is not None
     columns = list(zip(*tableau.interpolant, strict=True))
     found = []
     for part in range(len(parts(states[0]))):

@@ -29,7 +29,6 @@ class StiffnessWatch:
     """
 
     def __init__(self, tableau: Tableau, controlled: int | None, tolerance: float) -> None:
-        assert tableau.stable is not None
         tightness = min(1.0, tolerance / 1e-7) ** (1.0 / tableau.error_order)
         self._longest = SHARE * tightness * tableau.stable
         self.tableau = tableau

@@ -17,21 +17,21 @@ class Tableau(NamedTuple):
         c: Stage times in units of a step.
         a: Stage weights, a row for each stage.
         b: Solution weights.
-        error: Weights of the embedded error estimate, solution minus embedded solution; ``None``
+        error: Weights of the embedded error estimate, solution minus embedded solution; empty
             for a method without one.
         interpolant: Of each stage the weights of its powers of :math:`\theta = (s - t) / h`,
             from the first power on.
         stable: Longest stable step along the negative real axis, in units of 1 / |eigenvalue|, of
-            a method whose last two stages are both at the end of the step.
+            a method whose last two stages are both at the end of the step; 0 for another.
     """
 
     order: int
     c: Row
     a: tuple[Row, ...]
     b: Row
-    error: Row | None = None
-    interpolant: tuple[Row, ...] | None = None
-    stable: float | None = None
+    error: Row = ()
+    interpolant: tuple[Row, ...] = ()
+    stable: float = 0.0
 
     @property
     def error_order(self) -> int:

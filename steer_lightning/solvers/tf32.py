@@ -14,36 +14,23 @@ from steer_lightning.utils.problem import VectorField, first_part
 TF32_ROUNDING: Final = 2.0**-11
 
 
-class TF32Check:
-    """Warns of autocast, and of TF32 in the first solve on a GPU; adaptive solvers have one.
+def warn_of_rounding(vector_field: VectorField, y0: Any, rtol: float) -> None:
+    """Warn where autocast, or TF32 on a GPU, rounds by more than an adaptive solve's tolerance.
 
     Torch lets convolutions round to TF32 by default, and matrix products where somebody chose it.
-    Settings changed later, convolutions in a field that is no ``nn.Module``, and other fields of
-    the same solver are not seen.
+    Convolutions in a field that is no ``nn.Module`` are not seen.
     """
-
-    def __init__(self) -> None:
-        self._done = False
-
-    def __call__(self, vector_field: VectorField, y0: Any, rtol: float) -> None:
-        device = (part := first_part(y0)).device.type
-        if torch.is_autocast_enabled(device):
-            low = torch.get_autocast_dtype(device)
-            if rtol < 0.5 * torch.finfo(low).eps:
-                _warn_once(f"autocast rounds to {low}", 0.5 * torch.finfo(low).eps, rtol)
-            return
-        if self._done or not part.is_cuda:
-            return
-        self._done = True
-        if part.dtype != torch.float32 or rtol >= TF32_ROUNDING:
-            return
+    device = (part := first_part(y0)).device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        if rtol < 0.5 * torch.finfo(low).eps:
+            _warn_once(f"autocast rounds to {low}", 0.5 * torch.finfo(low).eps, rtol)
+    elif part.is_cuda and part.dtype == torch.float32 and rtol < TF32_ROUNDING:
         cudnn: Any = torch.backends.cudnn
-        convolves = isinstance(vector_field, nn.Module) and any(
-            isinstance(m, _ConvNd) for m in vector_field.modules()
-        )
-        matmul, conv = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
-        rounded = ["matrix products"] * (matmul == "tf32")
-        rounded += ["convolutions"] * (conv == "tf32" and convolves)
+        rounded = ["matrix products"] * (torch.backends.cuda.matmul.fp32_precision == "tf32")
+        if cudnn.conv.fp32_precision == "tf32" and isinstance(vector_field, nn.Module):
+            convolves = any(isinstance(m, _ConvNd) for m in vector_field.modules())
+            rounded += ["convolutions"] * convolves
         if rounded:
             _warn_once(f"its {' and '.join(rounded)} round to TF32", TF32_ROUNDING, rtol)
 

@@ -16,7 +16,7 @@ from steer_lightning.solvers.errors import (
     StepSizeUnderflowError,
 )
 from steer_lightning.solvers.runge_kutta import evaluate
-from steer_lightning.solvers.tf32 import TF32Check
+from steer_lightning.solvers.tf32 import warn_of_rounding
 from steer_lightning.solvers.work import Work
 from steer_lightning.solvers.wrapping import is_scaled, solve_enclosed
 from steer_lightning.utils.checks import (
@@ -104,7 +104,6 @@ class TorchdiffeqSolver(Solver):
         self.seminorm = seminorm
         self.max_nfe = max_nfe
         self.options = dict(options or {})
-        self._check_tf32 = TF32Check()
 
     def solve(
         self,
@@ -139,7 +138,7 @@ class TorchdiffeqSolver(Solver):
             )
         check_problem(y0, t_eval)
         if self.method in ADAPTIVE_METHODS:
-            self._check_tf32(vector_field, y0, self.rtol)
+            warn_of_rounding(vector_field, y0, self.rtol)
         device = first_part(y0).device
         if self.method in ADAMS_METHODS and not has_float64(device):
             raise TypeError(

@@ -126,7 +126,7 @@ class AttachedHorizon(Movable):
     def _scale_derivative(self, module: nn.Module, args: Any, dy: Any) -> Any:
         """Post-hook: turns what the field returns into a derivative in nominal time."""
         warp = self._warp_in_force()
-        return dy if warp is None else _scale(warp, dy)
+        return dy if warp is None else warp.scale(dy)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter_around(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -301,10 +301,3 @@ def _near(t: float, t0: float, t1: float) -> float | None:
     """The end of a span that a time lies at."""
     ends = (end for end in (t0, t1) if abs(t - end) <= 1e-5 * abs(t1 - t0) + 1e-6 * abs(end))
     return next(ends, None)
-
-
-def _scale(warp: TimeWarp, dy: Any) -> Any:
-    if isinstance(dy, (tuple, list)):
-        parts = [_scale(warp, part) for part in dy]
-        return dy._make(parts) if hasattr(dy, "_make") else type(dy)(parts)
-    return warp.rate * dy

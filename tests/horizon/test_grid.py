@@ -8,7 +8,6 @@ from torchdiffeq import odeint
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
-from steer_lightning.horizon.grid import _rates
 from steer_lightning.nn import ODEBlock
 from steer_lightning.solvers import TorchdiffeqSolver
 from tests.helpers.models import StubSolver
@@ -22,6 +21,16 @@ def perturbed(**settings):
     horizon = GridHorizon()
     horizon.perturb(EndTimeDraw(**{"b": "auto", "key": 5, **settings}))
     return horizon
+
+
+def rates_of(horizon, t_eval, batch_size=None):
+    """Ratio of stretched to nominal length of each interval under the draw in force."""
+    gaps = t_eval.detach().diff()
+    return 1.0 + horizon.draw.offsets(gaps, batch_size, clip=True) / gaps
+
+
+def end_times(horizon, t_eval, batch_size=None):
+    return t_eval[:-1] + rates_of(horizon, t_eval, batch_size) * t_eval.diff()
 
 
 def interval_by_interval(field, y0, starts, ends):
@@ -38,7 +47,7 @@ def interval_by_interval(field, y0, starts, ends):
 def test_each_interval_runs_from_its_own_time_to_its_own_end(gradient, grid, field_class, b):
     field, y0, t_eval = field_class(), initial_state().requires_grad_(), times(*grid)
     horizon = perturbed(b=b)
-    ends = horizon.end_times(t_eval)
+    ends = end_times(horizon, t_eval)
     ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
     check_solution(field, y0, ys, interval_by_interval(field, y0, t_eval[:-1], ends), 1e-6)
 
@@ -50,7 +59,7 @@ def test_a_field_without_time_takes_one_smooth_solve():
     assert stub.fields == [field]
     stretched = stub.t_evals[0]
     assert stretched[0] == t_eval[0]
-    torch.testing.assert_close(stretched.diff(), horizon.end_times(t_eval) - t_eval[:-1])
+    torch.testing.assert_close(stretched.diff(), end_times(horizon, t_eval) - t_eval[:-1])
 
 
 def test_a_field_with_time_takes_one_solve_an_interval_from_unperturbed_starts():
@@ -64,7 +73,7 @@ def test_a_field_with_time_takes_one_solve_an_interval_from_unperturbed_starts()
 def test_states_may_be_tuples():
     field, y0, t_eval = OscillatorField(), (initial_state(), initial_state()), times(0.0, 0.5, 1.0)
     horizon = perturbed()
-    total = (horizon.end_times(t_eval) - t_eval[:-1]).sum()
+    total = (end_times(horizon, t_eval) - t_eval[:-1]).sum()
     xs, vs = solve(horizon, TorchdiffeqSolver(**TIGHT), field, y0, t_eval).ys
     assert xs.shape == (3, 3, 2)
     x, v = field.exact(y0, 0.0, total)
@@ -77,7 +86,7 @@ def test_states_may_be_tuples():
 def test_end_times_for_each_sample(gradient, field_class):
     field, y0, t_eval = field_class(), initial_state(4).requires_grad_(), times(0.0, 0.3, 1.0)
     horizon = perturbed(scope="sample")
-    ends = horizon.end_times(t_eval, batch_size=4)
+    ends = end_times(horizon, t_eval, batch_size=4)
     assert ends.shape == (4, 2)
     ys = solve(horizon, TorchdiffeqSolver(gradient=gradient, **TIGHT), field, y0, t_eval).ys
     singles = [interval_by_interval(field, y0[i : i + 1], t_eval[:-1], ends[i]) for i in range(4)]
@@ -92,7 +101,7 @@ def test_ends_stay_within_the_half_width_of_each_interval(grid, b):
     if b != "auto":
         limit = limit.clamp(max=b)
     for key in range(50):
-        ends = perturbed(b=b, epsilon=epsilon, key=key).end_times(t_eval)
+        ends = end_times(perturbed(b=b, epsilon=epsilon, key=key), t_eval)
         assert bool(((ends - t_eval[1:]).abs() <= limit + 1e-12).all())
 
 
@@ -104,7 +113,6 @@ def test_without_an_offset_the_solver_gets_what_the_user_gave(draw):
     solve(horizon, stub, field, initial_state(), t_eval)
     assert stub.fields == [field]
     assert stub.t_evals[0] is t_eval
-    assert torch.equal(horizon.end_times(t_eval), t_eval[1:])
     horizon.solved = False
     assert horizon.rates(OWN, OWN_LENGTHS) is None
     assert horizon.solved is (draw is not None)
@@ -120,7 +128,7 @@ def test_a_backward_pass_sees_the_ends_of_its_forward_pass(field_class):
         horizon.reset()
         found.append(gradients(ys, y0, t_eval, *field.parameters()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
-    rates = _rates(perturbed().draw, t_eval, None)
+    rates = rates_of(perturbed(), t_eval)
     exact = [y0]
     for rate, (start, end) in zip(rates, t_eval.unfold(0, 2, 1), strict=True):
         piece = torch.stack([start, start + rate * (end - start)])
@@ -133,7 +141,7 @@ def test_what_is_in_force_is_the_mean_stretch_of_the_last_solve():
     horizon, t_eval = perturbed(), times(0.0, 0.3, 1.0)
     assert horizon.in_force() == {"stretch": 1.0}
     solve(horizon, TorchdiffeqSolver(), CosineField(), initial_state(), t_eval)
-    rates = (horizon.end_times(t_eval) - t_eval[:-1]) / t_eval.diff()
+    rates = rates_of(horizon, t_eval)
     assert horizon.in_force() == {"stretch": pytest.approx(float(rates.mean()))}
     assert copy.deepcopy(horizon).in_force() == {"stretch": 1.0}
     horizon.reset()
@@ -179,7 +187,7 @@ def shared(n_samples=2, n_padded=0):
 def test_samples_of_one_grid_have_the_ends_of_a_solve_over_it(reverse, n_padded, scope):
     rates = perturbed(scope=scope).rates(*shared(3, n_padded), reverse)
     t_eval = SHARED.flip(0) if reverse else SHARED
-    expected = (perturbed(scope=scope).end_times(t_eval, 3) - t_eval[:-1]) / t_eval.diff()
+    expected = rates_of(perturbed(scope=scope), t_eval, 3)
     assert len(expected.unique()) == (6 if scope == "sample" else 2)
     torch.testing.assert_close(rates[:, :2], expected.expand(3, 2))
     assert bool((rates[:, 2:] == 1.0).all())

@@ -9,7 +9,7 @@ from torchdiffeq import odeint
 from steer_lightning.horizon import GridHorizon, SpanHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.nn import ODEBlock
-from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.models import RecordingField, StubSolver
 from tests.helpers.problems import CosineField, initial_state, times
 from tests.helpers.solving import TIGHT, check_solution, gradient_modes, gradients, solve
@@ -131,6 +131,16 @@ def test_a_learnable_end_has_the_gradient_of_finite_differences(gradient, revers
     expected = (loss(1.2 + eps) - loss(1.2 - eps)) / (2 * eps)
     assert float(found) == pytest.approx(expected, rel=1e-6)
     assert horizon.in_force() == {"end_time": pytest.approx(1.2 + offset)}
+
+
+def test_a_learnable_end_has_one_solve_with_gradients_and_without():
+    field, y0 = CosineField(), initial_state()
+    horizon = SpanHorizon(0.0, 1.0, learn_t1=True)
+    solver = AdaptiveSolver(rtol=1e-2, first_step=0.3)
+    with torch.no_grad():
+        horizon.learned_t1.fill_(1.7)
+        expected = solve(horizon, solver, field, y0).ys
+    assert torch.equal(solve(horizon, solver, field, y0).ys, expected)
 
 
 def test_a_learnable_end_keeps_steer_around_itself():

@@ -34,7 +34,7 @@ def test_the_tableaus_meet_the_conditions_of_their_order(method):
         assert b @ a @ c == pytest.approx(1 / 6)
         assert b @ (c * (a @ c)) == pytest.approx(1 / 8)
         assert b @ a @ a @ c == pytest.approx(1 / 24)
-    if tableau.error is not None:
+    if tableau.error:
         for q in range(tableau.order - 1):
             assert np.array(tableau.error) @ c**q == pytest.approx(0.0, abs=1e-14)
         np.testing.assert_allclose(np.sum(tableau.interpolant, axis=1), b, atol=1e-13)

@@ -11,8 +11,14 @@ from steer_lightning.horizon.base import WarpedField
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.nn import CompiledField, ConvField, ConvFlowField, MLPField
 from steer_lightning.nn.flows.divergence import DivergenceField
-from steer_lightning.solvers import AdaptiveSolver, TorchdiffeqSolver, tf32
-from steer_lightning.solvers.tf32 import TF32_ROUNDING, TF32Check
+from steer_lightning.solvers import (
+    AdaptiveSolver,
+    TorchdiffeqSolver,
+    error_controlled,
+    tf32,
+    torchdiffeq,
+)
+from steer_lightning.solvers.tf32 import TF32_ROUNDING, warn_of_rounding
 
 WARP = TimeWarp(0.0, 0.0, torch.tensor(1.1))
 
@@ -37,10 +43,10 @@ def on_gpu(dtype=torch.float32):
         return torch.empty(2, 2, device="cuda", dtype=dtype)
 
 
-def said(*arguments, check=None):
+def said(*arguments):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        (TF32Check() if check is None else check)(*arguments)
+        warn_of_rounding(*arguments)
     return [str(warning.message) for warning in caught]
 
 
@@ -78,11 +84,10 @@ def test_the_message_names_what_rounds_and_what_to_do(field, matmul, conv, round
 
 def test_it_is_said_once_and_only_of_a_gpus_tight_float32_solves(monkeypatch):
     torch.backends.cudnn.conv.fp32_precision = "tf32"
-    field, check = ConvField(1, 4), TF32Check()
-    assert said(field, torch.zeros(2, 2), 1e-5, check=check) == []
-    assert len(said(field, (on_gpu(), on_gpu()), 1e-5, check=check)) == 1
-    assert said(field, on_gpu(), 1e-6, check=check) == []
-    assert said(field, on_gpu(), 1e-5) == []  # another block's
+    field = ConvField(1, 4)
+    assert said(field, torch.zeros(2, 2), 1e-5) == []
+    assert len(said(field, (on_gpu(), on_gpu()), 1e-5)) == 1
+    assert said(field, on_gpu(), 1e-5) == []
     assert len(said(field, on_gpu(), 1e-6)) == 1
     assert said(field, on_gpu(torch.float64), 1e-7) == []
     assert said(field, on_gpu(), 1e-3) == []
@@ -92,12 +97,12 @@ def test_it_is_said_once_and_only_of_a_gpus_tight_float32_solves(monkeypatch):
     assert "TF32" not in said(field, on_gpu(), 1e-7)[0]
 
 
-def test_autocast_is_warned_of_once_whatever_was_solved_before():
-    field, check, y0 = MLPField(2), TF32Check(), torch.zeros(2, 2)
-    assert said(field, y0, 1e-5, check=check) == []
+def test_autocast_is_warned_of_once():
+    field, y0 = MLPField(2), torch.zeros(2, 2)
+    assert said(field, y0, 1e-5) == []
     with torch.autocast("cpu", torch.bfloat16):
-        assert "autocast rounds to torch.bfloat16, with a" in said(field, y0, 1e-5, check=check)[0]
-        assert said(field, y0, 1e-5, check=check) == []
+        assert "autocast rounds to torch.bfloat16, with a" in said(field, y0, 1e-5)[0]
+        assert said(field, y0, 1e-5) == []
         assert said(field, y0, 1e-2) == []
 
 
@@ -113,7 +118,8 @@ def test_autocast_is_warned_of_once_whatever_was_solved_before():
 )
 def test_solvers_that_adapt_their_steps_look(solver, looks, monkeypatch):
     asked = []
-    monkeypatch.setattr(solver, "_check_tf32", lambda field, y0, rtol: asked.append((field, rtol)))
+    for place in (error_controlled, torchdiffeq):
+        monkeypatch.setattr(place, "warn_of_rounding", lambda f, y0, rtol: asked.append((f, rtol)))
     field = nn.Identity()
     field.forward = lambda t, y: -y
     solver.solve(field, torch.ones(2, 2), torch.tensor([0.0, 1.0]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.nn.fields import has_own
-from steer_lightning.nn.trace import exact_divergence, exact_jacobian, jvp
+from steer_lightning.nn.trace import exact_jacobian, jvp
 
 
 class DivergenceField(nn.Module):
@@ -49,18 +49,14 @@ class DivergenceField(nn.Module):
             tangent = tangent.to(y.dtype)
             divergence = _sum(tangent * self.probe)
             squared_norm = _sum(tangent.square()) if self.regularize else None
-        elif self.regularize:
+        elif self._by_divergence and not self.regularize:
+            own: Any = self.vector_field
+            (dy, divergence), squared_norm = own.value_and_divergence(t, y), None
+        else:
             dy, jacobian = exact_jacobian(field, t, y)
             jacobian = jacobian.to(y.dtype)
             divergence = jacobian.diagonal(dim1=0, dim2=2).sum(1)
-            squared_norm = jacobian.square().sum((0, 2))
-        else:
-            if self._by_divergence:
-                field = self.vector_field
-                dy, divergence = field.value_and_divergence(t, y)
-            else:
-                dy, divergence = exact_divergence(field, t, y)
-            squared_norm = None
+            squared_norm = jacobian.square().sum((0, 2)) if self.regularize else None
         dy, divergence = dy.to(y.dtype), divergence.to(y.dtype)
         if squared_norm is None:
             return dy, divergence

@@ -29,14 +29,11 @@ def read_released_weights(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such checkpoint, or asks for code to be run.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"Expected a checkpoint at {path}, but there is no such file. Give the path of a file "
-            "that the public code saved."
-        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content: Any = load_plain(path)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # torch raises many kinds
         raise ValueError(
             f"Expected {path} to be a checkpoint of tensors and plain values, but reading it "

@@ -54,8 +54,6 @@ def plan_unroll(
         >>> plan.arrived
         tensor([[ 0,  1, -1,  2]])
     """
-    if not isinstance(max_step, Tensor) and not max_step > 0:
-        raise ValueError(f"Expected `max_step` > 0, but got {max_step}.")
     n_times = times.shape[1]
     number = unroll_order(lengths, n_times, reverse)
     valid = torch.arange(n_times, device=times.device) < lengths[:, None]
