@@ -20,7 +20,6 @@ from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint, P
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch.optim import Optimizer
 
 from command_line.folders import SaveConfig, as_list, keep_metrics, slurm_job, write_beside
 from command_line.parser import OneLineParser, debugging, is_refusal, one_line
@@ -34,7 +33,6 @@ from steer_lightning.callbacks import (
     TrainingClock,
 )
 from steer_lightning.guard import SolverGuard
-from steer_lightning.modules.base import TaskModule
 from steer_lightning.penalties import (
     Acceleration,
     JacobianNorm,
@@ -105,15 +103,6 @@ class SteerCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Let config and command line hold; Lightning lets a checkpoint overrule them."""
 
-    @staticmethod
-    def configure_optimizers(
-        lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None
-    ) -> Any:
-        """``--optimizer`` replaces the optimiser alone: a task keeps its schedule."""
-        if lr_scheduler is None and isinstance(lightning_module, TaskModule):
-            return lightning_module.with_schedule(optimizer)
-        return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
-
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if config.tf32 is not None:
@@ -123,6 +112,17 @@ class SteerCLI(LightningCLI):
         if config.steer is not None:
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)
+        settings = config.model.get("init_args", {})
+        if "optimizer" in settings:  # the task's own, so that its hyperparameters say so
+            for name in ("optimizer", "lr_scheduler"):
+                if (given := config.get(name)) is not None:
+                    settings[name], config[name] = given, None
+                    if name == "lr_scheduler":
+                        settings.lr_interval = "epoch"
+        elif config.get("lr_scheduler") and not config.get("optimizer"):
+            self.parser.error(
+                "Expected --optimizer beside --lr_scheduler, which does nothing alone"
+            )
         checkpoint = config.get("ckpt_path")
         evaluates = self.subcommand in ("validate", "test", "predict")
         if evaluates and not checkpoint:

@@ -80,7 +80,7 @@ def debugging() -> bool:
 
 def one_line(message: str) -> str:
     """A message without the lines that say nothing, or the same again."""
-    lines = dict.fromkeys(line.strip(" -") for line in message.splitlines())
+    lines = dict.fromkeys(line.strip().removeprefix("- ") for line in message.splitlines())
     return " ".join(line for line in lines if line and not IDLE.match(line))
 
 

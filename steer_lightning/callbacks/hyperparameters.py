@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
 
 from steer_lightning.callbacks.counted import plain
@@ -19,14 +19,15 @@ from steer_lightning.utils.schedule import Schedule
 
 
 class HyperparameterLog(Shown, Callback):
-    """Log the settings of STEER, penalties and solvers as hyperparameters, by every logger.
+    """Log the settings of STEER, penalties, solvers and data as hyperparameters, by every logger.
 
     They are those of the Trainer's callbacks and of the model's blocks, as plain values, and are
-    kept in checkpoints too. A run without STEER has ``b = 0``, which is the same training. A
-    schedule has its two ends, ``b`` and ``b_end``.
+    kept in checkpoints too; and of a datamodule that saves no hyperparameters itself. A run
+    without STEER has ``b = 0``, which is the same training. A schedule has its two ends, ``b``
+    and ``b_end``.
 
-    TensorBoard's table has them beside the hyperparameters of model and data, and all that is
-    logged as metrics: each column sorts. For that its logger must not write a table itself, with
+    TensorBoard's table has them beside the model's hyperparameters, and all that is logged as
+    metrics: each column sorts. For that its logger must not write a table itself, with
     a metric that nothing sets: ``TensorBoardLogger(..., default_hp_metric=False)``.
 
     Example:
@@ -40,14 +41,15 @@ class HyperparameterLog(Shown, Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.settings = settings_of(trainer, pl_module)
+        data = getattr(trainer, "datamodule", None)
+        logged = {**self.settings, **data_settings(data)}
         for logger in trainer.loggers:
-            logger.log_hyperparams(self.settings)
+            logger.log_hyperparams(logged)
             in_table = is_lightning(logger, "loggers", "TensorBoardLogger")
             if in_table and trainer.is_global_zero:
-                data = getattr(trainer, "datamodule", None)
                 others = {**pl_module.hparams_initial, **getattr(data, "hparams_initial", {})}
                 shown = {k: v for k, v in others.items() if not k.startswith("_")}  # Lightning's
-                _start_session(logger, {**shown, **self.settings})
+                _start_session(logger, {**shown, **logged})
 
     def state_dict(self) -> dict[str, Any]:
         return self.settings
@@ -74,6 +76,15 @@ def settings_of(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
         if isinstance(solver, Solver)
     }
     return {**settings, "solvers": solvers}
+
+
+def data_settings(data: LightningDataModule | None) -> dict[str, Any]:
+    """Plain settings of data, as ``data``, unless they save hyperparameters, as Lightning logs."""
+    if data is None or data.hparams_initial:
+        return {}
+    settings = {name: x for name, x in vars(data).items() if isinstance(x, int | float | str)}
+    own = settings.keys() - vars(LightningDataModule()).keys()
+    return {"data": {name: settings[name] for name in sorted(own) if not name.startswith("_")}}
 
 
 def _ends(name: str, value: Any) -> dict[str, Any]:

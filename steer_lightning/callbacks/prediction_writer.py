@@ -10,6 +10,7 @@ from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from steer_lightning.callbacks.folders import leaves_files, run_folder
 from steer_lightning.utils.representation import Shown
@@ -56,11 +57,12 @@ class PredictionWriter(Shown, BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        if self._folder is None:
-            return
-        several = len(trainer.num_predict_batches) > 1
-        stem = f"{trainer.global_rank}_{f'{dataloader_idx}_' * several}{batch_idx}"
-        self.write(pl_module, prediction, self._folder / stem)
+        if self._folder is not None:
+            several = len(trainer.num_predict_batches) > 1
+            stem = f"{trainer.global_rank}_{f'{dataloader_idx}_' * several}{batch_idx}"
+            self.write(pl_module, prediction, self._folder / stem)
+        if trainer.received_sigterm:  # Lightning looks in training and evaluation alone
+            raise SIGTERMException
 
     def write(self, pl_module: LightningModule, prediction: Any, path: Path) -> None:
         """Write the prediction of a batch to a path without its ending."""

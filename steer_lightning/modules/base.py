@@ -193,10 +193,7 @@ class TaskModule(LightningModule):
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def configure_optimizers(self) -> Any:
-        return self.with_schedule(self._optimizer(self.parameters()))
-
-    def with_schedule(self, optimizer: Optimizer) -> Any:
-        """Give an optimiser this module's ``lr`` and schedule, in the form Lightning asks for."""
+        optimizer = self._optimizer(self.parameters())
         self._configured_lr = self.lr
         if self.lr is not None:
             for group in optimizer.param_groups:
@@ -216,7 +213,15 @@ class TaskModule(LightningModule):
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def on_train_start(self) -> None:
-        """Refuse a schedule that would end the training; asked when loaders have their place."""
+        """Refuse what would fail or end soon; asked when checkpoint and loaders are loaded."""
+        for optimizer in self.trainer.optimizers:
+            missing = sorted({*optimizer.defaults} - {*optimizer.param_groups[0]})
+            if missing:
+                raise ValueError(
+                    f"Expected a checkpoint of a training by {type(optimizer).__name__}, but its "
+                    f"optimiser has no {', '.join(missing)}. Go on with the optimiser that it was "
+                    f"trained with."
+                )
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if any(is_lightning(c, "callbacks", "GradientAccumulationScheduler") for c in callbacks):
             return  # nobody knows how many steps there are

@@ -115,13 +115,15 @@ STEP = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
     [
         (["--model.optimizer=SGD", "--model.optimizer.lr=0.1", *WARM_UP], [0.25, 0.625, 1, 1]),
         ([*SGD, *WARM_UP], [0.25, 0.625, 1, 1]),  # another optimiser keeps the schedule
-        ([*SGD, *WARM_UP, *STEP], [1, 1, 0.1, 0.1]),  # Lightning's own count epochs
+        ([*SGD, *WARM_UP, *STEP], [1, 1, 0.1, 0.1]),  # another schedule counts epochs
+        (["--model.optimizer=SGD", "--model.optimizer.lr=0.1", *STEP], [1, 1, 0.1, 0.1]),
     ],
 )
 def test_optimizer_and_schedule(arguments, factors):
     main = cli.main(["fit", "--config", write(toy_config()), *arguments, RECORD_RATES, *QUIET])
     (optimizer,) = main.trainer.optimizers
     assert isinstance(optimizer, torch.optim.SGD)
+    assert main.model.hparams.optimizer["class_path"] == "torch.optim.SGD"
     (recorded,) = callbacks(main, RecordRates)
     assert recorded.rates == pytest.approx([0.1 * factor for factor in factors])
 

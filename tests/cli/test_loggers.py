@@ -44,6 +44,7 @@ def test_tensorboards_table_sorts_by_settings_and_metrics(folder):
     for settings, metrics in rows:
         assert settings["solvers/flow.solver"].startswith("AdaptiveSolver(method='dopri5', rtol=")
         assert settings["flow/class_path"] == "steer_lightning.nn.CNF"
+        assert (settings["data/name"], settings["data/seed"]) == ("8gaussians", 0.0)
         assert {"test/nll", "test/nfe_forward", "val/nll", "train/seconds"} <= set(metrics)
         assert "hp_metric" not in metrics
     found = [metrics["test/nll"] for _, metrics in table(folder / "logs", sort_by="test/nll")]

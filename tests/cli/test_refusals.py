@@ -108,6 +108,7 @@ def script(monkeypatch):
         (mnist_config(), r"Expected the MNIST file .*--data\.data_dir"),
         (change("steer.b", 1.0), r"Expected 0 <= b < \|t1 - t0\| = 1, .* b = 1\."),
         (change("steer.b", -1), "Expected `b` to be"),
+        (change("seed_everything", -1), "-1 is not in bounds"),
         (change(f"{FLOW}.t_span", [1.0, 1.0]), "Expected finite t0 != t1"),
         (change("penalties", PUSHES), ".*weight of Stiffness to be"),
         (change("penalties", {"stiffness": -1}), "Expected the weight of Stiffness"),

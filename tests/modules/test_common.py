@@ -139,6 +139,16 @@ def test_a_schedule_that_would_end_the_training_is_refused():
         steps(max_steps=6).fit(module, data)
 
 
+def test_another_optimiser_than_the_checkpoints_is_refused(tmp_path):
+    data = DataLoader(TensorDataset(torch.ones(4, 2), torch.ones(4, 1)))
+    module = OfLayers([nn.Linear(2, 1)], 1.0, optimizer=torch.optim.SGD)
+    steps(max_steps=1).fit(module, data)
+    module.trainer.save_checkpoint(tmp_path / "sgd.ckpt")
+    message = "by Adam, but its optimiser has no betas, eps"
+    with pytest.raises(ValueError, match=message):
+        steps().fit(OfLayers([nn.Linear(2, 1)], 1.0), data, ckpt_path=tmp_path / "sgd.ckpt")
+
+
 def test_evaluate_gives_the_training_loss(case, monkeypatch):
     without = {name: 0.0 for name in case.plain if name in ("kinetic_weight", "jacobian_weight")}
     # Noise is another one in each batch: give all of them the same.

@@ -1,9 +1,13 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
+from pytorch_lightning import Callback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -114,6 +118,16 @@ def test_writer_tells_loaders_apart(tmp_path):
 def test_writer_without_a_logger_writes_to_the_root(tmp_path):
     make_trainer(tmp_path, SampleWriter(), logger=False).predict(make_module(), loader(2))
     assert (tmp_path / "samples/0_0.pt").is_file()
+
+
+def test_sigterm_ends_a_prediction_after_the_batch_in_hand(tmp_path):
+    class Stop(Callback):
+        def on_predict_batch_start(self, *_):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SIGTERMException):
+        make_trainer(tmp_path, SampleWriter(), Stop()).predict(make_module(), loader(6))
+    assert [path.name for path in tmp_path.rglob("*.pt")] == ["0_0.pt"]
 
 
 class Flat(ImageFlowModule):
