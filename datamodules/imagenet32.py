@@ -2,14 +2,14 @@
 
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from datamodules.images import ImageDataModule, Pixels
+from datamodules.images import ImageDataModule
 from steer_lightning.utils.checks import check_choice
 
 Variant = Literal["official", "withdrawn"]
@@ -92,6 +92,7 @@ class ImageNet32DataModule(ImageDataModule):
             images. ``"withdrawn"`` for the older set of the PixelRNN paper, no longer offered
             there: 1,281,149 and 49,999 images. It came as PNG images without labels; write them
             to the same files with any label from 1 to 1000.
+        settings: Other arguments, but ``download``, of :class:`ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range, a file is broken, or the number of
@@ -118,28 +119,10 @@ class ImageNet32DataModule(ImageDataModule):
         self,
         variant: Variant,
         data_dir: str | None = None,
-        batch_size: int = 256,
-        eval_batch_size: int | None = 1000,
         val_size: int = 10_000,
-        limit_train: int | None = None,
-        image_size: int | None = None,
-        pixels: Pixels = "unit",
-        horizontal_flip: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            data_dir=data_dir,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            val_size=val_size,
-            limit_train=limit_train,
-            image_size=image_size,
-            pixels=pixels,
-            horizontal_flip=horizontal_flip,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(data_dir, val_size=val_size, download=False, **settings)
         check_choice("variant", variant, COUNTS)
         self.variant = variant
 

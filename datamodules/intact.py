@@ -1,4 +1,4 @@
-"""Check which data sets are there and whole, for ``python -m steer_lightning.doctor``."""
+"""Check which data sets are there and whole, for ``python -m steer_lightning doctor``."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

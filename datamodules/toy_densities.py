@@ -36,9 +36,6 @@ class MixtureDensity(Density):
         means: Centres, ``K`` rows of ``D`` numbers.
         variance: Common variance along each axis, positive.
 
-    Raises:
-        ValueError: If ``means`` is not a non-empty table or ``variance`` is not positive.
-
     Example:
         >>> normal = MixtureDensity([[0.0]], variance=1.0)
         >>> normal.log_prob(torch.zeros(1, 1))
@@ -46,16 +43,6 @@ class MixtureDensity(Density):
     """
 
     def __init__(self, means: Sequence[Sequence[float]], variance: float) -> None:
-        if not means or not means[0] or len({len(mean) for mean in means}) != 1:
-            raise ValueError(
-                "Expected `means` to be one or more rows of one common, non-zero length, but got "
-                f"{means}. Pass one row for each centre."
-            )
-        if not variance > 0:
-            raise ValueError(
-                f"Expected `variance` to be positive, but got {variance}. Pass the variance "
-                "along one axis."
-            )
         self.means = torch.tensor(means, dtype=torch.float64)
         self.variance = variance
         reach = 9.0 * math.sqrt(variance)

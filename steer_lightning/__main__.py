@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 import steer_lightning
-from steer_lightning.doctor.__main__ import add_options, diagnose_and_report
 from steer_lightning.doctor.installation import requirements
+from steer_lightning.doctor.report import add_options, diagnose_and_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

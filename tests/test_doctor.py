@@ -9,11 +9,11 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
+from steer_lightning.__main__ import main
 from steer_lightning.doctor import Finding, devices, installation
-from steer_lightning.doctor import __main__ as doctor
+from steer_lightning.doctor import report as doctor
 from steer_lightning.doctor.installation import check_package, requirements
 from steer_lightning.solvers import TorchdiffeqSolver
-from tests.helpers.alone import run_alone
 from tests.helpers.mnist_files import write_mnist
 
 NMS = RuntimeError("operator torchvision::nms does not exist")
@@ -45,7 +45,7 @@ def quick(monkeypatch):
 
 def test_nothing_is_wrong_with_what_runs_these_tests(tmp_path, capsys):
     write_mnist(tmp_path / "mnist")
-    assert doctor.main(["--data_dir", str(tmp_path)]) == 0
+    assert doctor.diagnose_and_report(tmp_path) == 0
     printed = capsys.readouterr().out
     assert "FAULT" not in printed
     assert f"ok     torch              {torch.__version__.split('+')[0]}" in printed
@@ -56,16 +56,11 @@ def test_nothing_is_wrong_with_what_runs_these_tests(tmp_path, capsys):
     assert printed.rstrip().splitlines()[-1].startswith("faults: 0, notes: ")
 
 
-def test_the_package_alone_has_a_doctor(tmp_path):
-    words = " ".join(run_alone(tmp_path, "steer_lightning.doctor").split())
-    assert "data not looked at: the data sets' modules are part of the repository" in words
-
-
 def test_a_torchvision_that_does_not_fit_is_named_and_the_rest_is_looked_at(
     quick, tmp_path, monkeypatch, capsys
 ):
     breaking(monkeypatch, torchvision=NMS)
-    assert doctor.main(["--data_dir", str(tmp_path)]) == 1
+    assert doctor.diagnose_and_report(tmp_path) == 1
     printed = capsys.readouterr().out
     words = " ".join(printed.split())
     assert "FAULT torchvision" in words
@@ -250,5 +245,5 @@ def test_somebody_elses_package_of_that_name_is_no_fault(tmp_path, monkeypatch):
 
 def test_the_data_folder_of_the_environment(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STEER_DATA_DIR", str(tmp_path / "elsewhere"))
-    doctor.main([])
+    main(["doctor"])
     assert "elsewhere/mnist" in "".join(capsys.readouterr().out.split())

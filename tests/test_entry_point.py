@@ -10,8 +10,8 @@ import pytest
 import steer_lightning
 from steer_lightning import __main__ as entry
 from steer_lightning.doctor import Finding
-from steer_lightning.doctor import __main__ as doctor
-from tests.helpers.alone import run_alone
+from steer_lightning.doctor import report as doctor
+from tests.helpers.fresh_process import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +33,10 @@ def test_version_is_an_option_too(capsys):
 
 
 def test_version_works_where_torch_does_not(tmp_path):
-    printed = run_alone(tmp_path, "steer_lightning", "version", torch=False)
+    (tmp_path / "torch.py").write_text("raise ImportError('broken')")
+    (tmp_path / "steer_lightning").symlink_to(Path(steer_lightning.__file__).parent)
+    path = str(tmp_path)
+    printed = run("-m", "steer_lightning", "version", cwd=tmp_path, PYTHONPATH=path)
     assert "torch             " in printed
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import steer_lightning
-from tests.helpers.alone import run
 
 PACKAGE = Path(steer_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -79,7 +78,7 @@ def test_the_root_holds_no_other_file():
 def test_only_the_doctor_names_a_module_of_the_repository_and_as_a_plug_in():
     """A name that is tried at run time escapes the scan of imports, so it is looked for here.
 
-    It is no dependency: ``tests/test_doctor.py`` runs the package alone, without the plug-in.
+    It is no dependency: ``tests/test_packaging.py`` runs the package alone, without the plug-in.
     """
     named = {
         (source.relative_to(PACKAGE).as_posix(), node.value)
@@ -87,22 +86,12 @@ def test_only_the_doctor_names_a_module_of_the_repository_and_as_a_plug_in():
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and str(node.value).startswith("datamodules")
     }
-    assert named == {("doctor/__main__.py", "datamodules.intact")}
+    assert named == {("doctor/report.py", "datamodules.intact")}
 
 
 def test_only_the_entry_point_depends_on_the_doctor():
     depend = {layer(source) for source in SOURCES if "doctor" in layers(source)}
     assert depend == {"doctor", "__main__.py"}
-
-
-def test_the_pure_layers_load_without_lightning():
-    code = f"""
-import sys
-import steer_lightning.doctor.devices, steer_lightning.nn, steer_lightning.steering
-loaded = {{name.split(".")[0] for name in sys.modules}}
-print(sorted(loaded & {LIGHTNING | {"datamodules", "torchvision", "matplotlib"}!r}))
-"""
-    assert run("-c", code, cwd=PACKAGE.parent).strip() == "[]"
 
 
 def test_the_packages_top_level_exports_lazily():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import steer_lightning
-from tests.helpers.alone import run
+from tests.helpers.fresh_process import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,11 +17,13 @@ PROBE = """
 import json, pkgutil, sys
 
 import steer_lightning
-from steer_lightning import horizon, nn, solvers, steering, utils
+import steer_lightning.doctor.devices
+from steer_lightning import horizon, nn, penalties, solvers, steering, utils
 
 found = {"file": steer_lightning.__file__, "version": steer_lightning.__version__}
-found["lightning"] = sorted(n for n in sys.modules if n.split(".")[0].endswith("lightning"))
-found["lightning"] = [n for n in found["lightning"] if n.split(".")[0] != "steer_lightning"]
+loaded = {name.split(".")[0] for name in sys.modules} - {"steer_lightning"}
+heavy = {"datamodules", "torchvision", "matplotlib", "lightning_fabric"}
+found["heavy"] = sorted(n for n in loaded if n in heavy or n.endswith("lightning"))
 
 from steer_lightning import NFEMonitor, SteerCallback, steer
 from steer_lightning.modules import ClassifierModule, CNFModule, StiffODEModule
@@ -33,6 +35,10 @@ from steer_lightning.callbacks import EndTimeSweep, FlowPlot, StiffPlot
 modules = pkgutil.walk_packages(steer_lightning.__path__, "steer_lightning.")
 found["modules"] = [__import__(module.name, fromlist=["_"]).__name__ for module in modules]
 found["datamodules"] = "datamodules" in sys.modules
+
+from steer_lightning.__main__ import main
+
+found["doctor"] = main(["doctor"])
 print(json.dumps(found))
 """
 
@@ -75,10 +81,14 @@ def test_installed_wheel_imports_from_an_empty_folder(wheel, tmp_path):
     empty.mkdir()
     options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     run("-m", "pip", "install", *options, "--target", target, wheel, cwd=empty)
-    found = json.loads(run("-c", PROBE, cwd=empty, PYTHONPATH=str(target)).splitlines()[-1])
+    *said, last = run("-c", PROBE, cwd=empty, PYTHONPATH=str(target)).splitlines()
+    found = json.loads(last)
     assert Path(found["file"]).is_relative_to(target)
     assert found["version"] == steer_lightning.__version__
-    assert found["lightning"] == []  # the pure layers do not need it
+    assert found["heavy"] == []  # the pure layers do not need them
     assert found["plotting"] is False  # nor does the callback need matplotlib
     assert found["datamodules"] is False
     assert "steer_lightning.callbacks.plots.base" in found["modules"]
+    assert found["doctor"] == 0
+    words = " ".join(" ".join(said).split())
+    assert "data not looked at: the data sets' modules are part of the repository" in words

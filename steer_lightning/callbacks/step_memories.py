@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from steer_lightning.callbacks.run_state import RunState
 from steer_lightning.solvers.step_memory import StepMemory
@@ -17,10 +17,9 @@ DIRECTIONS = (1, -1)
 class StepMemories(RunState):
     """Save, resume and agree on the first steps of blocks with ``first_step="previous"``.
 
-    They are saved with a checkpoint and go on exactly after a resume. With several processes the
-    shortest step of all ranks is everyone's, by one reduction after each training batch, which
-    is the guard's where a :class:`~steer_lightning.guard.SolverGuard` has one. Modules of
-    this library add this callback themselves where a solver asks for it.
+    They are saved with a checkpoint and go on exactly after a resume. Several processes all take
+    the shortest step of any, by one reduction after each training batch. Modules of this library
+    add this callback themselves where a solver asks for it.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -29,7 +28,6 @@ class StepMemories(RunState):
 
     def __init__(self) -> None:
         self._memories: dict[str, StepMemory] = {}
-        self._shared = False  # the ranks agree on the steps of this batch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -54,25 +52,15 @@ class StepMemories(RunState):
             memory.steps = dict(state_dict.get(path, {}))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.world_size > 1 and self._memories and not self._shared:
-            self.take(trainer.strategy.reduce(self.lengths(pl_module.device), reduce_op="min"))
-        self._shared = False
-
-    def lengths(self, device: torch.device) -> Tensor:
-        """Steps of this rank, two numbers for each block, infinite where there is none."""
-        none = (0.0, math.inf)
-        lengths = [m.steps.get(d, none)[1] for m in self._memories.values() for d in DIRECTIONS]
-        return torch.tensor(lengths, dtype=torch.float64, device=device)
-
-    def take(self, shortest: Tensor) -> None:
-        """Put the shortest steps of all ranks in place of this rank's."""
-        lengths = iter(shortest.tolist())
-        for memory in self._memories.values():
-            for direction in DIRECTIONS:
-                length = next(lengths)
-                if direction in memory.steps:
-                    memory.steps[direction] = (memory.steps[direction][0], length)
-        self._shared = True
+        places = [(memory, d) for memory in self._memories.values() for d in DIRECTIONS]
+        if trainer.world_size == 1 or not places:
+            return
+        own = [memory.steps.get(d, (0.0, math.inf))[1] for memory, d in places]
+        lengths = torch.tensor(own, dtype=torch.float64, device=pl_module.device)
+        shortest: Any = trainer.strategy.reduce(lengths, reduce_op="min")
+        for (memory, d), length in zip(places, shortest.tolist(), strict=True):
+            if d in memory.steps:
+                memory.steps[d] = (memory.steps[d][0], length)
 
 
 def find_step_memories(model: nn.Module) -> dict[str, StepMemory]:

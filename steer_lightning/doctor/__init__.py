@@ -1,4 +1,4 @@
-"""``python -m steer_lightning.doctor`` says in words what is wrong with an installation.
+"""``python -m steer_lightning doctor`` says in words what is wrong with an installation.
 
 Only the entry point imports it.
 """

@@ -8,7 +8,6 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
-from steer_lightning.callbacks.step_memories import StepMemories
 from steer_lightning.solvers import SolverError
 from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.patching import WrappedMethods
@@ -39,23 +38,12 @@ def can_agree(trainer: Trainer, module: LightningModule) -> bool:
     )
 
 
-def agree(
-    trainer: Trainer, error: SolverError | None, memories: StepMemories | None = None
-) -> SolverError | None:
+def agree(trainer: Trainer, error: SolverError | None) -> SolverError | None:
     """Tell all ranks, which must all call it, the error of the lowest rank that has one.
 
-    While nothing fails anywhere this is one reduction, in which the first steps of the next
-    batch, ``memories``, take part.
+    While nothing fails anywhere this is one reduction.
     """
-    device = trainer.strategy.root_device
-    told_fine = torch.tensor([float(error is None)], dtype=torch.float64, device=device)
-    own = [told_fine] if memories is None else [told_fine, memories.lengths(device)]
-    all_fine, *shortest = trainer.strategy.reduce(torch.cat(own), reduce_op="min").split(
-        [len(part) for part in own]
-    )
-    if memories is not None:
-        memories.take(*shortest)
-    if bool(all_fine):
+    if trainer.strategy.reduce_boolean_decision(error is None, all=True):
         return None
     told: list[SolverError | None] = [None] * trainer.world_size
     torch.distributed.all_gather_object(told, error)

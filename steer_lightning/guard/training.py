@@ -9,7 +9,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 
-from steer_lightning.callbacks.step_memories import StepMemories, find_step_memories
+from steer_lightning.callbacks.step_memories import find_step_memories
 from steer_lightning.guard.agreement import agree, can_agree, late_logs
 from steer_lightning.solvers import SolverError
 from steer_lightning.solvers.foreign import as_solver_error
@@ -91,8 +91,6 @@ class GuardedTraining:
         self.drops = drops
         self.batch_failed = False
         self._agrees = can_agree(trainer, module)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        self._memories = next((c for c in callbacks if isinstance(c, StepMemories)), None)
         self._window_failed = False  # any of the batches accumulated so far
         self._error: SolverError | None = None  # the first of the pass in hand, on this rank
         self._step_dropped = False
@@ -178,7 +176,7 @@ class GuardedTraining:
         """Hear on all ranks whether this pass failed on one."""
         error, self._error = self._error, None
         if self._agrees:
-            error = agree(self.trainer, error, self._memories)
+            error = agree(self.trainer, error)
         if error is None:
             return
         is_first = not self.batch_failed

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torchdiffeq import odeint_adjoint
 
 from steer_lightning import PenaltyCallback, SteerCallback
 from steer_lightning.callbacks import LastCheckpoint
@@ -16,9 +15,7 @@ from steer_lightning.utils.schedule import Schedule
 from steer_lightning.utils.seeding import stream_key
 from tests.callbacks.kinds import both
 from tests.helpers.models import (
-    ClockField,
     OwnModel,
-    TinyModule,
     seeded,
     tiny_loader,
     tiny_trainer,
@@ -195,50 +192,6 @@ def test_b_follows_a_schedule_of_optimiser_steps(accumulated):
     for batch, (full, decayed) in enumerate(zip(*ends, strict=True)):
         share = max(0.0, 1.0 - (batch // accumulated) / 2)
         assert decayed - 1.0 == pytest.approx(share * (full - 1.0), abs=1e-5)
-
-
-class TwoFields(TinyModule):
-    """Two fields in a row, solved by torchdiffeq's adjoint."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = ClockField(), ClockField()
-
-    def forward(self, y0):
-        t = torch.tensor([0.0, 1.0])
-        a = odeint_adjoint(self.a, y0, t, method="rk4")[-1]
-        b = odeint_adjoint(self.b, torch.stack([a[:, 0], y0[:, 1]], dim=1), t, method="rk4")[-1]
-        self.ends.append((float(a[0, 1].detach()), float(b[0, 1].detach())))
-        return b
-
-
-class WritesEnds(pl.Callback):
-    """Leaves the ends and the weights of each rank in a file."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_end(self, trainer, pl_module):
-        ends = [pair for pair in pl_module.ends if isinstance(pair, tuple)]
-        torch.save((ends, pl_module.state_dict()), self.folder / f"{trainer.global_rank}.pt")
-
-
-@pytest.mark.slow
-def test_two_ranks_share_their_ends_unless_the_scope_is_rank(tmp_path):
-    together = SteerCallback(0.5, ["a"], scope="batch", seed=4)
-    apart = SteerCallback(0.5, ["b"], scope="rank", seed=4)
-    tiny_trainer(together, apart, WritesEnds(tmp_path), strategy="ddp_spawn", devices=2).fit(
-        seeded(TwoFields), tiny_loader()
-    )
-    (ends0, weights0), (ends1, weights1) = [torch.load(tmp_path / f"{r}.pt") for r in range(2)]
-    assert len(ends0) == len(ends1) == 1
-    for rank, [(a, b)] in enumerate((ends0, ends1)):
-        for end, path, apart in ((a, "a", 0), (b, "b", rank)):
-            assert end == pytest.approx(end_by_hand(4, 0, path, apart), abs=1e-5)
-    assert ends0[0][0] == pytest.approx(ends1[0][0], abs=1e-6)
-    assert ends0[0][1] != pytest.approx(ends1[0][1], abs=1e-3)
-    for key, value in weights0.items():
-        assert torch.equal(value, weights1[key])
 
 
 def test_the_seed_is_agreed_from_rank_zero(monkeypatch):

@@ -1,6 +1,7 @@
 """First steps that go from batch to batch, through checkpoints, and around a failure."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,5 +171,7 @@ def test_a_step_of_all_ranks_is_taken_only_where_there_is_one():
     model, memories = seeded(Remembering), StepMemories()
     model.block(torch.ones(3, 2))  # forward in time alone
     memories._memories = find_step_memories(model)
-    memories.take(torch.tensor([0.25, math.inf]))
+    shortest = torch.tensor([0.25, math.inf])
+    strategy = SimpleNamespace(reduce=lambda lengths, reduce_op: shortest)
+    memories.on_train_batch_end(SimpleNamespace(world_size=2, strategy=strategy), model)
     assert model.block.step_memory.steps == {1: (0.0, 0.25)}

@@ -105,15 +105,3 @@ def test_rotational_symmetry(name, turns):
     rotated = torch.histogramdd(x @ rotation.T, [bins, bins]).hist / N
     assert (histogram - rotated).abs().max() < 0.012
     assert (histogram.max() > 0.03).all()
-
-
-@pytest.mark.parametrize("means", [[], [[]], [[0.0], [1.0, 2.0]]])
-def test_ragged_or_empty_means_raise(means):
-    with pytest.raises(ValueError, match="Expected `means` to be one or more rows of one common"):
-        MixtureDensity(means, variance=1.0)
-
-
-@pytest.mark.parametrize("variance", [0.0, -1.0, math.nan])
-def test_variance_must_be_positive(variance):
-    with pytest.raises(ValueError, match="Expected `variance` to be positive, but got"):
-        MixtureDensity([[0.0]], variance=variance)

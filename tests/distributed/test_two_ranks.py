@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import cli
+from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.modules.base import StochasticTaskModule
+from steer_lightning.utils.seeding import stream_key
 from tests.distributed import tasks, worker
 from tests.distributed.guard_runs import ENDS
 from tests.distributed.processes import ROOT, launch
@@ -126,6 +128,12 @@ def test_end_times_and_seed_are_those_of_the_first_rank(case, agreed_seed, found
         assert all(abs(a - b) > 1e-4 for a, b in zip(ends, other_ends, strict=True))
     else:
         assert ends == pytest.approx(other_ends, abs=1e-6)
+    for rank, mine in enumerate((ends, other_ends)):
+        apart = rank if case == "rank" else 0
+        keys = [stream_key("end_time", seed, step, "block.horizon", apart) for step in range(4)]
+        gap = torch.ones(1, dtype=torch.float64)
+        by_hand = [1.0 + EndTimeDraw(0.5, key=k).offsets(gap, None, clip=False) for k in keys]
+        assert mine == pytest.approx([float(end) for end in by_hand], abs=1e-5)
     by_default = found[0]["all_end_times"]["batch"][0]
     assert (ends == pytest.approx(by_default, abs=1e-6)) is (agreed_seed == 100)
 
@@ -145,14 +153,12 @@ def test_the_probe_times_are_the_same_on_all_ranks(found):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("case", "reductions"), [("alone", 2), ("guarded", 4)])
-def test_all_ranks_begin_with_the_shortest_step(case, reductions, found):
-    first, second = [f["all_first_steps"][case] for f in found]
+def test_all_ranks_begin_with_the_shortest_step(found):
+    first, second = [f["first_steps"] for f in found]
     assert first["agreed"] == second["agreed"]
-    # The guard reduces after the training step and after the backward pass, and nobody after it.
-    assert len(first["own"]) == len(second["own"]) == reductions
+    assert len(first["own"]) == len(second["own"]) == 2
     shortest = [min(pair) for pair in zip(first["own"], second["own"], strict=True)]
-    assert [steps[1][1] for steps in first["agreed"]] == shortest[:: reductions // 2]
+    assert [steps[1][1] for steps in first["agreed"]] == shortest
     assert first["own"][0] != second["own"][0]
 
 

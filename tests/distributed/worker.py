@@ -202,30 +202,22 @@ class Faster(ClockField):
         return super().forward((1.0 + 8.0 * RANK) * t, y)
 
 
-def first_steps(*callbacks: Callback) -> dict[str, Any]:
+def first_steps() -> dict[str, Any]:
     """Steps of this rank and those agreed on, of batches that are stiffer on the second rank."""
     own: list[float] = []
     agreed: list[dict[int, tuple[float, float]]] = []
 
     class Listening(StepMemories):
-        def lengths(self, device):
-            lengths = super().lengths(device)
-            own.append(float(lengths[0]))
-            return lengths
-
         def on_train_batch_end(self, trainer, pl_module, *args):
+            own.append(pl_module.block.step_memory.steps[1][1])
             super().on_train_batch_end(trainer, pl_module, *args)
             agreed.append(dict(pl_module.block.step_memory.steps))
 
     model = seeded(OwnModel)
     model.block.solver = AdaptiveSolver("tsit5", 1e-8, 1e-8, first_step="previous")
     model.block.vector_field = Faster()
-    fit_clock(*callbacks, Listening(), model=model, max_epochs=1)
+    fit_clock(SolverGuard(), Listening(), model=model, max_epochs=1)
     return {"own": own, "agreed": agreed}
-
-
-def all_first_steps() -> dict[str, Any]:
-    return {"alone": first_steps(), "guarded": first_steps(SolverGuard())}
 
 
 def arguments(command: str, *more: str) -> list[str]:
@@ -249,7 +241,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     found = {}
     for job in (
-        all_gradients, all_evaluations, all_end_times, probe_times, all_first_steps, nfe,
+        all_gradients, all_evaluations, all_end_times, probe_times, first_steps, nfe,
         fit_with_buffers, plots, resumed, guard_runs.all_runs, command_line,
     ):  # fmt: skip
         print(f"--- {job.__name__}", flush=True)

@@ -60,7 +60,7 @@ def test_an_error_is_told_to_all(monkeypatch):
         told[:] = [None, other, mine]
 
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    strategy = SimpleNamespace(root_device="cpu", reduce=lambda x, reduce_op: x)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda fine, all: fine)
     trainer = SimpleNamespace(world_size=3, strategy=strategy)
     assert agree(trainer, None) is None
     assert agree(trainer, own) is other

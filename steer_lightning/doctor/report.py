@@ -1,10 +1,9 @@
-"""The command: looks at everything, prints it, and exits with 1 if something is wrong."""
+"""Looks at everything, prints it, and says whether something is wrong."""
 
 import argparse
 import os
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -78,17 +77,3 @@ def diagnose_and_report(data_dir: Path) -> int:
         print(report(finding), flush=True)
     print(f"\nfaults: {states.count('fault')}, notes: {states.count('note')}")
     return 1 if "fault" in states else 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The doctor by itself; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steer_lightning.doctor",
-        description="Look at packages, devices and data sets, and say what is wrong.",
-    )
-    add_options(parser)
-    return diagnose_and_report(parser.parse_args(arguments).data_dir)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
