@@ -23,7 +23,7 @@ from steer_lightning.solvers import (
     TorchdiffeqSolver,
 )
 
-GRID = FixedGridSolver("rk4", n_steps=2)
+GRID = FixedGridSolver("midpoint", n_steps=2)
 
 
 def classifier():
@@ -108,5 +108,5 @@ def test_other_solvers_are_refused_with_the_remedy(solver):
     block, x = ODEBlock(MLPField(2, (8,)), solver).eval(), torch.randn(4, 2)
     with pytest.raises(ValueError, match=r"a FixedGridSolver in .* `block.eval_solver = Fixed"):
         torch.export.export(block, (x,))
-    block.eval_solver = FixedGridSolver("rk4", n_steps=8)
+    block.eval_solver = GRID
     torch.testing.assert_close(torch.export.export(block, (x,)).module()(x), block(x))

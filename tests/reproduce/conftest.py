@@ -1,4 +1,5 @@
 import pytest
+from matplotlib.figure import Figure
 
 from reproduce.runs import execute
 from steer_lightning.callbacks import TrainingClock
@@ -13,6 +14,16 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["reproduce"])
     monkeypatch.delenv("STEER_DATA_DIR", raising=False)
     return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="module")  # of a module, as `unbroken` is
+def sketches():
+    """Small pictures of runs, one file each: tests of plots look at them."""
+    base = "steer_lightning.callbacks.plots.base"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{base}.save_figure", lambda _, path: Figure((1, 1)).savefig(path, dpi=8))
+        patch.setattr(f"{base}.log_figure", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_a_page_is_redrawn_from_its_records(output, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("scale", "least"), [("short", "table4"), ("full", "figure1")])
-def test_the_records_of_the_repository_give_its_tables(tmp_path, scale, least):
+def test_the_records_of_the_repository_give_its_tables(tmp_path, scale, least, rough):
     results = Path(command.__file__).parents[1] / "docs" / "results" / scale
     found = ["--records", str(results / "records.jsonl"), "--output", str(tmp_path)]
     command.main(["all", "--scale", scale, *found])
@@ -84,6 +84,12 @@ def test_the_records_of_the_repository_give_its_tables(tmp_path, scale, least):
             for path in (table, results / f"{name}.md")
         ]
         assert metrics[0] == metrics[1]
+
+
+@pytest.fixture
+def rough(monkeypatch):
+    """Pictures of experiments at a low resolution."""
+    monkeypatch.setattr(command, "save_figure", lambda figure, path: figure.savefig(path, dpi=20))
 
 
 @pytest.fixture
@@ -167,7 +173,7 @@ def test_a_failing_run_ends_no_other(tmp_path, monkeypatch):
     assert metrics.count("| 1 | ") == 2 * len(EXPERIMENTS["figure3"]("smoke").metrics)
 
 
-def test_tables_of_what_is_there(tmp_path):
+def test_tables_of_what_is_there(tmp_path, rough):
     run("all", "--tables_only", "--output", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(EXPERIMENTS)
     for name in EXPERIMENTS:

@@ -63,7 +63,8 @@ def test_variants_have_names_and_differ_from_their_baseline_by_steer_alone(exper
 @pytest.mark.parametrize("name", ["figure1", "figure3", "sweep_b_flow", "sweep_b_classifier"])
 def test_all_variants_are_evaluated_over_one_range(name, data_dir, tmp_path):
     ranges = set()
-    for variant in EXPERIMENTS[name]("short").comparisons[0].variants:
+    first, *_, last = EXPERIMENTS[name]("short").comparisons[0].variants  # b grows
+    for variant in (first, last):
         arguments = Run(variant, 0, Settings("short", tmp_path, data_dir)).arguments()
         trainer = cli.main([*arguments, "--trainer.logger=false"], run=False).trainer
         (sweep,) = (c for c in trainer.callbacks if isinstance(c, EndTimeSweep))
