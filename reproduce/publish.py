@@ -15,6 +15,7 @@ from reproduce.records import (
     Results,
     finished,
     overrides_of,
+    read_lines,
     read_records,
     write_records,
 )
@@ -40,11 +41,13 @@ def publish(folder: Path, experiment: Experiment, results: Results) -> None:
     callbacks' plots cannot be from records, is left as it is.
 
     Raises:
-        ValueError: If runs that stay were given other overrides.
+        ValueError: If runs that the folder holds have another scale, or, of this experiment, were
+            given other overrides.
     """
     if not _has_run(results):
         return
     with _alone_in(folder):
+        _check_scale(folder, experiment)
         known = read_records(folder / RECORDS, experiment)
         stay = {variant: _missing(known[variant], results[variant]) for variant in results}
         given, before = overrides_of(results), overrides_of(stay)
@@ -65,6 +68,19 @@ def publish(folder: Path, experiment: Experiment, results: Results) -> None:
         if any(axis.has_data() for axis in figure.axes):
             figure.savefig(folder / f"{experiment.name}.png", dpi=120)
         _write_index(folder, experiment.scale)
+
+
+def _check_scale(folder: Path, experiment: Experiment) -> None:
+    """Refuse to mix scales: an index has one, and an experiment one page."""
+    together = {"paper", "full"} if experiment.scale in ("paper", "full") else {experiment.scale}
+    for line in read_lines(folder / RECORDS):
+        allowed = {experiment.scale} if line["experiment"] == experiment.name else together
+        if line["scale"] not in allowed:
+            raise ValueError(
+                f"Expected runs at the scale of those that {folder} holds, {line['scale']} of "
+                f"{line['experiment']}, but got {experiment.name} at {experiment.scale}. Publish "
+                f"them to another folder."
+            )
 
 
 @contextmanager

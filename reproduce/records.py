@@ -101,7 +101,7 @@ def write_records(path: Path, experiment: Experiment, results: Results) -> None:
     written = {(part.setting, variant.label) for part, variant in experiment.pairs}
     lines = [
         line
-        for line in _lines(path)
+        for line in read_lines(path)
         if not key.items() <= line.items() or (line["setting"], line["variant"]) not in written
     ]
     for part, variant in experiment.pairs:
@@ -123,7 +123,7 @@ def write_records(path: Path, experiment: Experiment, results: Results) -> None:
         )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file; one without a machine has that of the line before."""
     machine: Mapping[str, Any] = {}
     lines = []
@@ -136,7 +136,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def read_records(path: Path, experiment: Experiment) -> Results:
     """Records of an experiment at its scale; a variant that is not in the file has none."""
     found: dict[tuple[str, ...], list[Record]] = {}
-    for saved in _lines(path):
+    for saved in read_lines(path):
         key = tuple(saved.pop(name) for name in ("experiment", "scale", "setting", "variant"))
         columns = saved.pop("checks")
         monitored = columns.pop("monitor", [])

@@ -34,19 +34,26 @@ def caption(experiment: Experiment, results: Results) -> str:
     seeds = sorted({record.seed for variant in experiment.variants for record in results[variant]})
     words = ", ".join(map(str, seeds))
     first = {
-        "paper": "Reproduction at the paper's scale.",
+        "paper": "Reproduction at the paper's scale."
+        if experiment.claims
+        else "In full length; **not in the paper.**",
         "full": "In full length, but **not the paper's setting.**",
     }.get(experiment.scale, f"**Scale `{experiment.scale}`, not a reproduction.**")
     first = changes(results) or first
+    means, words_of_verdicts = "Means", ""
+    if not experiment.tables:
+        means = "Mean +- sample standard deviation"
+        words_of_verdicts = (
+            " *Gain*, *loss*: the interval excludes zero. *No difference larger than X*: it "
+            "excludes all that are, and X would not matter. *Not shown (needs X)*: it tells "
+            "neither, and with these seeds a mean difference below X could not have shown."
+        )
     text = (
         f"{first} {experiment.cut} "
         f"{'Seed' if len(seeds) == 1 else 'Seeds'} {words} (weights, noise, end times and the "
-        "order of batches; the data and its split are the same). Mean +- sample standard "
-        "deviation over the seeds. A difference is to the baseline of the same seed, with "
-        "Student's paired 95 % interval. *Gain*, *loss*: the interval excludes zero. *No "
-        "difference larger than X*: it excludes all that are, and X would not matter. *Not shown "
-        "(needs X)*: it tells neither, and with these seeds a mean difference below X could not "
-        "have shown."
+        f"order of batches; the data and its split are the same). {means} over the seeds. A "
+        "difference is to the baseline of the same seed, with Student's paired 95 % interval."
+        f"{words_of_verdicts}"
     ).replace("  ", " ")
     return "\n\n".join([text, *experiment.notes])
 

@@ -39,8 +39,8 @@ _percent = partial(Metric, better="higher", factor=100.0, digits=2, matters=0.2)
 ACCURACY = _percent("test/accuracy", "test accuracy, %")
 WORST = _percent("sweep/accuracy@min", "the worst of T in [0.01, 1.99], %")
 CUTS = (
-    "The configs as they are: 20 epochs, 92, 125 or 64 filters; MNIST's 60,000 images are 55,000 "
-    "to train on and 5,000 to validate.",
+    "The configs as they are: 20 epochs, 92, 125 or 64 filters; of each training set 5,000 images "
+    "are held out to validate (MNIST: 55,000 to train on).",
     "MNIST as 4 x 14 x 14 with 32 filters, CIFAR-10 and SVHN at 16 x 16 with 32 filters; 160 "
     "batches of 64 (0.19 of an epoch, of 20); checked on 1,000 images, tested on 5,000.",
     "MNIST alone, as 4 x 14 x 14 with 32 filters, batches of 64 at 3e-3: 5 of 20 epochs, on "

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from reproduce.experiments import Metric
+from reproduce.experiments import Claim, Metric
 from reproduce.report import caption, metric_table, write_page
 from tests.reproduce.records import ACCURACY, BASELINE, MACHINE, STEER, experiment, record
 
+CLAIMS = (Claim("STEER is more accurate", "test/accuracy"),)
 RESULTS = {
     BASELINE: [record(0, 0.5, (0.1, 0.4, 0.4, 0.4)), record(1, 0.6, (0.2, 0.5, 0.5, 0.5))],
     STEER: [record(0, 0.61, (0.4, 0.6, 0.4)), record(1, 0.7099, (0.5, 0.6, 0.5))],
@@ -57,15 +58,16 @@ def test_a_whole_page():
 
 
 @pytest.mark.parametrize(
-    ("scale", "beginning"),
+    ("scale", "claims", "beginning"),
     [
-        ("smoke", "**Scale `smoke`, not a reproduction.**"),
-        ("full", "In full length, but **not the paper's setting.**"),
-        ("paper", "Reproduction at the paper's scale."),
+        ("smoke", CLAIMS, "**Scale `smoke`, not a reproduction.**"),
+        ("full", CLAIMS, "In full length, but **not the paper's setting.**"),
+        ("paper", CLAIMS, "Reproduction at the paper's scale."),
+        ("paper", (), "In full length; **not in the paper.**"),
     ],
 )
-def test_only_the_papers_scale_is_called_a_reproduction(scale, beginning):
-    text = caption(experiment(scale=scale, notes=("A note.",)), RESULTS)
+def test_only_the_papers_scale_is_called_a_reproduction(scale, claims, beginning):
+    text = caption(experiment(scale=scale, claims=claims, notes=("A note.",)), RESULTS)
     assert text.startswith(f"{beginning} One epoch of ten. Seeds 0, 1 ")
     assert text.endswith("\n\nA note.")
 
