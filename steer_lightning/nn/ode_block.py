@@ -103,6 +103,11 @@ class ODEBlock(Block):
                 raise ValueError(
                     "Expected no `t_start` or `t_end` with a GridHorizon, whose times are actual."
                 )
+            if t_end is not None and self.horizon.learned_t1 is not None:
+                raise ValueError(
+                    "Expected no `t_end` with a learned `t1`, which would move it. Leave one of "
+                    "them out."
+                )
             t0, t1 = self.horizon.t0, self.horizon.t1
             start = t0 if t_start is None else t_start
             rate = 1.0 if t_end is None else (t_end - start) / (t1 - t0)

@@ -204,7 +204,8 @@ def penalize(
 ) -> Iterator[None]:
     """Look at the solves of one training step, for :func:`~steer_lightning.penalty`.
 
-    Goes together with ``steer``.
+    Goes together with ``steer``. The backward pass may come after it, but not of a block under
+    ``torch.utils.checkpoint``, which solves there again.
 
     Args:
         model: Any model, in training mode.

@@ -137,6 +137,11 @@ class TorchdiffeqSolver(Solver):
                 "the times asked for alone. Use AdaptiveSolver or FixedGridSolver."
             )
         check_problem(y0, t_eval)
+        if len({part.dtype for part in parts(y0)}) > 1:
+            raise TypeError(
+                f"Expected parts of one dtype, as torchdiffeq makes them one, but got "
+                f"{[part.dtype for part in parts(y0)]}. Use AdaptiveSolver, or cast them."
+            )
         if self.method in ADAPTIVE_METHODS:
             warn_of_rounding(vector_field, y0, self.rtol)
         device = first_part(y0).device
@@ -165,7 +170,17 @@ class TorchdiffeqSolver(Solver):
             if self.seminorm:
                 settings["adjoint_options"] = {**settings["options"], "norm": "seminorm"}
             params = trainable_tensors(vector_field) if torch.is_grad_enabled() else ()
+            is_complex = first_part(y0).is_complex()
+            if is_complex and (t_eval.requires_grad or not all(p.is_complex() for p in params)):
+                raise TypeError(
+                    "Expected a real state for gradient='adjoint' with real parameters or with a "
+                    "gradient in the times, which torchdiffeq gets wrong for a complex one. Use "
+                    "gradient='autograd', or AdaptiveSolver."
+                )
             ys = odeint_adjoint(counted, y0, t_eval, adjoint_params=params, **settings)
+            for part in parts(ys):
+                if part.requires_grad:
+                    part.register_hook(_refuse_second_derivative)  # type: ignore[no-untyped-call]
         return Solution(ys, work.stats)
 
     def solve_probed(
@@ -207,6 +222,16 @@ class TorchdiffeqSolver(Solver):
             if controlled is not None and controlled < len(parts(y0)):
                 defaults["norm"] = partial(_leading_norm, controlled)
         return {**defaults, **self.options}
+
+
+def _refuse_second_derivative(gradient: Tensor) -> None:
+    """Hook of a state: gradients are on in a backward pass with ``create_graph=True`` alone."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "Expected a backward pass without create_graph=True: gradient='adjoint' has no second "
+            "derivative, and a penalty on a gradient would do nothing. Use gradient='autograd', "
+            "or AdaptiveSolver."
+        )
 
 
 def _on_device(t_eval: Tensor, device: torch.device) -> Tensor:

@@ -75,9 +75,13 @@ def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:
         found.extend(extra() if callable(extra) else ())
     known = {id(x) for x in found}
     for part in module.modules():
+        # Made from parameters in each call: by weight_norm, spectral_norm, pruning.
+        hooks = part._forward_pre_hooks.values()
+        made = {getattr(h, "name", getattr(h, "_tensor_name", None)) for h in hooks}
         for name, value in {**vars(part), **part._buffers}.items():
-            outside = name not in _OF_EVERY_MODULE and _tensors_in(value, set())
-            if any(x.requires_grad and id(x) not in known for x in outside or ()):
+            own = name in _OF_EVERY_MODULE or name in made
+            outside = () if own else _tensors_in(value, set())
+            if any(x.requires_grad and id(x) not in known for x in outside):
                 raise ValueError(
                     f"Expected no tensor with a gradient but parameters in a vector field "
                     f"for gradient='adjoint', which would drop it, but got one in `{name}` of "

@@ -58,3 +58,9 @@ def test_gradients_in_times_of_each_sample(solver):
         strict=True,
     ):
         torch.testing.assert_close(part, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_end_times_beside_a_learned_one_are_refused():
+    block, y0 = ODEBlock(CosineField(), learn_t1=True), initial_state()
+    with pytest.raises(ValueError, match="Expected no `t_end` with a learned `t1`"):
+        block(y0, t_end=times(1.0, 2.0, 3.0))

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchdiffeq import odeint, odeint_adjoint
 from torchdiffeq._impl.odeint import SOLVERS
 
@@ -316,3 +317,55 @@ def test_an_adjoint_refuses_a_context_whose_gradient_it_would_drop(held):
     parameter = nn.Parameter(context.detach())
     solver.solve(Conditional(parameter), *problem).ys[-1].sum().backward()
     assert parameter.grad > 0.0
+
+
+def test_an_adjoint_refuses_a_second_derivative_that_it_has_not():
+    field, y0 = CosineField(), initial_state().requires_grad_()
+    y = TorchdiffeqSolver(gradient="adjoint").solve(field, y0, times(0.0, 1.0)).ys[-1]
+    torch.autograd.grad(y.sum(), y0, retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"create_graph=True: .* Use gradient='autograd'"):
+        torch.autograd.grad(y.sum(), y0, create_graph=True)
+
+
+def test_an_adjoint_refuses_complex_states_where_torchdiffeq_is_wrong():
+    solver, y0 = TorchdiffeqSolver(gradient="adjoint"), torch.ones(2, 1, dtype=torch.complex128)
+    t = times(0.0, 1.0)
+    with pytest.raises(TypeError, match="Expected a real state for gradient='adjoint'"):
+        solver.solve(nn.Linear(1, 1).double(), y0, t)
+    with pytest.raises(TypeError, match="with a gradient in the times"):
+        solver.solve(nn.Identity(), y0, t.requires_grad_())
+
+
+def test_parts_of_a_state_that_torchdiffeq_would_promote_are_refused():
+    with pytest.raises(TypeError, match=r"one dtype, .*\[torch.float32, torch.float64\]"):
+        TorchdiffeqSolver().solve(
+            lambda t, y: y, (torch.ones(1), torch.ones(1).double()), times(0.0, 1.0)
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "normed",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda m: prune.l1_unstructured(m, "weight", 1),
+    ],
+    ids=["weight_norm", "spectral_norm", "prune"],
+)
+def test_weights_that_hooks_make_are_no_tensors_of_their_own(normed):
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = normed(nn.Linear(2, 2, dtype=torch.float64))
+
+        def forward(self, t, y):
+            return self.inner(y).tanh()
+
+    field, found = Field().eval(), []
+    for gradient in ("autograd", "adjoint", "adjoint"):
+        solver = TorchdiffeqSolver(rtol=1e-8, atol=1e-8, gradient=gradient)
+        y = solver.solve(field, initial_state(), times(0.0, 1.0)).ys[-1]
+        found.append(torch.autograd.grad(y.square().sum(), list(field.parameters())))
+    for again in found[1:]:
+        torch.testing.assert_close(again, found[0], rtol=1e-5, atol=1e-6)

@@ -90,7 +90,7 @@ class Flow(nn.Module, ABC):
             temperature: Factor on the base's standard deviation; below one, samples lie nearer its
                 mode.
         """
-        like = next(self.parameters())
+        like = next(self.parameters(), torch.empty(()))
         z = torch.randn(
             n, *self.latent_shape, generator=generator, dtype=like.dtype, device=like.device
         )

@@ -88,8 +88,8 @@ def make_series(
             f"Expected one or more samples of one or more times, but got the lengths "
             f"{[len(t) for t in times]}. Drop samples without times."
         )
-    lengths = torch.tensor([len(t) for t in times])
-    longest = int(lengths.max())
+    device, longest = times[0].device, max(map(len, times))
+    lengths = torch.tensor([len(t) for t in times], device=device)
     padded_times = torch.stack([torch.cat([t, t[-1:].expand(longest - len(t))]) for t in times])
 
     def pad(parts: Sequence[Tensor], by: float = 0.0) -> Tensor:
@@ -99,7 +99,7 @@ def make_series(
     mask = pad(masks).to(dtype)
     target_mask = mask if target_masks is None else pad(target_masks).to(dtype)
     if labels is None:
-        stacked = torch.empty(len(times), 0, dtype=torch.int64)
+        stacked = torch.empty(len(times), 0, dtype=torch.int64, device=device)
     elif labels[0].ndim:
         stacked = pad(labels, by=-1)
     else:

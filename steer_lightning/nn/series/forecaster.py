@@ -106,9 +106,8 @@ class ODERNNForecaster(nn.Module):
             values.append(blank.index_copy(0, place, x[:length]))
             masks.append(blank.index_copy(0, place, mask[:length]))
         merged = make_series(grids, values, masks)
-        lengths = merged.lengths.to(times.device)
         ranges = own[:, -1] - own[:, 0]
-        unroll = self.rnn(merged.times, merged.values, merged.mask, lengths, ranges)
+        unroll = self.rnn(merged.times, merged.values, merged.mask, merged.lengths, ranges)
         place = torch.searchsorted(merged.times, times.contiguous())
         state = unroll.arrival.gather(1, place[..., None].expand(-1, -1, unroll.arrival.shape[2]))
         predicted: Tensor = self.readout(state)

@@ -14,7 +14,7 @@ from steer_lightning.nn.series.encoders import ODERNNEncoder, RNNEncoder, observ
 from steer_lightning.nn.series.forecaster import Forecast
 from steer_lightning.nn.series.ode_rnn import Posterior
 from steer_lightning.solvers import AdaptiveSolver, Solver
-from steer_lightning.utils.checks import check_choice
+from steer_lightning.utils.checks import check_choice, check_state
 from steer_lightning.utils.problem import default_times
 
 
@@ -72,6 +72,7 @@ class LatentDecoder(Block):
         Raises:
             ValueError: If times decrease or are not finite.
         """
+        check_state(z0)
         elapsed, gaps = times - times[:, :1], times.diff(dim=1)
         if not bool((gaps >= 0.0).all()):
             raise ValueError("Expected `times` to be finite and to increase along each series.")

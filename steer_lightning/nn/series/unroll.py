@@ -62,6 +62,7 @@ def plan_unroll(
     longest = torch.as_tensor(max_step, dtype=times.dtype, device=times.device).reshape(-1, 1)
     # The gap of 0.1 and 0.3 is 0.2 to rounding, and is to be one step of 0.2.
     rounding = 4.0 * torch.finfo(times.dtype).eps * times.abs().amax(1, keepdim=True)
+    rounding = torch.minimum(rounding, 0.01 * longest)  # of times far from zero it is large
     pieces = torch.ceil((gaps.abs() - rounding) / longest).clamp(min=1).long() * valid
     ends = pieces.cumsum(1)
     step = torch.arange(int(ends[:, -1].max()), device=times.device).repeat(len(times), 1)

@@ -138,3 +138,9 @@ def test_keeping_all_times_changes_nothing():
 def test_padding_cannot_be_kept():
     with pytest.raises(ValueError, match="Expected no padding among the times to keep"):
         keep_times(good(), torch.ones(2, 3, dtype=torch.bool))
+
+
+def test_all_parts_are_on_the_device_of_the_times():
+    one = torch.ones(2, 1, device="meta")
+    batch = make_series([one[:, 0]], [one], [one])
+    assert {part.device.type for part in batch} == {"meta"}

@@ -95,6 +95,12 @@ def test_a_gap_of_whole_steps_to_rounding_takes_no_step_more(dtype):
     assert plan_unroll(series, torch.tensor([40]), 0.0499).dt.shape == (1, 79)
 
 
+@pytest.mark.parametrize("offset", [0.0, 2.0**20])
+def test_times_far_from_zero_take_as_many_steps(offset):
+    series = offset + torch.arange(4).float()[None] / 4
+    assert plan_unroll(series, torch.tensor([4]), 0.02).dt.shape == (1, 1 + 3 * 13)
+
+
 def test_the_steps_have_a_gradient_in_the_times():
     series = TIMES.clone().requires_grad_()
     plan_unroll(series, LENGTHS, 1.0, RATES).dt.sum().backward()
