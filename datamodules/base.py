@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -139,6 +140,14 @@ class ResumableLoader(DataLoader[Any]):
         skip = 0
         if resume is not None and resume["epoch"] == self._epoch:
             skip = resume["batches"] % len(self)
+            before = resume.get("samples", self._samples)
+            if skip and before != self._samples:
+                rank_zero_warn(
+                    f"The checkpoint is from within an epoch of {before} samples a step, but now "
+                    f"a step has {self._samples}: some samples of this epoch are left out or come "
+                    f"twice. Go on with the same batch size and number of processes, or from the "
+                    f"end of an epoch."
+                )
         # Read and thrown away: the batches that workers hold follow the sampler.
         for self._read, batch in enumerate(super().__iter__(), start=1):
             if self._read > skip:
@@ -150,7 +159,7 @@ class ResumableLoader(DataLoader[Any]):
         if self.trainer is not None:  # Lightning repeats a batch that did not end
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
             batches = progress.processed
-        return {"epoch": self._epoch, "batches": batches, **seed}
+        return {"epoch": self._epoch, "batches": batches, "samples": self._samples, **seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._resume = dict(state)
@@ -171,6 +180,11 @@ class ResumableLoader(DataLoader[Any]):
                 f"{n_shares}. Give the Trainer the datamodule, which then knows how many there "
                 f"are, in place of the loader: trainer.fit(model, data)."
             )
+
+    @property
+    def _samples(self) -> int:
+        """Samples in a batch of all ranks."""
+        return (self.batch_size or 1) * int(getattr(self.sampler, "num_replicas", 1))
 
     @property
     def _epoch(self) -> int:

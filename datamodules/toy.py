@@ -1,5 +1,6 @@
 """Toy densities as a LightningDataModule."""
 
+import math
 from typing import Literal
 
 import torch
@@ -80,6 +81,11 @@ class ToyDensityDataModule(TensorDataModule):
             nodes = low + width * (torch.arange(n, dtype=torch.float64).unsqueeze(-1) + 0.5)
             probabilities = self.density.log_prob(nodes).exp() * width
             weight = probabilities * (n / probabilities.sum())
-            return TensorData((nodes.float(), weight.float()))
+            chosen = torch.arange(n)
+            if n > self.eval_batch_size:
+                # By multiples of the golden ratio, so that the nodes of each batch lie evenly in
+                # the support: plots and sweeps look at the first.
+                chosen = (chosen.double() * (0.5 * math.sqrt(5.0) - 0.5) % 1.0).argsort()
+            return TensorData((nodes.float(), weight.float()), chosen)
         x = self.density.sample(n, seeded_generator(self.seed, split))
         return TensorData((x, torch.ones(n)))

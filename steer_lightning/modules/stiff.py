@@ -68,6 +68,8 @@ class StiffODEModule(TaskModule):
         torch.Size([5, 1])
     """
 
+    evaluates = "train"  # the other batches are whole trajectories
+
     def __init__(
         self,
         vector_field: nn.Module | None = None,

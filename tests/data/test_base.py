@@ -206,6 +206,16 @@ def test_an_iterator_reads_its_sampler_with_the_first_batch(num_workers):
     assert next(batches).tolist() == list(sampler)
 
 
+@pytest.mark.parametrize(("batch_size", "batches", "said"), [(4, 3, 0), (5, 3, 1), (5, 0, 0)])
+def test_an_epoch_that_goes_on_with_other_batches_is_warned_of(batch_size, batches, said, recwarn):
+    loader = ResumableLoader(range(40), batch_size=batch_size)
+    loader.load_state_dict({"epoch": 0, "batches": batches, "samples": 4})
+    next(iter(loader))
+    assert ["of 4 samples a step, but now a step has 5" in str(w.message) for w in recwarn] == [
+        True
+    ] * said
+
+
 @pytest.mark.parametrize(
     ("changed", "said"), [({}, None), ({"batch_size": 3}, None), ({"n": 12}, "n (was 10, is 12)")]
 )

@@ -30,3 +30,13 @@ def test_quadrature_changes_the_test_set_only():
     assert float(weight.mean()) == pytest.approx(1.0, abs=1e-6)
     entropy = -(weight * nodes.density.log_prob(x)).mean()  # of the paper's mixture
     assert float(entropy) == pytest.approx(2.281, abs=5e-4)
+
+
+def test_each_batch_of_quadrature_nodes_spans_the_support():
+    data = ToyDensityDataModule(
+        "mixture1d", n_test=1000, eval_batch_size=200, test_points="quadrature"
+    )
+    data.setup("test")
+    for x, weight in data.test_dataloader():
+        entropy = -(weight * data.density.log_prob(x)).sum() / weight.sum()
+        assert float(entropy) == pytest.approx(2.281, abs=1e-2)

@@ -52,7 +52,8 @@ class EndTimeSweep(Shown, Callback):
 
     Raises:
         ValueError: If a number is out of range or ``split`` is unknown; before the first batch if
-            the model has no span or ``b`` reaches ``t0``.
+            the model has no span, ``b`` reaches ``t0``, or the module says by an attribute
+            ``evaluates`` that its ``evaluate`` takes batches of another split alone.
         TypeError: Before the first batch, if the module has no method ``evaluate``.
     """
 
@@ -85,6 +86,11 @@ class EndTimeSweep(Shown, Callback):
             raise TypeError(
                 f"Expected a module with a method `evaluate(batch)` that gives its metrics, but "
                 f"{type(pl_module).__name__} has none. Add it, or leave EndTimeSweep out."
+            )
+        if self.split != (only := getattr(pl_module, "evaluates", self.split)):
+            raise ValueError(
+                f"Expected split={only!r} of EndTimeSweep for {type(pl_module).__name__}, whose "
+                f"`evaluate` takes no other batches, but got {self.split!r}."
             )
         if self.split == "val" and not trainer.enable_validation:
             raise ValueError(

@@ -62,14 +62,19 @@ class SeriesPlot(EvaluationPlot):
                 f"Expected a module with a method `predict_at(batch, times)`, but "
                 f"{type(pl_module).__name__} has none. Leave SeriesPlot out."
             )
+        n_features = getattr(getattr(pl_module, "network", None), "n_features", None)
+        if n_features is not None:
+            self._check_features(n_features)
 
-    def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
-        n_features = batch.values.shape[2]
+    def _check_features(self, n_features: int) -> None:
         if max(self.features) >= n_features:
             raise ValueError(
                 f"Expected features below {n_features}, which the data has, but got "
                 f"{list(self.features)}."
             )
+
+    def draw(self, pl_module: LightningModule, batch: Any) -> Figure:
+        self._check_features(batch.values.shape[2])
         some = SeriesBatch(*(part[: self.n_series] for part in batch))
         first, last = some.times[:, :1], some.times[:, -1:]
         share = torch.linspace(0.0, 1.0 + self.extend, self.n_points, device=first.device)

@@ -34,7 +34,7 @@ class StiffPlot(EvaluationPlot):
             axis.plot(times, true[:, i], color="black", label="true")
             axis.plot(times, predicted[:, i], ls="--", label="predicted")
             axis.set(xlabel="time t", ylabel="state y(t)" if dim == 1 else f"state $y_{i + 1}(t)$")
-            if times[-1] > 1e4 * times[times > 0.0].min():
+            if times.min() >= 0.0 and times[-1] > 1e4 * times[times > 0.0].min():
                 axis.set_xscale("log")
         if dim == 2:
             axes[2].plot(*true.T, color="black")

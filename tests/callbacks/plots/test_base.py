@@ -89,8 +89,9 @@ def test_stiff_plot_has_a_panel_for_each_component(dim, n_panels):
     if dim == 2:  # the phase plane
         true = torch.tensor(axes[2].lines[0].get_xydata()).float()
         assert torch.equal(true, y)
-    linear = StiffPlot().draw(Still(), (torch.tensor([0.0, 1.0, 1e4]), y)).axes
-    assert all(axis.get_xscale() == "linear" for axis in linear)
+    for times in ([0.0, 1.0, 1e4], [0.0, -0.1, -1e4]):
+        linear = StiffPlot().draw(Still(), (torch.tensor(times), y)).axes
+        assert all(axis.get_xscale() == "linear" for axis in linear)
 
 
 def test_plots_without_tensorboard(tmp_path):

@@ -183,6 +183,8 @@ def test_sweep_over_training_pieces(tmp_path):
     assert sweep.keys() == {"end_time", "loss", "nfe_forward"}
     assert sweep["end_time"] == pytest.approx([0.2, 0.5, 0.8])
     assert all(value > 0.0 for value in sweep["loss"])
+    with pytest.raises(ValueError, match="Expected split='train' of EndTimeSweep for StiffODEM"):
+        make_trainer(tmp_path, EndTimeSweep(0.3)).test(make_stiff(), stiff_data(), verbose=False)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])

@@ -1,6 +1,7 @@
 """Refusals of every plot, and that training does not notice it."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -63,6 +64,10 @@ def image_data():
     return DataLoader(grey, batch_size=4, shuffle=True)
 
 
+def latent_ode():
+    return LatentODEModule(LatentODE(1, 2, 3, "rnn", 4, (4,), (4,)))
+
+
 def waves():
     return PeriodicDataModule(n_trajectories=20, n_points=8, n_observed=4, val_size=4)
 
@@ -85,7 +90,7 @@ def waves():
         ),
         (
             SeriesPlot(extend=0.5, n_points=11, every_n_checks=1),
-            lambda: LatentODEModule(LatentODE(1, 2, 3, "rnn", 4, (4,), (4,))),
+            latent_ode,
             waves,
         ),
         (
@@ -148,6 +153,7 @@ REFUSED = [
     (SampleGrid, make_cnf, "flow of images (C, H, W) as `flow`, but got CNFModule. Leave Sam"),
     (SampleGrid, BoringModel, "flow of images (C, H, W) as `flow`, but got BoringModel. Leave S"),
     (SeriesPlot, BoringModel, "method `predict_at(batch, times)`, but BoringModel has none"),
+    (partial(SeriesPlot, features=[1]), latent_ode, "Expected features below 1, which the data"),
     (EndTimeSweep, BoringModel, "Expected a module with a method `evaluate(batch)`"),
     (EndTimeSweep, Evaluates, "Expected a model with a SpanHorizon, but Evaluates"),
     (EndTimeSweep, make_cnf, "Expected an offset that keeps the end time apart from t0"),
