@@ -113,12 +113,13 @@ class SteerCLI(LightningCLI):
             b = config.steer.init_args.b
             follow_steer(config.trainer, max(b.start, b.end) if hasattr(b, "start") else b)
         settings = config.model.get("init_args", {})
-        if "optimizer" in settings:  # the task's own, so that its hyperparameters say so
-            for name in ("optimizer", "lr_scheduler"):
+        own = ("optimizer", "lr_scheduler", "lr_interval")
+        if all(name in settings for name in own):  # a task's, so that its hyperparameters say so
+            for name in own[:2]:
                 if (given := config.get(name)) is not None:
+                    if name == "lr_scheduler" and settings[name] is not None:
+                        settings.lr_interval = "epoch"  # the other one was that of its own
                     settings[name], config[name] = given, None
-                    if name == "lr_scheduler":
-                        settings.lr_interval = "epoch"
         elif config.get("lr_scheduler") and not config.get("optimizer"):
             self.parser.error(
                 "Expected --optimizer beside --lr_scheduler, which does nothing alone"

@@ -139,9 +139,10 @@ class ResumableLoader(DataLoader[Any]):
         resume, self._resume = self._resume, None
         skip = 0
         if resume is not None and resume["epoch"] == self._epoch:
-            skip = resume["batches"] % len(self)
+            done = resume["batches"] % resume.get("length", len(self))
+            skip = done % len(self)
             before = resume.get("samples", self._samples)
-            if skip and before != self._samples:
+            if done and before != self._samples:
                 rank_zero_warn(
                     f"The checkpoint is from within an epoch of {before} samples a step, but now "
                     f"a step has {self._samples}: some samples of this epoch are left out or come "
@@ -159,7 +160,8 @@ class ResumableLoader(DataLoader[Any]):
         if self.trainer is not None:  # Lightning repeats a batch that did not end
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
             batches = progress.processed
-        return {"epoch": self._epoch, "batches": batches, "samples": self._samples, **seed}
+        size = {"samples": self._samples, "length": len(self)}
+        return {"epoch": self._epoch, "batches": batches, **size, **seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._resume = dict(state)

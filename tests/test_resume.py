@@ -84,7 +84,7 @@ def goes_on(run, whole):
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_every_task_goes_on_from_every_checkpoint(name, tmp_path):
+def test_every_task_goes_on_from_its_checkpoints(name, tmp_path):
     """Weights, moments, end times, noise, evaluations, metrics; after steps and after checks."""
     whole = _, logged, n = run_task(CASES[name], tmp_path)
     log = [("train", 1), ("train", 2), ("val", 2), ("train", 3)]

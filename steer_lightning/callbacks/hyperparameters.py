@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -21,10 +22,10 @@ from steer_lightning.utils.schedule import Schedule
 class HyperparameterLog(Shown, Callback):
     """Log the settings of STEER, penalties, solvers and data as hyperparameters, by every logger.
 
-    They are those of the Trainer's callbacks and of the model's blocks, as plain values, and are
-    kept in checkpoints too; and of a datamodule that saves no hyperparameters itself. A run
-    without STEER has ``b = 0``, which is the same training. A schedule has its two ends, ``b``
-    and ``b_end``.
+    Those of the Trainer's callbacks and of the model's blocks are kept in checkpoints too. Plain
+    arguments of a datamodule are logged as ``data/...``, unless it saves hyperparameters itself.
+    A run without STEER has ``b = 0``, which is the same training. A schedule has its two ends,
+    ``b`` and ``b_end``.
 
     TensorBoard's table has them beside the model's hyperparameters, and all that is logged as
     metrics: each column sorts. For that its logger must not write a table itself, with
@@ -79,12 +80,13 @@ def settings_of(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
 
 
 def data_settings(data: LightningDataModule | None) -> dict[str, Any]:
-    """Plain settings of data, as ``data``, unless they save hyperparameters, as Lightning logs."""
+    """Plain arguments of data, as ``data``, unless they save hyperparameters themselves."""
     if data is None or data.hparams_initial:
         return {}
-    settings = {name: x for name, x in vars(data).items() if isinstance(x, int | float | str)}
-    own = settings.keys() - vars(LightningDataModule()).keys()
-    return {"data": {name: settings[name] for name in sorted(own) if not name.startswith("_")}}
+    made = [vars(cls)["__init__"] for cls in type(data).__mro__ if "__init__" in vars(cls)]
+    names = {name for init in made[:-1] for name in signature(init).parameters}
+    given = {name: vars(data)[name] for name in sorted(names & vars(data).keys())}
+    return {"data": {k: x for k, x in given.items() if isinstance(x, int | float | str)}}
 
 
 def _ends(name: str, value: Any) -> dict[str, Any]:

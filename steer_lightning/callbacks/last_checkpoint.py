@@ -26,7 +26,8 @@ class LastCheckpoint(Shown, Checkpoint):
     ``every_n_train_steps`` optimiser steps if asked, over the one before: with
     :class:`~steer_lightning.callbacks.AtomicCheckpointIO` there is a whole one at any time. (The
     ``save_last`` of Lightning's ``ModelCheckpoint`` follows the best ones, and may be older.)
-    Where a validation follows a step, it is written after that.
+    Where a validation follows a step, it is written after that. ``ckpt_path="last"`` finds it
+    beside a ``ModelCheckpoint`` alone; else give its path, ``callback.path``.
 
     Ctrl-C stops a run of one process as soon as it can be written: after the batch in hand, and
     the validation that follows it if one does. Pressed again, it stops at once. SIGTERM, as

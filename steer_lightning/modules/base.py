@@ -2,15 +2,19 @@
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.core.mixins.hparams_mixin import (
+    HyperparametersMixin,
+    _given_hyperparameters,
+)
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.parsing import collect_init_args
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -92,18 +96,21 @@ class TaskModule(LightningModule):
     ) -> None:
         super().__init__()
         check_choice("lr_interval", lr_interval, ("epoch", "step"))
-        frame = inspect.currentframe()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+        frame: Any = inspect.currentframe()
+        if _given_hyperparameters.get() is not None:  # LightningCLI's config, which is plain
             self.save_hyperparameters(frame=frame)
-        if "_instantiator" not in self.hparams:
-            objects = [k for k, v in self.hparams.items() if not is_plain(v)]
-            self.save_hyperparameters(ignore=objects, frame=frame)
+        else:
+            *inner, outer = collect_init_args(frame, [], classes=(HyperparametersMixin,))
+            # Modules are not copied, which some refuse; nor is kept what a subclass sets itself.
+            kept = {name for name, value in outer.items() if is_plain(value)}
+            ignored = [n for given in (*inner, outer) for n in given if n not in kept]
+            self.save_hyperparameters(ignore=ignored, frame=frame)
             self.hparams.update({k: as_plain(v) for k, v in self.hparams.items()})
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_interval = lr_interval
         self._configured_lr: float | None = None
+        self._group_names: list[set[str]] = []  # of each optimiser as it was made
         self._loading: Mapping[str, Any] | None = None
 
     @classmethod
@@ -187,6 +194,11 @@ class TaskModule(LightningModule):
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if dataloader_idx and not self.trainer.predicting:
+            raise ValueError(
+                "Expected one loader, as each metric of this module is one over all batches, but "
+                "got several. Validate or test on them one after the other."
+            )
         if batch_idx == 0:
             self.check_batch(batch)
 
@@ -211,11 +223,14 @@ class TaskModule(LightningModule):
     def on_fit_start(self) -> None:
         if self.lr != self._configured_lr:  # by a learning-rate finder among the callbacks
             self.trainer.strategy.setup_optimizers(self.trainer)
+        # Before those of a checkpoint; which has no `initial_lr` without a schedule.
+        groups = [optimizer.param_groups[0] for optimizer in self.trainer.optimizers]
+        self._group_names = [{*group} - {"initial_lr"} for group in groups]
 
     def on_train_start(self) -> None:
         """Refuse what would fail or end soon; asked when checkpoint and loaders are loaded."""
-        for optimizer in self.trainer.optimizers:
-            missing = sorted({*optimizer.defaults} - {*optimizer.param_groups[0]})
+        for optimizer, names in zip(self.trainer.optimizers, self._group_names, strict=False):
+            missing = sorted(names - {*optimizer.param_groups[0]})
             if missing:
                 raise ValueError(
                     f"Expected a checkpoint of a training by {type(optimizer).__name__}, but its "
@@ -314,17 +329,17 @@ class StochasticTaskModule(TaskModule):
         self._begin_batch()
         self._in_batch = True
 
-    def on_after_backward(self) -> None:
-        self._in_hand = 0  # before callbacks save at the end of the batch
-
     def on_train_batch_end(self, *_: Any) -> None:
         self._in_hand, self._in_batch = 0, False
 
     on_train_epoch_end = on_train_batch_end  # of a batch that was skipped
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        done = self._train_batches - self._in_hand
-        checkpoint["noise"] = {"seed": self._noise_seed, "batches": done}
+        in_hand = self._in_hand
+        if self._trainer is not None:  # callbacks save before this module hears of a batch's end
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            in_hand = min(in_hand, progress.ready - progress.processed)
+        checkpoint["noise"] = {"seed": self._noise_seed, "batches": self._train_batches - in_hand}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

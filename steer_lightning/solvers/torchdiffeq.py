@@ -179,8 +179,10 @@ class TorchdiffeqSolver(Solver):
                 )
             ys = odeint_adjoint(counted, y0, t_eval, adjoint_params=params, **settings)
             for part in parts(ys):
-                if part.requires_grad:
-                    part.register_hook(_refuse_second_derivative)  # type: ignore[no-untyped-call]
+                if (
+                    part.grad_fn is not None
+                ):  # a gradient in the states themselves needs no adjoint
+                    part.grad_fn.register_prehook(_refuse_second_derivative)
         return Solution(ys, work.stats)
 
     def solve_probed(
@@ -224,8 +226,8 @@ class TorchdiffeqSolver(Solver):
         return {**defaults, **self.options}
 
 
-def _refuse_second_derivative(gradient: Tensor) -> None:
-    """Hook of a state: gradients are on in a backward pass with ``create_graph=True`` alone."""
+def _refuse_second_derivative(gradients: Any) -> None:
+    """Hook of an adjoint: gradients are on in a backward pass with ``create_graph=True`` alone."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "Expected a backward pass without create_graph=True: gradient='adjoint' has no second "

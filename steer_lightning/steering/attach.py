@@ -195,12 +195,6 @@ class AttachedHorizon(Movable):
 
     def _watch(self, t: Tensor, field: nn.Module) -> None:
         """Learn and check the span from the solve that this evaluation belongs to."""
-        if t.numel() > 1 and bool((t != t.flatten()[0]).any()):
-            raise ValueError(
-                f"Expected the vector field {self.path!r} to be called as f(t, y, ...), or with "
-                f"t=..., and one time, but got a tensor of shape {tuple(t.shape)}. Name the "
-                f"module that is passed to odeint."
-            )
         solve = solve_in_progress()
         for caller in filter(None, self._callers):
             name, inside = caller
@@ -217,6 +211,9 @@ class AttachedHorizon(Movable):
                     f"Expected the module that is passed to odeint, but {called} and would see it "
                     f"unmoved. Name it: vector_fields=[{name!r}]."
                 )
+        # In a solve each sample may have its own time; a state of zeros looks like one at first.
+        if t.ndim > 1 or solve is None:
+            self._check_time(t)
         if solve is None:
             self._watch_unseen(t)
             return
@@ -258,6 +255,14 @@ class AttachedHorizon(Movable):
                 f"{origin}, t0 = {t0:g}, t1 = {t1:g}, in either direction, but got a solve from "
                 f"t = {first:g} to {last:g}. Give the span that the model solves: t0=..., t1=...; "
                 f"for several spans of one field use ODEBlock(..., horizon=GridHorizon())."
+            )
+
+    def _check_time(self, t: Tensor) -> None:
+        if t.numel() > 1 and any(t.stride()) and bool((t != t.flatten()[0]).any()):
+            raise ValueError(
+                f"Expected the vector field {self.path!r} to be called as f(t, y, ...), or with "
+                f"t=..., and one time, but got a tensor of shape {tuple(t.shape)}. Name the "
+                f"module that is passed to odeint."
             )
 
     def _watch_unseen(self, t: Tensor) -> None:

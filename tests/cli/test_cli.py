@@ -117,6 +117,7 @@ STEP = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
         ([*SGD, *WARM_UP], [0.25, 0.625, 1, 1]),  # another optimiser keeps the schedule
         ([*SGD, *WARM_UP, *STEP], [1, 1, 0.1, 0.1]),  # another schedule counts epochs
         (["--model.optimizer=SGD", "--model.optimizer.lr=0.1", *STEP], [1, 1, 0.1, 0.1]),
+        ([*SGD, *STEP, "--model.lr_interval=step"], [1, 0.1, 0.01, 0.001]),
     ],
 )
 def test_optimizer_and_schedule(arguments, factors):

@@ -117,7 +117,7 @@ def samples(batches):
 
 
 @pytest.mark.parametrize(
-    ("case", "agreed_seed"), [("batch", 100), ("rank", 100), ("global seed", 7)]
+    ("case", "agreed_seed"), [("batch", 100), ("rank", 100), ("attached", 100), ("global seed", 7)]
 )
 def test_end_times_and_seed_are_those_of_the_first_rank(case, agreed_seed, found):
     (ends, seed), (other_ends, other_seed) = [f["all_end_times"][case] for f in found]
@@ -130,12 +130,13 @@ def test_end_times_and_seed_are_those_of_the_first_rank(case, agreed_seed, found
         assert ends == pytest.approx(other_ends, abs=1e-6)
     for rank, mine in enumerate((ends, other_ends)):
         apart = rank if case == "rank" else 0
-        keys = [stream_key("end_time", seed, step, "block.horizon", apart) for step in range(4)]
+        path = "func" if case == "attached" else "block.horizon"
+        keys = [stream_key("end_time", seed, step, path, apart) for step in range(4)]
         gap = torch.ones(1, dtype=torch.float64)
         by_hand = [1.0 + EndTimeDraw(0.5, key=k).offsets(gap, None, clip=False) for k in keys]
         assert mine == pytest.approx([float(end) for end in by_hand], abs=1e-5)
     by_default = found[0]["all_end_times"]["batch"][0]
-    assert (ends == pytest.approx(by_default, abs=1e-6)) is (agreed_seed == 100)
+    assert (ends == pytest.approx(by_default, abs=1e-6)) is (case in ("batch", "rank"))
 
 
 def test_the_context_manager_agrees_on_a_seed(found):

@@ -34,7 +34,7 @@ from steer_lightning.solvers import AdaptiveSolver, SolveStats
 from steer_lightning.utils.schedule import Schedule
 from tests.cli.running import CONFIGS, DATA, FLOW, QUIET
 from tests.distributed import guard_runs, tasks
-from tests.helpers.models import ClockField, OwnModel, seeded, tiny_data, tiny_loader
+from tests.helpers.models import ClockField, ForeignModel, OwnModel, seeded, tiny_data, tiny_loader
 from tests.modules.cases import CASES
 from tests.test_resume import run_task
 
@@ -71,15 +71,16 @@ def fit_clock(*callbacks: Callback, model: LightningModule | None = None, max_ep
     return model
 
 
-def end_times(scope: str, seed: int | None = None) -> tuple[list[float], int | None]:
+def end_times(scope: str, model_class: type = OwnModel, **fields: Any):
     """End times of two epochs of training, and the seed they were drawn with."""
-    callback = SteerCallback(b=0.5, scope=scope, seed=seed)
-    return fit_clock(callback).ends, callback.seed
+    callback = SteerCallback(b=0.5, scope=scope, **fields)
+    return fit_clock(callback, model=seeded(model_class)).ends, callback.seed
 
 
 def all_end_times() -> dict[str, Any]:
     torch.manual_seed(100 + RANK)
     found = {scope: end_times(scope) for scope in ("batch", "rank")}
+    found["attached"] = end_times("batch", ForeignModel, vector_fields=["func"])
     model = seeded(OwnModel)
     with steer(model, b=0.5, step=0) as ends:
         model(tiny_data(2))

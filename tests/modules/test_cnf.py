@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import ToyDensityDataModule
+from steer_lightning.callbacks import LastCheckpoint
 from steer_lightning.modules import CNFModule
 from steer_lightning.nn import CNF, ConcatSquashField
 from steer_lightning.nn.likelihood import standard_normal_log_prob
@@ -213,3 +214,21 @@ def test_a_point_without_a_density_is_not_left_out_of_the_mean(trainer):
     x[1] = torch.nan
     (found,) = trainer.validate(module, loader(x, batch_size=2), verbose=False)
     assert math.isnan(found["val/nll"])
+
+
+def test_noise_counts_its_batches_whatever_hooks_a_subclass_has(tmp_path):
+    class Own(CNFModule):
+        def on_after_backward(self):
+            pass
+
+        def on_train_batch_start(self, batch, batch_idx):
+            super().on_train_batch_start(batch, batch_idx)
+            if batch_idx:
+                noise = torch.load(last.path, weights_only=True)["noise"]
+                counts.append(noise["batches"])
+
+    counts, last = [], LastCheckpoint(dirpath=tmp_path, every_n_train_steps=1)
+    module = Own(CNF(Still(), (2,), trace_estimator="hutchinson"))
+    trainer = tiny_trainer(last, enable_checkpointing=True)
+    trainer.fit(module, loader(torch.ones(9, 2), batch_size=3))
+    assert counts == [1, 2]

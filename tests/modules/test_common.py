@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.cli import ReduceLROnPlateau
 from pytorch_lightning.tuner import Tuner
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -128,6 +129,34 @@ def test_checkpoints_hold_plain_values_alone(tmp_path):
     assert "layers" not in hparams
     loaded = OfLayers.load_from_checkpoint(tmp_path / "module.ckpt", layers=layers)
     assert_same(loaded.state_dict(), module.state_dict())
+
+
+class Narrow(RegressionModule):
+    """Sets an argument of its parent, and has layers that cannot be copied."""
+
+    def __init__(self, width=4, **optimization):
+        block = ODEBlock(MLPField(2, (width,)), FixedGridSolver("euler", 1))
+        head = prune.l1_unstructured(nn.Linear(2, 1), "weight", 1)
+        super().__init__(block, head, lr_interval="step", **optimization)
+
+
+def test_a_subclass_is_built_again_from_its_own_arguments(tmp_path):
+    data = DataLoader(TensorDataset(torch.ones(4, 2), torch.ones(4, 1)))
+    steps().fit(module := Narrow(width=6), data)
+    module.trainer.save_checkpoint(tmp_path / "module.ckpt")
+    assert dict(module.hparams) == {"width": 6}
+    loaded = Narrow.load_from_checkpoint(tmp_path / "module.ckpt")
+    assert_same(loaded.state_dict(), module.state_dict())
+
+
+def test_several_loaders_of_one_evaluation_are_refused():
+    class Indexed(OfLayers):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            super().validation_step(batch, batch_idx)
+
+    data = DataLoader(TensorDataset(torch.ones(4, 2), torch.ones(4, 1)))
+    with pytest.raises(ValueError, match="Expected one loader, as each metric"):
+        steps().validate(Indexed([nn.Linear(2, 1)], 1.0), [data, data], verbose=False)
 
 
 def test_a_schedule_that_would_end_the_training_is_refused():

@@ -323,6 +323,7 @@ def test_an_adjoint_refuses_a_second_derivative_that_it_has_not():
     field, y0 = CosineField(), initial_state().requires_grad_()
     y = TorchdiffeqSolver(gradient="adjoint").solve(field, y0, times(0.0, 1.0)).ys[-1]
     torch.autograd.grad(y.sum(), y0, retain_graph=True)
+    torch.autograd.grad(y.square().sum(), y, create_graph=True)  # needs no adjoint
     with pytest.raises(RuntimeError, match=r"create_graph=True: .* Use gradient='autograd'"):
         torch.autograd.grad(y.sum(), y0, create_graph=True)
 

@@ -26,6 +26,8 @@ class ConcatSquashLinear(nn.Module):
     def gate_and_shift(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Gate and shift at ``t``, each ``(d_out,)``, or ``(B, d_out)`` for ``t`` of ``(B,)``."""
         t = t[..., None]
+        if self.gate._forward_pre_hooks or self.shift._forward_pre_hooks:  # which set the weights
+            return torch.sigmoid(self.gate(t)), self.shift(t)
         gate = torch.sigmoid(t * self.gate.weight[:, 0] + self.gate.bias)
         return gate, t * self.shift.weight[:, 0]
 

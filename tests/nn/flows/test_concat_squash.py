@@ -1,4 +1,5 @@
 import torch
+from torch.nn.utils import prune
 
 from steer_lightning.nn import ConcatSquashField
 from steer_lightning.nn.flows.concat_squash import ConcatSquashLinear
@@ -14,6 +15,15 @@ def test_layer_against_its_formula():
         expected = (x @ layer.layer.weight.T + layer.layer.bias) * gate
         expected = expected + column @ layer.shift.weight.T
         torch.testing.assert_close(layer(t, x), expected)
+
+
+def test_hooks_that_make_the_weights_of_a_gate_run():
+    layer = ConcatSquashLinear(2, 3)
+    for part in (layer.gate, layer.shift):
+        prune.l1_unstructured(part, "weight", 1)
+    layer(torch.tensor(0.5), torch.ones(4, 2)).sum().backward()
+    assert layer.gate.weight_orig.grad is not None
+    assert layer.shift.weight_orig.grad is not None
 
 
 def test_field_is_its_layers_with_tanh_between():
