@@ -28,8 +28,8 @@ class PenaltyCallback(CountedDraws):
     Args:
         penalties: What to add, from :mod:`steer_lightning.penalties` or of your own.
         vector_fields: Dotted paths of the modules that a foreign model passes to ``odeint``: one
-            evaluation of each solve is seen, kept at random, and under an adjoint its state is
-            held constant. Every block of the model if not given.
+            evaluation in each training step is seen, kept at random, and under an adjoint its
+            state is held constant. Every block of the model if not given.
         seed: Seed of the probe times; that of ``seed_everything``, or torch's, if not given. The
             seed of a checkpoint takes precedence.
 

@@ -34,9 +34,8 @@ def check_same_network(
         f"Expected a checkpoint of the same network as {type(module).__name__} has now, but got "
         f"other weights: {'; '.join(filter(None, found))}. "
         + (f"The configs differ in {differences}. " if differences else "")
-        + "Run it with the config.yaml that was saved beside its folder, or train anew"
-        + ("." if changed else ", or load what fits (strict_loading = False; strict=False of ")
-        + ("" if changed else "load_from_checkpoint).")
+        + "Run it with the config.yaml that was saved beside its folder, or train anew."
+        + ("" if changed else " strict=False, or strict_loading = False, loads what fits.")
     )
 
 

@@ -104,7 +104,7 @@ def test_loading_without_strictness(path):
     loaded = ClassifierModule.load_from_checkpoint(path, strict=False, num_classes=3, **parts)
     assert loaded.head[0].weight.any()
     with pytest.raises(
-        ValueError, match=r"not in the checkpoint: head\.extra\.bias.*load what fits"
+        ValueError, match=r"not in the checkpoint: head\.extra\.bias.*loads what fits"
     ):
         ClassifierModule.load_from_checkpoint(path, num_classes=3, **parts)
     with pytest.raises(RuntimeError, match="Missing key"):  # torch's own, of any other weights
