@@ -101,10 +101,13 @@ class TaskModule(LightningModule):
             self.save_hyperparameters(frame=frame)
         else:
             *inner, outer = collect_init_args(frame, [], classes=(HyperparametersMixin,))
-            # Modules are not copied, which some refuse; nor is kept what a subclass sets itself.
-            kept = {name for name, value in outer.items() if is_plain(value)}
-            ignored = [n for given in (*inner, outer) for n in given if n not in kept]
-            self.save_hyperparameters(ignore=ignored, frame=frame)
+            every = {name: value for given in (*inner, outer) for name, value in given.items()}
+            arguments = inspect.signature(type(self).__init__).parameters.values()
+            # Not what a subclass sets itself; but of `*args` Lightning tells the parent's names.
+            named = every if any(a.kind is a.VAR_POSITIONAL for a in arguments) else outer
+            kept = {name for name in named if is_plain(every[name])}
+            # Modules are left out before anything is copied, which some refuse.
+            self.save_hyperparameters(ignore=[*(every.keys() - kept)], frame=frame)
             self.hparams.update({k: as_plain(v) for k, v in self.hparams.items()})
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
@@ -126,6 +129,7 @@ class TaskModule(LightningModule):
         return self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
     def setup(self, stage: str) -> None:
+        self._group_names = []  # of another fit, before a search for a learning rate
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()  # compares checksums
@@ -223,9 +227,10 @@ class TaskModule(LightningModule):
     def on_fit_start(self) -> None:
         if self.lr != self._configured_lr:  # by a learning-rate finder among the callbacks
             self.trainer.strategy.setup_optimizers(self.trainer)
-        # Before those of a checkpoint; which has no `initial_lr` without a schedule.
-        groups = [optimizer.param_groups[0] for optimizer in self.trainer.optimizers]
-        self._group_names = [{*group} - {"initial_lr"} for group in groups]
+        self._group_names = [  # before those of a checkpoint are loaded
+            {*getattr(optimizer, "defaults", ())} & {*optimizer.param_groups[0]}
+            for optimizer in self.trainer.optimizers
+        ]
 
     def on_train_start(self) -> None:
         """Refuse what would fail or end soon; asked when checkpoint and loaders are loaded."""

@@ -214,6 +214,12 @@ class AttachedHorizon(Movable):
         # In a solve each sample may have its own time; a state of zeros looks like one at first.
         if t.ndim > 1 or solve is None:
             self._check_time(t)
+        elif _differ(t):
+            self._warn(
+                f"The vector field {self.path!r} got {len(t)} different times at once. If that is "
+                f"a state, it is moved as a time would be: name the module that is passed to "
+                f"odeint."
+            )
         if solve is None:
             self._watch_unseen(t)
             return
@@ -258,7 +264,7 @@ class AttachedHorizon(Movable):
             )
 
     def _check_time(self, t: Tensor) -> None:
-        if t.numel() > 1 and any(t.stride()) and bool((t != t.flatten()[0]).any()):
+        if _differ(t):
             raise ValueError(
                 f"Expected the vector field {self.path!r} to be called as f(t, y, ...), or with "
                 f"t=..., and one time, but got a tensor of shape {tuple(t.shape)}. Name the "
@@ -300,6 +306,11 @@ class AttachedHorizon(Movable):
     def _ends(self) -> str:
         assert self.span is not None
         return f"{self.span[0]:g}, {self.span[1]:g}"
+
+
+def _differ(t: Tensor) -> bool:
+    """Whether a time is several, and not one that was expanded."""
+    return t.numel() > 1 and any(t.stride()) and bool((t != t.flatten()[0]).any())
 
 
 def _near(t: float, t0: float, t1: float) -> float | None:

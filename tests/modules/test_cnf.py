@@ -232,3 +232,13 @@ def test_noise_counts_its_batches_whatever_hooks_a_subclass_has(tmp_path):
     trainer = tiny_trainer(last, enable_checkpointing=True)
     trainer.fit(module, loader(torch.ones(9, 2), batch_size=3))
     assert counts == [1, 2]
+
+
+def test_a_subclass_that_passes_its_arguments_on_keeps_them():
+    class Own(CNFModule):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+
+    module = Own(CNF(Still(), (2,)), 0.25, lr_interval="step")
+    expected = {"kinetic_weight": 0.25, "lr_interval": "step"}
+    assert {name: module.hparams.get(name) for name in expected} == expected

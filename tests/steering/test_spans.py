@@ -163,6 +163,14 @@ def test_what_is_put_around_the_field_is_warned_of_once(case, recwarn):
     assert all(f"odeint got a {name} around the vector field '0'" in words for words in said)
 
 
+@pytest.mark.filterwarnings("ignore:odeint got a function")
+def test_a_state_of_one_axis_that_may_be_times_is_warned_of():
+    field = nn.Tanh()
+    attached(field, 0.4)
+    with pytest.warns(UserWarning, match="got 3 different times at once. If that is a state"):
+        odeint(lambda t, y: field(y) + times(1.0, 2.0, 3.0), times(0.0, 0.0, 0.0), times(0.0, 1.0))
+
+
 def test_a_field_may_call_its_own_field_the_base():
     class Field(CosineField):
         def __init__(self):
