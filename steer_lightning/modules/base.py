@@ -87,6 +87,7 @@ class TaskModule(LightningModule):
     flops_per_batch = None  # asked for by Lightning's ThroughputMonitor
     lr: float | None = None
     rank_share: torch.Tensor | None = None
+    _loader = 0  # of the batch in hand, of several in an evaluation
 
     def __init__(
         self,
@@ -166,6 +167,11 @@ class TaskModule(LightningModule):
 
     def update_metric(self, stage: str, name: str, *values: Any, **log: Any) -> None:
         """Update a metric of validation or test, and log it."""
+        if self._loader:
+            raise ValueError(
+                "Expected one loader, as each metric of this module is one over all batches, but "
+                "got several. Validate or test on them one after the other."
+            )
         metric = self.stage_metrics(stage)[name]
         metric.update(*values)
         self.log(f"{stage}/{name}", metric, **log)
@@ -198,11 +204,7 @@ class TaskModule(LightningModule):
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if dataloader_idx and not self.trainer.predicting:
-            raise ValueError(
-                "Expected one loader, as each metric of this module is one over all batches, but "
-                "got several. Validate or test on them one after the other."
-            )
+        self._loader = dataloader_idx
         if batch_idx == 0:
             self.check_batch(batch)
 
