@@ -179,9 +179,8 @@ class TorchdiffeqSolver(Solver):
                 )
             ys = odeint_adjoint(counted, y0, t_eval, adjoint_params=params, **settings)
             for part in parts(ys):
-                if (
-                    part.grad_fn is not None
-                ):  # a gradient in the states themselves needs no adjoint
+                # Of the node: a gradient in the states themselves needs no adjoint.
+                if part.grad_fn is not None:
                     part.grad_fn.register_prehook(_refuse_second_derivative)
         return Solution(ys, work.stats)
 

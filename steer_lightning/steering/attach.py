@@ -212,9 +212,13 @@ class AttachedHorizon(Movable):
                     f"unmoved. Name it: vector_fields=[{name!r}]."
                 )
         # In a solve each sample may have its own time; a state of zeros looks like one at first.
-        if t.ndim > 1 or solve is None:
-            self._check_time(t)
-        elif _differ(t):
+        if _differ(t):
+            if t.ndim > 1 or solve is None:
+                raise ValueError(
+                    f"Expected the vector field {self.path!r} to be called as f(t, y, ...), or "
+                    f"with t=..., and one time, but got a tensor of shape {tuple(t.shape)}. Name "
+                    f"the module that is passed to odeint."
+                )
             self._warn(
                 f"The vector field {self.path!r} got {len(t)} different times at once. If that is "
                 f"a state, it is moved as a time would be: name the module that is passed to "
@@ -261,14 +265,6 @@ class AttachedHorizon(Movable):
                 f"{origin}, t0 = {t0:g}, t1 = {t1:g}, in either direction, but got a solve from "
                 f"t = {first:g} to {last:g}. Give the span that the model solves: t0=..., t1=...; "
                 f"for several spans of one field use ODEBlock(..., horizon=GridHorizon())."
-            )
-
-    def _check_time(self, t: Tensor) -> None:
-        if _differ(t):
-            raise ValueError(
-                f"Expected the vector field {self.path!r} to be called as f(t, y, ...), or with "
-                f"t=..., and one time, but got a tensor of shape {tuple(t.shape)}. Name the "
-                f"module that is passed to odeint."
             )
 
     def _watch_unseen(self, t: Tensor) -> None:
