@@ -11,6 +11,7 @@ cut at t = 10, where the explicit methods can still follow. The second table has
 """
 
 import argparse
+import copy
 import json
 import math
 import subprocess
@@ -53,6 +54,7 @@ def solvers(tolerance: float) -> dict[str, Solver]:
         "tsit5": AdaptiveSolver("tsit5", **settings),
         'dopri5, `stiff="switch"`': AdaptiveSolver("dopri5", **settings, stiff="switch"),
         "rodas5p": RosenbrockSolver("rodas5p", **settings),
+        "rodas5p, `compile=True`": RosenbrockSolver("rodas5p", **settings, compile=True),
         "rodas4": RosenbrockSolver("rodas4", **settings),
         "rosenbrock23": RosenbrockSolver("rosenbrock23", **settings),
     }
@@ -107,15 +109,21 @@ def compare(
 
 
 def learned(repeats: int) -> list[list[str]]:
-    """Training steps of a learned field, batch 32, by the configuration's solver and by dopri5."""
+    """Training steps of a learned field, batch 32, by the configuration's solver and by dopri5.
+
+    The former as it is, and compiled.
+    """
     module, data = build("stiff/robertson", "--data.batch_size=32")
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     module.double()
     implicit = module.block.solver
+    compiled = copy.copy(implicit)
+    compiled.compile = True
     settings = {"rtol": implicit.rtol, "atol": implicit.atol}
     competitors = {
         f"{implicit.method}, as configured": implicit,
+        f"{implicit.method}, compiled": compiled,
         f"dopri5, at most {MAX_NFE:,} evaluations": AdaptiveSolver(
             "dopri5", **settings, max_nfe=MAX_NFE
         ),

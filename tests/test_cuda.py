@@ -64,8 +64,9 @@ def test_a_block_is_that_of_the_cpu(solver, scope):
         lambda field: ODEBlock(CompiledField(field)),
         lambda field: ODEBlock(field, AdaptiveSolver("bosh3", compile=True)),
         lambda field: ODEBlock(field, FixedGridSolver(n_steps=2, compile=True)),
+        lambda field: ODEBlock(field, RosenbrockSolver("rosenbrock23", compile=True)),
     ],
-    ids=["field", "adaptive step", "step"],
+    ids=["field", "adaptive step", "step", "implicit step"],
 )
 def test_what_is_compiled_is_what_is_not(block):
     compiled = lively(block(MLPField(2, (8,))))

@@ -101,7 +101,8 @@ class AdaptiveSolver(ErrorControlledSolver):
         if self.stiff == "warn":
             return _ExplicitMethod(stepper, watch, self._warn)
         rodas5p = ROSENBROCK["rodas5p"]
-        implicit = RosenbrockMethod(vector_field, rodas5p, work, y0, self.checkpoint)
+        how = (self.checkpoint, self.compile and not self.checkpoint)
+        implicit = RosenbrockMethod(vector_field, rodas5p, work, y0, *how)
         return _ExplicitMethod(stepper, watch, lambda *_: implicit)
 
     def _warn(self, t: float, h: float, rate: float) -> None:

@@ -1,5 +1,6 @@
 """The Jacobian of a vector field, for each sample."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steer_lightning.solvers.runge_kutta import Time, as_time, evaluate
+from steer_lightning.utils.autograd import saves_through_hooks
 from steer_lightning.utils.problem import VectorField, parts
 
 _Rows = Callable[[Tensor, Tensor], Tensor]
@@ -23,7 +25,7 @@ class Layout:
     def __init__(self, y: Any) -> None:
         self.like = y
         self.n_samples = len(first) if (first := parts(y)[0]).ndim else 1
-        self.widths = [part.numel() // self.n_samples for part in parts(y)]
+        self.widths = [math.prod(part.shape[1:]) for part in parts(y)]
         self.dimension = sum(self.widths)  # of one sample
 
     def pack(self, y: Any) -> Tensor:
@@ -56,7 +58,7 @@ class Linearization(NamedTuple):
     drift: Tensor | None
 
 
-def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Linearization:
+def linearize(vector_field: VectorField, t: Time, y: Any) -> Linearization:
     r"""Value, Jacobian and derivative in time of a field, samples apart, by one call of it.
 
     Reverse mode along all coordinates at once; forward mode where tensors are saved through hooks,
@@ -69,6 +71,7 @@ def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Lin
     """
     autonomous = bool(getattr(vector_field, "autonomous", False))
     own = getattr(vector_field, "jacobian", None)
+    layout = Layout(y)
     time, flat = as_time(t, y), layout.pack(y)
 
     def f(time: Tensor, flat: Tensor) -> Tensor:
@@ -88,10 +91,9 @@ def linearize(vector_field: VectorField, t: Time, y: Any, layout: Layout) -> Lin
         slope, drift = _func.jvp(lambda time: f(time, flat), (time,), (torch.ones_like(time),))
         return Linearization(slope, jacobian, drift)
 
-    # Reverse mode is the faster one, but does not run under hooks. mypy knows no such function.
-    engine: Any = torch._C._autograd
-    hooks = engine._top_saved_tensors_default_hooks(True)
-    by_mode = _reverse if hooks is None else _forward
+    # Reverse mode is the faster one, but does not run under hooks; forward mode is not compiled.
+    compiling = torch.compiler.is_compiling()
+    by_mode = _reverse if compiling or not saves_through_hooks() else _forward
     return by_mode(f, time, flat, autonomous)
 
 

@@ -18,13 +18,18 @@ class LinearSystems:
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
-        with torch.no_grad():  # not checked for singular ones: a GPU would have to be waited for
-            self.lu, self.pivots, _ = torch.linalg.lu_factor_ex(matrix)
+        self.is_scalar = matrix.shape[-1] == 1
+        if not self.is_scalar:
+            with torch.no_grad():  # not checked: a GPU would have to be waited for
+                self.lu, self.pivots, _ = torch.linalg.lu_factor_ex(matrix)
 
     def solve(self, right: Tensor) -> Tensor:
         """Solutions ``x`` of ``matrix @ x = right``, shape ``(B, D)``, as is ``right``."""
+        if self.is_scalar:
+            return right / self.matrix[..., 0]
         # These take a form of _Solve that costs half as much again.
-        if transforms_active() or forward_ad._current_level >= 0:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (transforms_active() or forward_ad._current_level >= 0):
             result: Tensor = torch.linalg.solve_ex(self.matrix, right[..., None])[0][..., 0]
             return result
         x: Tensor = _Solve.apply(self.matrix, self.lu, self.pivots, right, False)

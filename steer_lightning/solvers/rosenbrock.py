@@ -4,16 +4,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from steer_lightning.solvers.error_controlled import ErrorControlledSolver, Method
 from steer_lightning.solvers.jacobian import Layout, Linearization, linearize
 from steer_lightning.solvers.linear_systems import LinearSystems
 from steer_lightning.solvers.rosenbrock_methods import ROSENBROCK, RosenbrockTableau
 from steer_lightning.solvers.runge_kutta import Time, advance, evaluate, step_length
-from steer_lightning.solvers.work import Work
+from steer_lightning.solvers.work import Stepper, Work
+from steer_lightning.utils.autograd import saves_through_hooks
 from steer_lightning.utils.checks import check_choice
-from steer_lightning.utils.problem import VectorField, as_held, held_by, parts
+from steer_lightning.utils.problem import VectorField, parts
 
 MAX_DIMENSION = 256
 
@@ -47,12 +47,15 @@ class RosenbrockSolver(ErrorControlledSolver):
         checkpoint: Keep only the ends of steps and repeat them in the backward pass, Jacobian and
             factorisation included: memory of one step instead of all. The gradient is the same but
             for rounding.
+        compile: Compile the step with :func:`torch.compile`, once for all blocks of one
+            structure. It needs a C++ compiler, and a minute the first time. Under hooks on saved
+            tensors, as in a checkpoint around the block, the step runs as it is.
         max_dimension: Largest number of entries in the state of one sample; the work of a step
             grows with its cube.
 
     Raises:
-        ValueError: If ``method`` is unknown, or a tolerance, ``max_nfe``, ``first_step`` or
-            ``max_dimension`` is not positive.
+        ValueError: If ``method`` is unknown, a tolerance, ``max_nfe``, ``first_step`` or
+            ``max_dimension`` is not positive, or both ``checkpoint`` and ``compile`` are set.
 
     References:
         Hairer and Wanner, *Solving ODEs II*, Section IV.7; Steinebach, *Construction of
@@ -76,21 +79,26 @@ class RosenbrockSolver(ErrorControlledSolver):
         max_nfe: int | None = 10_000,
         first_step: float | Literal["auto", "previous"] = "auto",
         checkpoint: bool = False,
+        compile: bool = False,
         max_dimension: int = MAX_DIMENSION,
     ) -> None:
         check_choice("method", method, ROSENBROCK)
         super().__init__(rtol, atol, max_nfe, first_step)
+        if checkpoint and compile:
+            raise ValueError(
+                "Expected checkpoint=False with compile=True: the Jacobian of a compiled step "
+                "cannot be taken under the hooks of a checkpoint."
+            )
         if max_dimension < 1:
             raise ValueError(f"Expected `max_dimension` >= 1, but got {max_dimension}.")
         self.method = method
         self.checkpoint = checkpoint
+        self.compile = compile
         self.max_dimension = max_dimension
 
     def _method(self, vector_field: VectorField, y0: Any, work: Work) -> Method:
-        tableau = ROSENBROCK[self.method]
-        return RosenbrockMethod(
-            vector_field, tableau, work, y0, self.checkpoint, self.max_dimension
-        )
+        how = (self.checkpoint, self.compile, self.max_dimension)
+        return RosenbrockMethod(vector_field, ROSENBROCK[self.method], work, y0, *how)
 
 
 class RosenbrockMethod(Method):
@@ -114,29 +122,25 @@ class RosenbrockMethod(Method):
         work: Work,
         y0: Any,
         checkpoint: bool,
+        compile: bool,
         max_dimension: int = MAX_DIMENSION,
     ) -> None:
-        self.vector_field = vector_field
+        layout = Layout(y0)
+        _check_dimension(y0, layout, max_dimension)
         self.tableau = tableau
-        self.work = work
-        self.layout = Layout(y0)
-        self.checkpoint = checkpoint
-        self._held = held_by(vector_field) if checkpoint else []
+        self._layout = layout
+        compile = compile and not saves_through_hooks()
+        self._stepper = _Stepper(vector_field, tableau, work, compile, checkpoint)
         self._here: Linearization | None = None
-        _check_dimension(y0, self.layout, max_dimension)
 
     def slope(self, t: Time, y: Any) -> Any:
-        return self.layout.unpack(self._linearize(t, y).slope)
+        return self._layout.unpack(self._linearize(t, y).slope)
 
     def step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
-        if not (self.checkpoint and torch.is_grad_enabled()):
-            return self._step(start, end, y)
-        # What was found outside of the checkpoint would be kept outside of it.
-        step = as_held(self._held, self._whole_step)
-        result: tuple[Any, list[Any]] = recompute_in_backward(
-            step, start, end, y, use_reentrant=False
-        )
-        return result
+        # What was found outside of a checkpoint would be kept outside of it.
+        in_checkpoint = self._stepper.checkpoint and torch.is_grad_enabled()
+        here = None if in_checkpoint else self._linearize(start, y)
+        return self._stepper(start, end, y, here)
 
     def accept(self, t: float, h: float, stages: list[Any]) -> Method:
         self._here = None
@@ -144,41 +148,59 @@ class RosenbrockMethod(Method):
 
     def _linearize(self, t: Time, y: Any) -> Linearization:
         if self._here is None:
-            self.work.spend(1, t)
-            self.work.stats.count("jacobians")
-            self._here = linearize(self.vector_field, t, y, self.layout)
+            self._here = self._stepper.linearize(t, y)
         return self._here
 
-    def _whole_step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
-        self._here = None
-        found = self._step(start, end, y)
-        self._here = None
+
+def rosenbrock_step(
+    vector_field: VectorField,
+    start: Time,
+    end: Time,
+    y: Any,
+    here: Linearization | None,
+    tableau: RosenbrockTableau,
+) -> tuple[Any, list[Any]]:
+    """State at ``end``, on either side of ``start``, and the stages of the step there.
+
+    ``here`` is the field at its start if it is known.
+    """
+    layout = Layout(y)
+    h = step_length(start, end, y)
+    here = linearize(vector_field, start, y) if here is None else here
+    unit = torch.eye(layout.dimension, dtype=here.slope.dtype, device=here.slope.device)
+    systems = LinearSystems(unit / tableau.gamma - h * here.jacobian)
+    rows: list[Tensor] = []
+    stages: list[Any] = []
+    for c, d, a, coupling in zip(tableau.c, tableau.d, tableau.a, tableau.coupling, strict=True):
+        if rows:
+            t = end if c == 1.0 else start + c * h
+            right = layout.pack(evaluate(vector_field, t, advance(y, h, a, stages)))
+        else:
+            right = here.slope
+        right = advance(right, 1.0, coupling, rows)
+        if here.drift is not None and d != 0.0:
+            right = right + (h * d) * here.drift
+        rows.append(systems.solve(right))
+        stages.append(layout.unpack(rows[-1]))
+    return advance(y, h, tableau.b, stages), stages
+
+
+class _Stepper(Stepper):
+    """Takes Rosenbrock steps, with their Jacobians and factorisations counted."""
+
+    function = staticmethod(rosenbrock_step)
+
+    def linearize(self, t: Time, y: Any) -> Linearization:
+        """The field where a step starts."""
+        self.work.spend(1, t)
+        self.work.stats.count("jacobians")
+        found: Linearization = self.run(linearize, (t,), y)
         return found
 
-    def _step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
-        here, h = self._linearize(start, y), step_length(start, end, y)
-        tableau, layout = self.tableau, self.layout
-        self.work.spend(len(tableau.c) - 1, start)
+    def _step(self, start: Time, end: Time, y: Any, known: Any) -> tuple[Any, list[Any]]:
+        self.work.stats.count("jacobians", int(known is None))
         self.work.stats.count("factorizations")
-        unit = torch.eye(layout.dimension, dtype=here.slope.dtype, device=here.slope.device)
-        systems = LinearSystems(unit / tableau.gamma - h * here.jacobian)
-        rows: list[Tensor] = []
-        stages: list[Any] = []
-        for c, d, a, coupling in zip(
-            tableau.c, tableau.d, tableau.a, tableau.coupling, strict=True
-        ):
-            if rows:
-                t = end if c == 1.0 else start + c * h
-                slope = evaluate(self.vector_field, t, advance(y, h, a, stages))
-                right = layout.pack(slope)
-            else:
-                right = here.slope
-            right = advance(right, 1.0, coupling, rows)
-            if here.drift is not None and d != 0.0:
-                right = right + (h * d) * here.drift
-            rows.append(systems.solve(right))
-            stages.append(layout.unpack(rows[-1]))
-        return advance(y, h, tableau.b, stages), stages
+        return super()._step(start, end, y, known)
 
 
 def _check_dimension(y0: Any, layout: Layout, max_dimension: int) -> None:

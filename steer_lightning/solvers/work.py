@@ -1,14 +1,16 @@
 """The work of one solve: its evaluations, counted and bounded, and its steps."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from steer_lightning.solvers.base import Phase, SolveStats
 from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
+from steer_lightning.solvers.rosenbrock_methods import RosenbrockTableau
 from steer_lightning.solvers.runge_kutta import Time, runge_kutta_step
 from steer_lightning.solvers.tableaus import Tableau
 from steer_lightning.utils.autograd import backward_pass
@@ -68,41 +70,55 @@ class Work:
 
 @dataclass
 class Stepper:
-    """Takes Runge-Kutta steps of a vector field."""
+    """Takes Runge-Kutta steps of a vector field, counted; compiled or checkpointed where asked.
+
+    Attributes:
+        function: Takes one step, from what is known where it starts, if anything is.
+    """
+
+    function: ClassVar[Callable[..., Any]] = staticmethod(runge_kutta_step)
 
     vector_field: VectorField
-    tableau: Tableau
+    tableau: Tableau | RosenbrockTableau
     work: Work
     compile: bool = False
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
         self._held = held_by(self.vector_field) if self.checkpoint else []
+        module = self.vector_field if isinstance(self.vector_field, nn.Module) else nn.Module()
+        self._trains = self.compile and any(p.requires_grad for p in module.parameters())
 
-    def __call__(
-        self, start: Time, end: Time, y: Any, first_stage: Any | None
-    ) -> tuple[Any, list[Any]]:
-        """State at ``end`` and stages; see :func:`runge_kutta_step`."""
+    def __call__(self, start: Time, end: Time, y: Any, known: Any) -> tuple[Any, list[Any]]:
+        """State at ``end``, and the stages."""
         if self.checkpoint and torch.is_grad_enabled():
             step = as_held(self._held, self._step)
             result: tuple[Any, list[Any]] = recompute_in_backward(
-                step, start, end, y, first_stage, use_reentrant=False
+                step, start, end, y, known, use_reentrant=False
             )
             return result
-        return self._step(start, end, y, first_stage)
+        return self._step(start, end, y, known)
 
-    def _step(
-        self, start: Time, end: Time, y: Any, first_stage: Any | None
-    ) -> tuple[Any, list[Any]]:
-        self.work.spend(len(self.tableau.c) - (first_stage is not None), start)
-        step: Any = runge_kutta_step
-        if self.compile:  # as tensors, times are no constants of the graph
-            step = compiled(runge_kutta_step)
-            start, end = (_as_tensor(t, y) for t in (start, end))
-        result: tuple[Any, list[Any]] = step(
-            self.vector_field, start, end, y, first_stage, self.tableau
+    def _step(self, start: Time, end: Time, y: Any, known: Any) -> tuple[Any, list[Any]]:
+        self.work.spend(len(self.tableau.c) - (known is not None), start)
+        result: tuple[Any, list[Any]] = self.run(
+            self.function, (start, end), y, known, self.tableau
         )
         return result
+
+    def run(self, function: Callable[..., Any], times: Sequence[Time], y: Any, *rest: Any) -> Any:
+        """Value of ``function(vector_field, *times, y, *rest)``, compiled if steps are."""
+        if self.compile:  # as tensors, times are no constants of the graph
+            function, times = compiled(function), [_as_tensor(t, y) for t in times]
+            y = _with_gradient(y) if self._trains and torch.is_grad_enabled() else y
+        return function(self.vector_field, *times, y, *rest)
+
+
+def _with_gradient(y: Any) -> Any:
+    """A state with a gradient, as all but the first one have it: one graph for all of them."""
+    if isinstance(y, tuple):
+        return tuple(map(_with_gradient, y))
+    return y if y.requires_grad else y.detach().requires_grad_()
 
 
 def _as_tensor(t: Time, y: Any) -> Tensor:

@@ -11,6 +11,12 @@ from torch.autograd import forward_ad
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
+def saves_through_hooks() -> bool:
+    """Whether tensors that are saved for a backward pass go through hooks, as in a checkpoint."""
+    engine: Any = torch._C._autograd  # mypy knows no such function
+    return engine._top_saved_tensors_default_hooks(True) is not None
+
+
 def has_gradient(x: Tensor) -> bool:
     """Whether derivatives pass through a tensor, in reverse or in forward mode."""
     dual: Callable[[Tensor], Any] = forward_ad.unpack_dual

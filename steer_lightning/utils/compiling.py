@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from steer_lightning.utils.problem import parts
 
 # Every block shape and grad mode of a shared compilation is a graph of its own, and all of them
 # count towards one limit.
@@ -15,7 +16,7 @@ RECOMPILE_LIMIT = 128
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of modules and tensors, once in a process.
+    """Compile a function of modules, times, states and constants, once in a process.
 
     All modules of one structure share a graph, whatever their weights; new values of tensors
     compile nothing, nor does a new batch size, unless the function depends on it, as convolutions
@@ -25,9 +26,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     graph = torch.compile(function, fullgraph=True)
 
     def of_any_batch(*args: Any) -> Any:
-        for tensor in tree_leaves(args):
-            if isinstance(tensor, Tensor) and tensor.ndim:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        for part in (part for arg in args for part in parts(arg)):
+            if isinstance(part, Tensor) and part.ndim:
+                torch._dynamo.maybe_mark_dynamic(part, 0)
         if config.recompile_limit < RECOMPILE_LIMIT:  # of this thread: autograd has its own
             config.recompile_limit = RECOMPILE_LIMIT
         # No other axis than the marked ones. By hand: `config.patch` takes 45 us a call.

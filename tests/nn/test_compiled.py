@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import pytest
@@ -8,9 +9,12 @@ from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.nn import CNF, CompiledField, ConcatSquashField, MLPField, ODEBlock
 from steer_lightning.nn.flows.divergence import DivergenceField
-from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, SolveStats
+from steer_lightning.solvers import AdaptiveSolver, FixedGridSolver, RosenbrockSolver
 from steer_lightning.utils.compiling import compiled
+from steer_lightning.utils.problem import parts
 from tests.helpers.models import image_flow, lively
+from tests.helpers.problems import initial_state, times
+from tests.helpers.stiff import Swing
 
 
 @pytest.fixture
@@ -64,19 +68,65 @@ def test_a_flow_takes_the_field_itself():
     [
         *(AdaptiveSolver(method, compile=True) for method in ("dopri5", "tsit5", "bosh3")),
         *(FixedGridSolver(method, 2, compile=True) for method in ("heun", "rk4")),
+        *(RosenbrockSolver(method, compile=True) for method in ("rodas5p", "rosenbrock23")),
     ],
     ids=repr,
 )
 def test_a_step_is_compiled_once_for_all_batch_sizes_and_step_sizes(graphs, solver):
     block, counts = ODEBlock(MLPField(2, (8,)), solver), []
     for n in (4, 7, 2, 5):
-        y0 = torch.randn(n, 2, requires_grad=True)  # as every step after the first has it
+        y0 = torch.randn(n, 2)
         t_eval = torch.tensor([0.0, 0.1 * n])
         y = block.train()(y0, t_eval)
         y.sum().backward()
         torch.testing.assert_close(block.eval()(y0, t_eval), y)
         counts.append(len(graphs))
-    assert counts == 4 * counts[:1]
+    assert counts == 4 * [1 + isinstance(solver, RosenbrockSolver)]
+    for parameter in block.parameters():
+        parameter.requires_grad_(False)
+    assert not block(torch.ones(3, 2)).requires_grad
+
+
+class KnownSwing(Swing):
+    def jacobian(self, t, y):
+        return torch.func.vmap(torch.func.jacrev(self.forward, 1), (None, 0))(t, y)
+
+
+class SwingOfParts(Swing):
+    def forward(self, t, y):
+        return super().forward(t, torch.cat(y, dim=1)).split(1, dim=1)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [Swing(), Swing(timed=False), KnownSwing(), KnownSwing(timed=False), SwingOfParts()],
+    ids=["timed", "autonomous", "timed with a Jacobian", "with a Jacobian", "of parts"],
+)
+def test_a_compiled_implicit_step_is_the_one_that_is_not(graphs, field):
+    y0, results, counts = initial_state().requires_grad_(), [], []
+    state = y0.split(1, dim=1) if isinstance(field, SwingOfParts) else y0
+    for compile in (False, True):
+        solver = RosenbrockSolver("rodas4", 1e-6, 1e-6, compile=compile)
+        solution = solver.solve(field, state, times(0.0, 0.4, 1.0))
+        end = torch.cat([part[1:] for part in parts(solution.ys)], dim=-1)
+        gradients = torch.autograd.grad(end.square().sum(), (y0, *field.parameters()))
+        results.append((end, *gradients))
+        counts.append(solution.stats)
+    torch.testing.assert_close(results[1], results[0])
+    assert counts[1] == counts[0]
+    assert graphs
+
+
+def test_an_implicit_step_is_not_compiled_under_a_checkpoint(graphs):
+    with pytest.raises(ValueError, match="Expected checkpoint=False with compile=True"):
+        RosenbrockSolver(compile=True, checkpoint=True)
+    y0, results = initial_state().requires_grad_(), []
+    for settings in ({}, {"compile": True}):
+        block = ODEBlock(Swing(), RosenbrockSolver(**settings))
+        y = torch.utils.checkpoint.checkpoint(block, y0, use_reentrant=False)
+        results.append(torch.autograd.grad(y.square().sum(), y0))
+    torch.testing.assert_close(results[1], results[0])
+    assert not graphs
 
 
 def test_flow_compiles_its_divergence_once(graphs):
@@ -105,7 +155,7 @@ def test_no_interval_of_a_grid_compiles_again(graphs):
         for each in (block, plain):
             each.horizon.perturb(EndTimeDraw("auto", key=key))
         torch.testing.assert_close(block(torch.ones(5, 2), grid), plain(torch.ones(5, 2), grid))
-    assert len(graphs) == 2  # of data without a gradient, and of states with one
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])
@@ -149,18 +199,34 @@ def test_blocks_of_one_shape_share_a_compilation_whatever_noise_and_end_time(
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
-def test_compiled_for_real():
+@pytest.mark.parametrize(
+    ("solver", "field", "carried"),
+    [
+        (
+            FixedGridSolver("midpoint", 1, compile=True, checkpoint=True),
+            DivergenceField(ConcatSquashField(2, (4,))),
+            (torch.ones(4),),
+        ),
+        (RosenbrockSolver("rosenbrock23", 0.1, 0.1, compile=True), MLPField(2, (4,)), ()),
+    ],
+    ids=["explicit, with checkpoints", "implicit"],
+)
+def test_compiled_for_real(solver, field, carried):
     torch._dynamo.reset()
     compiled.cache_clear()
-    field = DivergenceField(ConcatSquashField(2, (4,)))
-    y0, results = torch.randn(4, 2, requires_grad=True), []
-    for settings in ({}, {"compile": True, "checkpoint": True}):
-        solver = FixedGridSolver("midpoint", 1, **settings)
-        solution = solver.solve(field, (y0, torch.zeros(4)), torch.tensor([0.0, 1.0]))
-        assert solution.stats == SolveStats(nfe_forward=2, accepted=1)
-        loss = (solution.ys[0][-1] * solution.ys[1][-1][:, None]).sum()
-        results.append((*solution.ys, *torch.autograd.grad(loss, (y0, *field.parameters()))))
+    plain = copy.copy(solver)
+    plain.compile = plain.checkpoint = False
+    y0, results, counts = torch.randn(4, 2, requires_grad=True), [], []
+    for each in (plain, solver):
+        state = (y0, *carried) if carried else y0
+        solution = each.solve(field, state, torch.tensor([0.0, 1.0]))
+        counts.append(copy.copy(solution.stats))
+        loss = sum(part[-1].square().sum() for part in parts(solution.ys))
+        found = torch.autograd.grad(loss, (y0, *field.parameters()))
+        results.append((*parts(solution.ys), *found))
     torch.testing.assert_close(results[1], results[0])
+    assert counts[1] == counts[0]
+    assert counts[0].accepted > 0
 
 
 def test_data_dependent_branches_are_refused(graphs):

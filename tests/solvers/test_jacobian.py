@@ -29,7 +29,7 @@ def test_a_tuple_is_linearized_as_one_vector():
     layout = Layout(state)
     assert (layout.n_samples, layout.dimension) == (3, 3)
     assert all(map(torch.equal, layout.unpack(layout.pack(state)), state))
-    found, t, flat = linearize(Mixed(), 0.4, state, layout), times(0.4)[0], layout.pack(state)
+    found, t, flat = linearize(Mixed(), 0.4, state), times(0.4)[0], layout.pack(state)
     torch.testing.assert_close(found.slope, layout.pack(Mixed()(t, state)))
     one = Layout((state[0][:1], state[1][:1]))
     for i in range(3):
@@ -49,12 +49,12 @@ def test_the_jacobian_of_a_network_is_that_of_reverse_mode(time_dependent):
         initial_state(),
         times(0.4)[0],
     )  # it hides `autonomous`
-    timed = linearize(recording, 0.4, y, Layout(y))
+    timed = linearize(recording, 0.4, y)
     assert len(recording.times) == 1
-    plain = linearize(field, 0.4, y, Layout(y))
+    plain = linearize(field, 0.4, y)
     # Under hooks, by forward mode.
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-        forward = linearize(field, 0.4, y, Layout(y))
+        forward = linearize(field, 0.4, y)
     for found in (timed, plain, forward):
         torch.testing.assert_close(found.jacobian, jacobians(field, t, y))
         torch.testing.assert_close(found.slope, field(t, y))
