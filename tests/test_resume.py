@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from datamodules.base import ResumableLoader
+from datamodules.resumable_loader import ResumableLoader
 from steer_lightning import NFEMonitor, SteerCallback
 from steer_lightning.callbacks import LastCheckpoint
 from steer_lightning.callbacks.checkpoint_io import AtomicCheckpointIO

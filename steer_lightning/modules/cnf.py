@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_lightning.modules.base import StochasticTaskModule, mean_with_nan
+from steer_lightning.modules.base import mean_with_nan
+from steer_lightning.modules.stochastic import StochasticTaskModule
 from steer_lightning.nn import Flow
 
 

@@ -10,7 +10,8 @@ from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.utilities.data import dim_zero_cat
 
-from steer_lightning.modules.base import StochasticTaskModule, correct, mean_with_nan
+from steer_lightning.modules.base import correct, mean_with_nan
+from steer_lightning.modules.stochastic import StochasticTaskModule
 from steer_lightning.nn.likelihood import masked_gaussian_log_prob
 from steer_lightning.nn.series import SeriesBatch, check_series
 from steer_lightning.nn.series.forecaster import Forecast

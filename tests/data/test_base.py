@@ -8,9 +8,9 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import ResumableLoader, Split, TensorData, TensorDataModule
+from datamodules.base import Split, TensorData, TensorDataModule
 from tests.helpers.models import tiny_trainer
 
 FIRST = {"train": 0, "val": 100, "test": 200}
@@ -151,7 +151,7 @@ def test_one_sample_is_evaluated_by_every_rank_and_too_few_raise_on_all_of_them(
 def test_a_training_loader_made_without_the_trainer_is_refused_on_several_ranks(monkeypatch):
     data = Numbers()
     data.setup("fit")
-    monkeypatch.setattr("datamodules.base.in_process_group", lambda: True)
+    monkeypatch.setattr("datamodules.resumable_loader.in_process_group", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"for 2 ranks, .* made for 1. Give .* the datamodule"):
         next(iter(data.train_dataloader()))
@@ -195,26 +195,6 @@ def test_trainer_runs_every_stage_and_reshuffles_each_epoch():
     assert first != second
     assert model.seen["validate"] == [100.0 + i for i in range(10)] * 2
     assert model.seen["test"] == model.seen["predict"] == [200.0 + i for i in range(10)]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_iterator_reads_its_sampler_with_the_first_batch(num_workers):
-    sampler = DistributedSampler(range(50), num_replicas=1, rank=0)
-    loader = ResumableLoader(range(50), batch_size=50, sampler=sampler, num_workers=num_workers)
-    batches = iter(loader)
-    sampler.set_epoch(1)
-    assert next(batches).tolist() == list(sampler)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "batches", "said"), [(4, 3, 0), (5, 3, 1), (5, 0, 0), (8, 5, 1)]
-)
-def test_an_epoch_that_goes_on_with_other_batches_is_warned_of(batch_size, batches, said, recwarn):
-    loader = ResumableLoader(range(40), batch_size=batch_size)
-    loader.load_state_dict({"epoch": 0, "batches": batches, "samples": 4, "length": 10})
-    next(iter(loader))
-    message = f"of 4 samples a step, but now a step has {batch_size}"
-    assert [message in str(w.message) for w in recwarn] == [True] * said
 
 
 @pytest.mark.parametrize(

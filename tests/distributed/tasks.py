@@ -14,7 +14,7 @@ from datamodules.base import TensorData, TensorDataModule
 from datamodules.series import SeriesData
 from datamodules.stiff import StiffODEDataModule
 from steer_lightning import SteerCallback
-from steer_lightning.modules.base import StochasticTaskModule
+from steer_lightning.modules.stochastic import StochasticTaskModule
 from steer_lightning.nn import LatentDecoder
 from steer_lightning.nn.series import make_series
 from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver

@@ -12,7 +12,7 @@ import torch
 
 import cli
 from steer_lightning.horizon.end_time import EndTimeDraw
-from steer_lightning.modules.base import StochasticTaskModule
+from steer_lightning.modules.stochastic import StochasticTaskModule
 from steer_lightning.utils.seeding import stream_key
 from tests.distributed import tasks, worker
 from tests.distributed.guard_runs import ENDS

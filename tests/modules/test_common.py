@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import cli
 import steer_lightning.modules as modules
 from steer_lightning.modules import CNFModule, RegressionModule
-from steer_lightning.modules.base import StochasticTaskModule
+from steer_lightning.modules.stochastic import StochasticTaskModule
 from steer_lightning.nn import CNF, ConcatSquashField, MLPField, ODEBlock
 from steer_lightning.solvers import FixedGridSolver
 from steer_lightning.utils.seeding import stream
