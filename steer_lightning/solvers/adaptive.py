@@ -38,7 +38,9 @@ class AdaptiveSolver(ErrorControlledSolver):
             pass: the same gradient in the memory of one step, for one more forward pass. Times
             between the first and the last are read from the stages, which are kept for them.
         compile: Compile the step with :func:`torch.compile`, once for all blocks of one
-            structure. It needs a C++ compiler, and minutes that pay after some thousand steps.
+            structure; that of ``stiff="switch"``, too, but not with a checkpoint. It needs a C++
+            compiler, and minutes that pay after some thousand steps. In training every part of
+            the state then has a gradient, and an error of the field is one of the compiler's.
         stiff: What to do where stability bounds the length of many steps, not accuracy: nothing,
             warn once, or go on with the implicit method rodas5p to the end of that solve; see
             :class:`~steer_lightning.solvers.RosenbrockSolver`, which takes a state ``(D,)`` for
@@ -101,8 +103,7 @@ class AdaptiveSolver(ErrorControlledSolver):
         if self.stiff == "warn":
             return _ExplicitMethod(stepper, watch, self._warn)
         rodas5p = ROSENBROCK["rodas5p"]
-        how = (self.checkpoint, self.compile and not self.checkpoint)
-        implicit = RosenbrockMethod(vector_field, rodas5p, work, y0, *how)
+        implicit = RosenbrockMethod(vector_field, rodas5p, work, y0, self.checkpoint, self.compile)
         return _ExplicitMethod(stepper, watch, lambda *_: implicit)
 
     def _warn(self, t: float, h: float, rate: float) -> None:

@@ -48,8 +48,10 @@ class RosenbrockSolver(ErrorControlledSolver):
             factorisation included: memory of one step instead of all. The gradient is the same but
             for rounding.
         compile: Compile the step with :func:`torch.compile`, once for all blocks of one
-            structure. It needs a C++ compiler, and a minute the first time. Under hooks on saved
-            tensors, as in a checkpoint around the block, the step runs as it is.
+            structure; see :class:`~steer_lightning.solvers.AdaptiveSolver`. It takes a minute the
+            first time. Of some fields, which slice their state, the Jacobian is compiled for each
+            batch size. Under hooks on saved tensors, as in a checkpoint around the block, the
+            step runs as it is.
         max_dimension: Largest number of entries in the state of one sample; the work of a step
             grows with its cube.
 
@@ -125,16 +127,14 @@ class RosenbrockMethod(Method):
         compile: bool,
         max_dimension: int = MAX_DIMENSION,
     ) -> None:
-        layout = Layout(y0)
-        _check_dimension(y0, layout, max_dimension)
+        _check_dimension(y0, Layout(y0), max_dimension)
         self.tableau = tableau
-        self._layout = layout
-        compile = compile and not saves_through_hooks()
+        compile = compile and not (checkpoint or saves_through_hooks())
         self._stepper = _Stepper(vector_field, tableau, work, compile, checkpoint)
         self._here: Linearization | None = None
 
     def slope(self, t: Time, y: Any) -> Any:
-        return self._layout.unpack(self._linearize(t, y).slope)
+        return Layout(y).unpack(self._linearize(t, y).slope)
 
     def step(self, start: Time, end: Time, y: Any) -> tuple[Any, list[Any]]:
         # What was found outside of a checkpoint would be kept outside of it.

@@ -13,7 +13,7 @@ from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
 from steer_lightning.solvers.rosenbrock_methods import RosenbrockTableau
 from steer_lightning.solvers.runge_kutta import Time, runge_kutta_step
 from steer_lightning.solvers.tableaus import Tableau
-from steer_lightning.utils.autograd import backward_pass
+from steer_lightning.utils.autograd import backward_pass, has_gradient
 from steer_lightning.utils.checks import check_resolution
 from steer_lightning.utils.compiling import compiled
 from steer_lightning.utils.problem import VectorField, as_held, first_part, has_float64, held_by
@@ -118,7 +118,7 @@ def _with_gradient(y: Any) -> Any:
     """A state with a gradient, as all but the first one have it: one graph for all of them."""
     if isinstance(y, tuple):
         return tuple(map(_with_gradient, y))
-    return y if y.requires_grad else y.detach().requires_grad_()
+    return y if has_gradient(y) or y.is_inference() else y.detach().requires_grad_()
 
 
 def _as_tensor(t: Time, y: Any) -> Tensor:

@@ -20,7 +20,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     All modules of one structure share a graph, whatever their weights; new values of tensors
     compile nothing, nor does a new batch size, unless the function depends on it, as convolutions
-    do.
+    and the Jacobians of some fields do.
     """
     config: Any = torch._dynamo.config
     graph = torch.compile(function, fullgraph=True)

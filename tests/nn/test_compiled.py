@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw
@@ -127,6 +128,16 @@ def test_an_implicit_step_is_not_compiled_under_a_checkpoint(graphs):
         results.append(torch.autograd.grad(y.square().sum(), y0))
     torch.testing.assert_close(results[1], results[0])
     assert not graphs
+
+
+def test_states_that_cannot_have_a_gradient_are_left_as_they_are(graphs):
+    block = ODEBlock(MLPField(2, (4,)), FixedGridSolver(compile=True))
+    plain = ODEBlock(block.vector_field, FixedGridSolver())
+    with torch.inference_mode():
+        y0 = torch.randn(3, 2)
+    torch.testing.assert_close(block(y0), plain(y0))
+    with forward_ad.dual_level(), pytest.raises(torch._dynamo.exc.Unsupported, match="tangent"):
+        block(forward_ad.make_dual(torch.randn(3, 2), torch.ones(3, 2)))
 
 
 def test_flow_compiles_its_divergence_once(graphs):
