@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steer_lightning.utils.autograd import transforms_active
-from steer_lightning.utils.compiling import compiled
+from steer_lightning.utils.compiling import as_trained, compiled
 
 
 class CompiledField(nn.Module):
@@ -39,7 +39,7 @@ class CompiledField(nn.Module):
     def forward(self, t: Tensor, y: Any) -> Any:
         if transforms_active():  # dynamo refuses to enter
             return self.vector_field(t, y)
-        return compiled(_call)(self.vector_field, t, y)
+        return compiled(_call)(self.vector_field, t, as_trained(self.vector_field, y))
 
 
 def _call(vector_field: nn.Module, t: Tensor, y: Any) -> Any:

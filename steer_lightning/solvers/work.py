@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from steer_lightning.solvers.base import Phase, SolveStats
@@ -13,9 +13,9 @@ from steer_lightning.solvers.errors import Error, NFEBudgetExceededError
 from steer_lightning.solvers.rosenbrock_methods import RosenbrockTableau
 from steer_lightning.solvers.runge_kutta import Time, runge_kutta_step
 from steer_lightning.solvers.tableaus import Tableau
-from steer_lightning.utils.autograd import backward_pass, has_gradient
+from steer_lightning.utils.autograd import backward_pass
 from steer_lightning.utils.checks import check_resolution
-from steer_lightning.utils.compiling import compiled
+from steer_lightning.utils.compiling import as_trained, compiled
 from steer_lightning.utils.problem import VectorField, as_held, first_part, has_float64, held_by
 
 
@@ -86,8 +86,6 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self._held = held_by(self.vector_field) if self.checkpoint else []
-        module = self.vector_field if isinstance(self.vector_field, nn.Module) else nn.Module()
-        self._trains = self.compile and any(p.requires_grad for p in module.parameters())
 
     def __call__(self, start: Time, end: Time, y: Any, known: Any) -> tuple[Any, list[Any]]:
         """State at ``end``, and the stages."""
@@ -110,15 +108,8 @@ class Stepper:
         """Value of ``function(vector_field, *times, y, *rest)``, compiled if steps are."""
         if self.compile:  # as tensors, times are no constants of the graph
             function, times = compiled(function), [_as_tensor(t, y) for t in times]
-            y = _with_gradient(y) if self._trains and torch.is_grad_enabled() else y
+            y = as_trained(self.vector_field, y)
         return function(self.vector_field, *times, y, *rest)
-
-
-def _with_gradient(y: Any) -> Any:
-    """A state with a gradient, as all but the first one have it: one graph for all of them."""
-    if isinstance(y, tuple):
-        return tuple(map(_with_gradient, y))
-    return y if has_gradient(y) or y.is_inference() else y.detach().requires_grad_()
 
 
 def _as_tensor(t: Time, y: Any) -> Tensor:

@@ -5,9 +5,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from steer_lightning.utils.problem import parts
+from steer_lightning.utils.autograd import has_gradient
+from steer_lightning.utils.problem import VectorField, parts
 
 # Every block shape and grad mode of a shared compilation is a graph of its own, and all of them
 # count towards one limit.
@@ -39,3 +40,18 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             config.automatic_dynamic_shapes = before
 
     return of_any_batch
+
+
+def as_trained(vector_field: VectorField, y: Any) -> Any:
+    """A state with a gradient, if the field trains: the first one has the graph of later ones.
+
+    Not where it cannot have one: made under ``inference_mode``, or with a forward derivative.
+    """
+    module = vector_field if isinstance(vector_field, nn.Module) else nn.Module()
+    if not torch.is_grad_enabled() or not any(p.requires_grad for p in module.parameters()):
+        return y
+    found = tuple(
+        part if has_gradient(part) or part.is_inference() else part.detach().requires_grad_()
+        for part in parts(y)
+    )
+    return found if isinstance(y, tuple) else found[0]
