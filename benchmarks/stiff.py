@@ -5,7 +5,8 @@ the state at the end, in units of its size, and of the gradient of the sum of th
 against scipy's Radau and against rodas5p at a hundredth of the tolerance (Section 4.4 forgets its
 rate until then: of a gradient of 2e-10 the error says nothing). Robertson's problem is
 cut at t = 10, where the explicit methods can still follow. The second table has a training step of
-`configs/stiff/robertson.yaml`, whose field is learned, with its solver and with dopri5.
+`configs/stiff/robertson.yaml`, whose field is learned, with its solver, as it is and compiled, and
+with dopri5. Compiling needs a C++ compiler.
 
 ``python -m benchmarks.stiff [--tolerance 1e-7] [--repeats 3] [--diffrax PYTHON]``
 """

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from steer_lightning.utils.autograd import transforms_active
@@ -12,8 +13,9 @@ class CompiledField(nn.Module):
     """A vector field compiled by :func:`torch.compile`, with the field as an argument.
 
     All fields of one structure share one compilation; a new end time, ``eval()`` or new weights
-    do not compile again. Needs a C++ compiler on the CPU. Under a transform of ``torch.func``, as
-    for the Jacobians of an implicit solver, the field runs as it is.
+    do not compile again. Needs a C++ compiler on the CPU. In a compiled step the field is
+    a part of that; under a transform of ``torch.func``, as for the Jacobians of an implicit
+    solver, it runs as it is.
 
     Args:
         vector_field: ``f(t, y)``; must not branch on values.
@@ -37,7 +39,8 @@ class CompiledField(nn.Module):
         return self.vector_field.jacobian
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        if transforms_active():  # dynamo refuses to enter
+        # Dynamo refuses to enter a transform; a compiled step has the field in its own graph.
+        if torch.compiler.is_compiling() or transforms_active():
             return self.vector_field(t, y)
         return compiled(_call)(self.vector_field, t, as_trained(self.vector_field, y))
 

@@ -91,7 +91,7 @@ def linearize(vector_field: VectorField, t: Time, y: Any) -> Linearization:
         slope, drift = _func.jvp(lambda time: f(time, flat), (time,), (torch.ones_like(time),))
         return Linearization(slope, jacobian, drift)
 
-    # Reverse mode is the faster one, but does not run under hooks; forward mode is not compiled.
+    # Reverse mode is the faster one, but does not run under hooks. What is compiled is under none.
     compiling = torch.compiler.is_compiling()
     by_mode = _reverse if compiling or not saves_through_hooks() else _forward
     return by_mode(f, time, flat, autonomous)

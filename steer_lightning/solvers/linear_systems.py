@@ -10,7 +10,7 @@ from steer_lightning.utils.autograd import transforms_active
 
 
 class LinearSystems:
-    """Matrices ``(B, D, D)``, factorised by LU decomposition.
+    """Matrices ``(B, D, D)``, factorised by LU decomposition; numbers where D = 1.
 
     A gradient is one more solve, with the factors that are there already. Systems that cannot be
     solved give solutions that are not finite.
@@ -27,7 +27,7 @@ class LinearSystems:
         """Solutions ``x`` of ``matrix @ x = right``, shape ``(B, D)``, as is ``right``."""
         if self.is_scalar:
             return right / self.matrix[..., 0]
-        # These take a form of _Solve that costs half as much again.
+        # Transforms, which no compilation enters, take a form that costs half as much again.
         compiling = torch.compiler.is_compiling()
         if not compiling and (transforms_active() or forward_ad._current_level >= 0):
             result: Tensor = torch.linalg.solve_ex(self.matrix, right[..., None])[0][..., 0]

@@ -49,9 +49,9 @@ class RosenbrockSolver(ErrorControlledSolver):
             for rounding.
         compile: Compile the step with :func:`torch.compile`, once for all blocks of one
             structure; see :class:`~steer_lightning.solvers.AdaptiveSolver`. It takes a minute the
-            first time. Of some fields, which slice their state, the Jacobian is compiled for each
-            batch size. Under hooks on saved tensors, as in a checkpoint around the block, the
-            step runs as it is.
+            first time. Of some fields, as of those that slice their state, the Jacobian is
+            compiled for each batch size. Under hooks on saved tensors, as in a checkpoint around
+            the block, the step runs as it is.
         max_dimension: Largest number of entries in the state of one sample; the work of a step
             grows with its cube.
 
@@ -130,7 +130,7 @@ class RosenbrockMethod(Method):
         _check_dimension(y0, Layout(y0), max_dimension)
         self.tableau = tableau
         compile = compile and not (checkpoint or saves_through_hooks())
-        self._stepper = _Stepper(vector_field, tableau, work, compile, checkpoint)
+        self._stepper = RosenbrockStepper(vector_field, tableau, work, compile, checkpoint)
         self._here: Linearization | None = None
 
     def slope(self, t: Time, y: Any) -> Any:
@@ -185,7 +185,7 @@ def rosenbrock_step(
     return advance(y, h, tableau.b, stages), stages
 
 
-class _Stepper(Stepper):
+class RosenbrockStepper(Stepper):
     """Takes Rosenbrock steps, with their Jacobians and factorisations counted."""
 
     function = staticmethod(rosenbrock_step)

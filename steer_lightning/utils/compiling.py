@@ -45,7 +45,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def as_trained(vector_field: VectorField, y: Any) -> Any:
     """A state with a gradient, if the field trains: the first one has the graph of later ones.
 
-    Not where it cannot have one: made under ``inference_mode``, or with a forward derivative.
+    Made under ``inference_mode`` it cannot have one; a forward derivative would get lost.
     """
     module = vector_field if isinstance(vector_field, nn.Module) else nn.Module()
     if not torch.is_grad_enabled() or not any(p.requires_grad for p in module.parameters()):

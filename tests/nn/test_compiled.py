@@ -1,5 +1,6 @@
 import copy
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -57,6 +58,15 @@ def test_one_compilation_for_all_fields_times_weights_and_modes(graphs):
     assert len(graphs) == 1
     assert not CompiledField(fields[0]).autonomous
     assert CompiledField(MLPField(2, (4,), time_dependent=False)).autonomous
+
+
+@pytest.mark.parametrize(
+    "solver", [AdaptiveSolver, FixedGridSolver, partial(RosenbrockSolver, "rosenbrock23")]
+)
+def test_a_compiled_field_is_a_part_of_a_compiled_step(graphs, solver):
+    field, y0 = MLPField(2, (4,)), torch.randn(3, 2)
+    inside = ODEBlock(CompiledField(field), solver(compile=True))
+    torch.testing.assert_close(inside(y0), ODEBlock(field, solver())(y0))
 
 
 def test_a_flow_takes_the_field_itself():
