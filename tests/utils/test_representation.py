@@ -31,7 +31,7 @@ from steer_lightning.utils.schedule import Schedule
         (
             RosenbrockSolver("rodas4", max_nfe=None),
             "RosenbrockSolver(method='rodas4', rtol=1e-05, atol=1e-05, max_nfe=None, "
-            "first_step='auto', checkpoint=False, max_dimension=256)",
+            "first_step='auto', checkpoint=False, compile=False, max_dimension=256)",
         ),
         (
             FixedGridSolver("heun", 3),
