@@ -18,14 +18,13 @@ class LinearSystems:
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
-        self.is_scalar = matrix.shape[-1] == 1
-        if not self.is_scalar:
-            with torch.no_grad():  # not checked: a GPU would have to be waited for
+        if matrix.shape[-1] > 1:
+            with torch.no_grad():  # not checked for singular ones: a GPU would be waited for
                 self.lu, self.pivots, _ = torch.linalg.lu_factor_ex(matrix)
 
     def solve(self, right: Tensor) -> Tensor:
         """Solutions ``x`` of ``matrix @ x = right``, shape ``(B, D)``, as is ``right``."""
-        if self.is_scalar:
+        if self.matrix.shape[-1] == 1:
             return right / self.matrix[..., 0]
         # Transforms, which no compilation enters, take a form that costs half as much again.
         compiling = torch.compiler.is_compiling()
