@@ -1,6 +1,5 @@
 """What a training solve shows of its trajectory, at random times inside its span."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,7 @@ class Probed:
         y: States there, each ``(B, ...)``.
         ends: Times of the first and the last state, shape ``()`` or ``(B,)``.
         y_ends: Those states.
-        length: ``|t1 - t0|``, a number or of shape ``(B,)``.
+        length: ``|t1 - t0|``, a number or of shape ``()`` or ``(B,)``.
         rate: Actual time per unit of the times of ``steps``, a number or of shape ``(B,)``.
         generator: A random stream on the device of the state, for a penalty's own noise.
         steps: The accepted steps, where a penalty asked for them and the solver has them.
@@ -74,9 +73,10 @@ class Probing:
     def times(self, times: Tensor) -> Tensor:
         """Probe times of a solve, inside the span of its times, in its order.
 
-        At the same share of each solve of a batch, so that a checkpoint repeats its own.
+        At the same share of each solve of a batch, so that a checkpoint repeats its own. They
+        move with the ends of the solve, which may have a gradient.
         """
-        t0, t1 = float(times[0]), float(times[-1])
+        t0, t1 = times[[0, -1]].cpu().double()
         inside = t0 + self._shares().sort().values * (t1 - t0)
         return inside.to(times.device, times.dtype)
 
@@ -103,14 +103,14 @@ class Probing:
         y, ends = first_part(y), first_part(s.ys)
         device, dtype = y.device, y.real.dtype
         first, *inner, last = (x.to(device, dtype) for x in actual)
-        shares, span = self._shares(), float(times[-1] - times[0])
+        shares, span = self._shares(), times[-1] - times[0]
         drawn = shares.argsort().argsort().tolist()  # where in the solve each one is
-        length = abs(span) * (rate.abs() if isinstance(rate, Tensor) else abs(rate))
+        length = abs(span).to(device, dtype) * abs(rate)
         generator = stream(device, self.key, "noise", len(self.seen))
         probed = Probed(
             _as_now(base), tuple(inner[i] for i in drawn), tuple(y[i] for i in drawn),
             (first, last), (ends[0], ends[-1]), length, generator, s.steps, rate,
-            shares=tuple(shares.tolist()), direction=math.copysign(1.0, span),
+            shares=tuple(shares.tolist()), direction=float(span.detach().sign()),
         )  # fmt: skip
         if not in_backward():  # what a checkpoint repeats was seen in its forward pass
             self.seen.append(probed)

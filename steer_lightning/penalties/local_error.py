@@ -94,9 +94,10 @@ class LocalError(Penalty):
                 "AdaptiveSolver or a RosenbrockSolver."
             )
         start = float(t)
+        length = float(torch.as_tensor(probed.length).detach())
         # Some solvers evaluate at their last time, or beyond it.
         left = 1.0 - probed.shares[0] if probed.shares and probed.shares[0] < 1.0 else 1.0
-        end = start + probed.direction * float(probed.length) * left
+        end = start + probed.direction * length * left
         tolerances = (self.rtol, self.atol)
         slope = evaluate(probed.vector_field, start, y)
         slope = slope.detach() if self.hold_slope else slope

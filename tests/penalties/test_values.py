@@ -1,5 +1,6 @@
 """Each penalty against quadrature, finite differences, or a formula written again."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from scipy.integrate import RK45, quad, solve_ivp
 from torch import nn
+from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
+from torch.func import functional_call
 
-from steer_lightning import penalize, penalty
+from steer_lightning import penalize, penalty, steer
 from steer_lightning.nn import ODEBlock
 from steer_lightning.nn.probes import Probed, Probing
 from steer_lightning.penalties import (
@@ -258,20 +261,22 @@ def test_a_trajectorys_distance_from_a_line_is_that_of_least_squares():
     ],
     ids=lambda p: p.name,
 )
-def test_gradients_are_those_of_finite_differences(which):
-    def value(a):
-        field = Twisted()
-        with torch.no_grad():
-            field.a.fill_(a)
-        start = torch.tensor(START)[None]
-        found, block, _ = of_block(which, FixedGridSolver("rk4", n_steps=20), field, start, seed=3)
-        return found, block.vector_field.a
+@pytest.mark.parametrize("b", [None, 0.2])
+@pytest.mark.parametrize("span", [SPAN, SPAN[::-1]])
+def test_gradients_in_parameters_and_times_are_those_of_finite_differences(which, span, b):
+    field, start = Twisted(), torch.tensor(START)[None]
+    a = field.a.detach().clone()
 
-    found, a = value(0.8)
-    (grad,) = torch.autograd.grad(found, a)
-    eps = 1e-5
-    by_hand = float((value(0.8 + eps)[0] - value(0.8 - eps)[0]).detach()) / (2 * eps)
-    assert float(grad) == pytest.approx(by_hand, rel=1e-6)
+    def value(a, t_eval):
+        block = ODEBlock(field, FixedGridSolver("rk4", n_steps=20))
+        steered = nullcontext() if b is None else steer(block, b=b, step=0)
+        with penalize(block, [which], step=0, seed=3), steered:
+            swapped = {"vector_field.a": a}
+            functional_call(block, swapped, (start, t_eval))
+            return penalty(block)
+
+    t_eval = torch.tensor(span, dtype=torch.float64)
+    assert gradcheck(value, (a.requires_grad_(), t_eval.requires_grad_()), rtol=1e-6)
 
 
 def test_a_penalty_of_ones_own():
