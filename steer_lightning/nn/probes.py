@@ -77,7 +77,7 @@ class Probing:
         move with the ends of the solve, which may have a gradient.
         """
         t0, t1 = times[[0, -1]].cpu().double()
-        inside = t0 + self._shares().sort().values * (t1 - t0)
+        inside: Tensor = t0 + self._shares().sort().values * (t1 - t0)
         return inside.to(times.device, times.dtype)
 
     def _shares(self) -> Tensor:
@@ -105,7 +105,7 @@ class Probing:
         first, *inner, last = (x.to(device, dtype) for x in actual)
         shares, span = self._shares(), times[-1] - times[0]
         drawn = shares.argsort().argsort().tolist()  # where in the solve each one is
-        length = abs(span).to(device, dtype) * abs(rate)
+        length = (span.to(device, dtype) * rate).abs()
         generator = stream(device, self.key, "noise", len(self.seen))
         probed = Probed(
             _as_now(base), tuple(inner[i] for i in drawn), tuple(y[i] for i in drawn),
