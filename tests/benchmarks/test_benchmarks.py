@@ -25,6 +25,7 @@ from benchmarks.work_precision import Point
 from steer_lightning.modules import ClassifierModule
 from steer_lightning.nn import MLPField, ODEBlock
 from steer_lightning.solvers import SolveStats, TorchdiffeqSolver, work
+from steer_lightning.utils.compiling import compiled
 
 
 @pytest.mark.parametrize("name", [module.name for module in iter_modules(benchmarks.__path__)])
@@ -180,12 +181,22 @@ def test_first_steps_of_a_config(monkeypatch):
     assert not auto.block.solver.remembers
     assert previous.block.solver.remembers
     assert previous.block.solver.rtol == 1e-4
+    batch = data.train_dataloader()[0]
+    nominal, drawn = (
+        float(first_step.loss_of_next_batch(module, [batch], b)().detach()) for b in (0.0, 0.9)
+    )
+    assert nominal == float(module.evaluate(batch)["loss"].detach()) != drawn
 
 
 def test_recompilations_are_counted(monkeypatch):
     monkeypatch.setattr(recompilations, "STEPS", 2)
-    eager = toy_flow.CNF(toy_flow.make_field(), (2,))
-    assert recompilations.count(eager, "batch") == (0, 0)
+    make = partial(toy_flow.CNF, toy_flow.make_field(), (2,))
+    assert recompilations.count(make(), "batch") == (0, 0)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled.cache_clear()
+    first, later = recompilations.count(make(compile=True), "batch")
+    compiled.cache_clear()
+    assert (first > 0, later) == (True, 0)
 
 
 def test_stiff_systems_are_solved_alike_by_all(monkeypatch):

@@ -4,11 +4,9 @@ import copy
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from steer_lightning import PenaltyCallback, SteerCallback
-from steer_lightning.callbacks import LastCheckpoint
 from steer_lightning.horizon.end_time import EndTimeDraw
 from steer_lightning.penalties import KineticEnergy
 from steer_lightning.utils.schedule import Schedule
@@ -94,42 +92,6 @@ def test_a_resumed_run_continues_the_draws(model_class, where, tmp_path):
     assert (state["seed"], state["step"]) == (3, 8)
     assert state["spans"] == ({"func": (0.0, 1.0)} if where else {})
     assert torch.equal(weights(second), weights(through))
-
-
-@both
-def test_a_batch_that_did_not_end_is_repeated_with_its_draw(model_class, where, tmp_path):
-    class Saves(pl.Callback):
-        """As Lightning's callbacks do on an exception, in the first batch of the second epoch."""
-
-        def on_after_backward(self, trainer, pl_module):
-            if trainer.global_step == 2:
-                trainer.save_checkpoint(tmp_path / "in_batch.ckpt")
-
-    through, rest = seeded(model_class), seeded(model_class)
-    steer = SteerCallback(0.5, seed=3, **where)
-    tiny_trainer(steer, Saves(), max_epochs=2).fit(through, tiny_loader())
-    trainer = tiny_trainer(SteerCallback(0.5, **where), max_epochs=2)
-    trainer.fit(rest, tiny_loader(), ckpt_path=tmp_path / "in_batch.ckpt")
-    assert rest.ends == through.ends[2:]
-    assert torch.equal(weights(rest), weights(through))
-
-
-@both
-def test_an_epoch_that_a_module_cuts_short_is_resumed_exactly(model_class, where, tmp_path):
-    class Cut(model_class):
-        def on_train_batch_start(self, batch, batch_idx):
-            return -1 if (self.current_epoch, batch_idx) == (0, 1) else None
-
-    def train(epochs, path=None):
-        steer, last = SteerCallback(0.5, seed=3, **where), LastCheckpoint(dirpath=tmp_path)
-        trainer = tiny_trainer(steer, last, max_epochs=epochs, enable_checkpointing=True)
-        trainer.fit(model := seeded(Cut), tiny_loader(), ckpt_path=path)
-        return model
-
-    through, first = train(2), train(1)
-    second = train(2, tmp_path / "last.ckpt")
-    assert first.ends + second.ends == through.ends
-    assert len(through.ends) == 3
 
 
 @pytest.mark.parametrize(

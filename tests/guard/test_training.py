@@ -342,4 +342,12 @@ def test_fields_are_looked_at_within_a_checkpoint():
         def forward(self, y0):
             return checkpoint(super().forward, y0, use_reentrant=False)
 
+    class Noise(nn.Module):
+        def forward(self, t, y):
+            return torch.randn_like(y)
+
     fit(SolverGuard(), "none", "none", model=seeded(Checkpointed))
+    model = seeded(Checkpointed)
+    model.block.vector_field = Noise()
+    with pytest.raises(ValueError, match="defines no ODE"):
+        fit(SolverGuard(random_fields="raise"), "none", model=model)

@@ -141,8 +141,8 @@ def test_slurm_gets_the_resources(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: name)
     run("figure3", "--output", tmp_path, "--launcher", "slurm", "--jobs", "7", "--minutes", "3",
         "--slurm", "partition=gpu", "--slurm=time=90")  # fmt: skip
-    ((runs, *_, folder, resources, minutes),) = asked
-    assert len(runs) == 3
+    ((runs, jobs, _, folder, resources, minutes),) = asked
+    assert (len(runs), jobs) == (3, 7)
     assert folder == tmp_path / "slurm"
     assert (resources, minutes) == ({"partition": "gpu", "time": 90}, 3.0)
 
