@@ -102,8 +102,7 @@ class TensorData(Dataset[BatchT]):
         """Index every tensor, by one index or a batch's; a subclass may convert what it stores."""
         chosen = self.chosen[index]
         make: Any = getattr(self.tensors, "_make", tuple)
-        batch: BatchT = make(tensor[chosen] for tensor in self.tensors)
-        return batch
+        return make(tensor[chosen] for tensor in self.tensors)
 
 
 class TensorDataModule(LightningDataModule, ABC):

@@ -62,8 +62,7 @@ class CSVColumns:
 
     def text(self, column: str) -> NDArray[np.object_]:
         """Return a column as it stands in the files."""
-        fields: NDArray[np.object_] = self._frame[column].to_numpy(dtype=object)
-        return fields
+        return self._frame[column].to_numpy(dtype=object)
 
     def numbers(
         self, column: str, largest: float = float(np.finfo(np.float32).max)
@@ -81,8 +80,7 @@ class CSVColumns:
         places = pd.Index(list(code_of), dtype=object).get_indexer(self.text(column))
         for row in np.flatnonzero(places < 0)[:1]:
             raise self.error(what, row, self.text(column)[row])
-        codes: NDArray[np.int64] = np.array(list(code_of.values()), dtype=np.int64)[places]
-        return codes
+        return np.array(list(code_of.values()), dtype=np.int64)[places]
 
     def error(self, what: str, row: int, got: str) -> ValueError:
         """Make an error about a row: what was expected there, and what is."""

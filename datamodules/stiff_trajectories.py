@@ -140,5 +140,4 @@ def along_the_curve(solution: Any, n_points: int, scale: Array) -> Array:
     curve = np.column_stack([t / (t[-1] - t[0]), solution.y.T / scale])
     lengths = np.linalg.norm(np.diff(curve, axis=0), axis=1)
     walked = np.concatenate([[0.0], np.cumsum(lengths)])
-    times: Array = np.interp(np.linspace(0.0, walked[-1], n_points + 1), walked, t)
-    return times
+    return np.interp(np.linspace(0.0, walked[-1], n_points + 1), walked, t)

@@ -62,8 +62,7 @@ class Run:
 
     @property
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = yaml.safe_load(self._text)
-        return config
+        return yaml.safe_load(self._text)
 
     @cached_property
     def folder(self) -> Path:

@@ -44,8 +44,7 @@ def end_time_offset(u: Tensor, b: Tensor, distribution: Distribution = "uniform"
         return b * (2.0 * u - 1.0)
     tail = 0.5 * math.erfc(math.sqrt(2.0))  # Phi(-2)
     z = torch.special.ndtri(tail + u * (1.0 - 2.0 * tail))
-    offset: Tensor = b * (0.5 * z).clamp(-1.0, 1.0)
-    return offset
+    return b * (0.5 * z).clamp(-1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ class FeedforwardModule(TaskModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """The head's outputs for inputs ``(B, ...)``."""
-        outputs: Tensor = self.head(self.block(self.initial_state(x)).flatten(1))
-        return outputs
+        return self.head(self.block(self.initial_state(x)).flatten(1))
 
     def initial_state(self, x: Tensor) -> Tensor:
         """What the stem makes of inputs; what autocast lowers is float32 again, for the solver."""
@@ -76,8 +75,7 @@ class FeedforwardModule(TaskModule):
                     f"Expected `t_eval` to start where the block does, at {t0:g}, but got "
                     f"{start:g}."
                 )
-        features: Tensor = self.block(self.initial_state(x), t_eval)
-        return features
+        return self.block(self.initial_state(x), t_eval)
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]:
         x, targets = batch

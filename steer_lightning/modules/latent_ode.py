@@ -85,8 +85,7 @@ class LatentODEModule(SeriesModule):
         return 1.0 - self.kl_gamma ** max(0, self.current_epoch - self.kl_wait_epochs)
 
     def forecast(self, batch: SeriesBatch, generator: torch.Generator) -> Forecast:
-        forecast: Forecast = self.network(batch, self.n_draws, generator)
-        return forecast
+        return self.network(batch, self.n_draws, generator)
 
     def likelihood(self, forecast: Forecast) -> tuple[Tensor, dict[str, Tensor]]:
         assert forecast.posterior is not None

@@ -47,8 +47,7 @@ class ODERNNModule(SeriesModule):
         super().__init__(network, **series)
 
     def forecast(self, batch: SeriesBatch, generator: torch.Generator) -> Forecast:
-        forecast: Forecast = self.network(batch)
-        return forecast
+        return self.network(batch)
 
     def likelihood(self, forecast: Forecast) -> tuple[Tensor, dict[str, Tensor]]:
         (log_likelihood,) = self.log_likelihood(forecast)

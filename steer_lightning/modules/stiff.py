@@ -169,8 +169,7 @@ class StiffODEModule(TaskModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         t, y = batch
-        states: Tensor = self(y[0], t)
-        return states
+        return self(y[0], t)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:

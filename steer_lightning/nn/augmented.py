@@ -49,5 +49,4 @@ class Augmented(nn.Module):
             )
         zeros = x.new_zeros(x.shape[0], self.n_extra, *x.shape[2:])
         y0 = torch.cat([x, zeros], dim=1)
-        features: Tensor = self.block(y0) if t_eval is None else self.block(y0, t_eval)
-        return features
+        return self.block(y0) if t_eval is None else self.block(y0, t_eval)

@@ -71,8 +71,7 @@ class MLPField(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         if not self.autonomous:
             y = torch.cat([t.to(y).reshape(-1, 1).expand(y.shape[0], 1), y], dim=1)
-        derivative: Tensor = self.network(y)
-        return derivative
+        return self.network(y)
 
 
 class ConcatField(nn.Module):
@@ -227,8 +226,7 @@ class ConvField(nn.Module):
         if simple or any(is_changed(part) or not is_known(part) for part in self.children()):
             y = self.conv1(t, y).relu()
             y = self.conv2(t, y).relu()
-            derivative: Tensor = self.conv3(t, y)
-            return derivative
+            return self.conv3(t, y)
         # In place, as all these pixels are written once and need not be kept: a solve is bound by
         # memory wherever it is not by the 3x3 convolution.
         y = self.conv1.at_each_pixel(t, y.permute(0, 2, 3, 1)).relu_().permute(0, 3, 1, 2)

@@ -81,5 +81,4 @@ class RelaxationField(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         seen = [torch.asinh(y / size) / math.asinh(1.0 / size) for size in self.magnitudes]
         log_rate, target = self.network(torch.cat(seen, dim=-1)).chunk(2, dim=-1)
-        derivative: Tensor = self.rates * torch.exp(self.sharpness * log_rate) * (target - y)
-        return derivative
+        return self.rates * torch.exp(self.sharpness * log_rate) * (target - y)

@@ -33,5 +33,4 @@ class TrajectoryPolynomial(Penalty):
         line = orthonormal[None, ..., None]
         part = (line * y[:, :, None]).sum(1, keepdim=True)
         residual = y - (line * part).sum(2)
-        found: Tensor = residual.square().sum(-1).mean()
-        return found
+        return residual.square().sum(-1).mean()

@@ -52,8 +52,7 @@ _THREAD = threading.local()
 
 def solve_in_progress() -> ForeignSolve | None:
     """The innermost of torchdiffeq's solves that this runs in, once they are watched."""
-    solve: ForeignSolve | None = getattr(_THREAD, "solve", None)
-    return solve
+    return getattr(_THREAD, "solve", None)
 
 
 @cache

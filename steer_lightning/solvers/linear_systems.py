@@ -29,10 +29,8 @@ class LinearSystems:
         # Transforms, which no compilation enters, take a form that costs half as much again.
         compiling = torch.compiler.is_compiling()
         if not compiling and (transforms_active() or forward_ad._current_level >= 0):
-            result: Tensor = torch.linalg.solve_ex(self.matrix, right[..., None])[0][..., 0]
-            return result
-        x: Tensor = _Solve.apply(self.matrix, self.lu, self.pivots, right, False)
-        return x
+            return torch.linalg.solve_ex(self.matrix, right[..., None])[0][..., 0]
+        return _Solve.apply(self.matrix, self.lu, self.pivots, right, False)
 
 
 class _Solve(torch.autograd.Function):

@@ -194,8 +194,7 @@ class RosenbrockStepper(Stepper):
         """The field where a step starts."""
         self.work.spend(1, t)
         self.work.stats.count("jacobians")
-        found: Linearization = self.run(linearize, (t,), y)
-        return found
+        return self.run(linearize, (t,), y)
 
     def _step(self, start: Time, end: Time, y: Any, known: Any) -> tuple[Any, list[Any]]:
         self.work.stats.count("jacobians", int(known is None))

@@ -114,8 +114,7 @@ def error_ratio(
 
 def rms(x: Tensor) -> Tensor:
     """Root mean square, whose gradient at zero is zero."""
-    size: Tensor = torch.linalg.vector_norm(x) / math.sqrt(x.numel())
-    return size
+    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
 
 
 def combine(ks: Sequence[Tensor], weights: Row, h: Time = 1.0) -> Tensor:

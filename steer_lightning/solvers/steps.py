@@ -45,8 +45,7 @@ class Steps:
     @property
     def lengths(self) -> list[float]:
         """Length of each step, negative in a solve back in time."""
-        lengths: list[float] = self.knots.detach().diff().tolist()
-        return lengths
+        return self.knots.detach().diff().tolist()
 
     def at(self, t: Tensor) -> Any:
         """States at times of the interval, by the method's interpolant.

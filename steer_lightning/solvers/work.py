@@ -91,18 +91,12 @@ class Stepper:
         """State at ``end``, and the stages."""
         if self.checkpoint and torch.is_grad_enabled():
             step = as_held(self._held, self._step)
-            result: tuple[Any, list[Any]] = recompute_in_backward(
-                step, start, end, y, known, use_reentrant=False
-            )
-            return result
+            return recompute_in_backward(step, start, end, y, known, use_reentrant=False)
         return self._step(start, end, y, known)
 
     def _step(self, start: Time, end: Time, y: Any, known: Any) -> tuple[Any, list[Any]]:
         self.work.spend(len(self.tableau.c) - (known is not None), start)
-        result: tuple[Any, list[Any]] = self.run(
-            self.function, (start, end), y, known, self.tableau
-        )
-        return result
+        return self.run(self.function, (start, end), y, known, self.tableau)
 
     def run(self, function: Callable[..., Any], times: Sequence[Time], y: Any, *rest: Any) -> Any:
         """Value of ``function(vector_field, *times, y, *rest)``, compiled if steps are."""

@@ -86,8 +86,7 @@ def solve_enclosed(
     """
     stats = SolveStats() if stats is None else stats
     if not torch.is_grad_enabled():
-        solution: Solution = solve(vector_field, y0, t_eval, stats=stats, **options)
-        return solution
+        return solve(vector_field, y0, t_eval, stats=stats, **options)
     is_tuple = isinstance(y0, tuple)
 
     def run(t_eval: Tensor, *y0: Tensor) -> tuple[Tensor, ...]:

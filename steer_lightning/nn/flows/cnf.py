@@ -133,8 +133,7 @@ class CNF(Flow, Block):
         check_shape("base points", z, self.event_shape)
         t_eval = default_times(z, self.base_time, self.data_time)
         solution = self._integrate(self.vector_field, z, t_eval)
-        x: Tensor = solution.ys[-1]
-        return x
+        return solution.ys[-1]
 
     def trajectories(
         self, z: Tensor, t_eval: Tensor, *, generator: torch.Generator | None = None
@@ -179,5 +178,4 @@ class CNF(Flow, Block):
         if self._compile:
             field = CompiledField(field)
         solution = self._integrate(field, state, t_eval)
-        ys: tuple[Tensor, ...] = solution.ys
-        return ys
+        return solution.ys

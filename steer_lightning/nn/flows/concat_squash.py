@@ -72,8 +72,7 @@ class ConcatSquashField(nn.Module):
         *hidden, last = self.layers
         for layer in hidden:
             y = torch.tanh(layer(t, y))
-        derivative: Tensor = last(t, y)
-        return derivative
+        return last(t, y)
 
     def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative and its change along ``probe``, each of the shape of ``y``."""

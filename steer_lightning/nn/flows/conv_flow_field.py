@@ -75,8 +75,7 @@ class ConvFlowField(nn.Module):
             y = self._arranged(layer(t, y))
             with _own_precision(y):
                 y = activate(y)
-        derivative: Tensor = last(t, y)
-        return derivative
+        return last(t, y)
 
     def jvp(self, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative and its change along ``probe``, each of the shape of ``y``."""

@@ -60,10 +60,7 @@ def fused_unroll(
     field, gates, new = networks
     tensors = (steps.dt, *offsets, *gates, *new, *field)
     saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    unrolled: tuple[Tensor, Tensor] = _FusedUnroll.apply(
-        steps.active, steps.updating, steps.rows, saves, *tensors
-    )
-    return unrolled
+    return _FusedUnroll.apply(steps.active, steps.updating, steps.rows, saves, *tensors)
 
 
 class _FusedUnroll(torch.autograd.Function):

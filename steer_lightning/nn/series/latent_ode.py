@@ -199,5 +199,4 @@ class LatentODE(nn.Module):
         z0 = self.draw(self.encode(batch), n_draws, generator)
         grid = torch.cat([batch.times[:, :1], times], dim=1)
         z = self.decoder(z0, grid, batch.lengths.new_full((len(grid),), grid.shape[1]))
-        values: Tensor = self.readout(z[:, :, 1:])
-        return values
+        return self.readout(z[:, :, 1:])
