@@ -29,16 +29,6 @@ from steer_lightning.utils.lightning import is_lightning
 from steer_lightning.utils.plain import as_plain, is_plain
 
 
-def batch_length(batch: Any) -> int:
-    """Samples in a batch that is a tensor, or a tuple of tensors; for ``ThroughputMonitor``.
-
-    Example:
-        >>> batch_length((torch.zeros(5, 2), torch.zeros(5)))
-        5
-    """
-    return len(batch if isinstance(batch, torch.Tensor) else batch[0])
-
-
 def mean_with_nan() -> MeanMetric:
     """A mean that is NaN if one of its values is, where torchmetrics leaves that out."""
     return MeanMetric(nan_strategy=math.nan)
