@@ -9,7 +9,6 @@ import signal
 import sys
 import warnings
 from dataclasses import dataclass, fields
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from command_line.folders import SaveConfig, as_list, keep_metrics, slurm_job, write_beside
+from command_line.folders import SaveConfig, as_list, choose_folder, keep_metrics
 from command_line.parser import OneLineParser, debugging, is_refusal, one_line
 from steer_lightning.callbacks import (
     HyperparameterLog,
@@ -137,18 +136,7 @@ class SteerCLI(LightningCLI):
             )
         if evaluates:  # what trained is not needed any more
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
-        if self.subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
-            write_beside(Path(checkpoint), config.trainer, self.subcommand)
-        elif self.subcommand == "fit" and (job := slurm_job()):
-            # Lightning leaves what a requeued job goes on from there, and so would others' be.
-            folder = Path(config.trainer.default_root_dir or "logs/slurm", job)
-            config.trainer.default_root_dir = str(folder)
-            if checkpoint and any(folder.glob("hpc_ckpt_*.ckpt")):
-                config.ckpt_path = "hpc"  # the job has gone on from the other one already
-        elif config.trainer.logger is False:
-            root = Path(config.trainer.default_root_dir or "logs/run")
-            folders = (root / f"version_{n}" for n in count())
-            config.trainer.default_root_dir = str(next(f for f in folders if not f.exists()))
+        choose_folder(config, self.subcommand)
         for logger in as_list(config.trainer.logger):
             kind = getattr(logger, "class_path", "").rpartition(".")[2]
             if kind == "TensorBoardLogger":

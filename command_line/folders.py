@@ -35,7 +35,24 @@ class SaveConfig(SaveConfigCallback):
             path.write_text(text)
 
 
-def write_beside(checkpoint: Path, trainer: Any, subcommand: str) -> None:
+def choose_folder(config: Any, subcommand: str | None) -> None:
+    """A Slurm job's own, that of the checkpoint which is evaluated, or a free one."""
+    checkpoint, trainer = config.get("ckpt_path"), config.trainer
+    if subcommand != "fit" and checkpoint and Path(checkpoint).is_file():
+        write_beside(Path(checkpoint), trainer, subcommand)
+    elif subcommand == "fit" and (job := slurm_job()):
+        # Lightning leaves what a requeued job goes on from there, and so would others' be.
+        folder = Path(trainer.default_root_dir or "logs/slurm", job)
+        trainer.default_root_dir = str(folder)
+        if checkpoint and any(folder.glob("hpc_ckpt_*.ckpt")):
+            config.ckpt_path = "hpc"  # the job has gone on from the other one already
+    elif trainer.logger is False:
+        root = Path(trainer.default_root_dir or "logs/run")
+        folders = (root / f"version_{n}" for n in count())
+        trainer.default_root_dir = str(next(f for f in folders if not f.exists()))
+
+
+def write_beside(checkpoint: Path, trainer: Any, subcommand: str | None) -> None:
     """Let validation, test and prediction go on in the folder and the log of the training run."""
     folder = checkpoint.parent if checkpoint.parent.name else checkpoint.parent.absolute()
     run = folder.parent if folder.name == "checkpoints" else folder
