@@ -27,7 +27,7 @@ from benchmarks.timing import (
     measure,
 )
 from steer_lightning.nn import CNF, ConvFlowField, MultiScaleCNF
-from steer_lightning.nn.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
+from steer_lightning.nn.likelihood import bits_per_dim, standard_normal_log_prob
 from steer_lightning.nn.trace import trace_noise
 from steer_lightning.solvers import FixedGridSolver, SolveStats
 from steer_lightning.utils.seeding import stream
@@ -59,7 +59,7 @@ def make_batch(n: int, size: int = SIZE) -> Tensor:
     """Dequantised images, shape ``(n, 1, size, size)``."""
     generator = torch.Generator().manual_seed(1)
     grey = torch.randint(256, (n, 1, size, size), generator=generator).float()
-    return dequantize(grey, torch.rand(grey.shape, generator=generator))
+    return (grey + torch.rand(grey.shape, generator=generator)) / 256.0
 
 
 def weighted(bits: Tensor, kinetic: Tensor, jacobian: Tensor) -> Tensor:

@@ -113,14 +113,13 @@ class LastCheckpoint(Shown, Checkpoint):
         """
         n, step = self.every_n_train_steps, trainer.global_step
         is_time = n is not None and step // n > self._saved_at // n
-        ends = self._interrupted or (trainer.received_sigterm and trainer.world_size == 1)
-        if ends and not _accumulates(trainer, batch_idx):
-            is_time = True
-        may_stop = trainer.current_epoch >= (trainer.min_epochs or 0)
-        may_stop = may_stop and step >= (trainer.min_steps or 0)
+        signalled = self._interrupted or (trainer.received_sigterm and trainer.world_size == 1)
+        breaks_off = signalled and not _accumulates(trainer, batch_idx)
+        epochs_done = trainer.current_epoch >= (trainer.min_epochs or 0)
+        may_stop = epochs_done and step >= (trainer.min_steps or 0)
         # A batch may take several steps.
         stops = (trainer.should_stop and may_stop) or -1 < trainer.max_steps <= step
-        if (is_time or stops) and not _validation_follows(trainer, batch_idx):
+        if (is_time or breaks_off or stops) and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,7 @@ from steer_lightning.horizon.base import Horizon, WarpedField
 from steer_lightning.horizon.end_time import Draw
 from steer_lightning.horizon.time_warp import TimeWarp
 from steer_lightning.utils.checks import check_problem
-from steer_lightning.utils.problem import VectorField, first_part, has_float64
+from steer_lightning.utils.problem import VectorField, exact, first_part, has_float64
 
 
 class GridHorizon(Horizon):
@@ -115,8 +115,7 @@ class GridHorizon(Horizon):
 
 def _stretched(t_eval: Tensor, rates: Tensor) -> Tensor:
     """The times, with the stretched intervals added up."""
-    if has_float64(t_eval.device):
-        t_eval, rates = t_eval.double(), rates.to(t_eval.device)
+    t_eval = exact(t_eval)
     gaps = rates.to(t_eval) * t_eval.diff()
     return torch.cat([t_eval[:1], t_eval[0] + gaps.cumsum(0)])
 

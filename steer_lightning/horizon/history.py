@@ -61,16 +61,20 @@ class DrawHistory:
         later = None
         for change in reversed(self._changes):
             if change.node <= node.number:
-                before = node.own_forward and change.seen <= node.number
-                flipped = later is not None and later.draw is change.draw
-                return (later if before and later and flipped else change).active
+                break
             later = change
-        raise RuntimeError(
-            "A backward pass solves again what its forward pass solved before the last "
-            f"{_REMEMBERED} changes of the end time, two or more a step, or before the span was "
-            "set: the end time is no longer known. Call backward earlier, and put all that is "
-            "evaluated at nominal times in a step into one `with nominal(...)`."
-        )
+        else:
+            raise RuntimeError(
+                "A backward pass solves again what its forward pass solved before the last "
+                f"{_REMEMBERED} changes of the end time, two or more a step, or before the span "
+                "was set: the end time is no longer known. Call backward earlier, and put all "
+                "that is evaluated at nominal times in a step into one `with nominal(...)`."
+            )
+        # An adjoint's node is made just before the solve that first hears of train() or eval().
+        just_before = node.own_forward and change.seen <= node.number
+        if later is not None and later.draw is change.draw and just_before:
+            return later.active
+        return change.active
 
     @contextmanager
     def repeated(self, draw: Draw | None) -> Iterator[None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from steer_lightning.horizon.base import Horizon, WarpedField
 from steer_lightning.horizon.end_time import Draw, EndTimeDraw
 from steer_lightning.horizon.time_warp import TimeWarp
-from steer_lightning.utils.problem import VectorField, default_times, first_part, has_float64
+from steer_lightning.utils.problem import VectorField, default_times, exact, first_part
 
 
 class SpanHorizon(Horizon):
@@ -146,8 +146,7 @@ class SpanHorizon(Horizon):
         if warp is None:
             return vector_field, t_eval
         if not isinstance(warp.rate, Tensor):  # the times move, and the field need not be wrapped
-            exact = t_eval.double() if has_float64(t_eval.device) else t_eval
-            return vector_field, warp.actual(exact)
+            return vector_field, warp.actual(exact(t_eval))
         return WarpedField(vector_field, warp), t_eval
 
     def time_warp(self, y: Tensor) -> TimeWarp | None:

@@ -5,12 +5,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from steer_lightning.modules.base import mean_with_nan
 from steer_lightning.modules.cnf import CNFModule
 from steer_lightning.nn import Flow
-from steer_lightning.nn.likelihood import bits_per_dim, dequantize
+from steer_lightning.nn.likelihood import bits_per_dim
 
 
 class ImageFlowModule(CNFModule):
@@ -70,16 +69,12 @@ class ImageFlowModule(CNFModule):
             )
         self.temperature = temperature
         self.center = mean_with_nan()
-        self.draws = torch.nn.ModuleList(mean_with_nan() for _ in range(test_draws))
-
-    @property
-    def _draws(self) -> list[MeanMetric]:
-        return cast(list[MeanMetric], list(self.draws))
+        self.draws: Any = torch.nn.ModuleList(mean_with_nan() for _ in range(test_draws))
 
     def points(self, batch: Any, generator: torch.Generator | None) -> tuple[Tensor, None]:
         grey = _images(batch)
         u = torch.rand(grey.shape, generator=generator, dtype=grey.dtype, device=grey.device)
-        return dequantize(grey, u), None
+        return (grey + u) / 256.0, None
 
     def loss_weight(self, batch: Any) -> None:
         """Images have no weights."""
@@ -89,23 +84,22 @@ class ImageFlowModule(CNFModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         grey = _images(batch)
-        center = self.flow.log_prob(
-            dequantize(grey, 0.5), generator=self.noise_stream("test center", batch_idx)
-        )
+        generator = self.noise_stream("test center", batch_idx)
+        center = self.flow.log_prob((grey + 0.5) / 256.0, generator=generator)
         self.center.update(self.score(center))
         self.log("test/bits_per_dim_center", self.center, batch_size=len(grey))
-        for draw, metric in enumerate(self._draws):
+        for draw, metric in enumerate(self.draws):
             generator = self.noise_stream("test", batch_idx, draw)
             x, _ = self.points(batch, generator)
             metric.update(self.score(self.flow.log_prob(x, generator=generator)))
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
-        for metric in (self.center, *self._draws):
+        for metric in (self.center, *self.draws):
             metric.reset()
 
     def on_test_epoch_end(self) -> None:
-        means = torch.stack([metric.compute() for metric in self._draws])
+        means = torch.stack([metric.compute() for metric in self.draws])
         # Equal on all ranks already: the metrics are reduced exactly.
         self.log("test/bits_per_dim", means.mean(), sync_dist=True)
         self.log("test/bits_per_dim_stderr", means.std() / len(means) ** 0.5, sync_dist=True)

@@ -12,17 +12,6 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     return -0.5 * flat.square().sum(1) - 0.5 * flat.shape[1] * math.log(2.0 * math.pi)
 
 
-def dequantize(grey: Tensor, u: Tensor | float) -> Tensor:
-    """Spread 256 grey values over the unit interval: :math:`x = (g + u) / 256`.
-
-    Args:
-        grey: Whole numbers 0 to 255, floating, any shape.
-        u: Place within a value's bin, in ``[0, 1)``: uniform noise of the shape of ``grey``, or
-            ``0.5`` for the bin's centre.
-    """
-    return (grey + u) / 256.0
-
-
 def bits_per_dim(log_p: Tensor, n_dims: int) -> Tensor:
     r"""Bits per dimension of images of 256 grey values, of a density on the unit cube.
 

@@ -23,7 +23,7 @@ from steer_lightning.utils.checks import (
     check_tolerances,
     refuse_export,
 )
-from steer_lightning.utils.problem import VectorField, has_float64, parts, stack
+from steer_lightning.utils.problem import VectorField, exact, parts, stack
 
 # Steps in a row without a finite error, each a fifth of the last: shorter ones are of no use.
 _HOPELESS = 25
@@ -104,7 +104,7 @@ class ErrorControlledSolver(Solver):
         controlled = getattr(vector_field, "controlled_parts", None)
         # Times and lengths are numbers: a GPU is waited for once a step, to hear of its error.
         (t0, *between, t1) = t_eval.tolist()
-        first, last = _exact_ends(t_eval) if has_gradient(t_eval) else (t0, t1)
+        first, *_, last = exact(t_eval).unbind() if has_gradient(t_eval) else (t0, t1)
         t, y, h = t0, y0, first_step
         slope = method.slope(first, y)
         if h is None:
@@ -170,13 +170,6 @@ def _end_of_step(t: float, t1: float, h: float) -> float:
     if h >= 0.99 * abs(left):
         return t1
     return t + (0.5 * left if h > 0.5 * abs(left) else math.copysign(h, left))
-
-
-def _exact_ends(t_eval: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last time with their gradient, in float64, as the ends of steps between them."""
-    if has_float64(t_eval.device):
-        t_eval = t_eval.double()
-    return t_eval[0], t_eval[-1]
 
 
 def _knots(ends: list[float], t_eval: Tensor) -> Tensor:

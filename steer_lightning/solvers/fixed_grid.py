@@ -13,7 +13,7 @@ from steer_lightning.solvers.tableaus import FIXED
 from steer_lightning.solvers.work import Stepper, Work
 from steer_lightning.utils.autograd import has_gradient
 from steer_lightning.utils.checks import check_choice, check_problem
-from steer_lightning.utils.problem import VectorField, has_float64, stack
+from steer_lightning.utils.problem import VectorField, exact, stack
 
 
 class FixedGridSolver(Solver):
@@ -95,9 +95,7 @@ class FixedGridSolver(Solver):
     def _knots(self, t_eval: Tensor) -> list[Time]:
         """Ends of all steps; numbers, unless they have a gradient or no value in an export."""
         as_tensors = has_gradient(t_eval) or torch.compiler.is_exporting()
-        if as_tensors and has_float64(t_eval.device):
-            t_eval = t_eval.double()
-        times: list[Time] = list(t_eval.unbind()) if as_tensors else t_eval.tolist()
+        times: list[Time] = list(exact(t_eval).unbind()) if as_tensors else t_eval.tolist()
         knots = [
             start + (end - start) * (j / self.n_steps) if j else start
             for start, end in pairwise(times)

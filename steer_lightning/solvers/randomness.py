@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steer_lightning.solvers.runge_kutta import evaluate
+from steer_lightning.utils.autograd import saves_through_hooks
 from steer_lightning.utils.buffers import keep_buffers
 from steer_lightning.utils.problem import VectorField, first_part, parts
 from steer_lightning.utils.watching import unseen
@@ -53,8 +54,7 @@ def suspects(vector_field: VectorField) -> list[nn.Module]:
 
 def _kept_out_of_checkpoints() -> AbstractContextManager[Any]:
     """Let what is saved here be no part of a checkpoint, which would miss it when it repeats."""
-    engine: Any = torch._C._autograd
-    if engine._top_saved_tensors_default_hooks(True) is None:
+    if not saves_through_hooks():
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 

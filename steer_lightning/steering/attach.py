@@ -116,11 +116,33 @@ class AttachedHorizon(Movable):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _map_time(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Pre-hook: replaces ``t``."""
-        t = self._actual(time_given(args, kwargs), module)
-        if "t" in kwargs:
-            return args, {**kwargs, "t": t}
-        return (t, *args[1:]) if args else args, kwargs
+        """Pre-hook: replaces the time that a foreign solver passes."""
+        draw, node = self.current_draw(), running_node()
+        if node is None:
+            self._thread = threading.get_ident()
+        elif node.name == "CheckpointFunctionBackward" and (
+            draw != self.draw or threading.get_ident() != self._thread
+        ):
+            raise RuntimeError(
+                f"A re-entrant checkpoint repeats a solve of the vector field {self.path!r} whose "
+                f"end time is no longer in force: an adjoint in it would get another. Give "
+                f"checkpoint(..., use_reentrant=False), or, on a CPU, call backward before the "
+                f"end of the training step (or inside `with steer(...)`)."
+            )
+        if draw is None:
+            return args, kwargs
+        t = time_given(args, kwargs)
+        if not isinstance(t, Tensor):
+            got = "no time" if t is None else f"a time of type {type(t).__name__}"
+            raise TypeError(
+                f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with a "
+                f"tensor t, but got {got}. Name the module that is passed to odeint."
+            )
+        if node is None:
+            self._watch(t, module)
+        warp = self._warp_of(draw)
+        t = t if warp is None else warp.actual(t)
+        return (args, {**kwargs, "t": t}) if "t" in kwargs else ((t, *args[1:]), kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _scale_derivative(self, module: nn.Module, args: Any, dy: Any) -> Any:
@@ -138,34 +160,6 @@ class AttachedHorizon(Movable):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave_around(self, module: nn.Module, args: Any, output: Any) -> None:
         self._callers.pop()
-
-    def _actual(self, t: Any, field: nn.Module) -> Any:
-        """Actual time for the time that a foreign solver passes."""
-        draw = self.current_draw()
-        node = running_node()
-        if node is None:
-            self._thread = threading.get_ident()
-        elif node.name == "CheckpointFunctionBackward" and (
-            draw != self.draw or threading.get_ident() != self._thread
-        ):
-            raise RuntimeError(
-                f"A re-entrant checkpoint repeats a solve of the vector field {self.path!r} whose "
-                f"end time is no longer in force: an adjoint in it would get another. Give "
-                f"checkpoint(..., use_reentrant=False), or, on a CPU, call backward before the "
-                f"end of the training step (or inside `with steer(...)`)."
-            )
-        if draw is None:
-            return t
-        if not isinstance(t, Tensor):
-            got = "no time" if t is None else f"a time of type {type(t).__name__}"
-            raise TypeError(
-                f"Expected the vector field {self.path!r} to be called as f(t, y, ...) with a "
-                f"tensor t, but got {got}. Name the module that is passed to odeint."
-            )
-        if node is None:
-            self._watch(t, field)
-        warp = self._warp_of(draw)
-        return t if warp is None else warp.actual(t)
 
     def warn_of_doubts(self) -> None:
         """Say once what a batch has shown that is probably not meant."""

@@ -132,8 +132,9 @@ class Steering:
         paths = self.settings.vector_fields
         if paths is None:
             return dict(find_horizons(model, self.settings.horizons))
-        find_fields(model, paths)  # so that no field gets hooks if another path leads nowhere
-        return {path or "model": attach(model, path, self.settings.span) for path in paths}
+        fields = find_fields(model, paths)  # all, before one of them gets hooks
+        found = zip(paths, fields.values(), strict=True)
+        return {p or "model": attach(model, p, f, self.settings.span) for p, f in found}
 
     def _claim(self) -> None:
         """Become the owner of all horizons."""

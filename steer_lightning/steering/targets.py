@@ -87,28 +87,22 @@ def attached_horizons(module: nn.Module, inside: bool = True) -> list[AttachedHo
     return [_ATTACHED[m] for m in modules if m in _ATTACHED]
 
 
-def find_field(model: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path, the model for the empty one; a ``ValueError`` if none is."""
-    known = dict(model.named_modules(remove_duplicate=False))
-    if path not in known:
-        try:
-            check_choice("vector_fields", path, (name for name in known if name))
-        except ValueError as error:
-            raise ValueError(
-                f"{error} A path leads to an nn.Module inside the model, such as 'flow.func'; a "
-                f"plain function cannot be attached: wrap it in an nn.Module."
-            ) from None
-    field: nn.Module = known[path]
-    return field
-
-
 def find_fields(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules at dotted paths, by name; a ``ValueError`` where one is named twice."""
+    """The modules at dotted paths, by name; a ``ValueError`` where none is, or one named twice."""
+    known = dict(model.named_modules(remove_duplicate=False))
     fields: dict[str, nn.Module] = {}
     for path in paths:
-        field = find_field(model, path)
-        for other, known in fields.items():
-            if known is field:
+        if path not in known:
+            try:
+                check_choice("vector_fields", path, (name for name in known if name))
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} A path leads to an nn.Module inside the model, such as 'flow.func'; "
+                    f"a plain function cannot be attached: wrap it in an nn.Module."
+                ) from None
+        field = known[path]
+        for other, before in fields.items():
+            if before is field:
                 raise ValueError(
                     f"Expected `vector_fields` to name each module once, but {other!r} and "
                     f"{path or 'model'!r} are the same. Leave one of them out."
@@ -117,9 +111,8 @@ def find_fields(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
     return fields
 
 
-def attach(model: nn.Module, path: str, span: Span | None) -> AttachedHorizon:
+def attach(model: nn.Module, path: str, field: nn.Module, span: Span | None) -> AttachedHorizon:
     """The horizon of a named vector field; the one it has, if that is of the same span."""
-    field = find_field(model, path)
     horizon = _ATTACHED.get(field)
     if horizon is not None and horizon.attached:
         if horizon.owner is not None or horizon.asked == span:

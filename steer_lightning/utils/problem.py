@@ -53,10 +53,15 @@ def has_float64(device: torch.device) -> bool:
     return device.type not in {"mps"}
 
 
+def exact(t: Tensor) -> Tensor:
+    """Times in float64, on a device that has it."""
+    return t.double() if has_float64(t.device) else t
+
+
 def default_times(y0: Any, *times: float) -> Tensor:
     """Times for a solve of ``y0``, in float64; on its device, or the CPU if that has none."""
-    device, exact = first_part(y0).device, torch.tensor(times, dtype=torch.float64)
-    return exact.to(device) if has_float64(device) else exact
+    device, t = first_part(y0).device, torch.tensor(times, dtype=torch.float64)
+    return t.to(device) if has_float64(device) else t
 
 
 def trainable_tensors(vector_field: VectorField) -> tuple[Tensor, ...]:

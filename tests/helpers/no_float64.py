@@ -110,7 +110,6 @@ def forbid_float64(monkeypatch: pytest.MonkeyPatch) -> Device:
         "utils.problem",
         "solvers.steps",
         "solvers.torchdiffeq",
-        "horizon.span",
         "horizon.grid",
     ):
         monkeypatch.setattr(f"steer_lightning.{module}.has_float64", lambda device: False)

@@ -7,7 +7,6 @@ from torch.distributions import Normal, kl_divergence
 
 from steer_lightning.nn.likelihood import (
     bits_per_dim,
-    dequantize,
     importance_bound,
     masked_gaussian_log_prob,
     standard_normal_kl,
@@ -34,17 +33,6 @@ def test_bits_of_a_density_that_is_constant_on_each_bin(n_dims):
     p = torch.from_numpy(logistic.cdf(GREY + 1.0) - logistic.cdf(GREY))
     log_p = n_dims * torch.log(256.0 * p)  # n_dims pixels of one value
     torch.testing.assert_close(bits_per_dim(log_p, n_dims), -torch.log2(p))
-
-
-def test_grey_values_share_the_unit_interval_evenly():
-    u = torch.rand(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = dequantize(GREY, u)
-    assert torch.equal((256 * x).floor(), GREY)
-    torch.testing.assert_close(256 * x - GREY, u, rtol=0.0, atol=1e-12)
-    assert torch.equal(dequantize(GREY, 0.0), GREY / 256)
-    assert torch.equal(dequantize(GREY, 0.5).diff(), torch.full((255,), 1 / 256).double())
-    image = GREY.view(2, 2, 8, 8)
-    assert dequantize(image, 0.5).shape == image.shape
 
 
 @pytest.mark.parametrize("std", [0.3, torch.tensor([0.3, 0.1, 2.0], dtype=torch.float64)])

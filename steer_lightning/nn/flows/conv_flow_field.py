@@ -83,15 +83,12 @@ class ConvFlowField(nn.Module):
         *hidden, last = self.layers
         stacked = torch.cat([y, probe])
         for layer in hidden:
-            value, tangent = self._convolve(layer, stacked).chunk(2)
+            value, tangent = self._arranged(layer.convolve(stacked)).chunk(2)
             value = value + layer.offset(t, value)
             with _own_precision(value):
                 stacked = torch.cat([activate(value), derivative(value) * tangent])
         value, tangent = last.convolve(stacked).chunk(2)
         return value + last.offset(t, value), tangent
-
-    def _convolve(self, layer: TimeConv2d, y: Tensor) -> Tensor:
-        return self._arranged(layer.convolve(y))
 
     def _arranged(self, y: Tensor) -> Tensor:
         if not self.channels_last or transforms_active():  # vmap knows no memory formats
