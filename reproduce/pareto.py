@@ -23,9 +23,9 @@ BRACKETS = (
     "and seconds, with the interval; bold where that excludes no change. Means of evaluations and "
     "seconds are geometric. Weights are those of the last step. Worst: over eleven end times of "
     "evaluation, on the first two test batches; a gap where a solve failed. Seconds (of the "
-    "processor, on a CPU) are those in training batches, with all that the penalties cost; they "
-    "have no ratio where the baseline's ran on another processor. NFE leaves out a penalty's own "
-    "evaluations."
+    "processor, on a CPU) are those in training batches, with all that the penalties cost; "
+    "they are compared at one commit and processor alone, some ratios of fewer seeds and some not "
+    "at all. NFE leaves out a penalty's own evaluations."
 )
 
 

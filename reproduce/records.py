@@ -34,11 +34,10 @@ class Record:
     folder: Path = Path()
 
     @property
-    def processor(self) -> str:
-        """What its time was taken on, and the threads."""
-        return (
-            f"{self.machine.get('gpu') or self.machine.get('cpu')} {self.machine.get('threads')}"
-        )
+    def timed_on(self) -> tuple[Any, ...]:
+        """Processor, threads and commit: runs of other days took other seconds for the same."""
+        hardware = self.machine.get("gpu") or self.machine.get("cpu")
+        return hardware, self.machine.get("threads"), self.machine.get("commit")
 
     @property
     def clock(self) -> Literal["seconds", "cpu_seconds"]:
@@ -68,7 +67,7 @@ class Record:
 
 
 Results = Mapping[Variant, Sequence[Record]]
-Pair = tuple[int, str]  # seed, and processor where it matters: what two compared runs share
+Pair = tuple[Any, ...]  # seed, and what times were taken on: what two compared runs share
 
 
 def finished(records: Iterable[Record]) -> list[Record]:
@@ -83,10 +82,10 @@ def overrides_of(results: Results) -> list[str]:
 
 
 def by_seed(records: Iterable[Record], metric: Metric) -> dict[Pair, float]:
-    """A metric of the finished runs, as shown; time of two processors is not compared."""
+    """A metric of the finished runs, as shown; time is compared where it was taken alike."""
     timed = metric.key == "train/seconds"
     return {
-        (record.seed, record.processor if timed else ""): metric.factor * value
+        (record.seed, *(record.timed_on if timed else ())): metric.factor * value
         for record in finished(records)
         if (value := record.value(metric.key)) is not None
     }

@@ -89,7 +89,7 @@ def work_tables(experiment: Experiment, results: Results) -> str:
         ran = {record.seed: record for record in results[variant]}
         found = reached(results[part.baseline], results[variant])
         return {
-            (seed, ran[seed].processor): math.log(getattr(at, ran[seed].clock)) if at else math.inf
+            (seed, *ran[seed].timed_on): math.log(getattr(at, ran[seed].clock)) if at else math.inf
             for seed, at in found.items()
         }
 
@@ -99,8 +99,8 @@ def work_tables(experiment: Experiment, results: Results) -> str:
     text = (
         "Work. Evaluations of the vector field in training are forward and backward, summed over "
         "the batches; seconds are those in training batches (on a CPU processor seconds), without "
-        "validation, and compared on the same processor alone; evaluations in test batches are "
-        f"means{over}."
+        "validation, and compared at one commit and processor alone; evaluations in test batches "
+        f"are means{over}."
     )
     costs = [metric for metric in (*WORK, _TEST_NFE) if metric.key not in shown]
     tables = [metric_table(experiment, metric, results) for metric in costs]

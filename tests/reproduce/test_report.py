@@ -161,8 +161,9 @@ def test_all_commits_of_a_run_are_named():
     assert f"Made by commit {'a' * 10} then {'b' * 10} on Some CPU" in page
 
 
-def test_seconds_of_two_processors_are_not_compared():
-    other = {**MACHINE, "cpu": "Another CPU"}
+@pytest.mark.parametrize("change", [{"cpu": "Another CPU"}, {"commit": "b" * 40}])
+def test_seconds_of_two_processors_or_commits_are_not_compared(change):
+    other = {**MACHINE, **change}
     results = {
         BASELINE: [record(seed, 0.5, (0.3, 0.3, 0.3)) for seed in (0, 1)],
         STEER: [record(0, 0.5, (0.3, 0.3, 0.3)), record(1, 0.5, (0.3, 0.3, 0.3), machine=other)],

@@ -42,8 +42,10 @@ def test_a_run_on_two_machines_names_both(unbroken):
     saved["sessions"] = [session, {**session, "cpu": "Another CPU", "threads": 64}]
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "run.json").write_text(json.dumps(saved))
-    assert run.record().processor == (
-        f"{session['cpu']} then Another CPU {session['threads']} then 64"
+    assert run.record().timed_on == (
+        f"{session['cpu']} then Another CPU",
+        f"{session['threads']} then 64",
+        session["commit"],
     )
 
 
