@@ -1,6 +1,6 @@
 """What a training solve shows of its trajectory, at random times inside its span."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Probed:
             where samples have spans of their own.
         y: States there, each ``(B, ...)``.
         ends: Times of the first and the last state, shape ``()`` or ``(B,)``.
-        y_ends: Those states.
+        y_ends: Those states; none of an attached field, of which one evaluation is seen.
         length: ``|t1 - t0|``, a number or of shape ``()`` or ``(B,)``.
         rate: Actual time per unit of the times of ``steps``, a number or of shape ``(B,)``.
         generator: A random stream on the device of the state, for a penalty's own noise.
@@ -41,7 +41,7 @@ class Probed:
     t: tuple[Tensor, ...]
     y: tuple[Tensor, ...]
     ends: tuple[Tensor, Tensor]
-    y_ends: tuple[Tensor, Tensor]
+    y_ends: tuple[Tensor, ...]
     length: Time
     generator: torch.Generator
     steps: Steps | None = None
@@ -49,6 +49,10 @@ class Probed:
     n_solves: float = 1.0
     shares: tuple[float, ...] = ()
     direction: float = 1.0
+
+    def first(self, n: int) -> "Probed":
+        """What is seen at the first ``n`` probe times."""
+        return replace(self, t=self.t[:n], y=self.y[:n], shares=self.shares[:n])
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Regularisers of trajectories, STEER's rivals: one file each."""
 
+from steer_lightning.nn.probes import Probed
 from steer_lightning.penalties.acceleration import Acceleration
 from steer_lightning.penalties.base import Penalty
 from steer_lightning.penalties.jacobian_norm import JacobianNorm
@@ -14,6 +15,7 @@ __all__ = [
     "KineticEnergy",
     "LocalError",
     "Penalty",
+    "Probed",
     "Stiffness",
     "TrajectoryPolynomial",
 ]

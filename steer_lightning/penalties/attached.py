@@ -116,7 +116,7 @@ class AttachedProbe:
         noise = stream(y.device, key, "noise")
         return [
             Probed(
-                field, (t,), (y,), (t0, t1), (y, y), abs(span), noise, n_solves=n_solves,
+                field, (t,), (y,), (t0, t1), (), abs(span), noise, n_solves=n_solves,
                 shares=shares, direction=math.copysign(1.0, span),
             )
         ]  # fmt: skip

@@ -22,7 +22,7 @@ _ACTIVE: dict[nn.Module, "Penalizing"] = {}
 class Penalizing:
     """The penalties of one model, and what its solves have shown of a step.
 
-    Arguments are those of :func:`penalize`; a ``ValueError`` says what does not fit.
+    Arguments are those of :func:`penalize`, as are the errors.
     """
 
     def __init__(
@@ -31,6 +31,8 @@ class Penalizing:
         penalties: Sequence[Penalty],
         vector_fields: Sequence[str] | None = None,
     ) -> None:
+        if isinstance(penalties, Penalty) or not all(isinstance(p, Penalty) for p in penalties):
+            raise TypeError(f"Expected a list of penalties, but got {penalties!r}.")
         names = [penalty.name for penalty in penalties]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"Expected penalties, each once, but got {names}.")
@@ -117,9 +119,9 @@ class Penalizing:
         total = torch.zeros(())
         for penalty in self.penalties:
             if self._weights.get(penalty.name) and seen:
-                value = torch.stack(
-                    [probed.n_solves * penalty.value(probed) for probed in seen]
-                ).sum()
+                # At the times that it asked for: another one may have asked for more.
+                own = [(probed.n_solves, probed.first(penalty.n_times)) for probed in seen]
+                value = torch.stack([n * penalty.value(probed) for n, probed in own]).sum()
                 before = self.values.get(penalty.name, 0.0)
                 self.values[penalty.name] = before + float(value.detach())
                 total = total.to(value) + self._weights[penalty.name] * value
@@ -214,10 +216,12 @@ def penalize(
         epoch: Count of epochs, for weights that follow it.
         vector_fields: Dotted paths of what the model passes to ``odeint``; its own blocks if not
             given.
-        seed: Seed of the probe times; torch's initial seed if not given. The global random stream
-            is not touched.
+        seed: Seed of the probe times; torch's initial seed if not given, that of the first process
+            if there are several, all of which then have to come here. The global random stream is
+            not touched.
 
     Raises:
+        TypeError: If ``penalties`` is no list of them.
         ValueError: If a penalty does not fit the solver of a block, or there is no block; and at
             the end if nothing was taken.
     """

@@ -70,6 +70,7 @@ def test_a_foreign_models_penalties_are_those_of_our_block_at_the_same_time_and_
             (probed,) = penalizing._attached[path].collect()
         t, y, length = probed.t[0], probed.y[0].detach(), probed.length
         ends = probed.ends  # torchdyn's own solvers tell none
+        assert probed.y_ends == ()
         if library.startswith("torchdiffeq"):
             end = end_times.get(f"steer/{path}/end_time", 2.0)
             assert length == pytest.approx(end - 0.5)

@@ -24,6 +24,7 @@ from steer_lightning.nn.series import make_series
 from steer_lightning.penalties import (
     KineticEnergy,
     LocalError,
+    Penalty,
     Stiffness,
     TrajectoryPolynomial,
 )
@@ -235,6 +236,26 @@ def test_what_cannot_be_seen_is_refused(model, penalties, fields, message):
     ):
         pass
     assert model not in _ACTIVE
+
+
+@pytest.mark.parametrize("given", [KineticEnergy(1.0), [0.1]])
+def test_something_else_than_a_list_of_penalties_is_refused(given):
+    with pytest.raises(TypeError, match="list of penalties"), penalize(OwnModel(), given, step=0):
+        pass
+
+
+def test_a_penalty_sees_the_times_that_it_asked_for_whatever_others_ask():
+    class Sizes(Penalty):
+        def value(self, probed):
+            return sum(y.square().mean() for y in probed.y) * len(probed.t) * len(probed.shares)
+
+    found = []
+    for others in ([], [TrajectoryPolynomial(1.0), AtThreeTimes(1.0)]):
+        with looking(model := seeded(OwnModel), Sizes(1.0), *others) as penalizing:
+            model(tiny_data())
+            penalizing.take()
+        found.append(penalizing.values["sizes"])
+    assert found[0] == found[1] > 0.0
 
 
 def test_a_step_without_a_solve_two_owners_and_none_are_refused():
