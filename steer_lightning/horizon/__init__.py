@@ -6,7 +6,18 @@ Models hold horizons; whoever trains them (a callback, a context manager) moves 
 """
 
 from steer_lightning.horizon.base import Horizon, WarpedField
+from steer_lightning.horizon.end_time import Draw, EndTimeDraw, FixedOffset
 from steer_lightning.horizon.grid import GridHorizon
 from steer_lightning.horizon.span import SpanHorizon
+from steer_lightning.horizon.time_warp import TimeWarp
 
-__all__ = ["GridHorizon", "Horizon", "SpanHorizon", "WarpedField"]
+__all__ = [
+    "Draw",
+    "EndTimeDraw",
+    "FixedOffset",
+    "GridHorizon",
+    "Horizon",
+    "SpanHorizon",
+    "TimeWarp",
+    "WarpedField",
+]

@@ -119,6 +119,9 @@ class Movable(nn.Module, ABC):
     def describe(self) -> str:
         """The interval in words, for a table."""
 
+    def extra_repr(self) -> str:
+        return self.describe()
+
     @abstractmethod
     def in_force(self) -> dict[str, float]:
         """The values in force now, by the names they are logged under."""

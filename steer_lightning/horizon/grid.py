@@ -28,7 +28,7 @@ class GridHorizon(Horizon):
         Ghosh et al., *STEER*, NeurIPS 2020, arXiv:2006.10711, Section 4.2.
 
     Example:
-        >>> from steer_lightning.horizon.end_time import EndTimeDraw
+        >>> from steer_lightning.horizon import EndTimeDraw
         >>> horizon = GridHorizon()
         >>> horizon.perturb(EndTimeDraw(b="auto", key=3))
         >>> t_eval = torch.tensor([0.0, 0.5, 2.0])

@@ -39,7 +39,7 @@ class SpanHorizon(Horizon):
         TypeError: If an end is a tensor.
 
     Example:
-        >>> from steer_lightning.horizon.end_time import FixedOffset
+        >>> from steer_lightning.horizon import FixedOffset
         >>> horizon, y0 = SpanHorizon(0.0, 1.0), torch.zeros(1)
         >>> horizon.perturb(FixedOffset(0.5))
         >>> field, times = horizon.warp(lambda t, y: torch.ones_like(y), horizon.times(y0), y0)

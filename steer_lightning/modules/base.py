@@ -14,6 +14,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import (
 )
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
 from pytorch_lightning.utilities.parsing import collect_init_args
 from torch import nn
 from torch.optim import Optimizer
@@ -106,7 +107,7 @@ class TaskModule(LightningModule):
         self._group_names: list[set[str]] = []  # of each optimiser as it was made
         self._loading: Mapping[str, Any] | None = None
 
-    @classmethod
+    @_restricted_classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
         """As Lightning's, of a file whose checksums are right; others are a ``BadZipFile``."""
         if isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_file():

@@ -32,6 +32,9 @@ class Block(nn.Module):
     def set_up(
         self, vector_field: nn.Module, solver: Solver, eval_solver: Solver | None, horizon: Horizon
     ) -> None:
+        for given in (solver, eval_solver):
+            if not (given is None or isinstance(given, Solver)):
+                raise TypeError(f"Expected a solver, such as AdaptiveSolver(), but got {given!r}.")
         self.vector_field = vector_field
         self.solver = solver
         self.eval_solver = eval_solver
@@ -39,6 +42,9 @@ class Block(nn.Module):
         self.stats = SolveStats()
         self.step_memory = StepMemory()
         self.probing: Probing | None = None
+
+    def extra_repr(self) -> str:
+        return f"solver={self.solver}"
 
     def solve(self, vector_field: VectorField, y0: Any, t_eval: Tensor) -> Solution:
         """Solve at the images of nominal times ``t_eval`` under the warp that is in force."""

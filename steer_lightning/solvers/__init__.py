@@ -14,6 +14,7 @@ from steer_lightning.solvers.fixed_grid import FixedGridSolver
 from steer_lightning.solvers.rosenbrock import RosenbrockSolver
 from steer_lightning.solvers.steps import Steps
 from steer_lightning.solvers.torchdiffeq import TorchdiffeqSolver
+from steer_lightning.utils.problem import VectorField
 
 __all__ = [
     "AdaptiveSolver",
@@ -30,4 +31,5 @@ __all__ = [
     "StepSizeUnderflowError",
     "Steps",
     "TorchdiffeqSolver",
+    "VectorField",
 ]

@@ -89,7 +89,10 @@ class Solution(NamedTuple):
     def at(self, t: Tensor) -> Any:
         """States at any times in between, after ``dense=True``; see :meth:`Steps.at`."""
         if self.steps is None:
-            raise ValueError("Expected a solve with dense=True, which can be read at any time.")
+            raise ValueError(
+                "Expected a solve that kept its steps, but this one has none to be read between: "
+                "ask for dense=True, of a solver that can, such as AdaptiveSolver."
+            )
         return self.steps.at(t)
 
 

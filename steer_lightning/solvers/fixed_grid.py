@@ -26,10 +26,10 @@ class FixedGridSolver(Solver):
     Args:
         method: ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"rk4"`` (the 3/8 rule).
         n_steps: Steps in each interval of ``t_eval``.
-        compile: Compile the step with :func:`torch.compile`; see
-            :class:`~steer_lightning.solvers.AdaptiveSolver`.
         checkpoint: Keep only the state at each step, and evaluate the step again in the backward
             pass.
+        compile: Compile the step with :func:`torch.compile`; see
+            :class:`~steer_lightning.solvers.AdaptiveSolver`.
 
     Raises:
         ValueError: If ``method`` is unknown or ``n_steps < 1``.
@@ -48,16 +48,16 @@ class FixedGridSolver(Solver):
         self,
         method: Literal["euler", "midpoint", "heun", "rk4"] = "rk4",
         n_steps: int = 4,
-        compile: bool = False,
         checkpoint: bool = False,
+        compile: bool = False,
     ) -> None:
         check_choice("method", method, FIXED)
         if n_steps < 1:
             raise ValueError(f"Expected `n_steps` >= 1, but got {n_steps}.")
         self.method = method
         self.n_steps = n_steps
-        self.compile = compile
         self.checkpoint = checkpoint
+        self.compile = compile
 
     def solve(
         self,

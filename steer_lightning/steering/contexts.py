@@ -25,8 +25,7 @@ class EndTimes(Mapping[str, float]):
 
     def freeze(self) -> None:
         """Keep the values of this moment."""
-        values = self._read()
-        self._read = lambda: values
+        self._read = self._read().copy
 
     def __getitem__(self, name: str) -> float:
         return self._read()[name]
@@ -93,6 +92,7 @@ def steer(
         nominal before it.
 
     Raises:
+        TypeError: If ``model`` is Fabric's wrapper.
         ValueError: If a setting is out of range or nothing can be steered; and at the end of the
             block if a named vector field was not called in it.
 

@@ -22,7 +22,7 @@ class Shown:
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value: Any = getattr(self, name, None)
             if parameter.kind is parameter.VAR_POSITIONAL:
-                shown += [repr(item) for item in value]
+                shown += [repr(item) for item in value or ()]
             elif value is not None or (hasattr(self, name) and parameter.default is not None):
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -109,6 +109,8 @@ def test_checkpoint_of_a_module_built_in_python(trained, tmp_path):
         assert {key: saved[key] for key in case.plain} == case.plain
     results = [trainer.test(m, data, verbose=False) for m in (module, loaded)]
     assert results[0] == results[1]
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        module.load_from_checkpoint(path)
 
 
 class OfLayers(RegressionModule):

@@ -93,7 +93,10 @@ NETWORKS = {
     "ode-rnn": (lambda: ODERNN(field(), 2, 2, 3, 0.2), from_rnn),
     "ode-rnn, with time": (lambda: ODERNN(field(True), 2, 2, 3, 0.2, reverse=True), from_rnn),
     "latent ode": (lambda: LatentODE(2, 3, 4, n_hidden=5), from_latent_ode),
-    "latent ode, rnn": (lambda: LatentODE(2, 3, 4, "rnn"), from_latent_ode),
+    "latent ode, rnn": (
+        lambda: LatentODE(2, 3, 4, "rnn", solver=SOLVERS[0], eval_solver=SOLVERS[1]),
+        from_latent_ode,
+    ),
     "forecaster": (lambda: ODERNNForecaster(2, 3, 5, (6,), (6,), 0.1), lambda n: n(SERIES)[1:4]),
 }
 
@@ -116,6 +119,12 @@ def same(a, b):
 
 def test_no_block_is_left_out():
     assert {type(make()) for make, _ in BLOCKS.values()} == set(Block.__subclasses__())
+
+
+@pytest.mark.parametrize("given", [("dopri5",), (None, "dopri5")])
+def test_a_solver_is_no_name(given):
+    with pytest.raises(TypeError, match=r"a solver, such as AdaptiveSolver\(\), but got 'dopri5'"):
+        ODEBlock(field(), given[0], eval_solver=given[-1])
 
 
 def test_every_parameter_has_a_gradient_under_a_draw(case):
@@ -182,5 +191,7 @@ def test_the_evaluation_solver_serves_eval_mode_alone_and_work_is_counted(case):
         assert block.stats.nfe_forward >= 4 * block.stats.accepted > 0
         accepted.append(block.stats.accepted)
     assert 2 * accepted[1] == 5 * accepted[0]
+    assert f"(solver={block.solver}" in repr(block).replace("\n  ", "")
+    assert block.horizon.describe() in repr(block)
     block.eval_solver, once = None, call(block.train())
     assert same(call(block.eval()), once)

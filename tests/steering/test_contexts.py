@@ -1,5 +1,7 @@
 """Moving end times in plain PyTorch."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +45,7 @@ def test_inside_the_block_the_end_moves_and_after_it_no_bit_has_changed(model_cl
         assert end == pytest.approx(ends[name], abs=1e-5)
         assert not torch.equal(model(x), before)
     assert torch.equal(model(x), before)
+    assert pickle.loads(pickle.dumps(ends)) == {name: pytest.approx(end, abs=1e-5)}
 
 
 @both

@@ -35,7 +35,7 @@ from steer_lightning.utils.schedule import Schedule
         ),
         (
             FixedGridSolver("heun", 3),
-            "FixedGridSolver(method='heun', n_steps=3, compile=False, checkpoint=False)",
+            "FixedGridSolver(method='heun', n_steps=3, checkpoint=False, compile=False)",
         ),
         (
             TorchdiffeqSolver("rk4", options={"step_size": 0.1}),
@@ -83,7 +83,12 @@ def test_what_a_class_does_not_keep_is_left_out():
         def __init__(self, factor, label="none"):
             self.factor = factor
 
+    class Doubled(Scaled):
+        def __init__(self, *settings):
+            super().__init__(2, *settings)
+
     assert repr(Scaled(2)) == "Scaled(factor=2)"
+    assert repr(Doubled("one")) == "Doubled()"
 
 
 def test_settings_of_a_steer_callback_are_public_and_fixed():

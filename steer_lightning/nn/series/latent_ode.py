@@ -113,6 +113,7 @@ class LatentODE(nn.Module):
         vector_field: Latent field ``f(t, z)`` that ignores ``t``; if not given, a tanh network of
             ``generative_hidden``.
         solver: Of the latent ODE; dopri5 at ``rtol=1e-3, atol=1e-4`` if not given.
+        eval_solver: The same in eval mode; ``solver`` if not given.
 
     Raises:
         ValueError: If ``encoder`` is unknown, a width is not positive or the field has time.
@@ -140,6 +141,7 @@ class LatentODE(nn.Module):
         max_step: float = 0.02,
         vector_field: nn.Module | None = None,
         solver: Solver | None = None,
+        eval_solver: Solver | None = None,
     ) -> None:
         super().__init__()
         self.n_features = n_features
@@ -155,7 +157,7 @@ class LatentODE(nn.Module):
             )
         if vector_field is None:
             vector_field = autonomous_field(n_latents, generative_hidden)
-        self.decoder = LatentDecoder(vector_field, solver)
+        self.decoder = LatentDecoder(vector_field, solver, eval_solver)
         self.readout = feedforward([n_latents, n_features])
 
     def forward(
