@@ -59,12 +59,12 @@ class GridHorizon(Horizon):
             return vector_field, t_eval
         check_problem(y0, t_eval)  # as a whole: its intervals would pass one by one
         y = first_part(y0)
-        gaps = t_eval.detach().cpu().double().diff()
+        gaps = t_eval.cpu().double().diff()
         offsets = draw.offsets(gaps, len(y) if y.ndim else None, clip=True)
         if offsets is None:
             return vector_field, t_eval
         rates = 1.0 + offsets / gaps
-        self.note(float(rates.mean()))
+        self.note(float(rates.detach().mean()))
         if rates.ndim == 1 and getattr(vector_field, "autonomous", False):
             return vector_field, _stretched(t_eval, rates)
         rates = rates.to(y.device, y.real.dtype)
@@ -90,13 +90,13 @@ class GridHorizon(Horizon):
 
         Returns:
             Ratio of stretched to nominal length of each interval, one in the padding, shape ``(B,
-            K - 1)``, not differentiable; ``None`` if nothing is stretched.
+            K - 1)``; ``None`` if nothing is stretched.
         """
         draw = self.current_draw()
         if draw is None:
             return None
         order = unroll_order(lengths, times.shape[1], reverse)
-        gaps = times.detach().gather(1, order).cpu().double().diff(dim=1)
+        gaps = times.gather(1, order).cpu().double().diff(dim=1)
         moved = gaps != 0
         if not bool(moved.any()):
             return None
@@ -109,7 +109,7 @@ class GridHorizon(Horizon):
             offsets = offsets.expand(len(gaps), -1)
         stretch = 1.0 + offsets.flatten() / gaps[moved]
         rates = torch.ones_like(gaps).masked_scatter(moved, stretch)
-        self.note(float(rates[moved].mean()))
+        self.note(float(rates[moved].detach().mean()))
         return rates.to(times)
 
 

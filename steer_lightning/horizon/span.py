@@ -180,7 +180,9 @@ class SpanHorizon(Horizon):
 
     def _offsets(self, draw: Draw, batch_size: int | None) -> Tensor | None:
         """Offsets of a draw, shape ``(1,)`` or ``(B, 1)``, for the end time as it is now."""
-        gap = torch.tensor([self.end_time - self.t0], dtype=torch.float64)
-        offsets = draw.offsets(gap, batch_size, clip=self.learned_t1 is not None)
-        self.note(self.end_time + (0.0 if offsets is None else float(offsets.mean())))
+        learned = self._learned()
+        end = self.end_time if learned is None else learned.cpu().double()
+        gap = torch.as_tensor(end - self.t0, dtype=torch.float64).reshape(1)
+        offsets = draw.offsets(gap, batch_size, clip=learned is not None)
+        self.note(self.end_time + (0.0 if offsets is None else float(offsets.detach().mean())))
         return offsets

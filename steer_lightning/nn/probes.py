@@ -107,14 +107,13 @@ class Probing:
         y, ends = first_part(y), first_part(s.ys)
         device, dtype = y.device, y.real.dtype
         first, *inner, last = (x.to(device, dtype) for x in actual)
-        shares, span = self._shares(), times[-1] - times[0]
+        shares, span = self._shares(), (times[-1] - times[0]).to(device, dtype) * rate
         drawn = shares.argsort().argsort().tolist()  # where in the solve each one is
-        length = (span.to(device, dtype) * rate).abs()
         generator = stream(device, self.key, "noise", len(self.seen))
         probed = Probed(
             _as_now(base), tuple(inner[i] for i in drawn), tuple(y[i] for i in drawn),
-            (first, last), (ends[0], ends[-1]), length, generator, s.steps, rate,
-            shares=tuple(shares.tolist()), direction=float(span.detach().sign()),
+            (first, last), (ends[0], ends[-1]), span.abs(), generator, s.steps, rate,
+            shares=tuple(shares.tolist()), direction=float(span.detach().flatten()[0].sign()),
         )  # fmt: skip
         if not in_backward():  # what a checkpoint repeats was seen in its forward pass
             self.seen.append(probed)

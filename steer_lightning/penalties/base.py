@@ -69,12 +69,9 @@ def integrated_square(x: Tensor, probed: Probed) -> Tensor:
 
 
 def mean_rate(probed: Probed) -> float | Tensor:
-    """Actual time per unit of a step's own time; the mean where samples have rates of their own.
-
-    A constant.
-    """
+    """Actual time per unit of a step's own time, its mean where samples have own rates."""
     rate = probed.rate
-    return rate.detach().abs().mean() if isinstance(rate, Tensor) else abs(rate)
+    return rate.abs().mean() if isinstance(rate, Tensor) else abs(rate)
 
 
 def by_sample(x: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 from torchdiffeq import odeint
 
 from steer_lightning.horizon import GridHorizon
 from steer_lightning.horizon.end_time import EndTimeDraw, FixedOffset
 from steer_lightning.nn import ODEBlock
-from steer_lightning.solvers import TorchdiffeqSolver
+from steer_lightning.solvers import FixedGridSolver, TorchdiffeqSolver
 from tests.helpers.models import StubSolver
 from tests.helpers.problems import CosineField, LinearField, OscillatorField, initial_state, times
 from tests.helpers.solving import TIGHT, check_solution, gradient_modes, gradients, solve
@@ -25,7 +26,7 @@ def perturbed(**settings):
 
 def rates_of(horizon, t_eval, batch_size=None):
     """Ratio of stretched to nominal length of each interval under the draw in force."""
-    gaps = t_eval.detach().diff()
+    gaps = t_eval.diff()
     return 1.0 + horizon.draw.offsets(gaps, batch_size, clip=True) / gaps
 
 
@@ -247,8 +248,24 @@ def test_samples_of_one_time_have_nothing_to_stretch(draw):
     assert horizon.in_force() == {"stretch": 1.0}
 
 
-def test_stretches_are_of_the_dtype_of_the_times_and_have_no_gradient():
-    rates = perturbed().rates(OWN.float().requires_grad_(), OWN_LENGTHS)
+def test_stretches_are_of_the_dtype_of_the_times():
+    rates = perturbed().rates(OWN.float(), OWN_LENGTHS)
     assert rates.dtype == torch.float32
-    assert not rates.requires_grad
     torch.testing.assert_close(rates, perturbed().rates(OWN, OWN_LENGTHS).float())
+
+
+@pytest.mark.parametrize("b", ["auto", 0.1, 0.25])  # the last one is cut in some gaps
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("field", [CosineField(), LinearField()], ids=lambda f: type(f).__name__)
+def test_gradients_in_the_times_are_those_of_finite_differences(field, scope, b):
+    horizon, y0 = perturbed(b=b, scope=scope), initial_state()
+
+    def solved(t_eval):
+        return solve(horizon, FixedGridSolver("rk4", 3), field, y0, t_eval).ys
+
+    def stretched(ends):
+        own = torch.stack([times(0.0, 0.2, 0.9, 1.3), times(0.1, 0.5, 0.7, 1.5)]) + ends
+        return horizon.rates(own, torch.tensor([4, 4]))
+
+    assert gradcheck(solved, times(0.0, 0.2, 1.3).requires_grad_())
+    assert gradcheck(stretched, torch.zeros(2, 4, dtype=torch.float64, requires_grad=True))

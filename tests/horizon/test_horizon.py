@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 from torchdiffeq import odeint
 
 from steer_lightning.horizon import GridHorizon, SpanHorizon
@@ -131,6 +132,20 @@ def test_a_learnable_end_has_the_gradient_of_finite_differences(gradient, revers
     expected = (loss(1.2 + eps) - loss(1.2 - eps)) / (2 * eps)
     assert float(found) == pytest.approx(expected, rel=1e-6)
     assert horizon.in_force() == {"end_time": pytest.approx(1.2 + offset)}
+
+
+@pytest.mark.parametrize(("b", "t1"), [("auto", 1.2), (0.5, 1.2), (0.5, 0.4)])  # the last is cut
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_a_drawn_end_moves_with_the_learned_one(b, t1, scope):
+    horizon, field = SpanHorizon(0.0, 1.0, learn_t1=True).double(), CosineField()
+    horizon.perturb(EndTimeDraw(b, scope=scope, key=1))
+
+    def solved(learned):
+        del horizon.learned_t1
+        horizon.learned_t1 = learned
+        return solve(horizon, FixedGridSolver("rk4", 3), field, initial_state()).ys
+
+    assert gradcheck(solved, torch.tensor(t1, dtype=torch.float64, requires_grad=True))
 
 
 def test_a_learnable_end_has_one_solve_with_gradients_and_without():

@@ -160,11 +160,12 @@ def test_a_penalty_has_the_condition_of_its_solve(foreign):
     assert model.vector_field.condition is None
 
 
-@pytest.mark.parametrize("which", STEPS, ids=["local_error", "stiffness"])
-def test_penalties_of_steps_are_in_actual_time(which):
-    given = ODEBlock(Decays(), t_span=(0.0, 2.0)).double()
+@pytest.mark.parametrize("end", [2.0, -0.5])  # a learned one may pass t0
+@pytest.mark.parametrize("which", [*STEPS, LocalError(1.0, "one_step")], ids=repr)
+def test_penalties_of_steps_are_in_actual_time(which, end):
+    given = ODEBlock(Decays(), t_span=(0.0, end)).double()
     learned = ODEBlock(Decays(), learn_t1=True).double()  # its solver's times end at 1
-    torch.nn.init.constant_(learned.horizon.learned_t1, 2.0)
+    torch.nn.init.constant_(learned.horizon.learned_t1, end)
     values = []
     for model in (given, learned):
         with penalize(model, [which], step=0, seed=0):

@@ -342,8 +342,18 @@ def test_a_complex_dimension_is_two_real_ones(which, dims):
         torch.testing.assert_close(b, dims * a, rtol=1e-5, atol=1e-8)
 
 
-def test_the_mean_rate_is_a_constant():
-    learned = torch.tensor([0.5, 1.5], requires_grad=True)
-    rate = mean_rate(SimpleNamespace(rate=learned))
-    assert rate == 1.0
-    assert not rate.requires_grad
+@pytest.mark.parametrize("which", [LocalError(1.0), Stiffness(1.0)], ids=lambda p: p.name)
+def test_a_learned_end_has_the_gradient_of_finite_differences(which):
+    def value(t1):  # one step, whose length in the solver's times is a constant
+        solver = AdaptiveSolver("dopri5", rtol=1.0, atol=1.0, first_step=1.0)
+        block = ODEBlock(Twisted(), solver, learn_t1=True).double()
+        with penalize(block, [which], step=0, seed=3):
+            functional_call(block, {"horizon.learned_t1": t1}, torch.tensor(START)[None])
+            assert block.stats.accepted == 1
+            return penalty(block)
+
+    assert gradcheck(value, torch.tensor(1.3, dtype=torch.float64, requires_grad=True))
+
+
+def test_the_mean_rate_of_samples():
+    assert mean_rate(SimpleNamespace(rate=torch.tensor([-0.5, 1.5]))) == 1.0

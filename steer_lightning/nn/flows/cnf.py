@@ -119,9 +119,8 @@ class CNF(Flow, Block):
             return Transport(x, *integrals)
         t_eval = default_times(x, start, self.base_time)
         zs, deltas, *energies = self._solve((x, *integrals), t_eval, generator)
-        # The regularisers are integrals over the length of time, whatever its direction.
-        forwards = 1.0 if start < self.base_time else -1.0
-        return Transport(zs[-1], deltas[-1], *(forwards * energy[-1] for energy in energies))
+        # The regularisers, of squares, are integrals over the length of time, whatever its way.
+        return Transport(zs[-1], deltas[-1], *(energy[-1].abs() for energy in energies))
 
     def log_prob(
         self, x: Tensor, t: float | None = None, *, generator: torch.Generator | None = None

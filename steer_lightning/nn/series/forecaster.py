@@ -89,7 +89,7 @@ class ODERNNForecaster(nn.Module):
 
         ``times`` increase, none before the sample's first one, shape ``(B, G)``; else a
         ``ValueError``. Euler steps end at them too: values differ from those of ``forward`` by
-        what the length of steps does.
+        what the length of steps does. Not differentiable in ``times``.
         """
         if not bool((torch.cat([batch.times[:, :1], times], dim=1).diff(dim=1) >= 0).all()):
             raise ValueError(

@@ -83,6 +83,19 @@ def test_gradients_of_parameters_and_end_time_against_the_closed_form(data_at):
 
 
 @both_ends
+def test_regularisers_are_integrals_over_a_length_whichever_way_a_learned_end_lies(data_at):
+    x, found = torch.randn(5, 2, dtype=torch.float64), []
+    for learned, t1 in ((False, -0.5), (True, T1)):
+        span, own = {"t_span": (T0, t1), "data_at": data_at}, {"learn_t1": learned}
+        flow = CNF(TimedLinearField(), (2,), TorchdiffeqSolver(**TIGHT), **span, **own).double()
+        if learned:
+            torch.nn.init.constant_(flow.horizon.learned_t1, -0.5)
+        found.append(flow.transport(x, regularize=True)[2:])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-8)
+    assert bool((found[0][0] > 0.0).all() & (found[0][1] > 0.0).all())
+
+
+@both_ends
 @pytest.mark.parametrize("field", [None, MLPField(2, (8,)).double()], ids=["own", "mlp"])
 def test_log_prob_is_the_log_determinant_of_the_flow(field, data_at):
     settings = {"solver": TorchdiffeqSolver(**TIGHT), "data_at": data_at}
