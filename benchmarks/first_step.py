@@ -4,10 +4,9 @@ Forward and backward passes after some training, batch after batch at the same w
 flow and, if there is MNIST in the folder of data, of the small image flow and the small classifier
 of the configs, at their tolerances.
 
-``python -m benchmarks.first_step [--data_dir DIR]``
+``python -m benchmarks.first_step``
 """
 
-import argparse
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -80,7 +79,7 @@ def compare_config(
 
 
 def run(
-    data_dir: str | None = None,
+    folder: Path = DATA_DIR / "mnist",
     training_steps: int = TRAINING_STEPS,
     n: int = 21,
     image_steps: tuple[int, int] = (20, 200),
@@ -89,11 +88,8 @@ def run(
     flow = CNFModule(CNF(make_field(training_steps), (2,)))
     batches = make_batches(training_steps + n)[training_steps:]
     tables = [compare(f"2-D flow after {training_steps} steps", flow, batches, b=0.5)]
-    folder = DATA_DIR / "mnist" if data_dir is None else Path(data_dir)
     if not folder.exists():
-        tables.append(
-            f"Images left out: {folder} does not exist; give --data_dir or STEER_DATA_DIR."
-        )
+        tables.append(f"Images left out: {folder} does not exist; give STEER_DATA_DIR.")
         return "\n\n".join(tables)
     for name, config, b, lr, n_train, n_batches in (
         ("image flow", "cnf/mnist_small_ffjord", 0.5, 1e-3, image_steps[0], max(2, n // 5)),
@@ -104,6 +100,4 @@ def run(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data_dir", help="folder of MNIST")
-    print(f"{machine()}\n\n{run(**vars(parser.parse_args()))}")
+    print(f"{machine()}\n\n{run()}")

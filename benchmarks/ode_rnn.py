@@ -8,11 +8,9 @@ and the loss of a whole training step are compared on real PhysioNet records, th
 step of the periodic toy, whose plain contenders have torchdiffeq's decoder too. If everything is
 observed, all agree up to the tolerance of the solvers.
 
-``python -m benchmarks.ode_rnn [--data_dir DIR] [--ckpt PATH]``; ``--ckpt`` is a checkpoint of
-``configs/latent_ode/physionet.yaml``, to compare at trained weights too.
+``python -m benchmarks.ode_rnn``
 """
 
-import argparse
 import copy
 import math
 from collections.abc import Callable
@@ -138,30 +136,25 @@ def training(module: LatentODEModule, batch: SeriesBatch) -> Contender:
     return Contender(module, lambda: module.evaluate(batch)["loss"])
 
 
-def run_physionet(data_dir: str | None = None, ckpt: str | None = None, repeats: int = 5) -> str:
+def run_physionet(folder: Path = DATA_DIR / "physionet2012", repeats: int = 5) -> str:
     """Measure on a batch of PhysioNet, and tell as Markdown tables."""
-    data_dir = data_dir or str(DATA_DIR / "physionet2012")
-    if not Path(data_dir).exists():
-        return f"PhysioNet left out: {data_dir} does not exist; give --data_dir or STEER_DATA_DIR."
-    module, data = build("latent_ode/physionet", f"--data.init_args.data_dir={data_dir}")
+    if not folder.exists():
+        return f"PhysioNet left out: {folder} does not exist; give STEER_DATA_DIR."
+    module, data = build("latent_ode/physionet", f"--data.init_args.data_dir={folder}")
     data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    modules = {"initial weights": module}
-    if ckpt is not None:
-        epoch = torch.load(ckpt, map_location="cpu", weights_only=True)["epoch"]
-        trained = LatentODEModule.load_from_checkpoint(ckpt, "cpu", weights_only=True)
-        trained.kl_wait_epochs -= epoch  # outside of a Trainer, the divergence weighs as then
-        modules[f"after epoch {epoch}"] = trained
     return "\n\n".join(
-        measure(f"PhysioNet, {part}, {weights}", contenders, repeats=repeats)
-        for weights, own in modules.items()
+        measure(
+            f"PhysioNet, {part}, initial weights",
+            {
+                "union unroll, plain": contend(plain(module), batch),
+                "own unroll of each sample": contend(module, batch),
+            },
+            repeats=repeats,
+        )
         for part, contend in (("encoder", encoding), ("training step", training))
-        for contenders in [
-            {"union unroll, plain": contend(plain(own), batch),
-             "own unroll of each sample": contend(own, batch)}
-        ]
-    )  # fmt: skip
+    )
 
 
 def compare_toy(name: str, own: LatentODEModule, batch: SeriesBatch, repeats: int) -> str:
@@ -189,13 +182,10 @@ def run_toy(repeats: int = 9, training_steps: int = TOY_STEPS) -> str:
     return f"{initial}\n\n{trained}"
 
 
-def run(data_dir: str | None = None, ckpt: str | None = None) -> str:
+def run() -> str:
     """Measure, and tell as Markdown tables."""
-    return f"{run_physionet(data_dir, ckpt)}\n\n{run_toy()}"
+    return f"{run_physionet()}\n\n{run_toy()}"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data_dir", help="folder of the PhysioNet 2012 records")
-    parser.add_argument("--ckpt", help="checkpoint of configs/latent_ode/physionet.yaml")
-    print(f"{machine()}\n\n{run(**vars(parser.parse_args()))}")
+    print(f"{machine()}\n\n{run()}")

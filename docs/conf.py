@@ -17,12 +17,11 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
 ]
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 
 html_theme = "furo"
 html_title = "steer_lightning"
-html_baseurl = ""
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 html_copy_source = False
@@ -60,7 +59,6 @@ autodoc_inherit_docstrings = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
 

@@ -160,8 +160,8 @@ def test_problems_are_solved_as_their_reference(name):
 
 
 def test_first_steps_of_the_flow(tmp_path):
-    told = first_step.run(str(tmp_path / "absent"), training_steps=1, n=3).split("\n\n")
-    assert "absent does not exist; give --data_dir or STEER_DATA_DIR" in told.pop()
+    told = first_step.run(tmp_path / "absent", training_steps=1, n=3).split("\n\n")
+    assert "absent does not exist; give STEER_DATA_DIR" in told.pop()
     for width, text in zip(("0", "0.5"), told, strict=True):
         assert text.startswith(f"| 2-D flow after 1 steps, b = {width} |")
         assert list(rows(text)) == ['`first_step="auto"`', '`first_step="previous"`']

@@ -98,8 +98,8 @@ def test_the_unrolls_are_told_apart_where_not_all_is_observed(contend, masked):
 
 
 def test_missing_data_is_told_and_nothing_measured(tmp_path):
-    told = ode_rnn.run_physionet(str(tmp_path / "absent"))
-    assert "absent does not exist; give --data_dir or STEER_DATA_DIR" in told
+    told = ode_rnn.run_physionet(tmp_path / "absent")
+    assert "absent does not exist; give STEER_DATA_DIR" in told
 
 
 @pytest.mark.parametrize("name", ["physionet", "periodic"])
