@@ -219,7 +219,7 @@ def test_what_a_solver_or_a_method_does_not_know_it_refuses_to_tell():
     problem = (CosineField(), initial_state(), 0.0, 1.0)
     with pytest.raises(ValueError, match=r"read between its steps, but torchdiffeq .* Use Adapt"):
         dense(TorchdiffeqSolver(), *problem)
-    with pytest.raises(ValueError, match="a solve with dense=True"):
+    with pytest.raises(ValueError, match="a solve that kept its steps"):
         AdaptiveSolver().solve(CosineField(), initial_state(), times(0.0, 1.0)).at(times(0.5))
     with pytest.raises(ValueError, match="Expected an adaptive method"):
         dense(FixedGridSolver(), *problem).steps.error_estimates()
