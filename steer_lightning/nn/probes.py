@@ -81,7 +81,7 @@ class Probing:
         move with the ends of the solve, which may have a gradient.
         """
         t0, t1 = times[[0, -1]].cpu().double()
-        inside: Tensor = t0 + self._shares().sort().values * (t1 - t0)
+        inside = t0 + self._shares().sort().values * (t1 - t0)
         return inside.to(times.device, times.dtype)
 
     def _shares(self) -> Tensor:
