@@ -24,7 +24,8 @@ class LocalError(Penalty):
         {\mathrm{atol} + \mathrm{rtol}\max(|y_n|, |y_{n+1}|)}\right), \qquad
         \operatorname{mean}_n E_n |h_n| \quad\text{or}\quad E |h|
 
-    with the difference err of the embedded methods. Lengths of steps are constants.
+    with the difference err of the embedded methods. Lengths of steps are constants, but stretch
+    with a learned ``t1``.
 
     ``form="steps"`` is the mean over the accepted steps of the solve, at the solver's own
     tolerances, as in the code of ERNODE, whose paper has the sum. ``form="one_step"`` takes one

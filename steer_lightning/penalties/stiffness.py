@@ -15,7 +15,8 @@ class Stiffness(Penalty):
 
     over the accepted steps :math:`n`, with the last two stages :math:`k` of a step, both at its
     end, the states :math:`g` that they are evaluated at, and the length :math:`s` of the region of
-    stability along the negative real axis. Lengths of steps are constants.
+    stability along the negative real axis. Lengths of steps are constants, but
+    stretch with a learned ``t1``.
 
     References:
         Pal et al., *Opening the Blackbox*, ICML 2021, arXiv:2105.03918, Section 3.2.
